@@ -52,7 +52,7 @@ struct Global {
     /// Accept that a homeserver is running: small transactions with rests between.
     #[arg(long, global = true)]
     beside: bool,
-    /// Say more; twice for everything.
+    /// Say more; twice for every stride, three times for every statement.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
 }
@@ -133,7 +133,8 @@ fn start_logging(verbose: u8, is_daemon: bool) {
     let default = match (verbose, is_daemon) {
         (0, false) => "warn",
         (0, true) | (1, _) => "info",
-        _ => "debug",
+        (2, _) => "debug",
+        _ => "trace",
     };
     env_logger::Builder::from_env(env_logger::Env::new().filter_or("ROOMKEEPER_LOG", default))
         .init();

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::Rng;
 use rusqlite::{Connection, InterruptHandle, OpenFlags, Row, ToSql};
@@ -110,8 +110,12 @@ impl Db {
         sql: &str,
         params: Params<'_>,
     ) -> Result<i64, Error> {
+        let started = Instant::now();
         let run = || self.conn.prepare_cached(sql)?.execute(params);
-        Ok(i64::try_from(run().doing(doing)?).unwrap_or(i64::MAX))
+        let rows = i64::try_from(run().doing(doing)?).unwrap_or(i64::MAX);
+        // Statements hold no values, so they may be shown.
+        log::trace!("{rows} rows in {} ms: {sql}", started.elapsed().as_millis());
+        Ok(rows)
     }
 
     /// Runs a statement and reads every row.
