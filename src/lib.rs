@@ -1,1 +1,4 @@
 //! roomkeeper
+
+#[cfg(feature = "daemon")]
+pub mod http;

@@ -1,0 +1,344 @@
+//! The sockets clients come in by: TCP addresses and Unix socket files.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::http::private::{self, PrivateDir};
+
+/// Connections the kernel keeps for us until we accept them. The standard library's 128 overflows in one burst,
+/// and a client that met a full queue tries again only after a second.
+const BACKLOG: i32 = 1024;
+
+/// An address to listen on, as the configuration writes it: `127.0.0.1:8009`, `[::1]:8009`, `localhost:8009` or
+/// `unix:/run/roomkeeper/control.sock`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// `host:port`. Port 0 takes a free one.
+    Tcp(String),
+    /// The path of a socket file; its directory must exist and belong to this process's user.
+    Unix(PathBuf),
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORMS: &str = "host:port, [ipv6]:port or unix:/path/of/the.sock";
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = Path::new(path);
+            return match path.is_absolute() && path.file_name().is_some() {
+                true => Ok(Self::Unix(path.to_owned())),
+                false => Err(format!(
+                    "'{text}' is not an absolute path of a socket (forms: {FORMS})"
+                )),
+            };
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Self::Tcp(text.to_owned()))
+            }
+            _ => Err(format!(
+                "'{text}' is not an address to listen on (forms: {FORMS})"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => out.write_str(address),
+            Self::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Through which kind of listener a request came. It decides whether a token is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A TCP address: anyone who can reach the port.
+    Tcp,
+    /// A Unix socket: only whom the file system lets in.
+    Unix,
+}
+
+impl Origin {
+    /// `tcp` or `unix`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Unix => "unix",
+        }
+    }
+}
+
+/// An open listener. Dropping it closes the socket, and removes the socket file if that is still its own.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP address.
+    Tcp(TcpListener),
+    /// A socket file.
+    Unix(UnixListener, SocketFile),
+}
+
+/// A connection with a client. Never blocks.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+impl Listen {
+    /// Opens the listeners that this address means; a host name may mean several.
+    ///
+    /// # Errors
+    /// The address is in use, or not ours, or does not resolve. A socket file that another process still
+    /// listens on is refused, and so is a directory that other users can write to; a file left behind by a dead
+    /// process is replaced.
+    pub fn open(&self) -> io::Result<Vec<Listener>> {
+        match self {
+            Self::Tcp(address) => open_tcp(address),
+            Self::Unix(path) => Ok(vec![open_unix(path)?]),
+        }
+    }
+}
+
+fn open_tcp(address: &str) -> io::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    let mut failure = None;
+    let mut seen = Vec::new();
+    for address in address.to_socket_addrs()? {
+        if seen.contains(&address) {
+            continue;
+        }
+        seen.push(address);
+        match TcpListener::bind(address).and_then(|listener| prepared(listener, address)) {
+            Ok(listener) => listeners.push(Listener::Tcp(listener)),
+            // `localhost` names an IPv6 address on hosts that have none: one open address is enough.
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) if listeners.is_empty() || error.kind() == ErrorKind::AddrInUse => Err(error),
+        _ if listeners.is_empty() => Err(io::Error::new(
+            ErrorKind::AddrNotAvailable,
+            "the name has no address",
+        )),
+        _ => Ok(listeners),
+    }
+}
+
+fn prepared(listener: TcpListener, address: SocketAddr) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    if !address.ip().is_loopback() {
+        log::warn!("http: {address} can be reached from other machines, without encryption");
+    }
+    Ok(listener)
+}
+
+fn open_unix(path: &Path) -> io::Result<Listener> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    check_directory(parent)?;
+    // Two processes that start at once take turns from the look to the rename.
+    let directory = rustix::fs::open(
+        parent,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive)?;
+
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "a file that is not a socket is in the way",
+            ));
+        }
+        Ok(_) => match private::connect(path) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                log::info!(
+                    "http: {} was left behind by a dead process and is replaced",
+                    path.display()
+                );
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Ok(_) => {
+                return Err(io::Error::new(
+                    ErrorKind::AddrInUse,
+                    "another process listens on this socket",
+                ));
+            }
+            // A full queue, say: somebody is there.
+            Err(error) => return Err(error),
+        },
+    }
+
+    // Made where nobody else can reach it, and moved into place with its mode already set: there is no moment
+    // in which the socket is open to others.
+    let nursery = PrivateDir::beside(path)?;
+    let cradle = nursery.socket();
+    let listener = UnixListener::bind(&cradle)?;
+    std::fs::set_permissions(&cradle, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    let file = SocketFile::of(&cradle, path)?;
+    std::fs::rename(&cradle, path)?;
+    Ok(Listener::Unix(listener, file))
+}
+
+/// The directory must be a place where nobody but us (or root) can swap files.
+fn check_directory(parent: &Path) -> io::Result<()> {
+    let found = std::fs::metadata(parent)?;
+    let ours = rustix::process::geteuid().as_raw();
+    let refuse = |why: &str| {
+        let text = format!("the directory {} {why}", parent.display());
+        Err(io::Error::new(ErrorKind::PermissionDenied, text))
+    };
+    if !found.is_dir() {
+        return Err(io::Error::new(
+            ErrorKind::NotADirectory,
+            format!("{} is not a directory", parent.display()),
+        ));
+    }
+    if found.uid() != ours && found.uid() != 0 {
+        return refuse("belongs to another user");
+    }
+    if found.mode() & 0o022 != 0 {
+        return refuse("can be written to by other users (chmod go-w)");
+    }
+    Ok(())
+}
+
+/// A socket file of ours, known by its inode so that a successor's file of the same name is left alone.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(made: &Path, path: &Path) -> io::Result<Self> {
+        let made = std::fs::symlink_metadata(made)?;
+        Ok(Self {
+            path: path.to_owned(),
+            identity: (made.dev(), made.ino()),
+        })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let found = std::fs::symlink_metadata(&self.path).map(|found| (found.dev(), found.ino()));
+        if found.is_ok_and(|found| found == self.identity)
+            && std::fs::remove_file(&self.path).is_err()
+        {
+            log::warn!("http: could not remove the socket {}", self.path.display());
+        }
+    }
+}
+
+impl Listener {
+    /// Takes one waiting client, if there is one.
+    pub fn accept(&self) -> io::Result<Stream> {
+        let stream = match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                // Answers are written in one piece; waiting to fill a packet only delays them.
+                stream.set_nodelay(true)?;
+                Stream::Tcp(stream)
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Stream::Unix(stream)
+            }
+        };
+        Ok(stream)
+    }
+
+    /// What kind of listener this is.
+    pub fn origin(&self) -> Origin {
+        match self {
+            Self::Tcp(_) => Origin::Tcp,
+            Self::Unix(..) => Origin::Unix,
+        }
+    }
+
+    /// The TCP address really taken; `None` for a Unix socket.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
+impl Stream {
+    /// Ends our half: the client reads the end after the answer.
+    pub fn finish(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(bytes),
+            Self::Unix(stream) => stream.read(bytes),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
