@@ -2,3 +2,6 @@
 
 #[cfg(feature = "daemon")]
 pub mod http;
+
+#[cfg(feature = "daemon")]
+pub mod client;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
+use roomkeeper::client::Client as OneShot;
 use roomkeeper::http::gate::limits::{Limits, MAX_BODY};
 use roomkeeper::http::gate::listen::Listen;
 use roomkeeper::http::gate::{Behind, Gate};
@@ -386,6 +387,29 @@ fn the_handlers_learn_from_the_gate_alone_by_which_door_a_request_came() {
     assert_eq!(over_unix.answer().unwrap().json()["origin"], "unix");
     server.door.stop();
     assert!(!path.exists());
+}
+
+#[test]
+fn our_own_client_asks_over_tcp_and_over_the_socket_file() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let path = directory.path().join("control.sock");
+    let listen = ["127.0.0.1:0".parse().unwrap(), Listen::Unix(path.clone())];
+    let server = Server::start_with(Limits::default(), &listen, answer);
+
+    let over_tcp = OneShot::tcp(server.address.to_string(), "t0ken");
+    let reply = over_tcp
+        .post("/x?y=%20", &serde_json::json!({"a": 1}))
+        .unwrap();
+    let expected = serde_json::json!({
+        "method": "POST", "target": "/x?y=%20", "origin": "tcp", "authorization": ["Bearer t0ken"], "body": 7
+    });
+    assert_eq!((reply.status, reply.body), (200, expected));
+
+    let reply = OneShot::unix(&path).get("/").unwrap();
+    assert_eq!(reply.body["origin"], "unix");
+    assert_eq!(reply.body["authorization"], serde_json::json!([]));
+    assert_eq!(OneShot::unix(&path).get("/panic").unwrap().status, 500);
 }
 
 #[test]

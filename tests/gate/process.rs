@@ -75,23 +75,23 @@ impl ChildServer {
         if let Some(files) = files {
             command.env(OPEN_FILES, files.to_string());
         }
-        let mut child = command
+        let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
+        // From here on the child is waited for, whatever happens.
+        let mut server = Self {
+            child,
+            address: ([127, 0, 0, 1], 0).into(),
+        };
         let begun = Instant::now();
         loop {
-            if let Some(address) = std::fs::read_to_string(&file)
-                .ok()
-                .and_then(|text| text.parse().ok())
-            {
-                return Self { child, address };
+            if let Ok(address) = std::fs::read_to_string(&file) {
+                server.address = address.parse().unwrap();
+                return server;
             }
-            if begun.elapsed() > PATIENCE {
-                let _ = child.kill();
-                panic!("the child did not start: {:?}", child.wait());
-            }
+            assert!(begun.elapsed() < PATIENCE, "the child did not start");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
