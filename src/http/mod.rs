@@ -1,65 +1,22 @@
-//! The HTTP doors.
+//! The HTTP doors: Synapse's paths, and a few of our own, over TCP and Unix sockets.
+//!
+//! A request passes the [`gate`], which speaks HTTP with clients; then the [`desk`], whose threads take requests one
+//! by one; then the [`route`] to one file per endpoint. Endpoints translate: words of [`wire`] into calls of the
+//! [`Keeper`](crate::Keeper), and its answers back. They decide nothing themselves.
 
+pub mod auth;
 pub mod desk;
 pub mod gate;
+pub mod route;
+pub mod wire;
+
+mod door;
+mod health;
+mod jobs;
 mod private;
+mod purge_history;
+mod site;
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use crossbeam_channel::{Receiver, bounded};
-use rand::Rng;
-use rand::distr::Alphanumeric;
-
-use self::desk::{Desk, Handler};
-use self::gate::limits::Limits;
-use self::gate::listen::Listen;
-use self::gate::{Behind, Gate};
-
-/// The open doors: the [`gate`] in front, the [`desk`] behind it.
-pub struct HttpDoor {
-    gate: Gate,
-    desk: Desk,
-    broken: Receiver<String>,
-}
-
-impl HttpDoor {
-    /// Opens the listeners and starts the threads: one for the gate, [`Limits::exchanges`] for the handlers.
-    ///
-    /// # Errors
-    /// A listener cannot be opened (the sentence names it), or the machine has no room for a directory or a thread.
-    pub fn open(listen: &[Listen], limits: Limits, handler: Arc<Handler>) -> Result<Self, String> {
-        let secret: String = rand::rng()
-            .sample_iter(Alphanumeric)
-            .take(32)
-            .map(char::from)
-            .collect();
-        let secret: Arc<str> = secret.into();
-        let (report, broken) = bounded(1);
-        let desk = Desk::open(limits.exchanges, &secret, handler, &report)?;
-        let behind = Behind {
-            socket: desk.socket(),
-            secret,
-            broken: report,
-        };
-        let gate = Gate::open(listen, limits, behind)?;
-        Ok(Self { gate, desk, broken })
-    }
-
-    /// The TCP addresses really taken.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        self.gate.addresses()
-    }
-
-    /// Gives a sentence when the doors have failed for good and the process should end with an error. Gives
-    /// nothing otherwise.
-    pub fn broken(&self) -> &Receiver<String> {
-        &self.broken
-    }
-
-    /// Closes the doors and joins every thread: clients first, then the handlers.
-    pub fn stop(mut self) {
-        self.gate.stop();
-        self.desk.stop();
-    }
-}
+pub use self::door::HttpDoor;
+pub use self::gate::listen::Listen;
+pub use self::site::{Call, ListenConfig, Site, serve};
