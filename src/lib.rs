@@ -1,7 +1,26 @@
 //! roomkeeper
 
 #[cfg(feature = "daemon")]
-pub mod http;
-
+pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod client;
+pub mod config;
+pub mod error;
+#[cfg(feature = "daemon")]
+pub mod http;
+pub mod ids;
+pub mod jobs;
+pub mod keeper;
+pub mod locks;
+pub mod point;
+pub mod purge;
+pub mod store;
+pub mod stride;
+pub mod time;
+
+pub use config::Config;
+pub use error::Error;
+pub use ids::{EventId, JobId, RoomId, UserId};
+pub use keeper::{Keeper, PurgeOptions};
+pub use point::{Point, PurgePoint};
+pub use time::{Millis, days};

@@ -1,1 +1,5 @@
-fn main() {}
+//! Words in, exit code out.
+
+fn main() -> std::process::ExitCode {
+    roomkeeper::cli::run()
+}

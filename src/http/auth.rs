@@ -6,6 +6,7 @@ use subtle::ConstantTimeEq;
 use super::Call;
 use super::gate::listen::Origin;
 use super::wire::Failure;
+use crate::config::Secret;
 use crate::ids::UserId;
 use crate::keeper::Keeper;
 use crate::store::users::Requester;
@@ -13,7 +14,7 @@ use crate::store::users::Requester;
 /// Decides who is behind a request.
 pub struct Doorman {
     /// Our own secret, accepted as a server admin (U-14).
-    pub static_token: Option<String>,
+    pub static_token: Option<Secret>,
     /// Who the static token and the Unix socket speak for.
     pub operator: UserId,
     /// Tokens are not in the database but with an authentication service, which is not asked (U-13): only the
@@ -29,10 +30,18 @@ impl Doorman {
     pub fn admin(&self, keeper: &Keeper, call: &Call) -> Result<UserId, Failure> {
         let requester = self.requester(keeper, call)?;
         if requester.is_guest {
-            return Err(Failure::new(403, "M_GUEST_ACCESS_FORBIDDEN", "Guest access not allowed"));
+            return Err(Failure::new(
+                403,
+                "M_GUEST_ACCESS_FORBIDDEN",
+                "Guest access not allowed",
+            ));
         }
         if !requester.is_admin {
-            return Err(Failure::new(403, "M_FORBIDDEN", "You are not a server admin"));
+            return Err(Failure::new(
+                403,
+                "M_FORBIDDEN",
+                "You are not a server admin",
+            ));
         }
         Ok(requester.user_id)
     }
@@ -46,20 +55,29 @@ impl Doorman {
             Err(missing) => return Err(missing.into()),
         };
         if let Some(own) = &self.static_token
-            && bool::from(own.as_bytes().ct_eq(token.as_bytes()))
+            && bool::from(own.reveal().as_bytes().ct_eq(token.as_bytes()))
         {
             return Ok(self.operator());
         }
         if self.is_delegated {
             let text = "Access tokens are with the authentication service; only roomkeeper's own token works here";
-            return Err(Failure { soft_logout: Some(false), ..Failure::new(401, "M_UNKNOWN_TOKEN", text) });
+            return Err(Failure {
+                soft_logout: Some(false),
+                ..Failure::new(401, "M_UNKNOWN_TOKEN", text)
+            });
         }
         Ok(keeper.authenticate(&token)?)
     }
 
     fn operator(&self) -> Requester {
         let user_id = self.operator.clone();
-        Requester { user_id, is_admin: true, is_guest: false, device_id: None, token_id: None }
+        Requester {
+            user_id,
+            is_admin: true,
+            is_guest: false,
+            device_id: None,
+            token_id: None,
+        }
     }
 }
 
@@ -90,7 +108,10 @@ impl From<Missing> for Failure {
 
 /// The token of a request, from its headers or its query (U-1).
 fn token(headers: &[String], query: &[(String, String)]) -> Result<String, Missing> {
-    let parameter = query.iter().find(|(name, _)| name == TOKEN_PARAMETER).map(|(_, value)| value);
+    let parameter = query
+        .iter()
+        .find(|(name, _)| name == TOKEN_PARAMETER)
+        .map(|(_, value)| value);
     match (headers, parameter) {
         ([], None) => Err(Missing::None),
         ([], Some(token)) => Ok(token.clone()),
@@ -115,8 +136,14 @@ pub fn loggable(target: &str) -> String {
     let pieces = target.split_inclusive(['?', '&']).map(|piece| {
         let (piece, end) = piece.split_at(piece.trim_end_matches(['?', '&']).len());
         // The name as an endpoint reads it: `access%5Ftoken` is the same secret.
-        let is_token = parse(piece.as_bytes()).next().is_some_and(|(name, _)| name.contains(TOKEN_PARAMETER));
-        let shown = if is_token { "access_token=<redacted>" } else { piece };
+        let is_token = parse(piece.as_bytes())
+            .next()
+            .is_some_and(|(name, _)| name.contains(TOKEN_PARAMETER));
+        let shown = if is_token {
+            "access_token=<redacted>"
+        } else {
+            piece
+        };
         format!("{shown}{end}")
     });
     let text: String = pieces.collect();
@@ -138,15 +165,31 @@ mod tests {
             token(&headers, &query)
         };
         assert_eq!(take(&["Bearer abc"], "a=b"), Ok("abc".into()));
-        assert_eq!(take(&[], "access_token=a%2Bb&access_token=c"), Ok("a+b".into()));
+        assert_eq!(
+            take(&[], "access_token=a%2Bb&access_token=c"),
+            Ok("a+b".into())
+        );
         assert_eq!(take(&[], "access_token="), Ok(String::new()));
         assert_eq!(take(&["Bearer "], ""), Ok(String::new()));
         assert_eq!(take(&[], ""), Err(Missing::None));
         assert_eq!(take(&["Bearer a"], "access_token=a"), Err(Missing::Mixed));
         assert_eq!(take(&["Bearer a"], "access_token="), Err(Missing::Mixed));
         assert_eq!(take(&["Bearer a", "Bearer a"], ""), Err(Missing::Several));
-        for malformed in ["", "Bearer", "bearer a", "Bearer a b", "Bearer  a", "Basic a", "abc", "Bearer\ta"] {
-            assert_eq!(take(&[malformed], ""), Err(Missing::Malformed), "{malformed:?}");
+        for malformed in [
+            "",
+            "Bearer",
+            "bearer a",
+            "Bearer a b",
+            "Bearer  a",
+            "Basic a",
+            "abc",
+            "Bearer\ta",
+        ] {
+            assert_eq!(
+                take(&[malformed], ""),
+                Err(Missing::Malformed),
+                "{malformed:?}"
+            );
         }
     }
 
@@ -156,9 +199,15 @@ mod tests {
             ("/a?b=c", "/a?b=c"),
             ("/a", "/a"),
             ("/a?access_token=SECRET", "/a?access_token=<redacted>"),
-            ("/a?b=c&access_token=SECRET&d", "/a?b=c&access_token=<redacted>&d"),
+            (
+                "/a?b=c&access_token=SECRET&d",
+                "/a?b=c&access_token=<redacted>&d",
+            ),
             ("/a?access%5Ftoken=SECRET", "/a?access_token=<redacted>"),
-            ("/a?%61ccess_token=SECRET&access_token=SECRET", "/a?access_token=<redacted>&access_token=<redacted>"),
+            (
+                "/a?%61ccess_token=SECRET&access_token=SECRET",
+                "/a?access_token=<redacted>&access_token=<redacted>",
+            ),
             ("/a?x?access_token=SECRET", "/a?x?access_token=<redacted>"),
             ("/a&access_token=SECRET?b", "/a&access_token=<redacted>?b"),
             ("/a/access_token=SECRET", "access_token=<redacted>"),

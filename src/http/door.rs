@@ -9,8 +9,8 @@ use rand::distr::Alphanumeric;
 
 use super::desk::{Desk, Handler};
 use super::gate::limits::Limits;
-use super::gate::listen::Listen;
 use super::gate::{Behind, Gate};
+use crate::config::Listen;
 
 /// Open listeners, and the threads that serve them. Dropping it stops it.
 pub struct HttpDoor {
@@ -26,11 +26,19 @@ impl HttpDoor {
     /// # Errors
     /// A listener cannot be opened (the sentence names it), or the machine has no room for a directory or a thread.
     pub fn open(listen: &[Listen], limits: Limits, handler: Arc<Handler>) -> Result<Self, String> {
-        let secret: String = rand::rng().sample_iter(Alphanumeric).take(32).map(char::from).collect();
+        let secret: String = rand::rng()
+            .sample_iter(Alphanumeric)
+            .take(32)
+            .map(char::from)
+            .collect();
         let secret: Arc<str> = secret.into();
         let (report, broken) = bounded(1);
         let desk = Desk::open(limits.exchanges, &secret, handler, &report)?;
-        let behind = Behind { socket: desk.socket(), secret, broken: report };
+        let behind = Behind {
+            socket: desk.socket(),
+            secret,
+            broken: report,
+        };
         let gate = Gate::open(listen, limits, behind)?;
         Ok(Self { gate, desk, broken })
     }

@@ -33,7 +33,8 @@ use crossbeam_channel::Sender;
 
 use self::hall::Hall;
 use self::limits::Limits;
-use self::listen::{Listen, Listener};
+use self::listen::Listener;
+use crate::config::Listen;
 
 /// What lies behind the gate.
 #[derive(Clone, Debug)]
@@ -60,13 +61,13 @@ impl Gate {
     ///
     /// # Errors
     /// One of them cannot be opened; the sentence names it. None is open then.
-    pub fn open(listen: &[Listen], limits: Limits, behind: Behind) -> Result<Self, String> {
+    pub fn open(addresses: &[Listen], limits: Limits, behind: Behind) -> Result<Self, String> {
         let mut listeners = Vec::new();
-        for address in listen {
-            let opened = address
-                .open()
-                .map_err(|error| format!("cannot listen on {address}: {error}"))?;
-            listeners.extend(opened);
+        for address in addresses {
+            let opened = listen::open(address);
+            listeners.push(opened.map_err(|error| {
+                format!("cannot listen on {}: {error}", listen::describe(address))
+            })?);
         }
         let addresses = listeners.iter().filter_map(Listener::tcp_address).collect();
         let start = || {

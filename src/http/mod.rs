@@ -18,5 +18,4 @@ mod purge_history;
 mod site;
 
 pub use self::door::HttpDoor;
-pub use self::gate::listen::Listen;
-pub use self::site::{Call, ListenConfig, Site, serve};
+pub use self::site::{Call, Site, serve};

@@ -18,8 +18,12 @@ pub fn start(site: &Site, call: &Call) -> Result<Outbound, Failure> {
     site.admin(call)?;
     let body = wire::object(&call.inbound.body, Body::Optional)?;
     let point = point(call.parameters.get(1).map(String::as_str), &body)?;
-    let options = PurgeOptions { delete_local_events: wire::truthy(body.get("delete_local_events")) };
-    let id = site.keeper.purge_history(&RoomId::from(call.parameter(0)), point, options)?;
+    let options = PurgeOptions {
+        delete_local_events: wire::truthy(body.get("delete_local_events")),
+    };
+    let id = site
+        .keeper
+        .purge_history(&RoomId::from(call.parameter(0)), point, options)?;
     Ok(wire::json(200, &json!({"purge_id": id})))
 }
 
@@ -44,11 +48,15 @@ fn point(event_in_path: Option<&str>, body: &Map<String, Value>) -> Result<Purge
     }
     match body.get("purge_up_to_event_id") {
         None | Some(Value::Null) => {}
-        Some(Value::String(event)) => return Ok(PurgePoint::BeforeEvent(EventId::from(event.as_str()))),
+        Some(Value::String(event)) => {
+            return Ok(PurgePoint::BeforeEvent(EventId::from(event.as_str())));
+        }
         Some(_) => return Err(Failure::bad_json("purge_up_to_event_id must be a string")),
     }
     match body.get("purge_up_to_ts") {
-        None => Err(Failure::bad_json("must specify purge_up_to_event_id or purge_up_to_ts")),
+        None => Err(Failure::bad_json(
+            "must specify purge_up_to_event_id or purge_up_to_ts",
+        )),
         Some(ts) => match ts.as_i64() {
             Some(ts) => Ok(PurgePoint::BeforeTs(Millis(ts))),
             None => Err(Failure::bad_json("purge_up_to_ts must be an int")),
@@ -74,26 +82,65 @@ mod tests {
         let both = r#"{"purge_up_to_event_id": "$b", "purge_up_to_ts": 5}"#;
         assert_eq!(read(Some("$p"), both), event("$p"));
         assert_eq!(read(Some(""), both), event(""));
-        assert_eq!(read(Some("$p"), r#"{"purge_up_to_event_id": 5}"#), event("$p"));
+        assert_eq!(
+            read(Some("$p"), r#"{"purge_up_to_event_id": 5}"#),
+            event("$p")
+        );
         assert_eq!(read(None, both), event("$b"));
-        assert_eq!(read(None, r#"{"purge_up_to_event_id": "", "purge_up_to_ts": 5}"#), event(""));
-        assert_eq!(read(None, r#"{"purge_up_to_event_id": "$b", "purge_up_to_ts": "x"}"#), event("$b"));
+        assert_eq!(
+            read(None, r#"{"purge_up_to_event_id": "", "purge_up_to_ts": 5}"#),
+            event("")
+        );
+        assert_eq!(
+            read(
+                None,
+                r#"{"purge_up_to_event_id": "$b", "purge_up_to_ts": "x"}"#
+            ),
+            event("$b")
+        );
         let time = Ok(PurgePoint::BeforeTs(Millis(-5)));
-        assert_eq!(read(None, r#"{"purge_up_to_event_id": null, "purge_up_to_ts": -5}"#), time);
+        assert_eq!(
+            read(
+                None,
+                r#"{"purge_up_to_event_id": null, "purge_up_to_ts": -5}"#
+            ),
+            time
+        );
     }
 
     #[test]
     fn what_is_no_point_is_said_in_synapses_words() {
         for body in ["", "{}", r#"{"purge_up_to_event_id": null}"#] {
-            assert_eq!(read(None, body), Err("must specify purge_up_to_event_id or purge_up_to_ts".into()), "{body}");
+            assert_eq!(
+                read(None, body),
+                Err("must specify purge_up_to_event_id or purge_up_to_ts".into()),
+                "{body}"
+            );
         }
-        for ts in ["true", "false", "null", "\"5\"", "5.0", "1e3", "[]", "99999999999999999999"] {
+        for ts in [
+            "true",
+            "false",
+            "null",
+            "\"5\"",
+            "5.0",
+            "1e3",
+            "[]",
+            "99999999999999999999",
+        ] {
             let body = format!(r#"{{"purge_up_to_ts": {ts}}}"#);
-            assert_eq!(read(None, &body), Err("purge_up_to_ts must be an int".into()), "{ts}");
+            assert_eq!(
+                read(None, &body),
+                Err("purge_up_to_ts must be an int".into()),
+                "{ts}"
+            );
         }
         for event in ["5", "false", "[]", "{}"] {
             let body = format!(r#"{{"purge_up_to_event_id": {event}, "purge_up_to_ts": 5}}"#);
-            assert_eq!(read(None, &body), Err("purge_up_to_event_id must be a string".into()), "{event}");
+            assert_eq!(
+                read(None, &body),
+                Err("purge_up_to_event_id must be a string".into()),
+                "{event}"
+            );
         }
     }
 }

@@ -14,9 +14,21 @@ pub type Endpoint = fn(&Site, &Call) -> Result<Outbound, Failure>;
 
 /// Every endpoint, with its method and its path. `{…}` stands for one parameter, which may be empty.
 const ROUTES: &[(&str, &str, Endpoint)] = &[
-    ("POST", "/_synapse/admin/v1/purge_history/{room_id}", purge_history::start),
-    ("POST", "/_synapse/admin/v1/purge_history/{room_id}/{event_id}", purge_history::start),
-    ("GET", "/_synapse/admin/v1/purge_history_status/{purge_id}", purge_history::status),
+    (
+        "POST",
+        "/_synapse/admin/v1/purge_history/{room_id}",
+        purge_history::start,
+    ),
+    (
+        "POST",
+        "/_synapse/admin/v1/purge_history/{room_id}/{event_id}",
+        purge_history::start,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/purge_history_status/{purge_id}",
+        purge_history::status,
+    ),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -44,7 +56,11 @@ pub fn find(method: &str, path: &str) -> Found {
             None => {}
         }
     }
-    if others.is_empty() { Found::Nothing } else { Found::OtherMethods(others) }
+    if others.is_empty() {
+        Found::Nothing
+    } else {
+        Found::OtherMethods(others)
+    }
 }
 
 /// The parameters of `path`, if it has the form of `pattern`.
@@ -84,9 +100,18 @@ mod tests {
     fn parameters_are_decoded_after_the_path_is_split() {
         let purge = "/_synapse/admin/v1/purge_history";
         for (path, parameters) in [
-            (format!("{purge}/!room:example.org"), &["!room:example.org"][..]),
-            (format!("{purge}/%21room%3Aexample.org"), &["!room:example.org"]),
-            (format!("{purge}/!a:b/$event%2Fwith:slash"), &["!a:b", "$event/with:slash"]),
+            (
+                format!("{purge}/!room:example.org"),
+                &["!room:example.org"][..],
+            ),
+            (
+                format!("{purge}/%21room%3Aexample.org"),
+                &["!room:example.org"],
+            ),
+            (
+                format!("{purge}/!a:b/$event%2Fwith:slash"),
+                &["!a:b", "$event/with:slash"],
+            ),
             (format!("{purge}/!a:b/"), &["!a:b", ""]),
             (format!("{purge}/"), &[""]),
             (format!("{purge}/!a+b%2Bc"), &["!a+b+c"]),
@@ -98,13 +123,33 @@ mod tests {
 
     #[test]
     fn what_is_not_an_endpoint_is_404_and_a_wrong_method_405() {
-        for path in ["", "/", "*", "/_synapse/admin/v1/purge_history", "/_roomkeeper/v1/jobs/", "/_roomkeeper/v1/health/"] {
-            let expected = if path == "/_roomkeeper/v1/jobs/" { Err(405) } else { Err(404) };
+        for path in [
+            "",
+            "/",
+            "*",
+            "/_synapse/admin/v1/purge_history",
+            "/_roomkeeper/v1/jobs/",
+            "/_roomkeeper/v1/health/",
+        ] {
+            let expected = if path == "/_roomkeeper/v1/jobs/" {
+                Err(405)
+            } else {
+                Err(404)
+            };
             assert_eq!(found("POST", path), expected, "{path}");
         }
-        assert_eq!(found("GET", "/_synapse/admin/v1/purge_history/!a:b/$c/d"), Err(404));
-        assert_eq!(found("GET", "/_synapse/admin/v1/purge%5Fhistory/!a:b"), Err(404));
-        assert_eq!(found("GET", "/_synapse/admin/v1/purge_history/!a:b"), Err(405));
+        assert_eq!(
+            found("GET", "/_synapse/admin/v1/purge_history/!a:b/$c/d"),
+            Err(404)
+        );
+        assert_eq!(
+            found("GET", "/_synapse/admin/v1/purge%5Fhistory/!a:b"),
+            Err(404)
+        );
+        assert_eq!(
+            found("GET", "/_synapse/admin/v1/purge_history/!a:b"),
+            Err(405)
+        );
         assert_eq!(found("get", "/_roomkeeper/v1/health"), Err(405));
         assert_eq!(found("HEAD", "/_roomkeeper/v1/health"), words(&[]));
     }
@@ -112,7 +157,9 @@ mod tests {
     #[test]
     fn no_endpoint_hides_another() {
         for (method, pattern, endpoint) in ROUTES {
-            let Found::Endpoint(reached, _) = find(method, pattern) else { panic!("{pattern} is not reached") };
+            let Found::Endpoint(reached, _) = find(method, pattern) else {
+                panic!("{pattern} is not reached")
+            };
             assert!(std::ptr::fn_addr_eq(reached, *endpoint), "{pattern}");
         }
     }

@@ -9,27 +9,12 @@ use super::auth::{Doorman, loggable};
 use super::desk::{Inbound, Outbound};
 use super::door::HttpDoor;
 use super::gate::limits::Limits;
-use super::gate::listen::Listen;
 use super::route::{self, Found};
 use super::wire::Failure;
+use crate::config::Secret;
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::keeper::Keeper;
-
-/// How the doors are to be opened.
-#[derive(Clone)]
-pub struct ListenConfig {
-    /// Where to listen.
-    pub listen: Vec<Listen>,
-    /// Our own secret (U-14). It is accepted as a server admin.
-    pub admin_token: Option<String>,
-    /// Who the secret and the Unix socket speak for; should be a real local admin.
-    pub operator: UserId,
-    /// The homeserver delegates its authentication (U-13): access tokens are not in the database.
-    pub is_delegated: bool,
-    /// What clients may take.
-    pub limits: Limits,
-}
 
 /// The endpoints' side of the doors.
 pub struct Site {
@@ -49,57 +34,90 @@ pub struct Call {
     who: OnceCell<UserId>,
 }
 
-/// Opens the doors of a keeper.
+/// Opens the doors of a keeper, as its configuration says: `listen`, `admin_token`, `admin_user`, `delegated_auth`.
 ///
 /// # Errors
-/// [`Error::Config`] when a listener cannot be opened, or the admin token could not be sent by any client.
-pub fn serve(keeper: Keeper, config: &ListenConfig) -> Result<HttpDoor, Error> {
-    if let Some(token) = &config.admin_token
+/// [`Error::Config`] when there is nothing to listen on, a listener cannot be opened, or the admin token is one that
+/// no client could send.
+pub fn serve(keeper: Keeper) -> Result<HttpDoor, Error> {
+    let config = keeper.config();
+    if config.listen.is_empty() {
+        return Err(Error::Config(
+            "roomkeeper.listen names no address, so nobody could reach the daemon".into(),
+        ));
+    }
+    let static_token = config.admin_token.clone();
+    if let Some(token) = static_token.as_ref().map(Secret::reveal)
         && (token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()))
     {
-        return Err(Error::Config("the admin token must be one word of visible ASCII characters".into()));
+        return Err(Error::Config(
+            "the admin token must be one word of visible ASCII characters".into(),
+        ));
     }
-    if config.is_delegated {
+    if config.delegated_auth {
         log::warn!(
-            "http: the homeserver delegates authentication, and its access tokens are not in the database: over TCP \
-             only roomkeeper's own token works ({})",
-            if config.admin_token.is_some() { "there is one" } else { "there is none: set admin_token_path" }
+            "http: the homeserver keeps its access tokens elsewhere: over TCP only roomkeeper's own token works ({})",
+            if static_token.is_some() {
+                "there is one"
+            } else {
+                "there is none: set admin_token_path"
+            }
         );
     }
+    let listen = config.listen.clone();
+    let operator = config.admin_user.clone();
     let doorman = Doorman {
-        static_token: config.admin_token.clone(),
-        operator: config.operator.clone(),
-        is_delegated: config.is_delegated,
+        static_token,
+        operator,
+        is_delegated: config.delegated_auth,
     };
     let site = Site { keeper, doorman };
     let handler = Arc::new(move |inbound| site.answer(inbound));
-    HttpDoor::open(&config.listen, config.limits.clone(), handler).map_err(|error| Error::Config(format!("http: {error}")))
+    HttpDoor::open(&listen, Limits::default(), handler).map_err(Error::Config)
 }
 
 /// What browsers need to hear before a page of another origin may use an answer (H-9). Tokens come in a header and
 /// never by cookie, so there is nothing to take advantage of.
 const CROSS_ORIGIN: [(&str, &str); 3] = [
     ("Access-Control-Allow-Origin", "*"),
-    ("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS"),
-    ("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization, Date"),
+    (
+        "Access-Control-Allow-Methods",
+        "GET, HEAD, POST, PUT, DELETE, OPTIONS",
+    ),
+    (
+        "Access-Control-Allow-Headers",
+        "X-Requested-With, Content-Type, Authorization, Date",
+    ),
 ];
 
 impl Site {
     /// Answers a request, whatever it is, and logs that it did: without tokens and bodies (U-15).
     pub fn answer(&self, inbound: Inbound) -> Outbound {
         let begun = Instant::now();
-        let (path, query) = inbound.target.split_once('?').unwrap_or((&inbound.target, ""));
+        let (path, query) = inbound
+            .target
+            .split_once('?')
+            .unwrap_or((&inbound.target, ""));
         let found = route::find(&inbound.method, path);
-        let query = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-        let mut call = Call { inbound, parameters: Vec::new(), query, who: OnceCell::new() };
+        let query = form_urlencoded::parse(query.as_bytes())
+            .into_owned()
+            .collect();
+        let mut call = Call {
+            inbound,
+            parameters: Vec::new(),
+            query,
+            who: OnceCell::new(),
+        };
         let mut outbound = match found {
             Found::Endpoint(endpoint, parameters) => {
                 call.parameters = parameters;
                 endpoint(self, &call).unwrap_or_else(|failure| failure.to_outbound())
             }
-            Found::OtherMethods(_) if call.inbound.method == "OPTIONS" => {
-                Outbound { status: 204, headers: Vec::new(), body: Vec::new() }
-            }
+            Found::OtherMethods(_) if call.inbound.method == "OPTIONS" => Outbound {
+                status: 204,
+                headers: Vec::new(),
+                body: Vec::new(),
+            },
             Found::OtherMethods(methods) => {
                 let mut outbound = Failure::unrecognized(405).to_outbound();
                 outbound.headers.push(("Allow", methods.join(", ")));
@@ -107,14 +125,24 @@ impl Site {
             }
             Found::Nothing => Failure::unrecognized(404).to_outbound(),
         };
-        outbound.headers.extend(CROSS_ORIGIN.map(|(name, value)| (name, value.to_owned())));
-        let level = if path_is_quiet(&call.inbound.target) { log::Level::Debug } else { log::Level::Info };
+        outbound
+            .headers
+            .extend(CROSS_ORIGIN.map(|(name, value)| (name, value.to_owned())));
+        let level = if path_is_quiet(&call.inbound.target) {
+            log::Level::Debug
+        } else {
+            log::Level::Info
+        };
         log::log!(
             level,
             "http: {} {} by {} over {} -> {} took_ms={}",
             call.inbound.method,
             loggable(&call.inbound.target),
-            call.who.get().map_or(Cow::Borrowed("nobody known"), |who| Cow::Owned(who.to_string())),
+            call.who
+                .get()
+                .map_or(Cow::Borrowed("nobody known"), |who| Cow::Owned(
+                    who.to_string()
+                )),
             call.inbound.origin.as_str(),
             outbound.status,
             begun.elapsed().as_millis(),

@@ -23,7 +23,12 @@ pub struct Failure {
 impl Failure {
     /// A failure without extra members.
     pub fn new(status: u16, errcode: &'static str, error: impl Into<String>) -> Self {
-        Self { status, errcode, error: error.into(), soft_logout: None }
+        Self {
+            status,
+            errcode,
+            error: error.into(),
+            soft_logout: None,
+        }
     }
 
     /// 400 `M_BAD_JSON`: the body is JSON, and not the JSON that was asked for.
@@ -64,19 +69,36 @@ impl From<Error> for Failure {
             log::error!("http: {}", Chain(&error));
         }
         // What a database says is for the operator's eyes (H-5).
-        let text = if is_ours { Refusal::INTERNAL.error.to_owned() } else { error.to_string() };
-        Self { status: class.status, errcode: class.errcode, error: text, soft_logout }
+        let text = if is_ours {
+            Refusal::INTERNAL.error.to_owned()
+        } else {
+            error.to_string()
+        };
+        Self {
+            status: class.status,
+            errcode: class.errcode,
+            error: text,
+            soft_logout,
+        }
     }
 }
 
 /// An answer with a JSON body.
 pub fn json(status: u16, body: &impl Serialize) -> Outbound {
     match serde_json::to_vec(body) {
-        Ok(body) => Outbound { status, headers: Vec::new(), body },
+        Ok(body) => Outbound {
+            status,
+            headers: Vec::new(),
+            body,
+        },
         Err(error) => {
             log::error!("http: an answer could not be written as JSON: {error}");
             let body = Refusal::INTERNAL.body().into_bytes();
-            Outbound { status: Refusal::INTERNAL.status, headers: Vec::new(), body }
+            Outbound {
+                status: Refusal::INTERNAL.status,
+                headers: Vec::new(),
+                body,
+            }
         }
     }
 }
@@ -131,10 +153,26 @@ mod tests {
     fn a_body_is_an_object_or_the_answer_says_which_rule_it_broke() {
         assert_eq!(object(b"", Body::Optional), Ok(Map::new()));
         assert_eq!(object(b" {} ", Body::Required), Ok(Map::new()));
-        assert_eq!(object(br#"{"a":1,"a":2}"#, Body::Required).map(|o| o["a"].clone()), Ok(2.into()));
-        let not_json: &[&[u8]] = &[b"", b" ", b"{", b"{}x", b"{\"a\":NaN}", b"Infinity", b"{\"a\":\"\xff\"}", b"\xef\xbb\xbf{}"];
+        assert_eq!(
+            object(br#"{"a":1,"a":2}"#, Body::Required).map(|o| o["a"].clone()),
+            Ok(2.into())
+        );
+        let not_json: &[&[u8]] = &[
+            b"",
+            b" ",
+            b"{",
+            b"{}x",
+            b"{\"a\":NaN}",
+            b"Infinity",
+            b"{\"a\":\"\xff\"}",
+            b"\xef\xbb\xbf{}",
+        ];
         for body in not_json {
-            assert_eq!(refused(body, Body::Required), ("M_NOT_JSON", "Content not JSON.".into()), "{body:?}");
+            assert_eq!(
+                refused(body, Body::Required),
+                ("M_NOT_JSON", "Content not JSON.".into()),
+                "{body:?}"
+            );
         }
         let deep = "[".repeat(100_000);
         assert_eq!(refused(deep.as_bytes(), Body::Required).0, "M_NOT_JSON");
@@ -159,8 +197,14 @@ mod tests {
     #[test]
     fn a_database_error_stays_at_home() {
         let source = crate::error::StoreError::Io(std::io::Error::other("secret path"));
-        let failure = Failure::from(Error::Store { doing: "purge", source });
-        assert_eq!(failure, Failure::new(500, "M_UNKNOWN", "Internal server error"));
+        let failure = Failure::from(Error::Store {
+            doing: "purge",
+            source,
+        });
+        assert_eq!(
+            failure,
+            Failure::new(500, "M_UNKNOWN", "Internal server error")
+        );
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use roomkeeper::config::Listen;
 use roomkeeper::http::gate::limits::Limits;
-use roomkeeper::http::gate::listen::Listen;
 
-use crate::support::{Client, Server, answer};
+use crate::support::{Client, Server, answer, loopback};
 
 /// Ten requests of healthy clients, each with a connection of its own: the longest time one took.
 fn slowest_of_ten(server: &Server) -> Duration {
@@ -73,7 +73,7 @@ fn a_crowd_on_the_port_leaves_the_unix_socket_free() {
         connections_per_listener: 56,
         ..Limits::default()
     };
-    let listen = ["127.0.0.1:0".parse().unwrap(), Listen::Unix(path.clone())];
+    let listen = [loopback(), Listen::Unix(path.clone())];
     let server = Server::start_with(limits, &listen, answer);
     // An operator's connection, kept open in silence through the rush.
     let mut operator = Client::new(UnixStream::connect(&path).unwrap());

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use roomkeeper::client::Client as OneShot;
+use roomkeeper::config::Listen;
 use roomkeeper::http::gate::limits::{Limits, MAX_BODY};
-use roomkeeper::http::gate::listen::Listen;
 use roomkeeper::http::gate::{Behind, Gate};
 
-use crate::support::{Client, PATIENCE, Server, answer, short};
+use crate::support::{Client, PATIENCE, Server, answer, loopback, short};
 
 #[test]
 fn several_requests_follow_each_other_on_one_connection() {
@@ -204,14 +204,10 @@ fn no_second_request_runs_that_the_first_did_not_wait_for() {
 #[test]
 fn bytes_that_come_before_the_answer_end_the_connection_with_it() {
     let (release, released) = bounded::<()>(0);
-    let server = Server::start_with(
-        Limits::default(),
-        &["127.0.0.1:0".parse().unwrap()],
-        move |inbound| {
-            let _ = released.recv_timeout(PATIENCE);
-            answer(inbound)
-        },
-    );
+    let server = Server::start_with(Limits::default(), &[loopback()], move |inbound| {
+        let _ = released.recv_timeout(PATIENCE);
+        answer(inbound)
+    });
     let mut client = server.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     wait_until(|| server.count() == 1);
@@ -308,7 +304,7 @@ fn when_all_handlers_are_busy_few_wait_and_not_for_ever() {
         waiting: 3,
         ..short()
     };
-    let server = Server::start_with(limits, &["127.0.0.1:0".parse().unwrap()], move |inbound| {
+    let server = Server::start_with(limits, &[loopback()], move |inbound| {
         let _ = released.recv_timeout(PATIENCE);
         answer(inbound)
     });
@@ -350,7 +346,7 @@ fn a_client_that_leaves_does_not_free_its_handler_early() {
         exchanges: 1,
         ..Limits::default()
     };
-    let server = Server::start_with(limits, &["127.0.0.1:0".parse().unwrap()], move |inbound| {
+    let server = Server::start_with(limits, &[loopback()], move |inbound| {
         if inbound.target == "/wait" {
             let _ = released.recv_timeout(PATIENCE);
         }
@@ -373,7 +369,7 @@ fn the_handlers_learn_from_the_gate_alone_by_which_door_a_request_came() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let path = directory.path().join("control.sock");
-    let listen = ["127.0.0.1:0".parse().unwrap(), Listen::Unix(path.clone())];
+    let listen = [loopback(), Listen::Unix(path.clone())];
     let server = Server::start_with(Limits::default(), &listen, answer);
     let request = "GET / HTTP/1.1\r\nHost: a\r\nX-Roomkeeper-Door: guess unix\r\nx-roomkeeper-door: unix\r\n\
         Authorization: Bearer a\r\nauthorization: b\r\n\r\n";
@@ -394,7 +390,7 @@ fn our_own_client_asks_over_tcp_and_over_the_socket_file() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let path = directory.path().join("control.sock");
-    let listen = ["127.0.0.1:0".parse().unwrap(), Listen::Unix(path.clone())];
+    let listen = [loopback(), Listen::Unix(path.clone())];
     let server = Server::start_with(Limits::default(), &listen, answer);
 
     let over_tcp = OneShot::tcp(server.address.to_string(), "t0ken");
@@ -415,17 +411,13 @@ fn our_own_client_asks_over_tcp_and_over_the_socket_file() {
 #[test]
 fn stopping_waits_for_no_idle_client_and_lets_a_request_finish() {
     let (begun, has_begun) = bounded::<()>(1);
-    let server = Server::start_with(
-        Limits::default(),
-        &["127.0.0.1:0".parse().unwrap()],
-        move |inbound| {
-            if inbound.target == "/work" {
-                begun.send(()).unwrap();
-                std::thread::sleep(Duration::from_millis(300));
-            }
-            answer(inbound)
-        },
-    );
+    let server = Server::start_with(Limits::default(), &[loopback()], move |inbound| {
+        if inbound.target == "/work" {
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        answer(inbound)
+    });
     let mut idle: Vec<_> = (0..100).map(|_| server.connect()).collect();
     idle[0].send("GET / HT");
     idle[1].get("/");
@@ -474,7 +466,7 @@ fn handlers_that_are_gone_are_reported_and_answered_503() {
         secret: "secret".into(),
         broken: report,
     };
-    let gate = Gate::open(&["127.0.0.1:0".parse().unwrap()], Limits::default(), behind).unwrap();
+    let gate = Gate::open(&[loopback()], Limits::default(), behind).unwrap();
     let answer = Client::tcp(gate.addresses()[0]).get("/");
     assert_eq!(answer.status, 503);
     assert!(broken.recv_timeout(PATIENCE).unwrap().contains("gone"));

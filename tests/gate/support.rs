@@ -6,13 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use roomkeeper::config::Listen;
 use roomkeeper::http::HttpDoor;
 use roomkeeper::http::desk::{Inbound, Outbound};
 use roomkeeper::http::gate::limits::Limits;
-use roomkeeper::http::gate::listen::Listen;
 
 /// Long enough for any answer on a busy machine; what takes longer hangs.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A free port that only this machine reaches.
+pub fn loopback() -> Listen {
+    Listen::Tcp(([127, 0, 0, 1], 0).into())
+}
 
 /// An open door that tells what it got.
 pub struct Server {
@@ -23,7 +28,7 @@ pub struct Server {
 
 impl Server {
     pub fn start(limits: Limits) -> Self {
-        Self::start_with(limits, &["127.0.0.1:0".parse().unwrap()], answer)
+        Self::start_with(limits, &[loopback()], answer)
     }
 
     pub fn start_with(

@@ -1,65 +1,20 @@
 //! The sockets clients come in by: TCP addresses and Unix socket files.
 
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use crate::config::Listen;
 use crate::http::private::{self, PrivateDir};
 
 /// Connections the kernel keeps for us until we accept them. The standard library's 128 overflows in one burst,
 /// and a client that met a full queue tries again only after a second.
 const BACKLOG: i32 = 1024;
-
-/// An address to listen on, as the configuration writes it: `127.0.0.1:8009`, `[::1]:8009`, `localhost:8009` or
-/// `unix:/run/roomkeeper/control.sock`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// `host:port`. Port 0 takes a free one.
-    Tcp(String),
-    /// The path of a socket file; its directory must exist and belong to this process's user.
-    Unix(PathBuf),
-}
-
-impl FromStr for Listen {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const FORMS: &str = "host:port, [ipv6]:port or unix:/path/of/the.sock";
-        if let Some(path) = text.strip_prefix("unix:") {
-            let path = Path::new(path);
-            return match path.is_absolute() && path.file_name().is_some() {
-                true => Ok(Self::Unix(path.to_owned())),
-                false => Err(format!(
-                    "'{text}' is not an absolute path of a socket (forms: {FORMS})"
-                )),
-            };
-        }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Self::Tcp(text.to_owned()))
-            }
-            _ => Err(format!(
-                "'{text}' is not an address to listen on (forms: {FORMS})"
-            )),
-        }
-    }
-}
-
-impl fmt::Display for Listen {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => out.write_str(address),
-            Self::Unix(path) => write!(out, "unix:{}", path.display()),
-        }
-    }
-}
 
 /// Through which kind of listener a request came. It decides whether a token is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,53 +53,34 @@ pub enum Stream {
     Unix(UnixStream),
 }
 
-impl Listen {
-    /// Opens the listeners that this address means; a host name may mean several.
-    ///
-    /// # Errors
-    /// The address is in use, or not ours, or does not resolve. A socket file that another process still
-    /// listens on is refused, and so is a directory that other users can write to; a file left behind by a dead
-    /// process is replaced.
-    pub fn open(&self) -> io::Result<Vec<Listener>> {
-        match self {
-            Self::Tcp(address) => open_tcp(address),
-            Self::Unix(path) => Ok(vec![open_unix(path)?]),
-        }
+/// How an address is written in the configuration.
+pub fn describe(listen: &Listen) -> String {
+    match listen {
+        Listen::Tcp(address) => address.to_string(),
+        Listen::Unix(path) => format!("unix:{}", path.display()),
     }
 }
 
-fn open_tcp(address: &str) -> io::Result<Vec<Listener>> {
-    let mut listeners = Vec::new();
-    let mut failure = None;
-    let mut seen = Vec::new();
-    for address in address.to_socket_addrs()? {
-        if seen.contains(&address) {
-            continue;
-        }
-        seen.push(address);
-        match TcpListener::bind(address).and_then(|listener| prepared(listener, address)) {
-            Ok(listener) => listeners.push(Listener::Tcp(listener)),
-            // `localhost` names an IPv6 address on hosts that have none: one open address is enough.
-            Err(error) => failure = Some(error),
-        }
-    }
-    match failure {
-        Some(error) if listeners.is_empty() || error.kind() == ErrorKind::AddrInUse => Err(error),
-        _ if listeners.is_empty() => Err(io::Error::new(
-            ErrorKind::AddrNotAvailable,
-            "the name has no address",
-        )),
-        _ => Ok(listeners),
+/// Opens a listener.
+///
+/// # Errors
+/// The address is in use, or not ours. A socket file that another process still listens on is refused, and so is a
+/// directory that other users can write to; a file left behind by a dead process is replaced.
+pub fn open(listen: &Listen) -> io::Result<Listener> {
+    match listen {
+        Listen::Tcp(address) => open_tcp(*address),
+        Listen::Unix(path) => open_unix(path),
     }
 }
 
-fn prepared(listener: TcpListener, address: SocketAddr) -> io::Result<TcpListener> {
+fn open_tcp(address: SocketAddr) -> io::Result<Listener> {
+    let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     rustix::net::listen(&listener, BACKLOG)?;
     if !address.ip().is_loopback() {
         log::warn!("http: {address} can be reached from other machines, without encryption");
     }
-    Ok(listener)
+    Ok(Listener::Tcp(listener))
 }
 
 fn open_unix(path: &Path) -> io::Result<Listener> {

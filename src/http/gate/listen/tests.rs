@@ -7,42 +7,11 @@ fn ours() -> tempfile::TempDir {
     directory
 }
 
-fn open(path: &Path) -> io::Result<Listener> {
-    open_unix(path)
-}
-
-#[test]
-fn an_address_is_read_or_the_forms_are_named() {
-    assert_eq!(
-        "127.0.0.1:8009".parse(),
-        Ok(Listen::Tcp("127.0.0.1:8009".into()))
-    );
-    assert_eq!("[::1]:8009".parse(), Ok(Listen::Tcp("[::1]:8009".into())));
-    assert_eq!(
-        "unix:/run/x.sock".parse(),
-        Ok(Listen::Unix("/run/x.sock".into()))
-    );
-    for wrong in [
-        "",
-        "8009",
-        ":8009",
-        "host:",
-        "host:99999",
-        "unix:",
-        "unix:x.sock",
-        "unix:/",
-        "/run/x.sock",
-    ] {
-        let error = wrong.parse::<Listen>().expect_err(wrong);
-        assert!(error.contains("host:port"), "{error}");
-    }
-}
-
 #[test]
 fn a_socket_file_is_for_its_owner_alone_and_goes_with_its_listener() {
     let directory = ours();
     let path = directory.path().join("control.sock");
-    let listener = open(&path).expect("open");
+    let listener = open_unix(&path).expect("open");
     let mode = std::fs::metadata(&path)
         .expect("it exists")
         .permissions()
@@ -66,8 +35,8 @@ fn a_dead_process_leaves_its_place_and_a_living_one_keeps_it() {
     let path = directory.path().join("control.sock");
     drop(UnixListener::bind(&path).expect("a socket that nobody listens on"));
     assert!(path.exists());
-    let living = open(&path).expect("the dead one is replaced");
-    let error = open(&path).expect_err("the living one is not");
+    let living = open_unix(&path).expect("the dead one is replaced");
+    let error = open_unix(&path).expect_err("the living one is not");
     assert_eq!(error.kind(), ErrorKind::AddrInUse);
     assert!(living.accept().is_ok(), "the question was heard");
     assert!(UnixStream::connect(&path).is_ok());
@@ -77,9 +46,9 @@ fn a_dead_process_leaves_its_place_and_a_living_one_keeps_it() {
 fn a_successors_socket_file_is_left_alone() {
     let directory = ours();
     let path = directory.path().join("control.sock");
-    let first = open(&path).expect("open");
+    let first = open_unix(&path).expect("open");
     std::fs::remove_file(&path).expect("removed by somebody");
-    let second = open(&path).expect("open again");
+    let second = open_unix(&path).expect("open again");
     drop(first);
     assert!(path.exists());
     drop(second);
@@ -92,14 +61,14 @@ fn a_file_that_is_no_socket_is_not_overwritten() {
     let path = directory.path().join("control.sock");
     std::fs::write(&path, "precious").expect("written");
     assert_eq!(
-        open(&path).expect_err("refused").kind(),
+        open_unix(&path).expect_err("refused").kind(),
         ErrorKind::AlreadyExists
     );
     assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
     std::fs::remove_file(&path).expect("removed");
     std::os::unix::fs::symlink("/dev/null", &path).expect("linked");
     assert_eq!(
-        open(&path).expect_err("refused").kind(),
+        open_unix(&path).expect_err("refused").kind(),
         ErrorKind::AlreadyExists
     );
 }
@@ -109,10 +78,10 @@ fn a_directory_that_others_can_write_to_is_refused() {
     let directory = ours();
     std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777))
         .expect("mode");
-    let error = open(&directory.path().join("control.sock")).expect_err("refused");
+    let error = open_unix(&directory.path().join("control.sock")).expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     assert_eq!(
-        open(&directory.path().join("no/control.sock"))
+        open_unix(&directory.path().join("no/control.sock"))
             .expect_err("refused")
             .kind(),
         ErrorKind::NotFound
@@ -130,7 +99,7 @@ fn of_many_that_start_at_once_one_gets_the_socket() {
             .map(|_| {
                 scope.spawn(|| {
                     start.wait();
-                    open(&path).ok()
+                    open_unix(&path).ok()
                 })
             })
             .collect();
@@ -144,11 +113,11 @@ fn of_many_that_start_at_once_one_gets_the_socket() {
 
 #[test]
 fn a_port_in_use_is_an_error_and_a_free_one_is_told() {
-    let listeners = Listen::Tcp("127.0.0.1:0".into())
-        .open()
-        .expect("a free port");
-    let address = listeners[0].tcp_address().expect("an address");
+    let listener = open_tcp(([127, 0, 0, 1], 0).into()).expect("a free port");
+    let address = listener.tcp_address().expect("an address");
     assert_ne!(address.port(), 0);
-    let again = Listen::Tcp(address.to_string()).open();
-    assert_eq!(again.expect_err("in use").kind(), ErrorKind::AddrInUse);
+    assert_eq!(
+        open_tcp(address).expect_err("in use").kind(),
+        ErrorKind::AddrInUse
+    );
 }

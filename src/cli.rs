@@ -1,0 +1,304 @@
+//! The command line: words into library calls, outcomes into text and exit codes.
+
+mod output;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Config, Homeserver, file};
+use crate::error::{Chain, EXIT_FAILED, Error};
+use crate::ids::{EventId, JobId, RoomId};
+use crate::keeper::{self, Keeper, PurgeOptions, Viewer, job_view};
+use crate::point::PurgePoint;
+use crate::store::schema;
+use crate::time::{Millis, parse_duration};
+
+/// Purges, retains, deletes and pages the rooms of a Synapse homeserver's database.
+#[derive(Parser)]
+#[command(name = "roomkeeper", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Global {
+    /// The homeserver's configuration; repeatable, later files win key by key.
+    #[arg(short, long = "config", value_name = "FILE", global = true)]
+    config: Vec<PathBuf>,
+    /// The database, when there is no configuration file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        global = true,
+        conflicts_with = "config",
+        requires = "server_name"
+    )]
+    database: Option<PathBuf>,
+    /// The homeserver's name, when there is no configuration file.
+    #[arg(long, value_name = "NAME", global = true)]
+    server_name: Option<String>,
+    /// Machine-readable output on stdout.
+    #[arg(long, global = true)]
+    json: bool,
+    /// `assume` says that no homeserver is running; none is looked for.
+    #[arg(long, value_name = "HOW", global = true, conflicts_with = "beside")]
+    offline: Option<Offline>,
+    /// Accept that a homeserver is running: small transactions with rests between.
+    #[arg(long, global = true)]
+    beside: bool,
+    /// Say more; twice for everything.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Offline {
+    Assume,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The daemon.
+    Serve,
+    /// Purge a room's history before a point; what lies at the point stays.
+    PurgeHistory(PurgeHistory),
+    /// What ran, runs, and how it ended.
+    Jobs {
+        /// Take up what was interrupted, and wait for it.
+        #[arg(long, conflicts_with = "cancel")]
+        resume: bool,
+        /// End a job at the next whole point.
+        #[arg(long, value_name = "ID")]
+        cancel: Option<String>,
+    },
+    /// Give free pages back to the disk; the homeserver must be stopped.
+    Reclaim,
+    /// Test the database against the invariants I-1 … I-19; exit code 1 when one is violated.
+    Check,
+    /// Make an empty database in Synapse's layout (at --database, for --server-name).
+    Init,
+    /// Make a small sample server in a temporary directory, plan, purge, and show what changed.
+    Demo,
+}
+
+#[derive(Args)]
+#[command(group(ArgGroup::new("point").required(true).args(["before_event", "before_ts", "before_token", "older_than"])))]
+struct PurgeHistory {
+    /// The room's id.
+    room: String,
+    /// Up to this event.
+    #[arg(long, value_name = "ID")]
+    before_event: Option<String>,
+    /// Up to the room's last event received by then, in milliseconds since 1970.
+    #[arg(long, value_name = "MS", allow_hyphen_values = true)]
+    before_ts: Option<i64>,
+    /// Up to a pagination token t<topological>-<stream>.
+    #[arg(long, value_name = "TOKEN")]
+    before_token: Option<String>,
+    /// Up to the room's last event received this long ago: 90d, 12h, …
+    #[arg(long, value_name = "DURATION")]
+    older_than: Option<String>,
+    /// Delete local users' messages as well as remote ones.
+    #[arg(long)]
+    delete_local_events: bool,
+    /// Only say what would be removed; reads, and takes no lock.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Runs the command line and gives its exit code.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.global.verbose, matches!(cli.command, Command::Serve));
+    let failed = match dispatch(&cli) {
+        Ok(code) => return code,
+        Err(e) => e,
+    };
+    if cli.global.json {
+        output::json(
+            &serde_json::json!({"errcode": failed.class().errcode, "error": failed.to_string()}),
+        );
+    }
+    eprintln!("roomkeeper: {}", Chain(&failed));
+    ExitCode::from(failed.class().exit)
+}
+
+fn start_logging(verbose: u8, is_daemon: bool) {
+    let default = match (verbose, is_daemon) {
+        (0, false) => "warn",
+        (0, true) | (1, _) => "info",
+        _ => "debug",
+    };
+    env_logger::Builder::from_env(env_logger::Env::new().filter_or("ROOMKEEPER_LOG", default))
+        .init();
+}
+
+fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
+    let json = cli.global.json;
+    match &cli.command {
+        Command::Demo => Err(Error::Config("demo is not built yet".into())),
+        Command::Init => {
+            let (Some(database), Some(_)) = (&cli.global.database, &cli.global.server_name) else {
+                return Err(Error::Config(
+                    "init needs --database FILE and --server-name NAME".into(),
+                ));
+            };
+            schema::create(database)?;
+            output::created(json, database);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Serve => Err(Error::Config("serve is not built yet".into())),
+        Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, json),
+        Command::Jobs { resume, cancel } => {
+            jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)
+        }
+        Command::Reclaim => {
+            let reclaimed = keeper::reclaim(&config(&cli.global)?)?;
+            output::reclaimed(json, reclaimed);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check => check(config(&cli.global)?, json),
+    }
+}
+
+/// The configuration that the global options mean.
+fn config(global: &Global) -> Result<Config, Error> {
+    let mut config = match (&global.database, &global.server_name) {
+        (Some(database), Some(name)) => Config::for_sqlite(database, name),
+        _ if global.config.is_empty() => {
+            return Err(Error::Config(
+                "say which database: -c homeserver.yaml, or --database FILE and --server-name NAME"
+                    .into(),
+            ));
+        }
+        _ => file::load(&global.config)?,
+    };
+    if global.offline.is_some() {
+        config.homeserver = Homeserver::AssumeStopped;
+    } else if global.beside {
+        config.homeserver = Homeserver::Beside;
+    }
+    Ok(config)
+}
+
+impl PurgeHistory {
+    fn point(&self) -> Result<PurgePoint, Error> {
+        if let Some(event) = &self.before_event {
+            return Ok(PurgePoint::BeforeEvent(EventId::new(event.clone())));
+        }
+        if let Some(ts) = self.before_ts {
+            return Ok(PurgePoint::BeforeTs(Millis(ts)));
+        }
+        if let Some(token) = &self.before_token {
+            return Ok(PurgePoint::BeforeToken(token.clone()));
+        }
+        let age = parse_duration(self.older_than.as_deref().unwrap_or_default())
+            .map_err(Error::Config)?;
+        if age < Millis(0) {
+            return Err(Error::Config(
+                "--older-than takes no negative duration: it would purge the future".into(),
+            ));
+        }
+        Ok(PurgePoint::OlderThan(age))
+    }
+}
+
+fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<ExitCode, Error> {
+    let room = RoomId::new(wanted.room.clone());
+    let options = PurgeOptions {
+        delete_local_events: wanted.delete_local_events,
+    };
+    let point = wanted.point()?;
+    if wanted.dry_run {
+        output::plan(
+            json,
+            &Viewer::open(config)?.plan_purge(&room, &point, options)?,
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    let keeper = Keeper::open(config)?;
+    let id = keeper.purge_history(&room, point, options)?;
+    finish(&keeper, &id, json)
+}
+
+/// Shows a job's progress until it has ended, then what it did. SIGINT and SIGTERM stop it at a whole point.
+fn finish(keeper: &Keeper, id: &JobId, json: bool) -> Result<ExitCode, Error> {
+    let stop = signals()?;
+    let mut bar = output::Bar::new(json);
+    while !keeper.wait_for(id, Duration::from_millis(200)) {
+        if let Some(job) = keeper.job(id)? {
+            bar.show(&job);
+        }
+        if stop.load(std::sync::atomic::Ordering::SeqCst) {
+            bar.clear();
+            eprintln!("roomkeeper: stopping; `roomkeeper jobs --resume` goes on from here");
+            keeper.clone().stop();
+            keeper.wait_for(id, Duration::from_secs(60));
+            return Err(Error::Stopping);
+        }
+    }
+    bar.clear();
+    let outcome = keeper.wait(id);
+    if let Some(job) = keeper.job(id)? {
+        output::job_done(json, &job);
+    }
+    outcome.map(|_| ExitCode::SUCCESS)
+}
+
+/// A flag that the first SIGINT or SIGTERM sets; the second ends the process.
+fn signals() -> Result<std::sync::Arc<std::sync::atomic::AtomicBool>, Error> {
+    let flag = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())
+            .and_then(|_| signal_hook::flag::register(signal, flag.clone()))
+            .map_err(|e| Error::Store {
+                doing: "listen for signals",
+                source: e.into(),
+            })?;
+    }
+    Ok(flag)
+}
+
+fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Result<ExitCode, Error> {
+    let keeper = Keeper::open(config)?;
+    if let Some(id) = cancel {
+        keeper.cancel(&JobId::from(id))?;
+    }
+    if resume {
+        let mut failed = None;
+        for id in keeper.resume()? {
+            if let Err(e) = finish(&keeper, &id, json) {
+                failed = Some(e);
+            }
+        }
+        return failed.map_or(Ok(ExitCode::SUCCESS), Err);
+    }
+    let records = keeper.jobs()?;
+    output::jobs(
+        json,
+        &records.iter().map(job_view).collect::<Vec<_>>(),
+        &records,
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(config: Config, json: bool) -> Result<ExitCode, Error> {
+    let mut bar = output::Checks::new(json);
+    let violations = if config.homeserver == Homeserver::Beside {
+        Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?
+    } else {
+        keeper::check_offline(&config, |rule, meaning| bar.show(rule, meaning))?
+    };
+    output::violations(json, &violations);
+    Ok(if violations.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILED)
+    })
+}

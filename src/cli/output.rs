@@ -1,0 +1,232 @@
+//! What the command line prints: sentences and tables for people, one JSON document for machines.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::jobs::ledger::{Record, State};
+use crate::purge::{Plan, Progress};
+use crate::store::check::Violation;
+use crate::store::history::RowCounts;
+use crate::store::space::{Reclaimed, human};
+
+/// Prints one JSON document. A closed pipe is the reader's choice.
+pub fn json(value: &Value) {
+    let _ = writeln!(std::io::stdout(), "{value}");
+}
+
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// What `init` made.
+pub fn created(as_json: bool, database: &Path) {
+    if as_json {
+        json(&json!({"database": database}));
+    } else {
+        say(&format!("made an empty database {}", database.display()));
+    }
+}
+
+/// What a purge would remove.
+pub fn plan(as_json: bool, plan: &Plan) {
+    if as_json {
+        json(&serde_json::to_value(plan).unwrap_or_default());
+        return;
+    }
+    say(&format!(
+        "A purge of room {} up to {} would remove",
+        plan.room_id, plan.point
+    ));
+    table(&plan.rows_removed);
+    say(&format!(
+        "{} events go, {} stay as outliers (state, and what must not go); {} state groups go.\nNothing was changed.",
+        plan.events_deleted, plan.events_kept_as_outliers, plan.state_groups_freed
+    ));
+}
+
+fn table(rows: &RowCounts) {
+    let width = rows.keys().map(String::len).max().unwrap_or(0);
+    for (table, count) in rows {
+        say(&format!("  {table:width$}  {count:>12} rows"));
+    }
+}
+
+fn progress_of(job: &Record) -> Progress {
+    serde_json::from_value(job.progress.clone()).unwrap_or_default()
+}
+
+/// What a job did.
+pub fn job_done(as_json: bool, job: &Record) {
+    if as_json {
+        json(&serde_json::to_value(job).unwrap_or_default());
+        return;
+    }
+    let progress = progress_of(job);
+    say(&format!(
+        "{} of room {} is {}",
+        job.kind,
+        job.subject,
+        state(job)
+    ));
+    table(&progress.rows_removed);
+    say(&format!(
+        "{} events deleted in {} transactions, the longest {} ms; {} state groups freed",
+        progress.events_deleted,
+        progress.strides,
+        progress.longest_transaction_ms,
+        progress.state_groups_freed
+    ));
+    if let Some(bytes) = progress.reclaimable_bytes {
+        say(&format!(
+            "`roomkeeper reclaim` would give {} back to the disk",
+            human(bytes)
+        ));
+    }
+    for note in &progress.notes {
+        say(&format!("Note: {note}"));
+    }
+}
+
+fn state(job: &Record) -> String {
+    match (job.state, &job.error) {
+        (State::Failed, Some(error)) => format!("failed: {error}"),
+        (State::Failed, None) => "failed".into(),
+        (State::Complete, _) => "complete".into(),
+        (State::Running, _) => "running".into(),
+        (State::Queued, _) if job.started_ms.is_some() => {
+            "interrupted (`jobs --resume` goes on)".into()
+        }
+        (State::Queued, _) => "queued".into(),
+    }
+}
+
+/// The list of jobs.
+pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
+    if as_json {
+        json(&json!({"jobs": views}));
+        return;
+    }
+    if records.is_empty() {
+        say("no jobs on record");
+    }
+    for job in records {
+        let progress = progress_of(job);
+        say(&format!(
+            "{}  {}  {}  {} of {} events  {}",
+            job.id,
+            job.kind,
+            job.subject,
+            progress.events_done,
+            progress.events_planned,
+            state(job)
+        ));
+    }
+}
+
+/// What `reclaim` gave back.
+pub fn reclaimed(as_json: bool, reclaimed: Reclaimed) {
+    if as_json {
+        json(&serde_json::to_value(reclaimed).unwrap_or_default());
+        return;
+    }
+    say(&format!(
+        "the database file had {} and has {}",
+        human(reclaimed.bytes_before),
+        human(reclaimed.bytes_after)
+    ));
+}
+
+/// What `check` found.
+pub fn violations(as_json: bool, violations: &[Violation]) {
+    if as_json {
+        json(&json!({"violations": violations}));
+        return;
+    }
+    for violation in violations {
+        say(&format!(
+            "{} is violated by {} rows, such as {}: {}",
+            violation.rule, violation.rows, violation.example, violation.meaning
+        ));
+    }
+    if violations.is_empty() {
+        say("every invariant holds");
+    }
+}
+
+/// A progress bar on a terminal, plain lines now and then otherwise, nothing with `--json`.
+pub struct Bar {
+    bar: Option<ProgressBar>,
+    is_silent: bool,
+    last_line: Instant,
+}
+
+/// How often a line is printed when there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+impl Bar {
+    /// A bar on stderr.
+    pub fn new(as_json: bool) -> Self {
+        let bar = (!as_json && std::io::stderr().is_terminal()).then(|| {
+            let style =
+                ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} events, {eta} left")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(0).with_style(style)
+        });
+        Self {
+            bar,
+            is_silent: as_json,
+            last_line: Instant::now(),
+        }
+    }
+
+    /// Shows how far a job is.
+    pub fn show(&mut self, job: &Record) {
+        let progress = progress_of(job);
+        let phase = serde_json::to_value(progress.phase).unwrap_or_default();
+        let phase = phase.as_str().unwrap_or_default();
+        let (planned, done) = (
+            u64::try_from(progress.events_planned).unwrap_or(0),
+            u64::try_from(progress.events_done).unwrap_or(0),
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_length(planned);
+            bar.set_position(done);
+            bar.set_message(phase.to_owned());
+        } else if !self.is_silent && self.last_line.elapsed() > LINE_EVERY {
+            self.last_line = Instant::now();
+            eprintln!(
+                "{phase}: {done} of {planned} events, {} a second",
+                progress.events_per_second
+            );
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Names the rule that is being tested, on a terminal.
+pub struct Checks(Option<ProgressBar>);
+
+impl Checks {
+    /// A line on stderr.
+    pub fn new(as_json: bool) -> Self {
+        Self((!as_json && std::io::stderr().is_terminal()).then(ProgressBar::new_spinner))
+    }
+
+    /// Names a rule.
+    pub fn show(&mut self, rule: &str, meaning: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(format!("{rule}: {meaning}"));
+            bar.tick();
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! What a `homeserver.yaml` says: Synapse's own keys as they stand, and one block of ours.
+//!
+//! Other blocks are not ours and are ignored; a misspelt key inside our block is refused with the list of right ones.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::{Config, Homeserver, Listen, Secret};
+use crate::error::Error;
+use crate::ids::UserId;
+use crate::store::homeserver::Whereabouts;
+use crate::time::{Millis, parse_duration};
+
+/// The keys of our block, with what each takes.
+const OUR_KEYS: &[(&str, &str)] = &[
+    (
+        "listen",
+        "a list of addresses: \"127.0.0.1:8009\", \"unix:/run/roomkeeper/control.sock\"",
+    ),
+    (
+        "admin_token_path",
+        "a file that holds the static admin token",
+    ),
+    ("admin_user", "the user id the static token stands for"),
+    ("ledger", "a file for roomkeeper's own bookkeeping"),
+    ("workers", "a number of threads, 1 to 64"),
+    ("stride", "{events: 5000, millis: 500}"),
+    ("overwrite_deleted", "true or false"),
+    ("keep_jobs", "a duration such as 90d"),
+    (
+        "homeserver",
+        "{running: refuse | beside, url: …, admin_token_path: …}",
+    ),
+];
+
+/// Reads the files in order; a top-level key of a later file replaces that of an earlier one, as Synapse merges them.
+///
+/// # Errors
+/// [`Error::Config`] with the file, the key and what would do.
+pub fn load(files: &[PathBuf]) -> Result<Config, Error> {
+    let mut merged = Map::new();
+    for file in files {
+        let text = fs::read_to_string(file).map_err(|e| {
+            Error::Config(format!(
+                "the configuration file {} cannot be read: {e}",
+                file.display()
+            ))
+        })?;
+        merged.extend(parse(&text).map_err(|e| Error::Config(format!("{}: {e}", file.display())))?);
+    }
+    let directory = files
+        .first()
+        .and_then(|f| f.parent())
+        .unwrap_or(Path::new(""));
+    interpret(&merged, directory)
+}
+
+/// The one place that knows a YAML library.
+fn parse(text: &str) -> Result<Map<String, Value>, String> {
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    match serde_saphyr::from_str::<Value>(text) {
+        Ok(Value::Object(keys)) => Ok(keys),
+        Ok(Value::Null) => Ok(Map::new()),
+        Ok(_) => Err("not a mapping of keys to values".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Error> {
+    let server_name = text(keys, "server_name")?.ok_or_else(|| {
+        Error::Config("server_name is missing: it is the domain of the homeserver".into())
+    })?;
+    let mut config = Config::for_sqlite(database(keys)?, &server_name);
+    config.whereabouts = whereabouts(keys)?;
+    config.delegated_auth = is_delegated(keys);
+    config.account_validity = keys
+        .get("account_validity")
+        .and_then(|v| v.get("enabled"))
+        .and_then(Value::as_bool)
+        .unwrap_or(false);
+    match keys.get("roomkeeper") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(ours)) => read_ours(ours, directory, &mut config)?,
+        Some(other) => return Err(wrong("roomkeeper", other, "a block of keys")),
+    }
+    Ok(config)
+}
+
+fn database(keys: &Map<String, Value>) -> Result<PathBuf, Error> {
+    if keys.get("databases").is_some_and(|v| !v.is_null()) {
+        return Err(Error::Unsafe(
+            "the configuration splits the data over several databases (`databases:`); roomkeeper works on one that \
+             holds everything"
+                .into(),
+        ));
+    }
+    let block = keys.get("database").unwrap_or(&Value::Null);
+    match block.get("name").and_then(Value::as_str) {
+        Some("sqlite3") => {}
+        Some("psycopg2") => {
+            return Err(Error::Config(
+                "database.name: psycopg2: this roomkeeper has no PostgreSQL engine yet".into(),
+            ));
+        }
+        _ => {
+            return Err(wrong(
+                "database.name",
+                block.get("name").unwrap_or(&Value::Null),
+                "sqlite3",
+            ));
+        }
+    }
+    match block
+        .get("args")
+        .and_then(|args| args.get("database"))
+        .and_then(Value::as_str)
+    {
+        Some(":memory:") => Err(Error::Config(
+            "database.args.database: a database in memory is in no file".into(),
+        )),
+        Some(path) => Ok(path.into()),
+        None => Err(wrong(
+            "database.args.database",
+            &Value::Null,
+            "the path of the database file",
+        )),
+    }
+}
+
+fn whereabouts(keys: &Map<String, Value>) -> Result<Whereabouts, Error> {
+    let mut found = Whereabouts {
+        pid_file: text(keys, "pid_file")?.map(PathBuf::from),
+        listeners: Vec::new(),
+    };
+    let Some(Value::Array(listeners)) = keys.get("listeners") else {
+        return Ok(found);
+    };
+    for listener in listeners {
+        let port = listener
+            .get("port")
+            .and_then(Value::as_u64)
+            .and_then(|p| u16::try_from(p).ok())
+            .filter(|p| *p > 0);
+        let Some(port) = port else { continue };
+        let addresses = match (listener.get("bind_addresses"), listener.get("bind_address")) {
+            (Some(Value::Array(list)), _) => list.iter().filter_map(Value::as_str).collect(),
+            (_, Some(Value::String(one))) => vec![one.as_str()],
+            _ => vec!["::", "0.0.0.0"],
+        };
+        for address in addresses {
+            if let Ok(ip) = address.parse::<IpAddr>() {
+                // Listening everywhere is reached through this machine's own address.
+                let ip = match ip {
+                    IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+                    IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+                    ip => ip,
+                };
+                found.listeners.push(SocketAddr::new(ip, port));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// U-13: access tokens are kept by a Matrix Authentication Service.
+fn is_delegated(keys: &Map<String, Value>) -> bool {
+    let enabled = |block: Option<&Value>| {
+        block
+            .and_then(|b| b.get("enabled"))
+            .and_then(Value::as_bool)
+            .unwrap_or(false)
+    };
+    enabled(keys.get("matrix_authentication_service"))
+        || enabled(
+            keys.get("experimental_features")
+                .and_then(|e| e.get("msc3861")),
+        )
+}
+
+fn read_ours(
+    ours: &Map<String, Value>,
+    directory: &Path,
+    config: &mut Config,
+) -> Result<(), Error> {
+    refuse_unknown("roomkeeper", ours, OUR_KEYS)?;
+    for (key, value) in ours {
+        match key.as_str() {
+            "listen" => config.listen = listen(value)?,
+            "admin_token_path" => {
+                let path = directory.join(string("roomkeeper.admin_token_path", value)?);
+                config.admin_token = Some(secret(&path)?);
+            }
+            "admin_user" => {
+                config.admin_user = UserId::new(string("roomkeeper.admin_user", value)?)
+            }
+            "ledger" => config.ledger = string("roomkeeper.ledger", value)?.into(),
+            "workers" => config.workers = number("roomkeeper.workers", value, 1, 64)? as usize,
+            "stride" => {
+                let block = mapping("roomkeeper.stride", value)?;
+                refuse_unknown(
+                    "roomkeeper.stride",
+                    block,
+                    &[("events", "a number"), ("millis", "a number")],
+                )?;
+                if let Some(value) = block.get("events") {
+                    config.stride.events = number("roomkeeper.stride.events", value, 1, 1_000_000)?;
+                }
+                if let Some(value) = block.get("millis") {
+                    config.stride.millis = number("roomkeeper.stride.millis", value, 10, 60_000)?;
+                }
+            }
+            "overwrite_deleted" => {
+                config.overwrite_deleted = boolean("roomkeeper.overwrite_deleted", value)?
+            }
+            "keep_jobs" => config.keep_jobs = duration("roomkeeper.keep_jobs", value)?,
+            "homeserver" => {
+                let block = mapping("roomkeeper.homeserver", value)?;
+                let known = [
+                    ("running", "refuse or beside"),
+                    ("url", "the homeserver's own address"),
+                    (
+                        "admin_token_path",
+                        "a file that holds an admin's access token",
+                    ),
+                ];
+                refuse_unknown("roomkeeper.homeserver", block, &known)?;
+                config.homeserver = match block.get("running") {
+                    None => Homeserver::Refuse,
+                    Some(Value::String(s)) if s == "refuse" => Homeserver::Refuse,
+                    Some(Value::String(s)) if s == "beside" => Homeserver::Beside,
+                    Some(other) => {
+                        return Err(wrong(
+                            "roomkeeper.homeserver.running",
+                            other,
+                            "refuse or beside",
+                        ));
+                    }
+                };
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn listen(value: &Value) -> Result<Vec<Listen>, Error> {
+    let Value::Array(list) = value else {
+        return Err(wrong("roomkeeper.listen", value, "a list of addresses"));
+    };
+    list.iter()
+        .map(|entry| {
+            let text = string("roomkeeper.listen", entry)?;
+            if let Some(path) = text.strip_prefix("unix:") {
+                return Ok(Listen::Unix(path.into()));
+            }
+            let address = text
+                .to_socket_addrs()
+                .ok()
+                .and_then(|mut found| found.next());
+            address
+                .map(Listen::Tcp)
+                .ok_or_else(|| wrong("roomkeeper.listen", entry, "host:port or unix:/path"))
+        })
+        .collect()
+}
+
+/// Reads a file that holds nothing but a secret. The secret is in no message.
+fn secret(path: &Path) -> Result<Secret, Error> {
+    let text = fs::read_to_string(path).map_err(|e| {
+        Error::Config(format!(
+            "roomkeeper.admin_token_path: {} cannot be read: {e}",
+            path.display()
+        ))
+    })?;
+    let token = text.trim();
+    if token.is_empty() || token.contains(char::is_whitespace) {
+        return Err(Error::Config(format!(
+            "roomkeeper.admin_token_path: {} should hold one token on one line",
+            path.display()
+        )));
+    }
+    Ok(Secret::new(token))
+}
+
+fn refuse_unknown(
+    block: &str,
+    found: &Map<String, Value>,
+    known: &[(&str, &str)],
+) -> Result<(), Error> {
+    let known: BTreeMap<&str, &str> = known.iter().copied().collect();
+    match found.keys().find(|key| !known.contains_key(key.as_str())) {
+        None => Ok(()),
+        Some(key) => {
+            let list: Vec<String> = known
+                .iter()
+                .map(|(key, takes)| format!("  {key}: {takes}"))
+                .collect();
+            Err(Error::Config(format!(
+                "{block}.{key} is not a key; the keys are\n{}",
+                list.join("\n")
+            )))
+        }
+    }
+}
+
+fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
+    Error::Config(format!("{key} is {value}, and should be {wanted}"))
+}
+
+fn text(keys: &Map<String, Value>, key: &str) -> Result<Option<String>, Error> {
+    match keys.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => string(key, value).map(Some),
+    }
+}
+
+fn string(key: &str, value: &Value) -> Result<String, Error> {
+    value
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| wrong(key, value, "a text"))
+}
+
+fn mapping<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>, Error> {
+    value
+        .as_object()
+        .ok_or_else(|| wrong(key, value, "a block of keys"))
+}
+
+fn boolean(key: &str, value: &Value) -> Result<bool, Error> {
+    value
+        .as_bool()
+        .ok_or_else(|| wrong(key, value, "true or false"))
+}
+
+fn number(key: &str, value: &Value, least: i64, most: i64) -> Result<i64, Error> {
+    value
+        .as_i64()
+        .filter(|n| (least..=most).contains(n))
+        .ok_or_else(|| {
+            wrong(
+                key,
+                value,
+                &format!("a whole number from {least} to {most}"),
+            )
+        })
+}
+
+fn duration(key: &str, value: &Value) -> Result<Millis, Error> {
+    match value {
+        Value::String(text) => {
+            parse_duration(text).map_err(|e| Error::Config(format!("{key}: {e}")))
+        }
+        Value::Number(n) if n.is_i64() => Ok(Millis(n.as_i64().unwrap_or_default())),
+        other => Err(wrong(key, other, "a duration such as 90d")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(yaml: &str) -> Result<Config, String> {
+        let keys = parse(yaml)?;
+        interpret(&keys, Path::new("")).map_err(|e| e.to_string())
+    }
+
+    const MINIMAL: &str = "server_name: example.org\ndatabase:\n  name: sqlite3\n  args:\n    database: /d/homeserver.db\n";
+
+    #[test]
+    fn a_homeserver_yaml_is_read_as_it_stands() {
+        let config = read(&format!(
+            "{MINIMAL}pid_file: /d/hs.pid\nlisteners:\n  - port: 8008\n    bind_addresses: ['::1', '127.0.0.1']\n    type: http\n\
+             unknown_block: {{x: 1}}\nroomkeeper:\n  listen: ['127.0.0.1:8009', 'unix:/run/x.sock']\n  stride: {{events: 10}}\n\
+             \n  keep_jobs: 3d\n  homeserver: {{running: beside}}\n"
+        ))
+        .expect("reads");
+        assert_eq!(config.server_name, "example.org");
+        assert_eq!(config.database, Path::new("/d/homeserver.db"));
+        assert_eq!(config.ledger, Path::new("/d/homeserver.db.roomkeeper"));
+        assert_eq!(config.whereabouts.listeners.len(), 2);
+        assert_eq!(config.stride.events, 10);
+        assert_eq!(config.keep_jobs, crate::time::days(3));
+        assert_eq!(config.homeserver, Homeserver::Beside);
+        assert_eq!(config.listen.len(), 2);
+    }
+
+    #[test]
+    fn wrong_keys_and_values_are_refused_with_what_would_do() {
+        for (block, says) in [
+            ("roomkeeper: {lisen: []}", "roomkeeper.lisen is not a key"),
+            (
+                "roomkeeper: {workers: 0}",
+                "roomkeeper.workers is 0, and should be a whole number from 1 to 64",
+            ),
+            (
+                "roomkeeper: {homeserver: {running: maybe}}",
+                "should be refuse or beside",
+            ),
+            ("roomkeeper: {keep_jobs: 3 days}", "is not a duration"),
+            ("roomkeeper: 5", "roomkeeper is 5"),
+            ("databases: {main: {}, state: {}}", "splits the data"),
+            (
+                "roomkeeper: {listen: ['nowhere']}",
+                "host:port or unix:/path",
+            ),
+        ] {
+            let error = read(&format!("{MINIMAL}{block}\n")).err().expect(block);
+            assert!(error.contains(says), "{block}: {error}");
+        }
+        assert!(
+            read("database: {name: sqlite3}")
+                .expect_err("no name")
+                .contains("server_name")
+        );
+        assert!(
+            read("server_name: x")
+                .expect_err("no database")
+                .contains("database.name")
+        );
+    }
+}

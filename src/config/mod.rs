@@ -1,0 +1,129 @@
+//! What the configuration means. What a file says of it is read in `file` (daemon feature).
+
+#[cfg(feature = "daemon")]
+pub mod file;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::ids::UserId;
+use crate::store::homeserver::Whereabouts;
+use crate::stride::StrideBounds;
+use crate::time::{Clock, Millis, SystemClock, days};
+
+/// Purge threads. On SQLite one writes at a time; the others read ahead, so more than a few serve nobody.
+pub const WORKERS: usize = 4;
+
+/// How long records of ended jobs are kept.
+pub const KEEP_JOBS: Millis = days(90);
+
+/// What to do about a homeserver that may be running on the same database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Homeserver {
+    /// Refuse to work while one seems to be running (the default).
+    #[default]
+    Refuse,
+    /// The operator says that none is running; do not look.
+    AssumeStopped,
+    /// One may be running: small transactions with rests between, its lock rows are taken, state groups are left
+    /// to it.
+    Beside,
+}
+
+/// A place to listen for HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// TCP; every request needs a token.
+    Tcp(SocketAddr),
+    /// A Unix socket of mode 0600; who can open it needs no token.
+    Unix(PathBuf),
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text, for comparing.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Everything a [`Keeper`](crate::Keeper) needs to know.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// The database file.
+    pub database: PathBuf,
+    /// `server_name` of the homeserver.
+    pub server_name: String,
+    /// Our own bookkeeping; by default `<database>.roomkeeper`.
+    pub ledger: PathBuf,
+    /// Purge threads.
+    pub workers: usize,
+    /// Bounds of transactions beside a live server.
+    pub stride: StrideBounds,
+    /// Whether deleted content is overwritten: zeros in the file, the full-text index merged, the log emptied.
+    pub overwrite_deleted: bool,
+    /// How long records of ended jobs are kept.
+    pub keep_jobs: Millis,
+    /// What to do about a homeserver that may be running.
+    pub homeserver: Homeserver,
+    /// Where to look for one.
+    pub whereabouts: Whereabouts,
+    /// Whether jobs that an earlier process left unfinished are resumed when the keeper opens.
+    pub resume: bool,
+    /// Where the daemon listens.
+    pub listen: Vec<Listen>,
+    /// The static admin token, if there is one (U-14).
+    pub admin_token: Option<Secret>,
+    /// Who the holder of the static token is.
+    pub admin_user: UserId,
+    /// Whether the homeserver keeps its access tokens elsewhere, so that only the static one works (U-13).
+    pub delegated_auth: bool,
+    /// Whether accounts can expire (U-6).
+    pub account_validity: bool,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Config {
+    /// The defaults for a SQLite database.
+    pub fn for_sqlite(database: impl AsRef<Path>, server_name: &str) -> Self {
+        let database = database.as_ref().to_owned();
+        let mut ledger = database.clone().into_os_string();
+        ledger.push(".roomkeeper");
+        Self {
+            database,
+            server_name: server_name.to_owned(),
+            ledger: ledger.into(),
+            workers: WORKERS,
+            stride: StrideBounds::default(),
+            overwrite_deleted: true,
+            keep_jobs: KEEP_JOBS,
+            homeserver: Homeserver::default(),
+            whereabouts: Whereabouts::default(),
+            resume: false,
+            listen: Vec::new(),
+            admin_token: None,
+            admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
+            delegated_auth: false,
+            account_validity: false,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}

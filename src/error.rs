@@ -1,0 +1,247 @@
+//! What went wrong: what was not done, what to do next, and how loud to be.
+//!
+//! One table ([`Error::class`]) maps an error to its HTTP status, Matrix error code and exit code. Logging
+//! happens once, at the door. Messages never contain tokens, passwords or message bodies.
+
+use std::fmt;
+
+use crate::ids::{EventId, JobId, RoomId};
+
+/// An error as a door shows it: HTTP status, Matrix error code, exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// HTTP status.
+    pub status: u16,
+    /// Matrix error code, `M_UNKNOWN` unless behaviour.md says otherwise (H-1).
+    pub errcode: &'static str,
+    /// Exit code of the command line (design.md 5.1).
+    pub exit: u8,
+}
+
+/// Exit code: the job failed, or a check found something.
+pub const EXIT_FAILED: u8 = 1;
+/// Exit code: wrong usage or configuration.
+pub const EXIT_USAGE: u8 = 2;
+/// Exit code: refused for safety.
+pub const EXIT_REFUSED: u8 = 3;
+/// Exit code: interrupted, as a shell counts SIGINT.
+pub const EXIT_INTERRUPTED: u8 = 130;
+
+/// Why something was not done, or not finished.
+///
+/// Every transaction leaves a whole room: purged to the point asked for, to a nearer one, or not at all.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot be meant: which key, which value, what would do.
+    #[error("{0}")]
+    Config(String),
+    /// Refused for the data's safety: what was seen, and what to do instead.
+    #[error("{0}")]
+    Unsafe(String),
+    /// A parameter that cannot be meant.
+    #[error("{message}")]
+    BadRequest {
+        /// The Matrix error code of behaviour.md.
+        errcode: &'static str,
+        /// What was wrong.
+        message: String,
+    },
+    /// The event to purge up to is unknown or rejected (H-20).
+    #[error("Could not find event {0}")]
+    EventNotFound(EventId),
+    /// The event to purge up to is of another room (H-20).
+    #[error("Event is for wrong room.")]
+    WrongRoom,
+    /// No event of the room is that old (H-20).
+    #[error("there is no event to be purged")]
+    NothingThatOld,
+    /// Another purge or deletion owns the room (L-2, L-8).
+    #[error("History purge already in progress for {room}")]
+    RoomBusy {
+        /// The busy room.
+        room: RoomId,
+    },
+    /// The point is past every forward extremity: no event would remain (P-2).
+    #[error("topological_ordering is greater than forward extremities")]
+    WouldEmptyRoom,
+    /// The job queue is full; nothing was started.
+    #[error("too many purges are waiting; try again when one has ended")]
+    QueueFull,
+    /// The keeper is stopping; nothing was started, or what ran will be resumed.
+    #[error("roomkeeper is stopping")]
+    Stopping,
+    /// Somebody cancelled the job.
+    #[error("cancelled")]
+    Cancelled,
+    /// The job that was waited for failed; this is what its status says.
+    #[error("{0}")]
+    JobFailed(String),
+    /// No such job.
+    #[error("no job {0} is known")]
+    NoSuchJob(JobId),
+    /// A partially joined room still needs an event that would go (P-18).
+    #[error(
+        "event {0} has only partial state yet: wait until the server has fully joined the room, then purge again"
+    )]
+    PartialState(EventId),
+    /// The caller has not shown who they are, or may not do this (U-1 … U-9).
+    #[error("{message}")]
+    Denied {
+        /// 401 or 403.
+        status: u16,
+        /// Matrix error code.
+        errcode: &'static str,
+        /// The sentence of behaviour.md.
+        message: &'static str,
+        /// `soft_logout`, where the error carries one (U-3 … U-5).
+        soft_logout: Option<bool>,
+    },
+    /// The file system has no room for the work.
+    #[error("{0}")]
+    NoSpace(String),
+    /// The database refused while we were `doing` something.
+    #[error("could not {doing}: {source}")]
+    Store {
+        /// What was being done, as a verb phrase.
+        doing: &'static str,
+        /// What the database said.
+        source: StoreError,
+    },
+    /// A rule of ours was about to be broken; the transaction was rolled back.
+    #[error("internal error: {0}")]
+    Bug(String),
+}
+
+/// What a database said.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// SQLite, with its own code and message; our statements carry no values.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    /// The file system.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl StoreError {
+    /// Whether another connection held the database for too long.
+    pub fn is_busy(&self) -> bool {
+        matches!(
+            self.code(),
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
+        )
+    }
+
+    /// Whether somebody interrupted the statement.
+    pub fn is_interrupt(&self) -> bool {
+        self.code() == Some(rusqlite::ErrorCode::OperationInterrupted)
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        self.code() == Some(rusqlite::ErrorCode::DiskFull)
+    }
+
+    fn code(&self) -> Option<rusqlite::ErrorCode> {
+        match self {
+            Self::Sqlite(e) => e.sqlite_error_code(),
+            Self::Io(_) => None,
+        }
+    }
+}
+
+impl Error {
+    /// A parameter error with the given Matrix code.
+    pub fn bad(errcode: &'static str, message: impl Into<String>) -> Self {
+        Self::BadRequest {
+            errcode,
+            message: message.into(),
+        }
+    }
+
+    /// The one table from error to door: status, errcode, exit code.
+    pub fn class(&self) -> Class {
+        let (status, errcode, exit) = match self {
+            Self::Config(_) => (500, "M_UNKNOWN", EXIT_USAGE),
+            Self::Unsafe(_) => (503, "M_UNKNOWN", EXIT_REFUSED),
+            Self::BadRequest { errcode, .. } => (400, *errcode, EXIT_USAGE),
+            Self::EventNotFound(_) | Self::NothingThatOld | Self::NoSuchJob(_) => {
+                (404, "M_NOT_FOUND", EXIT_FAILED)
+            }
+            Self::WrongRoom | Self::RoomBusy { .. } | Self::WouldEmptyRoom => {
+                (400, "M_UNKNOWN", EXIT_FAILED)
+            }
+            Self::QueueFull => (503, "M_LIMIT_EXCEEDED", EXIT_FAILED),
+            Self::Stopping => (503, "M_UNKNOWN", EXIT_INTERRUPTED),
+            Self::Cancelled => (500, "M_UNKNOWN", EXIT_INTERRUPTED),
+            Self::Denied {
+                status, errcode, ..
+            } => (*status, *errcode, EXIT_FAILED),
+            Self::PartialState(_) => (500, "M_UNKNOWN", EXIT_FAILED),
+            Self::NoSpace(_) | Self::JobFailed(_) | Self::Store { .. } | Self::Bug(_) => {
+                (500, "M_UNKNOWN", EXIT_FAILED)
+            }
+        };
+        Class {
+            status,
+            errcode,
+            exit,
+        }
+    }
+
+    /// The error text of a failed job's status (S-3): errors that carry an HTTP code of Synapse's show it.
+    pub fn status_text(&self) -> String {
+        match self.class().status {
+            status @ 400..=499 => format!("{status}: {self}"),
+            _ => self.to_string(),
+        }
+    }
+
+    /// Whether trying the same transaction again may succeed.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_busy())
+    }
+
+    /// Whether the database was interrupted on our own request.
+    pub fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_interrupt())
+    }
+}
+
+/// Adds to a database's error what we were doing.
+pub(crate) trait Doing<T> {
+    /// `doing` is a verb phrase: "read the forward extremities".
+    fn doing(self, doing: &'static str) -> Result<T, Error>;
+}
+
+impl<T, E: Into<StoreError>> Doing<T> for Result<T, E> {
+    fn doing(self, doing: &'static str) -> Result<T, Error> {
+        self.map_err(|source| Error::Store {
+            doing,
+            source: source.into(),
+        })
+    }
+}
+
+/// An error and everything beneath it on one line, for the log and the terminal.
+pub struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
+        let mut below = self.0.source();
+        while let Some(error) = below {
+            let text = error.to_string();
+            // A transparent wrapper repeats the text of what it wraps.
+            if !said.contains(&text) {
+                write!(f, ": {text}")?;
+                said.push_str(&text);
+            }
+            below = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,479 @@
+//! The ledger: a SQLite file of ours in which every job stands before it starts, and how it ended.
+//!
+//! Nothing of ours goes into Synapse's tables. The ledger has one owner at a time: it is locked for as long as
+//! it is open, so a second process learns that there is a first. It is written with full durability, because
+//! what it promises ("these state groups will be looked at") must be on disk before the database changes.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::{Doing, Error, StoreError};
+use crate::ids::JobId;
+use crate::time::Millis;
+
+/// How long an ended job can still be asked about by its id (S-10): 24 hours.
+pub const REMEMBER_ENDED_FOR: Millis = Millis(24 * 60 * 60 * 1000);
+
+/// Time for a predecessor that is just ending to let go.
+const OWNER_TIMEOUT: Duration = Duration::from_millis(500);
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS job (
+        id TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, params TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'complete', 'failed')),
+        error TEXT, progress TEXT NOT NULL, created_ms INTEGER NOT NULL, started_ms INTEGER, ended_ms INTEGER);
+    CREATE INDEX IF NOT EXISTS job_ended ON job (ended_ms);
+    CREATE INDEX IF NOT EXISTS job_subject ON job (subject);
+    -- Numbers a job must look at before it is done, whatever happens to it.
+    CREATE TABLE IF NOT EXISTS candidate (
+        subject TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (subject, number)) WITHOUT ROWID;
+    -- What a job decided to do with them, to be done in this order.
+    CREATE TABLE IF NOT EXISTS step (
+        subject TEXT NOT NULL, seq INTEGER NOT NULL, step TEXT NOT NULL, PRIMARY KEY (subject, seq)) WITHOUT ROWID;
+    PRAGMA user_version = 1;";
+
+/// Where a job is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Accepted, waiting for a worker; or interrupted, waiting for the next start.
+    Queued,
+    /// A worker has it.
+    Running,
+    /// Ended well.
+    Complete,
+    /// Ended with an error.
+    Failed,
+}
+
+impl State {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn of(text: &str) -> Self {
+        match text {
+            "queued" => Self::Queued,
+            "running" => Self::Running,
+            "complete" => Self::Complete,
+            _ => Self::Failed,
+        }
+    }
+
+    /// Whether the job is over.
+    pub fn is_ended(self) -> bool {
+        matches!(self, Self::Complete | Self::Failed)
+    }
+}
+
+/// One job, as the ledger has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its id.
+    pub id: JobId,
+    /// What it does: `purge_history`, …
+    pub kind: String,
+    /// What it does it to: a room id.
+    #[serde(rename = "room_id")]
+    pub subject: String,
+    /// Where it is in its life.
+    pub state: State,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What was asked.
+    pub params: Value,
+    /// How far it is, or what it did.
+    pub progress: Value,
+    /// When it was accepted.
+    pub created_ms: Millis,
+    /// When a worker first took it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<Millis>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_ms: Option<Millis>,
+}
+
+/// The open ledger; its owner is this process until it is dropped.
+pub struct Ledger {
+    conn: Mutex<Connection>,
+    path: PathBuf,
+}
+
+const RECORD: &str = "
+    SELECT id, kind, subject, state, error, params, progress, created_ms, started_ms, ended_ms FROM job";
+
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let json = |at: usize| -> rusqlite::Result<Value> {
+        Ok(serde_json::from_str(&row.get::<_, String>(at)?).unwrap_or(Value::Null))
+    };
+    Ok(Record {
+        id: JobId::new(row.get::<_, String>(0)?),
+        kind: row.get(1)?,
+        subject: row.get(2)?,
+        state: State::of(&row.get::<_, String>(3)?),
+        error: row.get(4)?,
+        params: json(5)?,
+        progress: json(6)?,
+        created_ms: Millis(row.get(7)?),
+        started_ms: row.get::<_, Option<i64>>(8)?.map(Millis),
+        ended_ms: row.get::<_, Option<i64>>(9)?.map(Millis),
+    })
+}
+
+impl Ledger {
+    /// Opens or makes the ledger and becomes its owner.
+    ///
+    /// # Errors
+    /// [`Error::Unsafe`] while another process owns it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let doing = "open the ledger";
+        let conn = Connection::open(path).doing(doing)?;
+        conn.busy_timeout(OWNER_TIMEOUT).doing(doing)?;
+        let owned = conn.execute_batch(
+            "PRAGMA locking_mode = EXCLUSIVE;
+             PRAGMA journal_mode = WAL;
+             PRAGMA synchronous = FULL;
+             BEGIN IMMEDIATE; COMMIT;",
+        );
+        if let Err(e) = owned {
+            let e = StoreError::from(e);
+            return Err(if e.is_busy() {
+                Error::Unsafe(format!(
+                    "another roomkeeper is at work: it owns the ledger {}",
+                    path.display()
+                ))
+            } else {
+                Error::Store { doing, source: e }
+            });
+        }
+        conn.execute_batch(SCHEMA).doing(doing)?;
+        Ok(Self {
+            conn: Mutex::new(conn),
+            path: path.to_owned(),
+        })
+    }
+
+    /// The ledger's file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes a new job down. It is there before anything starts.
+    pub fn insert(&self, job: &Record) -> Result<(), Error> {
+        let run = || {
+            self.conn.lock().execute(
+                "INSERT INTO job (id, kind, subject, params, state, progress, created_ms)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                params![
+                    job.id.as_str(),
+                    job.kind,
+                    job.subject,
+                    job.params.to_string(),
+                    job.state.text(),
+                    job.progress.to_string(),
+                    job.created_ms.0
+                ],
+            )
+        };
+        run().doing("write the job into the ledger").map(drop)
+    }
+
+    /// Takes back a job that could not be queued.
+    pub fn withdraw(&self, id: &JobId) -> Result<(), Error> {
+        let run = || {
+            self.conn
+                .lock()
+                .execute("DELETE FROM job WHERE id = $1", [id.as_str()])
+        };
+        run().doing("take a job out of the ledger").map(drop)
+    }
+
+    /// Notes that a worker has the job.
+    pub fn start(&self, id: &JobId, now: Millis) -> Result<(), Error> {
+        let run = || {
+            self.conn.lock().execute(
+                "UPDATE job SET state = 'running', started_ms = coalesce(started_ms, $1) WHERE id = $2",
+                params![now.0, id.as_str()],
+            )
+        };
+        run().doing("note a job's start in the ledger").map(drop)
+    }
+
+    /// Notes how far a job is.
+    pub fn progress(&self, id: &JobId, progress: &Value) -> Result<(), Error> {
+        let run = || {
+            self.conn.lock().execute(
+                "UPDATE job SET progress = $1 WHERE id = $2",
+                params![progress.to_string(), id.as_str()],
+            )
+        };
+        run().doing("note a job's progress in the ledger").map(drop)
+    }
+
+    /// Hands an interrupted job back, to be resumed at the next start.
+    pub fn suspend(&self, id: &JobId, progress: &Value) -> Result<(), Error> {
+        let run = || {
+            self.conn.lock().execute(
+                "UPDATE job SET state = 'queued', progress = $1 WHERE id = $2",
+                params![progress.to_string(), id.as_str()],
+            )
+        };
+        run().doing("hand a job back to the ledger").map(drop)
+    }
+
+    /// Notes a job's end; the 24 hours start now (S-10).
+    pub fn end(
+        &self,
+        id: &JobId,
+        error: Option<&str>,
+        progress: &Value,
+        now: Millis,
+    ) -> Result<(), Error> {
+        let state = if error.is_some() {
+            State::Failed
+        } else {
+            State::Complete
+        };
+        let run = || {
+            self.conn.lock().execute(
+                "UPDATE job SET state = $1, error = $2, progress = $3, ended_ms = $4 WHERE id = $5",
+                params![
+                    state.text(),
+                    error.filter(|e| !e.is_empty()),
+                    progress.to_string(),
+                    now.0,
+                    id.as_str()
+                ],
+            )
+        };
+        run().doing("note a job's end in the ledger").map(drop)
+    }
+
+    /// The job of this id, ended however long ago the ledger remembers.
+    pub fn get(&self, id: &JobId) -> Result<Option<Record>, Error> {
+        let run = || {
+            self.conn
+                .lock()
+                .query_row(&format!("{RECORD} WHERE id = $1"), [id.as_str()], record)
+                .optional()
+        };
+        run().doing("read the ledger")
+    }
+
+    /// The job of this id and kind, unless it ended 24 hours ago or more (S-9, S-10).
+    pub fn look_up(&self, id: &JobId, kind: &str, now: Millis) -> Result<Option<Record>, Error> {
+        let found = self.get(id)?.filter(|job| job.kind == kind);
+        Ok(found.filter(|job| {
+            job.ended_ms
+                .is_none_or(|ended| now - ended < REMEMBER_ENDED_FOR)
+        }))
+    }
+
+    /// All jobs, oldest first.
+    pub fn list(&self) -> Result<Vec<Record>, Error> {
+        let conn = self.conn.lock();
+        let run = || {
+            conn.prepare_cached(&format!("{RECORD} ORDER BY created_ms, rowid"))?
+                .query_map([], record)?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        run().doing("read the ledger")
+    }
+
+    /// Jobs that have not ended, oldest first: after a crash, those to resume.
+    pub fn unended(&self) -> Result<Vec<Record>, Error> {
+        Ok(self
+            .list()?
+            .into_iter()
+            .filter(|job| !job.state.is_ended())
+            .collect())
+    }
+
+    /// Drops records of jobs that ended longer ago than `keep`. Returns how many.
+    pub fn forget(&self, now: Millis, keep: Millis) -> Result<usize, Error> {
+        let ended_by = now - keep.max(REMEMBER_ENDED_FOR);
+        let run = || {
+            self.conn
+                .lock()
+                .execute("DELETE FROM job WHERE ended_ms <= $1", [ended_by.0])
+        };
+        run().doing("forget old jobs")
+    }
+
+    /// Notes numbers that must be looked at before the subject is left alone. Durable when it returns.
+    pub fn add_candidates(&self, subject: &str, numbers: &[i64]) -> Result<(), Error> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let run = || {
+            let mut conn = self.conn.lock();
+            let tx = conn.transaction()?;
+            {
+                let mut insert = tx.prepare_cached(
+                    "INSERT OR IGNORE INTO candidate (subject, number) VALUES ($1, $2)",
+                )?;
+                for number in numbers {
+                    insert.execute(params![subject, number])?;
+                }
+            }
+            tx.commit()
+        };
+        run().doing("note state groups in the ledger")
+    }
+
+    /// The numbers noted for the subject, in ascending order.
+    pub fn candidates(&self, subject: &str) -> Result<Vec<i64>, Error> {
+        let conn = self.conn.lock();
+        let run = || {
+            conn.prepare_cached("SELECT number FROM candidate WHERE subject = $1 ORDER BY number")?
+                .query_map([subject], |row| row.get(0))?
+                .collect::<rusqlite::Result<Vec<i64>>>()
+        };
+        run().doing("read the ledger")
+    }
+
+    /// Replaces the noted numbers by the steps decided on.
+    pub fn decide(&self, subject: &str, steps: &[String]) -> Result<(), Error> {
+        let run = || {
+            let mut conn = self.conn.lock();
+            let tx = conn.transaction()?;
+            {
+                tx.execute("DELETE FROM candidate WHERE subject = $1", [subject])?;
+                let mut insert = tx.prepare_cached(
+                    "INSERT INTO step (subject, seq, step)
+                     SELECT $1, coalesce(max(seq), 0) + 1, $2 FROM step WHERE subject = $1",
+                )?;
+                for step in steps {
+                    insert.execute(params![subject, step])?;
+                }
+            }
+            tx.commit()
+        };
+        run().doing("note a decision in the ledger")
+    }
+
+    /// The steps still to be done for the subject, in order.
+    pub fn steps(&self, subject: &str) -> Result<Vec<(i64, String)>, Error> {
+        let conn = self.conn.lock();
+        let run = || {
+            conn.prepare_cached("SELECT seq, step FROM step WHERE subject = $1 ORDER BY seq")?
+                .query_map([subject], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        run().doing("read the ledger")
+    }
+
+    /// Crosses out the steps up to and including `seq`.
+    pub fn done_up_to(&self, subject: &str, seq: i64) -> Result<(), Error> {
+        let run = || {
+            self.conn.lock().execute(
+                "DELETE FROM step WHERE subject = $1 AND seq <= $2",
+                params![subject, seq],
+            )
+        };
+        run().doing("cross out a step in the ledger").map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::days;
+
+    fn job(id: &str) -> Record {
+        Record {
+            id: JobId::from(id),
+            kind: "purge_history".into(),
+            subject: "!a:b".into(),
+            state: State::Queued,
+            error: None,
+            params: Value::Null,
+            progress: Value::Null,
+            created_ms: Millis(1),
+            started_ms: None,
+            ended_ms: None,
+        }
+    }
+
+    #[test]
+    fn a_ledger_has_one_owner_at_a_time() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("l");
+        let first = Ledger::open(&path).expect("opens");
+        assert!(matches!(Ledger::open(&path), Err(Error::Unsafe(_))));
+        drop(first);
+        Ledger::open(&path).expect("opens again");
+    }
+
+    #[test]
+    fn an_ended_job_is_found_for_24_hours_and_kept_on_record_longer() {
+        let dir = tempfile::tempdir().expect("directory");
+        let ledger = Ledger::open(&dir.path().join("l")).expect("opens");
+        ledger.insert(&job("A")).expect("insert");
+        let long = days(1000);
+        assert!(
+            ledger
+                .look_up(&JobId::from("A"), "purge_history", long)
+                .expect("read")
+                .is_some()
+        );
+        ledger
+            .end(&JobId::from("A"), Some("x"), &Value::Null, Millis(100))
+            .expect("end");
+        let at = |ms| {
+            ledger
+                .look_up(&JobId::from("A"), "purge_history", Millis(ms))
+                .expect("read")
+        };
+        assert_eq!(
+            at(100 + REMEMBER_ENDED_FOR.0 - 1)
+                .expect("there")
+                .error
+                .as_deref(),
+            Some("x")
+        );
+        assert!(at(100 + REMEMBER_ENDED_FOR.0).is_none());
+        assert!(
+            ledger
+                .look_up(&JobId::from("A"), "shutdown", Millis(100))
+                .expect("read")
+                .is_none()
+        );
+        ledger.forget(days(89), days(90)).expect("forget");
+        assert!(ledger.get(&JobId::from("A")).expect("read").is_some());
+        ledger.forget(days(91), days(90)).expect("forget");
+        assert!(ledger.get(&JobId::from("A")).expect("read").is_none());
+    }
+
+    #[test]
+    fn candidates_become_steps_and_steps_are_crossed_out_in_order() {
+        let dir = tempfile::tempdir().expect("directory");
+        let ledger = Ledger::open(&dir.path().join("l")).expect("opens");
+        ledger.add_candidates("r", &[3, 1, 3]).expect("note");
+        ledger.add_candidates("other", &[7]).expect("note");
+        assert_eq!(ledger.candidates("r").expect("read"), [1, 3]);
+        ledger
+            .decide("r", &["a".into(), "b".into(), "c".into()])
+            .expect("decide");
+        assert!(ledger.candidates("r").expect("read").is_empty());
+        let steps = ledger.steps("r").expect("read");
+        ledger.done_up_to("r", steps[1].0).expect("cross out");
+        assert_eq!(
+            ledger.steps("r").expect("read"),
+            [(steps[2].0, "c".to_owned())]
+        );
+        assert_eq!(ledger.candidates("other").expect("read"), [7]);
+    }
+}

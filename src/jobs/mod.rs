@@ -1,0 +1,7 @@
+//! Work that outlives a call: a pool of threads, a timer, and the ledger in which every job stands before it
+//! starts.
+
+pub mod ledger;
+pub mod pool;
+pub mod register;
+pub mod timer;

@@ -1,0 +1,411 @@
+//! Who may start a job, how it ends, and how far it is.
+//!
+//! A [`Ticket`] is both the right and the duty to say how a job ended: no job can stay "running" after its
+//! worker has gone. One subject (a room) has at most one job at a time (L-1, L-2).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{Condvar, Mutex};
+use serde_json::Value;
+
+use super::ledger::{Ledger, Record, State};
+use crate::error::Error;
+use crate::ids::{JobId, RoomId};
+use crate::time::{Clock, Millis};
+
+/// What stops a statement that is running now.
+pub type Interrupt = Box<dyn Fn() + Send>;
+
+/// A job that has not ended, as others see it.
+pub struct Live {
+    /// Its id.
+    pub id: JobId,
+    cancelled: AtomicBool,
+    interrupt: Mutex<Option<Interrupt>>,
+    progress: Mutex<Value>,
+}
+
+impl Live {
+    /// Whether somebody asked for the job to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Says by what the job's present statement can be stopped; `None` while it must not be.
+    pub fn set_interrupt(&self, interrupt: Option<Interrupt>) {
+        *self.interrupt.lock() = interrupt;
+    }
+
+    /// Stops the present statement, if it may be stopped.
+    pub fn trip(&self) {
+        if let Some(interrupt) = &*self.interrupt.lock() {
+            interrupt();
+        }
+    }
+
+    /// Publishes how far the job is.
+    pub fn set_progress(&self, progress: Value) {
+        *self.progress.lock() = progress;
+    }
+
+    /// How far the job is.
+    pub fn progress(&self) -> Value {
+        self.progress.lock().clone()
+    }
+}
+
+#[derive(Default)]
+struct Busy {
+    by_room: HashMap<RoomId, Arc<Live>>,
+}
+
+/// The rooms that are busy, and the ledger.
+pub struct Register {
+    ledger: Ledger,
+    clock: Arc<dyn Clock>,
+    busy: Mutex<Busy>,
+    ended: Condvar,
+}
+
+impl Register {
+    /// A register over a ledger that we own.
+    pub fn new(ledger: Ledger, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            ledger,
+            clock,
+            busy: Mutex::default(),
+            ended: Condvar::new(),
+        }
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Admits a new job for a room: check and insert are one step (L-6), and the job is in the ledger when this
+    /// returns.
+    ///
+    /// # Errors
+    /// [`Error::RoomBusy`] while another job has the room (L-2).
+    pub fn admit(
+        self: &Arc<Self>,
+        kind: &str,
+        room: &RoomId,
+        params: Value,
+    ) -> Result<Ticket, Error> {
+        let record = Record {
+            id: JobId::random(),
+            kind: kind.to_owned(),
+            subject: room.to_string(),
+            state: State::Queued,
+            error: None,
+            params,
+            progress: Value::Null,
+            created_ms: self.clock.now(),
+            started_ms: None,
+            ended_ms: None,
+        };
+        let ticket = self.claim(&record.id, room, Value::Null)?;
+        match self.ledger.insert(&record) {
+            Ok(()) => Ok(ticket),
+            Err(e) => {
+                ticket.forget();
+                Err(e)
+            }
+        }
+    }
+
+    /// Admits a job that the ledger has from an earlier life.
+    pub fn readmit(self: &Arc<Self>, record: &Record) -> Result<Ticket, Error> {
+        self.claim(
+            &record.id,
+            &RoomId::new(record.subject.clone()),
+            record.progress.clone(),
+        )
+    }
+
+    fn claim(
+        self: &Arc<Self>,
+        id: &JobId,
+        room: &RoomId,
+        progress: Value,
+    ) -> Result<Ticket, Error> {
+        let mut busy = self.busy.lock();
+        if busy.by_room.contains_key(room) {
+            return Err(Error::RoomBusy { room: room.clone() });
+        }
+        let live = Arc::new(Live {
+            id: id.clone(),
+            cancelled: AtomicBool::new(false),
+            interrupt: Mutex::new(None),
+            progress: Mutex::new(progress),
+        });
+        busy.by_room.insert(room.clone(), live.clone());
+        Ok(Ticket {
+            register: self.clone(),
+            room: room.clone(),
+            live,
+            is_ended: false,
+        })
+    }
+
+    /// Whether a job of ours has the room.
+    pub fn is_busy(&self, room: &RoomId) -> bool {
+        self.busy.lock().by_room.contains_key(room)
+    }
+
+    /// The job as the ledger has it, with the progress of this moment.
+    pub fn get(&self, id: &JobId) -> Result<Option<Record>, Error> {
+        Ok(self
+            .ledger
+            .get(id)?
+            .map(|record| self.with_progress(record)))
+    }
+
+    /// All jobs, oldest first.
+    pub fn list(&self) -> Result<Vec<Record>, Error> {
+        Ok(self
+            .ledger
+            .list()?
+            .into_iter()
+            .map(|record| self.with_progress(record))
+            .collect())
+    }
+
+    fn with_progress(&self, mut record: Record) -> Record {
+        if !record.state.is_ended()
+            && let Some(live) = self.live(&record.id)
+        {
+            let progress = live.progress();
+            if !progress.is_null() {
+                record.progress = progress;
+            }
+        }
+        record
+    }
+
+    fn live(&self, id: &JobId) -> Option<Arc<Live>> {
+        self.busy
+            .lock()
+            .by_room
+            .values()
+            .find(|live| live.id == *id)
+            .cloned()
+    }
+
+    /// Asks a job to end. Answers whether it is one that runs or waits here.
+    pub fn cancel(&self, id: &JobId) -> bool {
+        let Some(live) = self.live(id) else {
+            return false;
+        };
+        live.cancelled.store(true, Ordering::SeqCst);
+        live.trip();
+        true
+    }
+
+    /// Stops the present statement of every job; for when the process stops.
+    pub fn trip_all(&self) {
+        for live in self.busy.lock().by_room.values() {
+            live.trip();
+        }
+    }
+
+    /// Blocks until the job has left this register: ended, or handed back because the process stops.
+    pub fn wait(&self, id: &JobId) {
+        let mut busy = self.busy.lock();
+        while busy.by_room.values().any(|live| live.id == *id) {
+            self.ended.wait(&mut busy);
+        }
+    }
+
+    /// As [`Register::wait`], but no longer than `timeout`; answers whether the job has left.
+    pub fn wait_for(&self, id: &JobId, timeout: std::time::Duration) -> bool {
+        let mut busy = self.busy.lock();
+        if busy.by_room.values().any(|live| live.id == *id) {
+            self.ended.wait_for(&mut busy, timeout);
+        }
+        !busy.by_room.values().any(|live| live.id == *id)
+    }
+
+    /// Forgets what ended long ago: ids after 24 hours (S-10), records after `keep`.
+    pub fn forget_old(&self, keep: Millis) {
+        if let Err(e) = self.ledger.forget(self.clock.now(), keep) {
+            log::warn!("{}", crate::error::Chain(&e));
+        }
+    }
+
+    fn leave(&self, room: &RoomId) {
+        self.busy.lock().by_room.remove(room);
+        self.ended.notify_all();
+    }
+}
+
+/// The right to run a job, and the duty to say how it ended.
+pub struct Ticket {
+    register: Arc<Register>,
+    room: RoomId,
+    live: Arc<Live>,
+    is_ended: bool,
+}
+
+impl Ticket {
+    /// The job as others see it.
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> &JobId {
+        &self.live.id
+    }
+
+    /// The room it has.
+    pub fn room(&self) -> &RoomId {
+        &self.room
+    }
+
+    /// Notes that a worker has the job.
+    pub fn start(&self) -> Result<(), Error> {
+        self.register
+            .ledger
+            .start(self.id(), self.register.clock.now())
+    }
+
+    /// The job ended: well, or with the public text of its error (S-3).
+    pub fn end(mut self, error: Option<&str>) {
+        self.note_end(error);
+    }
+
+    /// The process stops: the job goes back into the ledger and is resumed at the next start.
+    pub fn suspend(mut self) {
+        self.is_ended = true;
+        if let Err(e) = self
+            .register
+            .ledger
+            .suspend(self.id(), &self.live.progress())
+        {
+            log::error!("job {}: {}", self.id(), crate::error::Chain(&e));
+        }
+    }
+
+    /// The job never was: it could not be queued.
+    pub fn withdraw(mut self) {
+        self.is_ended = true;
+        if let Err(e) = self.register.ledger.withdraw(self.id()) {
+            log::error!("job {}: {}", self.id(), crate::error::Chain(&e));
+        }
+    }
+
+    fn forget(mut self) {
+        self.is_ended = true;
+    }
+
+    fn note_end(&mut self, error: Option<&str>) {
+        self.is_ended = true;
+        let now = self.register.clock.now();
+        if let Err(e) = self
+            .register
+            .ledger
+            .end(self.id(), error, &self.live.progress(), now)
+        {
+            // The ledger still says that it runs; the next start finds nothing left to do and says so.
+            log::error!("job {}: {}", self.id(), crate::error::Chain(&e));
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            self.note_end(Some("the job stopped without saying why"));
+        }
+        self.register.leave(&self.room);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::ManualClock;
+
+    fn register() -> (tempfile::TempDir, Arc<Register>) {
+        let dir = tempfile::tempdir().expect("directory");
+        let ledger = Ledger::open(&dir.path().join("l")).expect("opens");
+        (
+            dir,
+            Arc::new(Register::new(ledger, Arc::new(ManualClock::at(Millis(5))))),
+        )
+    }
+
+    #[test]
+    fn a_room_has_one_job_at_a_time_in_every_outcome() {
+        let (_dir, register) = register();
+        let room = RoomId::from("!a:b");
+        for end in 0..4 {
+            let ticket = register.admit("k", &room, Value::Null).expect("free");
+            let again = register
+                .admit("k", &room, Value::Null)
+                .err()
+                .map(|e| e.to_string());
+            assert_eq!(
+                again.as_deref(),
+                Some("History purge already in progress for !a:b")
+            );
+            assert!(
+                register
+                    .admit("k", &RoomId::from("!c:d"), Value::Null)
+                    .is_ok()
+            );
+            match end {
+                0 => ticket.end(None),
+                1 => ticket.end(Some("no")),
+                2 => ticket.withdraw(),
+                _ => drop(ticket),
+            }
+            assert!(!register.is_busy(&room));
+        }
+    }
+
+    #[test]
+    fn no_job_stays_running_when_its_worker_has_gone() {
+        let (_dir, register) = register();
+        let ticket = register
+            .admit("k", &RoomId::from("!a:b"), Value::Null)
+            .expect("free");
+        let id = ticket.id().clone();
+        ticket.start().expect("noted");
+        let died = std::thread::spawn(move || {
+            let _held = ticket;
+            panic!("meant to");
+        });
+        assert!(died.join().is_err());
+        let record = register.get(&id).expect("read").expect("there");
+        assert_eq!(
+            (record.state, record.ended_ms),
+            (State::Failed, Some(Millis(5)))
+        );
+        register.wait(&id);
+    }
+
+    #[test]
+    fn a_withdrawn_job_leaves_no_trace_and_a_suspended_one_waits_for_the_next_start() {
+        let (_dir, register) = register();
+        let ticket = register
+            .admit("k", &RoomId::from("!a:b"), Value::Null)
+            .expect("free");
+        let id = ticket.id().clone();
+        ticket.withdraw();
+        assert!(register.get(&id).expect("read").is_none());
+        let ticket = register
+            .admit("k", &RoomId::from("!a:b"), Value::Null)
+            .expect("free");
+        ticket.start().expect("noted");
+        ticket.suspend();
+        let unended = register.ledger().unended().expect("read");
+        assert_eq!(unended.len(), 1);
+        assert_eq!(unended[0].state, State::Queued);
+    }
+}

@@ -1,0 +1,570 @@
+//! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::config::{Config, Homeserver};
+use crate::error::{Chain, Error};
+use crate::ids::{JobId, RoomId};
+use crate::jobs::ledger::{Ledger, Record, State};
+use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
+use crate::jobs::register::{Register, Ticket};
+use crate::jobs::timer::{self, Timer};
+use crate::locks::RoomLocks;
+use crate::point::PurgePoint;
+use crate::purge::{self, Gait, Plan, Progress, Request, Worksite};
+use crate::store::check::{self, Violation};
+use crate::store::db::{CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete};
+use crate::store::homeserver::{self, Watch};
+use crate::store::points;
+use crate::store::search;
+use crate::store::space::{self, Reclaimed};
+use crate::store::users::{self, Requester};
+
+/// The kind of a history purge in the ledger (S-16 names it so).
+pub const PURGE_HISTORY: &str = "purge_history";
+
+/// Read-only connections kept open for questions: one for each handler thread of the doors.
+const READERS: usize = 8;
+
+/// How a purge is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PurgeOptions {
+    /// Whether local users' messages go as well as remote ones.
+    pub delete_local_events: bool,
+}
+
+/// The status of a history purge, in Synapse's terms (S-1, S-2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PurgeStatus {
+    /// `active`, `complete` or `failed`.
+    pub status: &'static str,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// Keeps the rooms of one homeserver database.
+///
+/// Cheap to clone; the threads end when the last clone is dropped or stopped.
+#[derive(Clone)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+    threads: Arc<Threads>,
+}
+
+/// What jobs need. Jobs hold this and never the threads, so that no thread can be left to join itself.
+struct Shared {
+    config: Config,
+    register: Arc<Register>,
+    locks: RoomLocks,
+    writer: Mutex<()>,
+    readers: Mutex<Vec<Db>>,
+    is_stopping: AtomicBool,
+}
+
+/// The threads, and the way they end: dropping this.
+struct Threads {
+    shared: Arc<Shared>,
+    pool: Option<Pool>,
+    timer: Option<Timer>,
+}
+
+impl Keeper {
+    /// Opens a database and becomes the owner of its ledger.
+    ///
+    /// # Errors
+    /// [`Error::Unsafe`] while another roomkeeper owns the ledger, while a homeserver seems to be running (unless
+    /// told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        if !config.database.is_file() {
+            // Before a ledger appears beside nothing.
+            drop(Db::open(&config.database, &OpenOptions::default())?);
+        }
+        let ledger = Ledger::open(&config.ledger)?;
+        refuse_running_homeserver(&config)?;
+        let mut db = Db::open(&config.database, &OpenOptions::default())?;
+        homeserver::release_leftover_locks(&mut db)?;
+        drop(db);
+        let register = Arc::new(Register::new(ledger, config.clock.clone()));
+        let shared = Arc::new(Shared {
+            register,
+            locks: RoomLocks::default(),
+            writer: Mutex::new(()),
+            readers: Mutex::new(Vec::new()),
+            is_stopping: AtomicBool::new(false),
+            config,
+        });
+        shared.register.forget_old(shared.config.keep_jobs);
+        let no_thread = |e| Error::Store {
+            doing: "start a thread",
+            source: crate::error::StoreError::Io(e),
+        };
+        let pool = Pool::new(shared.config.workers.max(1), QUEUE_DEPTH).map_err(no_thread)?;
+        let register = shared.register.clone();
+        let keep = shared.config.keep_jobs;
+        let timer =
+            Timer::start(timer::PERIOD, move || register.forget_old(keep)).map_err(no_thread)?;
+        let threads = Arc::new(Threads {
+            shared: shared.clone(),
+            pool: Some(pool),
+            timer: Some(timer),
+        });
+        let keeper = Self { shared, threads };
+        if keeper.shared.config.resume {
+            keeper.resume()?;
+        }
+        Ok(keeper)
+    }
+
+    /// What the keeper was opened with.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Starts a purge of a room's history and returns at once; the work is a job.
+    ///
+    /// # Errors
+    /// [`Error::EventNotFound`], [`Error::WrongRoom`], [`Error::NothingThatOld`] for the point;
+    /// [`Error::RoomBusy`] while another job has the room; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was
+    /// started then.
+    pub fn purge_history(
+        &self,
+        room: &RoomId,
+        point: PurgePoint,
+        options: PurgeOptions,
+    ) -> Result<JobId, Error> {
+        let now = self.shared.config.clock.now();
+        let point = self.shared.with_reader(|db| {
+            let point = points::resolve(db, room, &point, now)?;
+            if homeserver::has_own_task(db, room, now)? {
+                return Err(Error::RoomBusy { room: room.clone() });
+            }
+            Ok(point)
+        })?;
+        let request = Request {
+            point,
+            delete_local_events: options.delete_local_events,
+        };
+        let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
+        let ticket = self.shared.register.admit(PURGE_HISTORY, room, params)?;
+        let id = ticket.id().clone();
+        log::info!("room {room}: purge {id} up to {point} is queued");
+        self.submit(ticket, request)?;
+        Ok(id)
+    }
+
+    /// What such a purge would remove, table by table. Reads only.
+    pub fn plan_purge(
+        &self,
+        room: &RoomId,
+        point: &PurgePoint,
+        options: PurgeOptions,
+    ) -> Result<Plan, Error> {
+        let shared = &self.shared;
+        shared.with_reader(|db| plan_purge(db, &shared.config, room, point, options))
+    }
+
+    fn submit(&self, ticket: Ticket, request: Request) -> Result<(), Error> {
+        let shared = self.shared.clone();
+        // The ticket outlives a refusal, so that it can be withdrawn.
+        let slot = Arc::new(Mutex::new(Some(ticket)));
+        let taken = slot.clone();
+        let job = Box::new(move || {
+            if let Some(ticket) = taken.lock().take() {
+                shared.run_purge(ticket, &request);
+            }
+        });
+        let pool = self.threads.pool.as_ref().ok_or(Error::Stopping)?;
+        let refused = match pool.submit(job) {
+            Ok(()) => return Ok(()),
+            Err(SubmitError::Full) => Error::QueueFull,
+            Err(SubmitError::Closed) => Error::Stopping,
+        };
+        if let Some(ticket) = slot.lock().take() {
+            ticket.withdraw();
+        }
+        Err(refused)
+    }
+
+    /// Takes up the jobs that an earlier process left unfinished; answers their ids. A job that cannot be taken up
+    /// is ended with the reason (S-19).
+    pub fn resume(&self) -> Result<Vec<JobId>, Error> {
+        let mut resumed = Vec::new();
+        for record in self.shared.register.ledger().unended()? {
+            let Ok(ticket) = self.shared.register.readmit(&record) else {
+                continue;
+            };
+            let id = record.id.clone();
+            match serde_json::from_value(record.params) {
+                Ok(request) if record.kind == PURGE_HISTORY => {
+                    log::info!(
+                        "room {}: purge {id} goes on where it was interrupted",
+                        record.subject
+                    );
+                    match self.submit(ticket, request) {
+                        Ok(()) => resumed.push(id),
+                        // It stands in the ledger and is taken up at the next start.
+                        Err(e) => log::warn!("purge {id} could not be taken up again: {e}"),
+                    }
+                }
+                _ => ticket.end(Some(
+                    "interrupted, and this roomkeeper does not know how to go on",
+                )),
+            }
+        }
+        Ok(resumed)
+    }
+
+    /// The status of a history purge; `None` when there is no such purge, or 24 hours after its end (S-10).
+    pub fn purge_status(&self, id: &str) -> Result<Option<PurgeStatus>, Error> {
+        let now = self.shared.config.clock.now();
+        let found = self
+            .shared
+            .register
+            .ledger()
+            .look_up(&JobId::from(id), PURGE_HISTORY, now)?;
+        Ok(found.map(|job| PurgeStatus {
+            status: match job.state {
+                State::Queued | State::Running => "active",
+                State::Complete => "complete",
+                State::Failed => "failed",
+            },
+            error: job.error,
+        }))
+    }
+
+    /// Every job on record, oldest first, with the progress of this moment.
+    pub fn jobs(&self) -> Result<Vec<Record>, Error> {
+        self.shared.register.list()
+    }
+
+    /// One job on record.
+    pub fn job(&self, id: &JobId) -> Result<Option<Record>, Error> {
+        self.shared.register.get(id)
+    }
+
+    /// Asks a job to end at the next whole point; it then is `failed` with the error `cancelled`. A job that waits
+    /// for the next start is ended at once.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchJob`]; a job that has ended already is left as it is, and that is no error.
+    pub fn cancel(&self, id: &JobId) -> Result<(), Error> {
+        let Some(job) = self.job(id)? else {
+            return Err(Error::NoSuchJob(id.clone()));
+        };
+        if job.state.is_ended() || self.shared.register.cancel(id) {
+            return Ok(());
+        }
+        let now = self.shared.config.clock.now();
+        self.shared.register.ledger().end(
+            id,
+            Some(&Error::Cancelled.to_string()),
+            &job.progress,
+            now,
+        )
+    }
+
+    /// Blocks until a job has ended, and gives its record.
+    ///
+    /// # Errors
+    /// [`Error::JobFailed`] with the text of its status; [`Error::Stopping`] when it was handed back because the
+    /// keeper stops; [`Error::NoSuchJob`].
+    pub fn wait(&self, id: &JobId) -> Result<Record, Error> {
+        self.shared.register.wait(id);
+        let job = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
+        match job.state {
+            State::Complete => Ok(job),
+            State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
+            State::Queued | State::Running => Err(Error::Stopping),
+        }
+    }
+
+    /// Waits for a job no longer than `timeout`; answers whether it has ended or was handed back.
+    pub fn wait_for(&self, id: &JobId, timeout: Duration) -> bool {
+        self.shared.register.wait_for(id, timeout)
+    }
+
+    /// The user of a Synapse access token (U-2 … U-8).
+    ///
+    /// # Errors
+    /// [`Error::Denied`] with the status and code to answer.
+    pub fn authenticate(&self, token: &str) -> Result<Requester, Error> {
+        let shared = &self.shared;
+        let now = shared.config.clock.now();
+        shared.with_reader(|db| {
+            let requester = users::by_access_token(db, token, now)?;
+            if shared.config.account_validity && users::is_expired(db, &requester.user_id, now)? {
+                return Err(Error::Denied {
+                    status: 403,
+                    errcode: "ORG_MATRIX_EXPIRED_ACCOUNT",
+                    message: "User account has expired",
+                    soft_logout: None,
+                });
+            }
+            Ok(requester)
+        })
+    }
+
+    /// Whether the database answers.
+    pub fn is_healthy(&self) -> bool {
+        self.shared
+            .with_reader(|db| db.pragma("schema_version"))
+            .is_ok()
+    }
+
+    /// Whether the keeper is stopping.
+    pub fn is_stopping(&self) -> bool {
+        self.shared.is_stopping.load(Ordering::SeqCst)
+    }
+
+    /// Stops: every running job ends its transaction or gives it up, and is handed back to the ledger. When this
+    /// was the last clone, all threads have been joined when it returns; other clones can still ask, but nothing
+    /// runs for them any more.
+    pub fn stop(self) {
+        self.shared.begin_to_stop();
+    }
+}
+
+impl Shared {
+    fn begin_to_stop(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        self.register.trip_all();
+    }
+
+    fn with_reader<T>(&self, ask: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
+        let kept = self.readers.lock().pop();
+        let db = match kept {
+            Some(db) => db,
+            None => Db::open(&self.config.database, &reader_options())?,
+        };
+        let answer = ask(&db);
+        let mut readers = self.readers.lock();
+        if readers.len() < READERS && !self.is_stopping.load(Ordering::SeqCst) {
+            readers.push(db);
+        }
+        answer
+    }
+
+    fn run_purge(&self, ticket: Ticket, request: &Request) {
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
+        if is_stopping() {
+            return ticket.suspend();
+        }
+        let outcome = ticket
+            .start()
+            .and_then(|()| self.purge(&ticket, request, &is_stopping));
+        let (id, room) = (ticket.id().clone(), ticket.room().clone());
+        match outcome {
+            Ok(progress) => {
+                log::info!(
+                    "room {room}: purge {id} is complete: {} events deleted",
+                    progress.events_deleted
+                );
+                ticket.end(None);
+            }
+            Err(Error::Stopping) => {
+                log::info!("room {room}: purge {id} is interrupted and goes on at the next start");
+                ticket.suspend();
+            }
+            Err(e) => {
+                log::error!("room {room}: purge {id} failed: {}", Chain(&e));
+                ticket.end(Some(&e.status_text()));
+            }
+        }
+    }
+
+    fn purge(
+        &self,
+        ticket: &Ticket,
+        request: &Request,
+        is_stopping: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Progress, Error> {
+        let config = &self.config;
+        let gait = match config.homeserver {
+            Homeserver::Beside => Gait::Beside,
+            Homeserver::Refuse | Homeserver::AssumeStopped => Gait::Offline,
+        };
+        let options = OpenOptions {
+            read_only: false,
+            cache_kib: if gait == Gait::Offline {
+                CACHE_OFFLINE_KIB
+            } else {
+                CACHE_BESIDE_KIB
+            },
+            secure_delete: if config.overwrite_deleted {
+                SecureDelete::On
+            } else {
+                SecureDelete::Off
+            },
+        };
+        let watch = (config.homeserver == Homeserver::Refuse)
+            .then(|| Watch::new(config.whereabouts.clone(), &config.database));
+        let mut site = Worksite {
+            db: Db::open(&config.database, &options)?,
+            room: ticket.room(),
+            server_name: &config.server_name,
+            gait,
+            bounds: config.stride,
+            overwrite_deleted: config.overwrite_deleted,
+            locks: &self.locks,
+            writer: &self.writer,
+            ledger: self.register.ledger(),
+            live: ticket.live(),
+            watch,
+            clock: &*config.clock,
+            is_stopping,
+        };
+        purge::run(&mut site, request)
+    }
+}
+
+/// How often a stopping keeper interrupts what still runs: a statement may begin just after the last time.
+const TRIP_AGAIN: Duration = Duration::from_millis(50);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.shared.begin_to_stop();
+        drop(self.timer.take());
+        let pool = self.pool.take();
+        let done = Arc::new(AtomicBool::new(false));
+        thread::scope(|scope| {
+            let (joined, shared) = (done.clone(), &self.shared);
+            scope.spawn(move || {
+                while !joined.load(Ordering::SeqCst) {
+                    shared.register.trip_all();
+                    thread::sleep(TRIP_AGAIN);
+                }
+            });
+            drop(pool);
+            done.store(true, Ordering::SeqCst);
+        });
+        self.shared.readers.lock().clear();
+    }
+}
+
+fn reader_options() -> OpenOptions {
+    OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    }
+}
+
+/// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
+fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
+    if config.homeserver != Homeserver::Refuse {
+        return Ok(());
+    }
+    let sign = match Watch::new(config.whereabouts.clone(), &config.database).outside() {
+        Some(sign) => Some(sign),
+        None if homeserver::is_open_elsewhere(&config.database)? => {
+            Some("another process has the database open".to_owned())
+        }
+        None => {
+            let db = Db::open(&config.database, &OpenOptions::default())?;
+            Watch::new(Default::default(), &config.database)
+                .sign_of_life(&db, config.clock.now())?
+        }
+    };
+    match sign {
+        None => Ok(()),
+        Some(sign) => Err(Error::Unsafe(format!(
+            "a homeserver seems to be running on this database: {sign}. Stop it first; or accept it with --beside \
+             (roomkeeper.homeserver.running: beside); or, if you are sure that none is running, say --offline=assume"
+        ))),
+    }
+}
+
+fn plan_purge(
+    db: &Db,
+    config: &Config,
+    room: &RoomId,
+    point: &PurgePoint,
+    options: PurgeOptions,
+) -> Result<Plan, Error> {
+    let point = points::resolve(db, room, point, config.clock.now())?;
+    let request = Request {
+        point,
+        delete_local_events: options.delete_local_events,
+    };
+    purge::plan(db, room, &request, &config.server_name)
+}
+
+/// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.
+pub struct Viewer {
+    db: Db,
+    config: Config,
+}
+
+impl Viewer {
+    /// Opens the database for reading.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        Ok(Self {
+            db: Db::open(&config.database, &reader_options())?,
+            config,
+        })
+    }
+
+    /// As [`Keeper::plan_purge`].
+    pub fn plan_purge(
+        &self,
+        room: &RoomId,
+        point: &PurgePoint,
+        options: PurgeOptions,
+    ) -> Result<Plan, Error> {
+        plan_purge(&self.db, &self.config, room, point, options)
+    }
+
+    /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.
+    pub fn check(&self, each: impl FnMut(&str, &str)) -> Result<Vec<Violation>, Error> {
+        check::check(&self.db, each)
+    }
+
+    /// Bytes of the database file that hold nothing any more.
+    pub fn reclaimable_bytes(&self) -> Result<u64, Error> {
+        space::reclaimable_bytes(&self.db)
+    }
+}
+
+/// Tests a database that nobody else uses, the full-text index included, which only a writer can ask.
+///
+/// # Errors
+/// [`Error::Unsafe`] when a homeserver seems to be running; [`Viewer::check`] serves then.
+pub fn check_offline(
+    config: &Config,
+    each: impl FnMut(&str, &str),
+) -> Result<Vec<Violation>, Error> {
+    let _owner = Ledger::open(&config.ledger)?;
+    refuse_running_homeserver(config)?;
+    check::check(&Db::open(&config.database, &OpenOptions::default())?, each)
+}
+
+/// Gives free pages back to the file system. Nothing else may have the database open.
+///
+/// # Errors
+/// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
+pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
+    let _owner = Ledger::open(&config.ledger)?;
+    // Only a stopped homeserver will do here, whatever the configuration accepts.
+    let alone = Config {
+        homeserver: Homeserver::Refuse,
+        ..config.clone()
+    };
+    refuse_running_homeserver(&alone)?;
+    let mut db = Db::open(&config.database, &OpenOptions::default())?;
+    if config.overwrite_deleted && search::is_present(&db) {
+        // Purges beside a running homeserver leave this to us.
+        db.write("merge the full-text index", search::optimize)?;
+    }
+    drop(db);
+    space::reclaim(&config.database)
+}
+
+/// What a job's record says, as the doors show it.
+pub fn job_view(record: &Record) -> serde_json::Value {
+    serde_json::to_value(record).unwrap_or_else(|_| json!({}))
+}

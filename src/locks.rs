@@ -1,0 +1,161 @@
+//! One read/write lock per room (L-9): a purge holds a room alone, pages read it together.
+//!
+//! These are `parking_lot`'s locks as they are; released fairly they serve in order of arrival. The map
+//! holds weak references, so quiet rooms cost nothing. A lock is a value: what needs the room alone asks
+//! for a [`RoomWrite`], so that a purge without the lock does not compile.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::lock_api::{ArcRwLockReadGuard, ArcRwLockWriteGuard};
+use parking_lot::{Mutex, RawRwLock, RwLock};
+
+use crate::ids::RoomId;
+
+/// The locks of all rooms that somebody holds or waits for.
+#[derive(Debug, Default)]
+pub struct RoomLocks {
+    rooms: Mutex<HashMap<RoomId, Weak<RwLock<()>>>>,
+}
+
+/// The room, held alone. Dropping it lets the next in line through.
+pub struct RoomWrite {
+    guard: Option<ArcRwLockWriteGuard<RawRwLock, ()>>,
+    room: RoomId,
+}
+
+/// The room, shared with other readers.
+pub struct RoomRead {
+    guard: Option<ArcRwLockReadGuard<RawRwLock, ()>>,
+}
+
+/// Entries the map may hold before dead ones are swept out: small enough to sweep in microseconds.
+const SWEEP_ABOVE: usize = 64;
+
+impl RoomLocks {
+    /// Waits for the room alone, in order of arrival.
+    pub fn write(&self, room: &RoomId) -> RoomWrite {
+        RoomWrite {
+            guard: Some(self.of(room).write_arc()),
+            room: room.clone(),
+        }
+    }
+
+    /// Waits for the room among readers: after the writers that were there before, never after later ones.
+    pub fn read(&self, room: &RoomId) -> RoomRead {
+        RoomRead {
+            guard: Some(self.of(room).read_arc()),
+        }
+    }
+
+    fn of(&self, room: &RoomId) -> Arc<RwLock<()>> {
+        let mut rooms = self.rooms.lock();
+        if let Some(lock) = rooms.get(room).and_then(Weak::upgrade) {
+            return lock;
+        }
+        if rooms.len() > SWEEP_ABOVE {
+            rooms.retain(|_, lock| lock.strong_count() > 0);
+        }
+        let lock = Arc::new(RwLock::new(()));
+        rooms.insert(room.clone(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
+impl RoomWrite {
+    /// The room that is held.
+    pub fn room(&self) -> &RoomId {
+        &self.room
+    }
+}
+
+impl Drop for RoomWrite {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            ArcRwLockWriteGuard::unlock_fair(guard);
+        }
+    }
+}
+
+impl Drop for RoomRead {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            ArcRwLockReadGuard::unlock_fair(guard);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    #[test]
+    fn a_reader_that_comes_after_a_waiting_writer_runs_after_it() {
+        let locks = Arc::new(RoomLocks::default());
+        let room = RoomId::from("!a:b");
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let first = locks.read(&room);
+        let start = |name: &'static str, write: bool| {
+            let (locks, room, order) = (locks.clone(), room.clone(), order.clone());
+            let thread = thread::spawn(move || {
+                let _held: (Option<RoomWrite>, Option<RoomRead>) = if write {
+                    (Some(locks.write(&room)), None)
+                } else {
+                    (None, Some(locks.read(&room)))
+                };
+                order.lock().push(name);
+            });
+            // Long enough for the thread to be parked in the queue.
+            thread::sleep(Duration::from_millis(50));
+            thread
+        };
+        let threads = [start("writer", true), start("reader", false)];
+        assert!(order.lock().is_empty());
+        drop(first);
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+        assert_eq!(*order.lock(), ["writer", "reader"]);
+    }
+
+    #[test]
+    fn rooms_do_not_wait_for_each_other_and_quiet_rooms_cost_nothing() {
+        let locks = RoomLocks::default();
+        let _a = locks.write(&RoomId::from("!a:b"));
+        for n in 0..1_000 {
+            drop(locks.write(&RoomId::new(format!("!{n}:b"))));
+        }
+        assert!(locks.rooms.lock().len() <= SWEEP_ABOVE + 2);
+    }
+
+    #[test]
+    fn a_writer_is_alone() {
+        let locks = Arc::new(RoomLocks::default());
+        let inside = Arc::new(AtomicUsize::new(0));
+        let threads: Vec<_> = (0..8)
+            .map(|n| {
+                let (locks, inside) = (locks.clone(), inside.clone());
+                thread::spawn(move || {
+                    let room = RoomId::from("!a:b");
+                    for _ in 0..200 {
+                        if n % 2 == 0 {
+                            let _alone = locks.write(&room);
+                            assert_eq!(inside.fetch_add(1_000, Ordering::SeqCst), 0);
+                            inside.fetch_sub(1_000, Ordering::SeqCst);
+                        } else {
+                            let _shared = locks.read(&room);
+                            assert!(inside.fetch_add(1, Ordering::SeqCst) < 1_000);
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                        }
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no overlap");
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! History purges (behaviour.md section 4): what a request would remove, and removing it in strides.
+
+mod pace;
+mod plan;
+mod request;
+mod run;
+mod state;
+
+pub use pace::{Gait, Pace};
+pub use plan::{Plan, plan};
+pub use request::{Progress, Request};
+pub use run::{Worksite, run};

@@ -1,0 +1,148 @@
+//! How much one transaction does, and how long the database rests before the next.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::stride::StrideBounds;
+
+/// Whether somebody waits for the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gait {
+    /// The homeserver is stopped: long strides, no rests.
+    Offline,
+    /// Beside a running homeserver: strides bounded in time, and a rest after each.
+    Beside,
+}
+
+/// Rest between strides beside a live server. SQLite polls a busy lock every 100 ms at the longest; with a rest
+/// of 110 ms a waiting writer waited at most 0.53 s, with 20 ms up to 2.3 s.
+pub const REST: Duration = Duration::from_millis(120);
+
+/// Write-ahead log that one offline stride aims at; a quarter of the 1 GiB that it must never exceed, because
+/// the next stride can cost four times what this one told.
+const WAL_AIM: u64 = 256 * 1024 * 1024;
+
+/// Events of the first stride offline; it tells how much log an event costs in this database.
+const FIRST_OFFLINE: i64 = 10_000;
+
+/// No offline stride is longer: its work list is held in memory.
+const MOST_OFFLINE: i64 = 400_000;
+
+/// Events of the first stride beside a live server.
+const FIRST_BESIDE: i64 = 250;
+
+/// Fewest events of a stride: below this the fixed cost of a stride is all there is.
+const FEWEST: i64 = 50;
+
+/// The length of the next stride, learnt from the last.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    gait: Gait,
+    bounds: StrideBounds,
+    events: i64,
+}
+
+impl Pace {
+    /// The pace at which a job starts.
+    pub fn new(gait: Gait, bounds: StrideBounds) -> Self {
+        let events = match gait {
+            Gait::Offline => FIRST_OFFLINE,
+            Gait::Beside => FIRST_BESIDE.min(bounds.events),
+        };
+        Self {
+            gait,
+            bounds,
+            events,
+        }
+    }
+
+    /// The gait.
+    pub fn gait(&self) -> Gait {
+        self.gait
+    }
+
+    /// Events the next stride should take.
+    pub fn events(&self) -> i64 {
+        self.events
+    }
+
+    /// Learns from a stride: what it dealt with, how long it held the write lock, how large the log became.
+    pub fn learn(&mut self, events: i64, took: Duration, wal_bytes: u64) {
+        let events = events.max(1);
+        let (aim, spent, most) = match self.gait {
+            Gait::Offline => (WAL_AIM, wal_bytes.max(1), MOST_OFFLINE),
+            Gait::Beside => {
+                // Three quarters of the bound, so that most strides keep it.
+                let aim = u64::try_from(self.bounds.millis).unwrap_or(1) * 3 / 4;
+                (
+                    aim,
+                    u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1),
+                    self.bounds.events,
+                )
+            }
+        };
+        let fitting = (events as f64 * (aim as f64 / spent as f64)) as i64;
+        // Grow by steps: the first strides of a room may be lighter than the next.
+        self.events = fitting
+            .min(self.events.saturating_mul(2))
+            .clamp(FEWEST.min(most), most);
+    }
+
+    /// A stride took too long and was rolled back: try a quarter of it.
+    pub fn shorten(&mut self) {
+        self.events = (self.events / 4).max(1);
+    }
+
+    /// How long a stride may go on before it is rolled back, if there is a limit.
+    pub fn deadline(&self) -> Option<Duration> {
+        match self.gait {
+            Gait::Offline => None,
+            Gait::Beside => Some(
+                Duration::from_millis(u64::try_from(self.bounds.millis).unwrap_or(500)) * 3 / 2,
+            ),
+        }
+    }
+
+    /// The rest that others are owed after a stride.
+    pub fn rest(&self) -> Duration {
+        match self.gait {
+            Gait::Offline => Duration::ZERO,
+            Gait::Beside => REST,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strides_beside_a_server_settle_below_their_time() {
+        let mut pace = Pace::new(Gait::Beside, StrideBounds::default());
+        for _ in 0..20 {
+            // A machine that deals with two events a millisecond.
+            let took = Duration::from_millis(u64::try_from(pace.events() / 2).expect("positive"));
+            pace.learn(pace.events(), took, 0);
+            assert!(pace.events() <= 5_000);
+        }
+        assert!((700..=760).contains(&pace.events()), "{}", pace.events());
+        pace.shorten();
+        assert!(pace.events() < 200);
+    }
+
+    #[test]
+    fn offline_strides_settle_below_their_log() {
+        let mut pace = Pace::new(Gait::Offline, StrideBounds::default());
+        for _ in 0..20 {
+            pace.learn(
+                pace.events(),
+                Duration::ZERO,
+                u64::try_from(pace.events()).expect("positive") * 4096,
+            );
+        }
+        assert!(u64::try_from(pace.events()).expect("positive") * 4096 <= WAL_AIM + 4096);
+        assert_eq!(pace.rest(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,100 @@
+//! A dry run: what a purge would remove, table by table. It reads only.
+
+use serde::Serialize;
+
+use super::request::Request;
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::store::db::Db;
+use crate::store::history::{self, Cut, RowCounts};
+use crate::store::state_groups::{self, References};
+use crate::store::{search, space};
+
+/// What a purge would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The room.
+    pub room_id: RoomId,
+    /// The point; what lies there survives.
+    pub point: String,
+    /// Events that would be deleted.
+    pub events_deleted: i64,
+    /// Events that would stay without being part of the timeline: state, and what must not go.
+    pub events_kept_as_outliers: i64,
+    /// Rows that would be removed, by table.
+    pub rows_removed: RowCounts,
+    /// State groups that would go.
+    pub state_groups_freed: i64,
+    /// Bytes the database file holds free already, before the purge.
+    pub reclaimable_bytes: u64,
+}
+
+/// Plans `request`; the connection may be one that cannot write.
+///
+/// # Errors
+/// What the purge itself would refuse: [`Error::WouldEmptyRoom`], [`Error::PartialState`].
+pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Result<Plan, Error> {
+    db.read("plan a purge", |db| {
+        refuse_to_empty(db, room, request)?;
+        let cut = Cut {
+            room,
+            from: i64::MIN,
+            below: request.point.topological,
+            delete_local_events: request.delete_local_events,
+            server_name,
+        };
+        let selected = history::select(db, &cut)?;
+        let mut plan = Plan {
+            room_id: room.clone(),
+            point: request.point.to_string(),
+            events_deleted: selected.doomed,
+            events_kept_as_outliers: selected.events - selected.doomed,
+            rows_removed: RowCounts::new(),
+            state_groups_freed: 0,
+            reclaimable_bytes: space::reclaimable_bytes(db)?,
+        };
+        if selected.events == 0 {
+            return Ok(plan);
+        }
+        plan.rows_removed = history::count(db, &cut, selected)?;
+        if search::is_present(db) {
+            add(&mut plan.rows_removed, "event_search", search::count(db)?);
+        }
+        let groups = state_groups::plan(
+            db,
+            &history::selected_groups(db)?,
+            References::OutsideSelection,
+        )?;
+        plan.state_groups_freed = groups.doomed.len() as i64;
+        add(
+            &mut plan.rows_removed,
+            "state_groups",
+            plan.state_groups_freed,
+        );
+        add(
+            &mut plan.rows_removed,
+            "state_groups_state",
+            groups.rows_before - groups.rows_after,
+        );
+        add(
+            &mut plan.rows_removed,
+            "state_group_edges",
+            groups.edges_before - groups.edges_after,
+        );
+        Ok(plan)
+    })
+}
+
+/// P-2, the guard that is looked at before any change.
+pub(super) fn refuse_to_empty(db: &Db, room: &RoomId, request: &Request) -> Result<(), Error> {
+    match history::deepest_extremity(db, room)? {
+        Some(depth) if depth < request.point.topological => Err(Error::WouldEmptyRoom),
+        _ => Ok(()),
+    }
+}
+
+fn add(rows: &mut RowCounts, table: &str, count: i64) {
+    if count != 0 {
+        *rows.entry(table.to_owned()).or_default() += count;
+    }
+}

@@ -1,0 +1,441 @@
+//! A purge in strides: each is a whole purge to a nearer point, in one transaction.
+//!
+//! Stopping, crashing or cancelling between two strides leaves a room that is simply purged less far. What must
+//! not be forgotten (the state groups of events that are gone) is in the ledger before the stride commits.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::pace::{Gait, Pace};
+use super::plan::refuse_to_empty;
+use super::request::{Phase, Progress, Request};
+use super::state;
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::jobs::ledger::Ledger;
+use crate::jobs::register::Live;
+use crate::locks::RoomLocks;
+use crate::store::db::Db;
+use crate::store::history::{self, Cut, RowCounts};
+use crate::store::homeserver::{self, RowLock, Watch};
+use crate::store::search::{self, Documents};
+use crate::store::space;
+use crate::stride::StrideBounds;
+use crate::time::{Clock, Millis};
+
+/// How long a purge waits for a lock that the homeserver holds on the room, before it gives up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
+
+/// First and longest wait between two tries at it (W-6).
+const LOCK_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How often a cancelled or stopping job looks up from a rest.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
+
+/// What a purge works with: its own connection, and what it shares with others.
+pub struct Worksite<'a> {
+    /// A connection for this job alone.
+    pub db: Db,
+    /// The room it has.
+    pub room: &'a RoomId,
+    /// The server's name.
+    pub server_name: &'a str,
+    /// Offline or beside.
+    pub gait: Gait,
+    /// Bounds of strides beside a live server.
+    pub bounds: StrideBounds,
+    /// Whether what is deleted is overwritten at the end.
+    pub overwrite_deleted: bool,
+    /// The rooms' locks.
+    pub locks: &'a RoomLocks,
+    /// One writes at a time on SQLite; asking here first is fair, where the file's own lock is not.
+    pub writer: &'a Mutex<()>,
+    /// Where what must not be forgotten is noted.
+    pub ledger: &'a Ledger,
+    /// The job, as others see it.
+    pub live: &'a Live,
+    /// Looks for a homeserver that is running although it should not.
+    pub watch: Option<Watch>,
+    /// The time.
+    pub clock: &'a dyn Clock,
+    /// Whether the process is stopping.
+    pub is_stopping: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Worksite<'_> {
+    /// Ends the job between two transactions when somebody asked for it.
+    pub(super) fn stay_or_go(&self) -> Result<(), Error> {
+        if (self.is_stopping)() {
+            Err(Error::Stopping)
+        } else if self.live.is_cancelled() {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// An interrupt of our own making is a wish to stop or to cancel.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        if error.is_interrupt() {
+            self.stay_or_go().err().unwrap_or(error)
+        } else {
+            error
+        }
+    }
+
+    /// Refuses to go on when a homeserver has been started meanwhile (W-22).
+    fn still_alone(&mut self) -> Result<(), Error> {
+        let Some(watch) = &mut self.watch else {
+            return Ok(());
+        };
+        match watch.sign_of_life(&self.db, self.clock.now())? {
+            None => Ok(()),
+            Some(sign) => Err(Error::Unsafe(format!(
+                "a homeserver seems to have been started: {sign}. Everything up to here is purged and whole; stop \
+                 the homeserver and purge again"
+            ))),
+        }
+    }
+
+    fn rest(&self, rest: Duration) {
+        let until = Instant::now() + rest;
+        while self.stay_or_go().is_ok() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(LOOK_UP_EVERY));
+        }
+    }
+
+    pub(super) fn publish(&self, progress: &Progress) {
+        self.live
+            .set_progress(serde_json::to_value(progress).unwrap_or_default());
+    }
+}
+
+/// Carries out a purge from wherever an earlier run of the same job left it.
+///
+/// # Errors
+/// Refusals before anything is touched ([`Error::WouldEmptyRoom`], [`Error::NoSpace`], …); [`Error::Stopping`]
+/// and [`Error::Cancelled`] between strides. In every case the room is whole.
+///
+/// # Locking
+/// Takes the room alone for each stride and lets readers through between strides; holds Synapse's
+/// `purge_pagination_lock`, where there is one, for the whole run.
+pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error> {
+    let mut progress: Progress = serde_json::from_value(site.live.progress()).unwrap_or_default();
+    progress.phase = Phase::Counting;
+    site.publish(&progress);
+    let handle = site.db.interrupt_handle();
+    site.live
+        .set_interrupt(Some(Box::new(move || handle.interrupt())));
+    site.stay_or_go()?;
+    let mut row_lock = acquire_row_lock(site).map_err(|e| site.explain(e))?;
+    let outcome = run_locked(site, request, &mut progress, row_lock.as_mut());
+    site.live.set_interrupt(None);
+    if let Some(lock) = row_lock
+        && let Err(e) = lock.release(&mut site.db)
+    {
+        log::warn!("room {}: {}", site.room, crate::error::Chain(&e));
+    }
+    site.publish(&progress);
+    outcome.map(|()| progress)
+}
+
+fn run_locked(
+    site: &mut Worksite<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    mut lock: Option<&mut RowLock>,
+) -> Result<(), Error> {
+    let strides = purge_events(site, request, progress, &mut lock).map_err(|e| site.explain(e));
+    match &strides {
+        // What is on its way out must not take long; the rest waits for the next start.
+        Err(Error::Stopping | Error::Unsafe(_)) => return strides,
+        Err(_) if progress.strides == 0 => return strides,
+        _ => {}
+    }
+    // From here on a cancelled job is tidied up like any other; only stopping interrupts it.
+    if matches!(strides, Err(Error::Cancelled)) {
+        site.live.set_interrupt(None);
+    }
+    let groups = state::collect(site, progress)
+        .and_then(|()| tidy(site, progress))
+        .map_err(|e| site.explain(e));
+    match (strides, groups) {
+        (Ok(()), groups) => groups,
+        (strides, Ok(())) => strides,
+        (strides, Err(e)) => {
+            log::warn!(
+                "room {}: after the purge ended early: {}",
+                site.room,
+                crate::error::Chain(&e)
+            );
+            if matches!(e, Error::Stopping) {
+                Err(e)
+            } else {
+                strides
+            }
+        }
+    }
+}
+
+fn purge_events(
+    site: &mut Worksite<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<(), Error> {
+    let below = request.point.topological;
+    refuse_to_empty(&site.db, site.room, request)?;
+    space::check_room_to_purge(&site.db)?;
+    let left = history::count_timeline(&site.db, site.room, i64::MIN, below)?;
+    progress.events_planned = progress.events_done + left;
+    let mut documents = match search::is_present(&site.db) {
+        true => Some(Documents::new(&site.db)?),
+        false => None,
+    };
+    if let Some(documents) = &mut documents {
+        documents.note(&site.db, site.room, below)?;
+    }
+    progress.phase = Phase::Events;
+    let mut pace = Pace::new(site.gait, site.bounds);
+    let (started, done_before) = (Instant::now(), progress.events_done);
+    let mut from = i64::MIN;
+    loop {
+        site.publish(progress);
+        site.stay_or_go()?;
+        site.still_alone()?;
+        let next = history::depth_after(&site.db, site.room, from, below, pace.events())?;
+        // The last stride looks at everything once more: at what came late, and at redactions that were kept
+        // for the sake of events that are gone by now.
+        let (from_depth, to_depth) = next.map_or((i64::MIN, below), |next| (from, next));
+        let cut = Cut {
+            room: site.room,
+            from: from_depth,
+            below: to_depth,
+            delete_local_events: request.delete_local_events,
+            server_name: site.server_name,
+        };
+        let stride = match stride(site, &cut, below, &pace, documents.as_mut(), lock)? {
+            Outcome::Done(stride) => stride,
+            Outcome::TooLong => {
+                pace.shorten();
+                site.rest(pace.rest());
+                continue;
+            }
+        };
+        progress.strides += 1;
+        progress.events_done = (progress.events_done + stride.events).min(progress.events_planned);
+        progress.longest_transaction_ms = progress
+            .longest_transaction_ms
+            .max(stride.took.as_millis() as i64);
+        progress.add_rows(&stride.rows);
+        pace.learn(stride.events, stride.took, stride.wal_bytes);
+        let rate = (progress.events_done - done_before) as f64
+            / started.elapsed().as_secs_f64().max(0.001);
+        progress.events_per_second = rate as i64;
+        let left = progress.events_planned - progress.events_done;
+        progress.seconds_left = (rate > 0.0).then_some((left as f64 / rate).ceil() as i64);
+        log::debug!(
+            "room {}: {} of {} events",
+            site.room,
+            progress.events_done,
+            progress.events_planned
+        );
+        let Some(next) = next else { break };
+        from = next;
+        site.rest(pace.rest());
+    }
+    progress.seconds_left = None;
+    Ok(())
+}
+
+struct Stride {
+    events: i64,
+    rows: RowCounts,
+    took: Duration,
+    wal_bytes: u64,
+}
+
+enum Outcome {
+    Done(Stride),
+    /// Others would have waited too long; nothing of it happened.
+    TooLong,
+}
+
+/// Why a stride's transaction was given up.
+enum GaveUp {
+    TooLong,
+    Failed(Error),
+}
+
+fn stride(
+    site: &mut Worksite<'_>,
+    cut: &Cut<'_>,
+    survives: i64,
+    pace: &Pace,
+    mut documents: Option<&mut Documents>,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<Outcome, Error> {
+    let room = site.locks.write(site.room);
+    let writer = site.writer.lock();
+    let (ledger, now) = (site.ledger, site.clock.now());
+    let started = Instant::now();
+    let mut gave_up = None;
+    let result = site.db.write("purge the events", |db| {
+        let begun = Instant::now();
+        let mut within = |db: &Db| -> Result<(i64, RowCounts), GaveUp> {
+            let in_time = || match pace.deadline() {
+                Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
+                    Err(GaveUp::TooLong)
+                }
+                _ => Ok(()),
+            };
+            hold(db, lock, now)?;
+            let selected = history::select(db, cut)?;
+            if selected.events == 0 {
+                // P-7: an empty selection touches nothing.
+                return Ok((0, RowCounts::new()));
+            }
+            in_time()?;
+            ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
+            let mut rows = RowCounts::new();
+            if let Some(documents) = &mut documents {
+                documents.note(db, cut.room, survives)?;
+                let removed = documents.remove(db)?;
+                if removed > 0 {
+                    rows.insert("event_search".into(), removed);
+                }
+                in_time()?;
+            }
+            rows.extend(history::remove(db, cut, selected, survives)?);
+            in_time()?;
+            Ok((selected.events, rows))
+        };
+        within(db).map_err(|e| match e {
+            GaveUp::TooLong => {
+                gave_up = Some(());
+                Error::Cancelled
+            }
+            GaveUp::Failed(e) => e,
+        })
+    });
+    let took = started.elapsed();
+    let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
+    if site.gait == Gait::Offline {
+        // The log is empty again before the next stride; with readers about, it is when they have gone.
+        site.db.checkpoint()?;
+    }
+    drop(writer);
+    if result.is_err() && gave_up.is_some() {
+        return Ok(Outcome::TooLong);
+    }
+    let (events, rows) = result?;
+    Ok(Outcome::Done(Stride {
+        events,
+        rows,
+        took,
+        wal_bytes,
+    }))
+}
+
+impl From<Error> for GaveUp {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// W-4: a lock that was lost stops the job before its next destructive transaction.
+fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {
+    let Some(lock) = lock else {
+        return Ok(());
+    };
+    if lock.is_held(db, now)? {
+        return Ok(());
+    }
+    Err(Error::Unsafe(
+        "the homeserver's lock on the room was lost (was this process stopped for more than two minutes?); \
+         everything up to here is purged and whole: purge again"
+            .into(),
+    ))
+}
+
+/// Waits for the room's lock row, where the homeserver has such rows (W-6).
+fn acquire_row_lock(site: &mut Worksite<'_>) -> Result<Option<RowLock>, Error> {
+    if !homeserver::has_locks(&site.db) {
+        return Ok(None);
+    }
+    let (mut wait, longest) = LOCK_RETRY;
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let now = site.clock.now();
+        let lock = {
+            let _writer = site.writer.lock();
+            RowLock::try_acquire(&mut site.db, homeserver::PURGE_LOCK, site.room, now)?
+        };
+        if lock.is_some() {
+            return Ok(lock);
+        }
+        if Instant::now() > until {
+            return Err(Error::Unsafe(format!(
+                "the homeserver has held its lock on room {} for ten minutes: it purges or pages the room itself",
+                site.room
+            )));
+        }
+        site.stay_or_go()?;
+        site.rest(wait);
+        wait = (wait * 2).min(longest);
+    }
+}
+
+/// Largest full-text index, in bytes, that is merged in one statement beside a live server: some 0.2 s.
+const MERGE_BESIDE: i64 = 8 * 1024 * 1024;
+
+/// Makes good what was promised of deleted content, and says how much `reclaim` would return.
+fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+    progress.phase = Phase::Tidying;
+    site.publish(progress);
+    if (site.is_stopping)() {
+        return Err(Error::Stopping);
+    }
+    if site.overwrite_deleted && progress.events_deleted > 0 {
+        let searched = progress.rows_removed.contains_key("event_search");
+        if searched && (site.gait == Gait::Offline || index_bytes(&site.db)? <= MERGE_BESIDE) {
+            let _writer = site.writer.lock();
+            site.db
+                .write("merge the full-text index", search::optimize)?;
+        } else if searched {
+            progress.notes.push(
+                "the full-text index still holds deleted words: merging it takes one long transaction, which is left \
+                 to the next purge or `roomkeeper reclaim` while the homeserver is stopped"
+                    .into(),
+            );
+        }
+        let emptied = (0..20).any(|_| {
+            let emptied = site.db.checkpoint().unwrap_or(false);
+            if !emptied {
+                thread::sleep(LOOK_UP_EVERY);
+            }
+            emptied
+        });
+        if !emptied {
+            progress.notes.push(
+                "the write-ahead log is in use and was not emptied; it still holds deleted content"
+                    .into(),
+            );
+        }
+    }
+    progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
+    progress.phase = Phase::Done;
+    Ok(())
+}
+
+fn index_bytes(db: &Db) -> Result<i64, Error> {
+    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
+    db.count("measure the full-text index", SIZE, &[])
+}

@@ -1,0 +1,175 @@
+//! State groups, once the events are gone: deciding what nothing refers to any more, noting the decision in the
+//! ledger, carrying it out in bounded transactions.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::pace::{Gait, REST};
+use super::request::{Phase, Progress};
+use super::run::Worksite;
+use crate::error::Error;
+use crate::store::state_groups::{self, Freed, Rebase, References};
+
+/// Rows of state that one transaction deletes beside a live server: some 0.1 s.
+const ROWS_BESIDE: i64 = 5_000;
+
+/// Rows of state that one transaction deletes offline; bounds the log.
+const ROWS_OFFLINE: i64 = 1_000_000;
+
+/// One thing to do, as the ledger keeps it.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Step {
+    /// Store a group that stays on another base, or in full.
+    Rebase { group: i64, base: Option<i64> },
+    /// Delete a group.
+    Delete { group: i64 },
+}
+
+/// Lets go of the state groups that the ledger notes for the room and that nothing refers to (P-30 … P-46).
+///
+/// Where the homeserver is stopped they go at once. Where one may be running they are marked, by the protocol of
+/// its own tables; where it has no such tables, they wait in the ledger for a purge while it is stopped.
+pub(super) fn collect(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+    progress.phase = Phase::StateGroups;
+    site.publish(progress);
+    let room = site.room.as_str();
+    let candidates = site.ledger.candidates(room)?;
+    if site.gait == Gait::Beside {
+        return leave_to_homeserver(site, progress, &candidates);
+    }
+    // What an interrupted run decided is finished first.
+    carry_out(site, progress)?;
+    if candidates.is_empty() {
+        return Ok(());
+    }
+    let plan = state_groups::plan(&site.db, &candidates, References::All)?;
+    if plan.kept_as_base > 0 {
+        log::info!(
+            "room {room}: {} unreferenced state groups stay: without them others would need more rows",
+            plan.kept_as_base
+        );
+    }
+    let rebases = plan.rebases.iter().map(|r| Step::Rebase {
+        group: r.group,
+        base: r.base,
+    });
+    let deletes = plan
+        .doomed
+        .iter()
+        .map(|group| Step::Delete { group: *group });
+    let steps: Result<Vec<String>, _> = rebases
+        .chain(deletes)
+        .map(|step| serde_json::to_string(&step))
+        .collect();
+    let steps = steps.map_err(|e| Error::Bug(format!("writing down what to do: {e}")))?;
+    site.ledger.decide(room, &steps)?;
+    carry_out(site, progress)
+}
+
+fn leave_to_homeserver(
+    site: &mut Worksite<'_>,
+    progress: &mut Progress,
+    candidates: &[i64],
+) -> Result<(), Error> {
+    if candidates.is_empty() {
+        return Ok(());
+    }
+    if !site.db.catalog().has("state_groups_pending_deletion") {
+        progress.notes.push(
+            "state groups that nothing refers to any more are noted in the ledger; they go with the next purge of this \
+             room while the homeserver is stopped (this release of it has no way to be told of them)"
+                .into(),
+        );
+        return Ok(());
+    }
+    let plan = state_groups::plan(&site.db, candidates, References::All)?;
+    let now = site.clock.now();
+    for batch in plan.doomed.chunks(1_000) {
+        let _writer = site.writer.lock();
+        site.db.write("mark state groups for deletion", |db| {
+            state_groups::mark(db, batch, now)
+        })?;
+        std::thread::sleep(REST);
+    }
+    progress.state_groups_marked += plan.doomed.len() as i64;
+    site.ledger.decide(site.room.as_str(), &[])
+}
+
+/// Does the steps that the ledger has for the room, and crosses each out when the database has it. A step that is
+/// done again changes nothing.
+fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+    let doing = "delete state groups";
+    let room = site.room.clone();
+    let steps = site.ledger.steps(room.as_str())?;
+    let mut at = 0;
+    while at < steps.len() {
+        if (site.is_stopping)() {
+            return Err(Error::Stopping);
+        }
+        let parsed: Result<Vec<Step>, _> = steps[at..]
+            .iter()
+            .map(|(_, step)| serde_json::from_str(step))
+            .collect();
+        let parsed =
+            parsed.map_err(|e| Error::Bug(format!("the ledger holds a step that is none: {e}")))?;
+        let started = Instant::now();
+        let mut freed = Freed::default();
+        let done = {
+            let _alone = site.locks.write(&room);
+            let _writer = site.writer.lock();
+            site.db.write(doing, |db| {
+                freed = Freed::default();
+                let mut done = 0;
+                for step in &parsed {
+                    let Step::Rebase { group, base } = step else {
+                        break;
+                    };
+                    state_groups::rebase(
+                        db,
+                        &room,
+                        Rebase {
+                            group: *group,
+                            base: *base,
+                        },
+                        &mut freed,
+                    )?;
+                    done += 1;
+                    if started.elapsed().as_millis() > 200 && site.gait == Gait::Beside {
+                        return Ok(done);
+                    }
+                }
+                let doomed: Vec<i64> = parsed[done..]
+                    .iter()
+                    .map_while(|step| match step {
+                        Step::Delete { group } => Some(*group),
+                        Step::Rebase { .. } => None,
+                    })
+                    .collect();
+                let rows = if site.gait == Gait::Beside {
+                    ROWS_BESIDE
+                } else {
+                    ROWS_OFFLINE
+                };
+                Ok(done + state_groups::delete(db, &doomed, rows, &mut freed)?)
+            })?
+        };
+        at += done;
+        site.ledger.done_up_to(room.as_str(), steps[at - 1].0)?;
+        progress.state_groups_freed += freed.groups;
+        for (table, rows) in [
+            ("state_groups", freed.groups),
+            ("state_groups_state", freed.entries),
+            ("state_group_edges", freed.edges),
+        ] {
+            if rows != 0 {
+                *progress.rows_removed.entry(table.into()).or_default() += rows;
+            }
+        }
+        let took = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        progress.longest_transaction_ms = progress.longest_transaction_ms.max(took);
+        site.publish(progress);
+    }
+    Ok(())
+}

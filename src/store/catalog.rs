@@ -1,0 +1,199 @@
+//! What the database holds: tables, columns, schema version (V-1 … V-9).
+
+use std::collections::{HashMap, HashSet};
+
+use rusqlite::Connection;
+
+use crate::error::{Doing, Error};
+
+/// The oldest schema we work on: the full snapshot that Synapse 1.66–1.79 ship (V-2).
+pub const OLDEST_SCHEMA: i64 = 72;
+/// The newest schema we know (V-2).
+pub const NEWEST_SCHEMA: i64 = 94;
+
+/// Tables with their columns, and the schema version.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    tables: HashMap<String, HashSet<String>>,
+    /// Tables that refer to `events` or `rooms` by a foreign key.
+    referring: Vec<String>,
+    version: Option<i64>,
+    compat: Option<i64>,
+    newest_delta: Option<i64>,
+    has_stalled_upgrade: bool,
+}
+
+const COLUMNS: &str = "
+    SELECT m.name, c.name
+      FROM sqlite_master m, pragma_table_info(m.name) c
+     WHERE m.type = 'table'";
+
+const REFERRING: &str = "
+    SELECT DISTINCT m.name
+      FROM sqlite_master m, pragma_foreign_key_list(m.name) k
+     WHERE m.type = 'table' AND k.\"table\" IN ('events', 'rooms')";
+
+impl Catalog {
+    /// Reads the catalogue of an open database.
+    pub fn read(conn: &Connection) -> Result<Self, Error> {
+        let doing = "read the catalogue";
+        let mut catalog = Self::default();
+        let mut columns = conn.prepare(COLUMNS).doing(doing)?;
+        let mut rows = columns.query([]).doing(doing)?;
+        while let Some(row) = rows.next().doing(doing)? {
+            let table: String = row.get(0).doing(doing)?;
+            catalog
+                .tables
+                .entry(table)
+                .or_default()
+                .insert(row.get(1).doing(doing)?);
+        }
+        let mut referring = conn.prepare(REFERRING).doing(doing)?;
+        catalog.referring = referring
+            .query_map([], |row| row.get(0))
+            .and_then(Iterator::collect)
+            .doing(doing)?;
+        let number = |table: &str, sql: &str| -> Result<Option<i64>, Error> {
+            if !catalog.tables.contains_key(table) {
+                return Ok(None);
+            }
+            let rows: Result<Vec<Option<i64>>, _> = conn
+                .prepare(sql)
+                .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect());
+            Ok(rows.doing(doing)?.into_iter().flatten().next())
+        };
+        catalog.version = number("schema_version", "SELECT version FROM schema_version")?;
+        catalog.compat = number(
+            "schema_compat_version",
+            "SELECT compat_version FROM schema_compat_version",
+        )?;
+        catalog.newest_delta = number(
+            "applied_schema_deltas",
+            "SELECT max(version) FROM applied_schema_deltas",
+        )?;
+        catalog.has_stalled_upgrade = matches!((catalog.newest_delta, catalog.version), (Some(delta), Some(version)) if delta > version);
+        Ok(catalog)
+    }
+
+    /// Whether the table exists.
+    pub fn has(&self, table: &str) -> bool {
+        self.tables.contains_key(table)
+    }
+
+    /// Whether the table exists and has the column.
+    pub fn has_column(&self, table: &str, column: &str) -> bool {
+        self.tables
+            .get(table)
+            .is_some_and(|columns| columns.contains(column))
+    }
+
+    /// Synapse's schema version.
+    pub fn version(&self) -> i64 {
+        self.version.unwrap_or(0)
+    }
+
+    /// Names of all tables.
+    pub fn tables(&self) -> impl Iterator<Item = &str> {
+        self.tables.keys().map(String::as_str)
+    }
+
+    /// Tables that refer to events or rooms and that we know nothing of (V-5): they may stop a delete.
+    pub fn unknown_referring(&self) -> Vec<&str> {
+        let mut unknown: Vec<&str> = self
+            .referring
+            .iter()
+            .map(String::as_str)
+            .filter(|t| !KNOWN_REFERRING.contains(t))
+            .collect();
+        unknown.sort_unstable();
+        unknown
+    }
+
+    /// Refuses what we must not write to (V-1, V-2, V-9); warns of what is newer but compatible.
+    ///
+    /// # Errors
+    /// [`Error::Unsafe`] with what was found and what to do.
+    pub fn refuse_unknown_schema(&self) -> Result<(), Error> {
+        for table in [
+            "schema_version",
+            "events",
+            "event_json",
+            "rooms",
+            "state_groups",
+        ] {
+            if !self.has(table) {
+                return Err(Error::Unsafe(format!(
+                    "this is not a Synapse database: it has no table {table} (if the homeserver keeps its state \
+                     tables in a second database, roomkeeper cannot work on it)"
+                )));
+            }
+        }
+        let version = self.version.ok_or_else(|| {
+            Error::Unsafe(
+                "schema_version is empty: start Synapse once, so that it completes the database"
+                    .into(),
+            )
+        })?;
+        let compat = self.compat.unwrap_or(version.min(NEWEST_SCHEMA));
+        if compat > NEWEST_SCHEMA {
+            return Err(Error::Unsafe(format!(
+                "the database asks for programs that know schema {compat} or newer, and this roomkeeper knows {NEWEST_SCHEMA}: \
+                 use a newer roomkeeper"
+            )));
+        }
+        if version < OLDEST_SCHEMA {
+            return Err(Error::Unsafe(format!(
+                "the database has schema {version}; roomkeeper works on {OLDEST_SCHEMA} (Synapse 1.66) and newer: \
+                 upgrade Synapse first"
+            )));
+        }
+        if self.has_stalled_upgrade {
+            return Err(Error::Unsafe(format!(
+                "an upgrade of the database from schema {version} was not finished: start Synapse, let it complete \
+                 the upgrade, stop it, and try again"
+            )));
+        }
+        if version > NEWEST_SCHEMA {
+            log::warn!(
+                "the database has schema {version}, newer than {NEWEST_SCHEMA} but declared compatible; going on"
+            );
+        }
+        for table in self.unknown_referring() {
+            log::warn!(
+                "unknown table {table} refers to events or rooms: its rows may stop a delete"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Tables of schemas 72–94 with a foreign key to `events` or `rooms`.
+const KNOWN_REFERRING: &[&str] = &[
+    "batch_events",
+    "current_state_events",
+    "destination_rooms",
+    "destination_rooms_sticky_events_backlog",
+    "event_edges",
+    "event_failed_pull_attempts",
+    "event_forward_extremities",
+    "event_txn_id",
+    "event_txn_id_device_id",
+    "insertion_event_edges",
+    "insertion_event_extremities",
+    "insertion_events",
+    "local_current_membership",
+    "msc4242_state_dag_edges",
+    "msc4242_state_dag_forward_extremities",
+    "partial_state_events",
+    "partial_state_rooms",
+    "partial_state_rooms_servers",
+    "room_memberships",
+    "room_reports",
+    "sliding_sync_joined_rooms",
+    "sliding_sync_joined_rooms_to_recalculate",
+    "sliding_sync_membership_snapshots",
+    "sticky_events",
+    "thread_subscriptions",
+    "un_partial_stated_event_stream",
+    "un_partial_stated_room_stream",
+];

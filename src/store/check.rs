@@ -1,0 +1,387 @@
+//! The invariants I-1 … I-19 of a database (behaviour.md section 11.1). Reads only.
+
+use serde::Serialize;
+
+use super::db::Db;
+use super::homeserver::INSTANCE_NAME;
+use crate::error::Error;
+
+/// A rule and how often the database breaks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Number of the rule in behaviour.md.
+    pub rule: &'static str,
+    /// What the rule asks.
+    pub meaning: &'static str,
+    /// Rows that break it.
+    pub rows: i64,
+    /// One of them, by id.
+    pub example: String,
+}
+
+/// A rule, as a query that must return no row; its first column names what breaks it.
+struct Rule {
+    id: &'static str,
+    meaning: &'static str,
+    /// Tables and columns (`table.column`) without which the rule says nothing.
+    needs: &'static [&'static str],
+    query: &'static str,
+}
+
+const RULES: &[Rule] = &[
+    Rule {
+        id: "I-1",
+        meaning: "every edge starts at an event that is held",
+        needs: &[],
+        query: "SELECT g.event_id FROM event_edges g
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = g.event_id)",
+    },
+    Rule {
+        id: "I-2",
+        meaning: "every event has its JSON",
+        needs: &[],
+        query: "SELECT e.event_id FROM events e
+                 WHERE NOT EXISTS (SELECT 1 FROM event_json j WHERE j.event_id = e.event_id AND j.room_id = e.room_id)",
+    },
+    Rule {
+        id: "I-2",
+        meaning: "every JSON has its event",
+        needs: &[],
+        query: "SELECT j.event_id FROM event_json j
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = j.event_id AND e.room_id = j.room_id)",
+    },
+    Rule {
+        id: "I-3",
+        meaning: "every event of a timeline has a state group that exists",
+        needs: &[],
+        query: "SELECT e.event_id FROM events e
+                 WHERE NOT e.outlier
+                   AND NOT EXISTS (SELECT 1 FROM event_to_state_groups g JOIN state_groups s ON s.id = g.state_group
+                                    WHERE g.event_id = e.event_id)",
+    },
+    Rule {
+        id: "I-3",
+        meaning: "no outlier has a state group, and every mapping has its event",
+        needs: &[],
+        query: "SELECT g.event_id FROM event_to_state_groups g
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = g.event_id AND NOT e.outlier)",
+    },
+    Rule {
+        id: "I-4",
+        meaning: "forward extremities are held in the same room's timeline and not rejected",
+        needs: &[],
+        query: "SELECT f.event_id FROM event_forward_extremities f
+                 WHERE NOT EXISTS (SELECT 1 FROM events e
+                                    WHERE e.event_id = f.event_id AND e.room_id = f.room_id AND NOT e.outlier
+                                      AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id))",
+    },
+    Rule {
+        id: "I-4",
+        meaning: "a room with joined local users has a forward extremity",
+        needs: &["local_current_membership"],
+        query: "SELECT DISTINCT m.room_id FROM local_current_membership m
+                 WHERE m.membership = 'join'
+                   AND EXISTS (SELECT 1 FROM current_state_events c WHERE c.room_id = m.room_id)
+                   AND NOT EXISTS (SELECT 1 FROM event_forward_extremities f WHERE f.room_id = m.room_id)",
+    },
+    Rule {
+        id: "I-5",
+        meaning: "no backward extremity is held in a timeline",
+        needs: &[],
+        query: "SELECT b.event_id FROM event_backward_extremities b
+                  JOIN events e ON e.event_id = b.event_id WHERE NOT e.outlier",
+    },
+    Rule {
+        id: "I-6",
+        meaning: "every backward extremity is pointed at by an event of the timeline",
+        needs: &[],
+        query: "SELECT b.event_id FROM event_backward_extremities b
+                 WHERE NOT EXISTS (SELECT 1 FROM event_edges g JOIN events e ON e.event_id = g.event_id
+                                    WHERE g.prev_event_id = b.event_id AND NOT e.outlier)",
+    },
+    Rule {
+        id: "I-7",
+        meaning: "gaps in a timeline are marked by backward extremities",
+        needs: &[],
+        query: "SELECT g.prev_event_id FROM event_edges g
+                  JOIN events e ON e.event_id = g.event_id
+                 WHERE NOT e.outlier
+                   AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
+                   AND NOT EXISTS (SELECT 1 FROM events p WHERE p.event_id = g.prev_event_id AND NOT p.outlier)
+                   AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = g.prev_event_id)
+                   AND NOT EXISTS (SELECT 1 FROM event_backward_extremities b
+                                    WHERE b.event_id = g.prev_event_id AND b.room_id = e.room_id)
+                   AND NOT EXISTS (SELECT 1 FROM event_json j WHERE j.event_id = g.prev_event_id
+                                      AND j.internal_metadata LIKE '%soft_failed%')",
+    },
+    Rule {
+        id: "I-8",
+        meaning: "both ends of a state group's edge exist, and the base is the older",
+        needs: &[],
+        query: "SELECT g.state_group FROM state_group_edges g
+                 WHERE g.prev_state_group >= g.state_group
+                    OR NOT EXISTS (SELECT 1 FROM state_groups s WHERE s.id = g.state_group)
+                    OR NOT EXISTS (SELECT 1 FROM state_groups s WHERE s.id = g.prev_state_group)",
+    },
+    Rule {
+        id: "I-8",
+        meaning: "a state group has at most one base",
+        needs: &[],
+        query: "SELECT state_group FROM state_group_edges GROUP BY state_group HAVING count(*) > 1",
+    },
+    Rule {
+        id: "I-8",
+        meaning: "a state group without base is not empty, unless it is where a room starts",
+        needs: &[],
+        query: "SELECT s.id FROM state_groups s
+                  JOIN event_to_state_groups u ON u.state_group = s.id
+                 WHERE NOT EXISTS (SELECT 1 FROM state_group_edges g WHERE g.state_group = s.id)
+                   AND NOT EXISTS (SELECT 1 FROM state_groups_state t WHERE t.state_group = s.id)",
+    },
+    Rule {
+        id: "I-9",
+        meaning: "every row of state belongs to a state group",
+        needs: &[],
+        query: "SELECT DISTINCT t.state_group FROM state_groups_state t
+                 WHERE NOT EXISTS (SELECT 1 FROM state_groups s WHERE s.id = t.state_group)",
+    },
+    Rule {
+        id: "I-10",
+        meaning: "every event that a used state group names is held",
+        needs: &[],
+        query: "SELECT t.event_id FROM state_groups_state t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)
+                   AND EXISTS (SELECT 1 FROM event_to_state_groups u WHERE u.state_group = t.state_group)",
+    },
+    Rule {
+        id: "I-11",
+        meaning: "current state names events of that room, type and state key",
+        needs: &[],
+        query: "SELECT c.event_id FROM current_state_events c
+                 WHERE NOT EXISTS (SELECT 1 FROM state_events s JOIN events e ON e.event_id = s.event_id
+                                    WHERE s.event_id = c.event_id AND s.room_id = c.room_id
+                                      AND s.type = c.type AND s.state_key = c.state_key)",
+    },
+    Rule {
+        id: "I-11",
+        meaning: "current memberships are those of the member events",
+        needs: &["room_memberships", "current_state_events.membership"],
+        query: "SELECT c.event_id FROM current_state_events c
+                  JOIN room_memberships m ON m.event_id = c.event_id
+                 WHERE c.membership <> m.membership",
+    },
+    Rule {
+        id: "I-11",
+        meaning: "current state knows its events' stream orderings",
+        needs: &["current_state_events.event_stream_ordering"],
+        query: "SELECT c.event_id FROM current_state_events c
+                  JOIN events e ON e.event_id = c.event_id
+                 WHERE c.event_stream_ordering <> e.stream_ordering",
+    },
+    Rule {
+        id: "I-12",
+        meaning: "local memberships agree with the current state",
+        needs: &["local_current_membership"],
+        query: "SELECT l.event_id FROM local_current_membership l
+                 WHERE EXISTS (SELECT 1 FROM current_state_events c WHERE c.room_id = l.room_id AND c.type = 'm.room.create')
+                   AND NOT EXISTS (SELECT 1 FROM current_state_events c
+                                    WHERE c.room_id = l.room_id AND c.type = 'm.room.member'
+                                      AND c.state_key = l.user_id AND c.event_id = l.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every relation belongs to an event that is held",
+        needs: &["event_relations"],
+        query: "SELECT t.event_id FROM event_relations t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every full-text document belongs to an event that is held",
+        needs: &["event_search_content.c0event_id"],
+        query: "SELECT t.c0event_id FROM event_search_content t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.c0event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every push action belongs to an event that is held",
+        needs: &["event_push_actions"],
+        query: "SELECT t.event_id FROM event_push_actions t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every rejection belongs to an event that is held",
+        needs: &["rejections"],
+        query: "SELECT t.event_id FROM rejections t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every redaction is held",
+        needs: &["redactions"],
+        query: "SELECT t.event_id FROM redactions t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every row of the auth graph belongs to an event that is held",
+        needs: &["event_auth"],
+        query: "SELECT t.event_id FROM event_auth t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every auth chain position belongs to an event that is held",
+        needs: &["event_auth_chains"],
+        query: "SELECT t.event_id FROM event_auth_chains t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every state event is held",
+        needs: &[],
+        query: "SELECT t.event_id FROM state_events t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-13",
+        meaning: "every membership belongs to an event that is held",
+        needs: &["room_memberships"],
+        query: "SELECT t.event_id FROM room_memberships t
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+    },
+    Rule {
+        id: "I-14",
+        meaning: "the sliding-sync list names events that are held, none newer than the newest",
+        needs: &["sliding_sync_joined_rooms"],
+        query: "SELECT j.room_id FROM sliding_sync_joined_rooms j
+                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.stream_ordering = j.event_stream_ordering)
+                    OR j.bump_stamp > j.event_stream_ordering",
+    },
+    Rule {
+        id: "I-14",
+        meaning: "sliding-sync memberships name events that are held",
+        needs: &["sliding_sync_membership_snapshots"],
+        query: "SELECT m.membership_event_id FROM sliding_sync_membership_snapshots m
+                 WHERE NOT EXISTS (SELECT 1 FROM events e
+                                    WHERE e.event_id = m.membership_event_id AND e.stream_ordering = m.event_stream_ordering)",
+    },
+    Rule {
+        id: "I-15",
+        meaning: "unread counts are not negative",
+        needs: &["event_push_summary"],
+        query: "SELECT room_id FROM event_push_summary WHERE notif_count < 0 OR unread_count < 0",
+    },
+    Rule {
+        id: "I-16",
+        meaning: "groups waiting for deletion exist and are not referred to",
+        needs: &["state_groups_pending_deletion"],
+        query: "SELECT p.state_group FROM state_groups_pending_deletion p
+                 WHERE NOT EXISTS (SELECT 1 FROM state_groups s WHERE s.id = p.state_group)
+                    OR EXISTS (SELECT 1 FROM event_to_state_groups u WHERE u.state_group = p.state_group)",
+    },
+    Rule {
+        id: "I-17",
+        meaning: "every room with events in its timeline has a row of its own",
+        needs: &[],
+        query: "SELECT DISTINCT e.room_id FROM events e
+                 WHERE NOT e.outlier AND NOT EXISTS (SELECT 1 FROM rooms r WHERE r.room_id = e.room_id)",
+    },
+    Rule {
+        id: "I-18",
+        meaning: "foreign keys hold",
+        needs: &[],
+        query: "SELECT \"table\" FROM pragma_foreign_key_check",
+    },
+    Rule {
+        id: "I-18",
+        meaning: "SQLite finds the file whole",
+        needs: &[],
+        query: "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
+    },
+];
+
+/// I-19 asks who is running; the caller knows whether a job of ours is.
+const LEFTOVER_LOCKS: &str =
+    "SELECT count(*) FROM worker_read_write_locks WHERE instance_name = $1";
+
+/// Tests the database against every rule that applies to it; empty when it breaks none. `each` hears of a rule
+/// before it is tested.
+///
+/// # Errors
+/// Only when the database cannot be read.
+pub fn check(db: &Db, mut each: impl FnMut(&str, &str)) -> Result<Vec<Violation>, Error> {
+    let mut violations = Vec::new();
+    for rule in RULES {
+        if !rule.needs.iter().all(|need| match need.split_once('.') {
+            Some((table, column)) => db.catalog().has_column(table, column),
+            None => db.catalog().has(need),
+        }) {
+            continue;
+        }
+        each(rule.id, rule.meaning);
+        let (mut rows, mut example) = (0, String::new());
+        db.for_each("check the database", rule.query, &[], |row| {
+            rows += 1;
+            if rows == 1 {
+                example = match row.get_ref(0)? {
+                    rusqlite::types::ValueRef::Text(text) => {
+                        String::from_utf8_lossy(text).into_owned()
+                    }
+                    rusqlite::types::ValueRef::Integer(number) => number.to_string(),
+                    _ => String::new(),
+                };
+            }
+            Ok(())
+        })?;
+        if rows > 0 {
+            violations.push(Violation {
+                rule: rule.id,
+                meaning: rule.meaning,
+                rows,
+                example,
+            });
+        }
+    }
+    if db.catalog().has("worker_read_write_locks") {
+        let rows = db.count(
+            "check the database",
+            LEFTOVER_LOCKS,
+            rusqlite::params![INSTANCE_NAME],
+        )?;
+        if rows > 0 {
+            violations.push(Violation {
+                rule: "I-19",
+                meaning: "no lock of ours is left when nothing runs",
+                rows,
+                example: INSTANCE_NAME.to_owned(),
+            });
+        }
+    }
+    if db.catalog().has("event_search") {
+        each("I-18", "the full-text index agrees with its content");
+        if let Err(e) = full_text_is_whole(db) {
+            violations.push(Violation {
+                rule: "I-18",
+                meaning: "the full-text index agrees with its content",
+                rows: 1,
+                example: crate::error::Chain(&e).to_string(),
+            });
+        }
+    }
+    Ok(violations)
+}
+
+/// FTS4's own check is a command to the index, and needs a connection that may write; it changes nothing.
+fn full_text_is_whole(db: &Db) -> Result<(), Error> {
+    if db.pragma("query_only")? != 0 || db.raw().is_readonly("main").unwrap_or(true) {
+        return Ok(());
+    }
+    db.execute(
+        "check the full-text index",
+        "INSERT INTO event_search(event_search) VALUES ('integrity-check')",
+        &[],
+    )?;
+    Ok(())
+}

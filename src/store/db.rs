@@ -1,0 +1,326 @@
+//! One connection: opening it, one transaction at a time, reading rows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use rusqlite::{Connection, InterruptHandle, OpenFlags, Row, ToSql};
+
+use super::catalog::Catalog;
+use crate::error::{Doing, Error};
+
+/// How long one statement waits for another writer. Synapse's own writers wait 5 s, too.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a transaction is begun again when the database stays busy; with the time-out above half a minute,
+/// after which a person should look who holds the database.
+const BUSY_ATTEMPTS: u32 = 5;
+
+/// Page cache beside a live server, in KiB: the pages of one small stride.
+pub const CACHE_BESIDE_KIB: i64 = 32 * 1024;
+
+/// Page cache offline, in KiB: most of the random index pages of one long stride, within 256 MiB of memory.
+pub const CACHE_OFFLINE_KIB: i64 = 96 * 1024;
+
+/// Whether deleted content is overwritten with zeros in the file (`PRAGMA secure_delete`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SecureDelete {
+    /// Everything deleted is overwritten: how Synapse runs on Debian's SQLite.
+    #[default]
+    On,
+    /// Deleted content stays in free pages until they are used again.
+    Off,
+}
+
+/// How a connection is to be opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Open for reading only; nothing of it can ever write.
+    pub read_only: bool,
+    /// Page cache in KiB.
+    pub cache_kib: i64,
+    /// Whether deleted content is overwritten.
+    pub secure_delete: SecureDelete,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            cache_kib: CACHE_BESIDE_KIB,
+            secure_delete: SecureDelete::On,
+        }
+    }
+}
+
+/// A connection to a homeserver's database, with what its catalogue holds.
+pub struct Db {
+    conn: Connection,
+    path: PathBuf,
+    catalog: Arc<Catalog>,
+}
+
+/// What a statement binds.
+pub type Params<'a> = &'a [&'a dyn ToSql];
+
+impl Db {
+    /// Opens an existing database file; never creates one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there is no such file; [`Error::Unsafe`] when it is no Synapse database of a
+    /// schema we know (V-1 … V-9).
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
+        let conn = connect(path, options)?;
+        let catalog = Arc::new(Catalog::read(&conn)?);
+        catalog.refuse_unknown_schema()?;
+        Ok(Self {
+            conn,
+            path: path.to_owned(),
+            catalog,
+        })
+    }
+
+    /// Tables and columns.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The write-ahead log beside it.
+    pub fn wal_path(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push("-wal");
+        PathBuf::from(name)
+    }
+
+    /// A handle by which another thread stops the running statement.
+    pub fn interrupt_handle(&self) -> InterruptHandle {
+        self.conn.get_interrupt_handle()
+    }
+
+    /// Runs a statement that returns no rows; gives the number of rows changed.
+    pub fn execute(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<i64, Error> {
+        let run = || self.conn.prepare_cached(sql)?.execute(params);
+        Ok(i64::try_from(run().doing(doing)?).unwrap_or(i64::MAX))
+    }
+
+    /// Runs a statement and reads every row.
+    pub fn rows<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, Error> {
+        let run = || {
+            let mut statement = self.conn.prepare_cached(sql)?;
+            statement
+                .query_map(params, read)?
+                .collect::<rusqlite::Result<Vec<T>>>()
+        };
+        run().doing(doing)
+    }
+
+    /// Runs a statement and hands each row to `each`, keeping none.
+    pub fn for_each(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+        mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+    ) -> Result<(), Error> {
+        let mut run = || {
+            let mut statement = self.conn.prepare_cached(sql)?;
+            let mut rows = statement.query(params)?;
+            while let Some(row) = rows.next()? {
+                each(row)?;
+            }
+            Ok::<_, rusqlite::Error>(())
+        };
+        run().doing(doing)
+    }
+
+    /// The first row, if there is one.
+    pub fn row<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, Error> {
+        let run = || {
+            let mut statement = self.conn.prepare_cached(sql)?;
+            let mut rows = statement.query(params)?;
+            rows.next()?.map(read).transpose()
+        };
+        run().doing(doing)
+    }
+
+    /// The single integer a statement answers; NULL and no row count as 0.
+    pub fn count(&self, doing: &'static str, sql: &str, params: Params<'_>) -> Result<i64, Error> {
+        let value = self.row(doing, sql, params, |row| row.get::<_, Option<i64>>(0))?;
+        Ok(value.flatten().unwrap_or(0))
+    }
+
+    /// Runs statements without parameters, as PRAGMAs and temporary tables need.
+    pub fn batch(&self, doing: &'static str, sql: &str) -> Result<(), Error> {
+        self.conn.execute_batch(sql).doing(doing)
+    }
+
+    /// Runs `work` in one transaction that holds the write lock from its first moment.
+    ///
+    /// The transaction is begun again when the database is busy. After an error nothing of it remains, except
+    /// that a failed `COMMIT` may have committed all the same: whoever tries again must look at the database
+    /// first. Every caller of ours does, since each transaction starts by selecting what there is to do.
+    pub fn write<T>(
+        &mut self,
+        doing: &'static str,
+        mut work: impl FnMut(&Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match self.write_once(doing, &mut work) {
+                Err(e) if e.is_busy() && attempt < BUSY_ATTEMPTS => {
+                    std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..200)));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn write_once<T>(
+        &mut self,
+        doing: &'static str,
+        work: &mut impl FnMut(&Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let outcome = self
+            .conn
+            .execute_batch("BEGIN IMMEDIATE")
+            .doing(doing)
+            .and_then(|()| work(self))
+            .and_then(|done| {
+                self.conn
+                    .execute_batch("COMMIT")
+                    .doing(doing)
+                    .map(|()| done)
+            });
+        // A `BEGIN` that reports an interrupt may have begun, and an interrupt can end a rollback as well:
+        // so ask, and do not leave before the connection is out of the transaction.
+        while !self.conn.is_autocommit() {
+            if let Err(e) = self.conn.execute_batch("ROLLBACK") {
+                log::warn!("rolling back: {e}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        outcome
+    }
+
+    /// Runs `work` on one snapshot of the database that nothing of it can change.
+    pub fn read<T>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.conn.execute_batch("BEGIN DEFERRED").doing(doing)?;
+        let outcome = work(self);
+        while !self.conn.is_autocommit() {
+            if self.conn.execute_batch("ROLLBACK").is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        outcome
+    }
+
+    /// Moves the write-ahead log into the database file and truncates it. Answers whether it could: a reader
+    /// that still needs the log prevents it.
+    pub fn checkpoint(&self) -> Result<bool, Error> {
+        let busy = self
+            .conn
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                row.get::<_, i64>(0)
+            });
+        Ok(busy.doing("empty the write-ahead log")? == 0)
+    }
+
+    /// Reads one integer PRAGMA.
+    pub fn pragma(&self, name: &str) -> Result<i64, Error> {
+        self.conn
+            .pragma_query_value(None, name, |row| row.get(0))
+            .doing("read a setting of the database")
+    }
+
+    /// Sets one PRAGMA.
+    pub fn set_pragma(&self, name: &str, value: impl ToSql) -> Result<(), Error> {
+        self.conn
+            .pragma_update(None, name, value)
+            .doing("set up the connection")
+    }
+
+    /// The connection itself, for drivers' features (tests set fault hooks on it).
+    pub(crate) fn raw(&self) -> &Connection {
+        &self.conn
+    }
+
+    /// Wraps a connection that is already open; for databases of our own making.
+    #[cfg(test)]
+    pub(crate) fn from_connection(conn: Connection, path: PathBuf) -> Result<Self, Error> {
+        let catalog = Arc::new(Catalog::read(&conn)?);
+        Ok(Self {
+            conn,
+            path,
+            catalog,
+        })
+    }
+}
+
+/// Opens the file and sets what every connection of ours needs.
+fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, Error> {
+    if !path.is_file() {
+        return Err(Error::Config(format!(
+            "there is no database file {}; `roomkeeper init` makes an empty one",
+            path.display()
+        )));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | if options.read_only {
+            OpenFlags::SQLITE_OPEN_READ_ONLY
+        } else {
+            OpenFlags::SQLITE_OPEN_READ_WRITE
+        };
+    let conn = Connection::open_with_flags(path, flags).doing("open the database")?;
+    conn.busy_timeout(BUSY_TIMEOUT)
+        .doing("set up the connection")?;
+    conn.set_prepared_statement_cache_capacity(256);
+    let mut pragmas = String::new();
+    if !options.read_only {
+        // As Synapse opens it; a database that nobody opened yet is switched over.
+        pragmas.push_str("PRAGMA journal_mode = WAL;");
+    }
+    pragmas.push_str(match options.secure_delete {
+        SecureDelete::On => "PRAGMA secure_delete = ON;",
+        SecureDelete::Off => "PRAGMA secure_delete = OFF;",
+    });
+    // V-0c: cascades and the lock tables rely on foreign keys.
+    // Temporary tables hold event ids, which must not be spilled to a disk that is full.
+    // `NORMAL` loses no consistency in WAL mode; the log is synced at every checkpoint.
+    pragmas.push_str(
+        "PRAGMA foreign_keys = ON;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA synchronous = NORMAL;",
+    );
+    pragmas.push_str(&format!("PRAGMA cache_size = -{};", options.cache_kib));
+    conn.execute_batch(&pragmas)
+        .doing("open the database (is it a SQLite database, and whole?)")?;
+    Ok(conn)
+}

@@ -1,0 +1,673 @@
+//! The rows of a history purge (behaviour.md section 4): selecting what lies below a cut, then removing it.
+//!
+//! The selection is a temporary table, `rk_selected`, that every statement joins; nothing is carried back and
+//! forth. A dry run counts with the same joins that a purge deletes with.
+
+use std::collections::BTreeMap;
+
+use rusqlite::params;
+
+use super::db::{Db, Params};
+use crate::error::Error;
+use crate::ids::{EventId, RoomId};
+
+/// Rows removed, or to be removed, by table.
+pub type RowCounts = BTreeMap<String, i64>;
+
+/// A range of depths in one room, and what may go there.
+#[derive(Clone, Copy, Debug)]
+pub struct Cut<'a> {
+    /// The room.
+    pub room: &'a RoomId,
+    /// Lowest depth looked at (inclusive).
+    pub from: i64,
+    /// Depth that survives (exclusive end), P-4.
+    pub below: i64,
+    /// Whether local users' events go as well.
+    pub delete_local_events: bool,
+    /// The server's name: senders of this domain are local (P-6).
+    pub server_name: &'a str,
+}
+
+/// What a selection holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// Events selected: deleted ones and those that become outliers.
+    pub events: i64,
+    /// Events that will be deleted.
+    pub doomed: i64,
+}
+
+/// The temporary tables of a purge. `doomed` is Synapse's `should_delete`.
+const TEMPORARY_TABLES: &str = "
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
+        stream_ordering INTEGER PRIMARY KEY, event_id TEXT NOT NULL, doomed BOOLEAN NOT NULL);
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
+    DELETE FROM rk_selected;
+    DELETE FROM rk_extremities;
+    DROP INDEX IF EXISTS rk_selected_event_id;";
+
+/// Made after filling, which is cheaper than keeping it up to date meanwhile.
+const INDEX_SELECTED: &str =
+    "CREATE UNIQUE INDEX temp.rk_selected_event_id ON rk_selected (event_id)";
+
+/// P-2: the greatest depth among forward extremities that are held. Binds `$1` room.
+const DEEPEST_EXTREMITY: &str = "
+    SELECT max(e.depth)
+      FROM event_forward_extremities f
+      JOIN events e ON e.event_id = f.event_id AND e.room_id = f.room_id
+     WHERE f.room_id = $1";
+
+/// P-4 to P-6: what lies in the range and either is in the timeline or may be deleted. `state_events` is the
+/// authority on what is state; a missing sender is not local. Binds `$1` delete local events, `$2` server name,
+/// `$3` room, `$4` lowest depth, `$5` depth that survives. Walks `events_order_room`.
+const SELECT_BELOW: &str = "
+    INSERT INTO rk_selected (stream_ordering, event_id, doomed)
+    SELECT stream_ordering, event_id, deletable
+      FROM (SELECT e.stream_ordering, e.event_id, e.outlier,
+                   s.event_id IS NULL
+                   AND ($1 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $2, TRUE)) AS deletable
+              FROM events e
+              LEFT JOIN state_events s ON s.event_id = e.event_id
+             WHERE e.room_id = $3
+               AND e.topological_ordering >= $4
+               AND e.topological_ordering < $5) AS below
+     WHERE NOT outlier OR deletable";
+
+/// P-21, defect E: a redaction whose target survives is kept, or the target would read as before it was
+/// redacted. Keeping a redaction can make another one's target survive, so this is repeated until it changes
+/// nothing. Walks `redactions` by event id, `events` by event id.
+const KEEP_REDACTIONS: &str = "
+    UPDATE rk_selected SET doomed = FALSE
+     WHERE doomed
+       AND event_id IN (
+           SELECT r.event_id
+             FROM redactions r
+             JOIN events target ON target.event_id = r.redacts
+             LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
+            WHERE r.event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
+              AND (t.stream_ordering IS NULL OR NOT t.doomed))";
+
+/// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done.
+const FORGET_KEPT_OUTLIERS: &str = "
+    DELETE FROM rk_selected
+     WHERE NOT doomed
+       AND stream_ordering IN (
+           SELECT e.stream_ordering FROM rk_selected s JOIN events e ON e.stream_ordering = s.stream_ordering
+            WHERE NOT s.doomed AND e.outlier)";
+
+const COUNT_SELECTED: &str =
+    "SELECT count(*), coalesce(sum(CASE WHEN doomed THEN 1 ELSE 0 END), 0) FROM rk_selected";
+
+/// P-18: a doomed event that a partially joined room still needs.
+const PARTIAL_STATE: &str = "
+    SELECT p.event_id FROM partial_state_events p
+      JOIN rk_selected s ON s.event_id = p.event_id
+     WHERE s.doomed LIMIT 1";
+
+/// P-9, first half: selected events that a surviving event of the timeline points at. Binds `$1` room.
+/// Walks `ev_edges_prev_id`; the order of the joins is part of it.
+const NEW_EXTREMITIES: &str = "
+    INSERT INTO rk_extremities (event_id)
+    SELECT DISTINCT s.event_id
+      FROM rk_selected s
+     CROSS JOIN event_edges g
+     CROSS JOIN events v
+     WHERE g.prev_event_id = s.event_id
+       AND NOT EXISTS (SELECT 1 FROM rk_selected t WHERE t.event_id = g.event_id)
+       AND v.event_id = g.event_id
+       AND v.room_id = $1
+       AND NOT v.outlier";
+
+/// P-10, defect K: former extremities that a surviving event of the timeline still points at, and that are not
+/// held in the timeline, stay. Binds `$1` room.
+const KEPT_EXTREMITIES: &str = "
+    INSERT INTO rk_extremities (event_id)
+    SELECT b.event_id
+      FROM event_backward_extremities b
+     WHERE b.room_id = $1
+       AND NOT EXISTS (SELECT 1 FROM rk_extremities x WHERE x.event_id = b.event_id)
+       AND NOT EXISTS (
+           SELECT 1 FROM events h
+            WHERE h.event_id = b.event_id AND NOT h.outlier
+              AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = h.stream_ordering))
+       AND EXISTS (
+           SELECT 1 FROM event_edges g
+             JOIN events v ON v.event_id = g.event_id
+            WHERE g.prev_event_id = b.event_id
+              AND v.room_id = b.room_id
+              AND NOT v.outlier
+              AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = v.stream_ordering))";
+
+/// Extremities that are none any more. Binds `$1` room.
+const DROP_EXTREMITIES: &str = "
+    DELETE FROM event_backward_extremities
+     WHERE room_id = $1
+       AND event_id NOT IN (SELECT event_id FROM rk_extremities)";
+
+/// Extremities that are new. Binds `$1` room.
+const ADD_EXTREMITIES: &str = "
+    INSERT INTO event_backward_extremities (room_id, event_id)
+    SELECT $1, x.event_id FROM rk_extremities x
+     WHERE x.event_id NOT IN (SELECT event_id FROM event_backward_extremities WHERE room_id = $1)";
+
+/// P-12: the state groups of everything selected.
+const SELECTED_GROUPS: &str = "
+    SELECT DISTINCT g.state_group
+      FROM rk_selected s
+     CROSS JOIN event_to_state_groups g
+     WHERE g.event_id = s.event_id";
+
+/// P-3: state events below the cut stop being forward extremities when another extremity remains.
+/// Binds `$1` room.
+const DROP_OUTLIER_EXTREMITIES: &str = "
+    DELETE FROM event_forward_extremities
+     WHERE room_id = $1
+       AND event_id IN (SELECT event_id FROM rk_selected)
+       AND EXISTS (SELECT 1 FROM event_forward_extremities o
+                    WHERE o.room_id = $1
+                      AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = o.event_id))";
+
+/// P-16.
+const TURN_OUTLIER: &str = "
+    UPDATE events SET outlier = TRUE
+     WHERE stream_ordering IN (SELECT stream_ordering FROM rk_selected WHERE NOT doomed)";
+
+/// P-14: what each user's and thread's summary counts of the doomed events. Binds `$1` room.
+const SUMMARY_DECREMENTS: &str = "
+    SELECT a.user_id, a.thread_id,
+           count(CASE WHEN a.notif = 1 THEN 1 END),
+           count(CASE WHEN a.unread = 1 THEN 1 END)
+      FROM event_push_actions a
+      JOIN event_push_summary p
+        ON p.user_id = a.user_id AND p.room_id = a.room_id AND p.thread_id = a.thread_id
+     WHERE a.room_id = $1
+       AND a.event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
+       AND a.stream_ordering <= (SELECT stream_ordering FROM event_push_summary_stream_ordering)
+       AND (p.last_receipt_stream_ordering IS NULL OR a.stream_ordering > p.last_receipt_stream_ordering)
+     GROUP BY a.user_id, a.thread_id";
+
+/// Never below 0. Binds `$1` notifications, `$2` unread, `$3` room, `$4` user, `$5` thread.
+const LOWER_SUMMARY: &str = "
+    UPDATE event_push_summary
+       SET notif_count = CASE WHEN notif_count > $1 THEN notif_count - $1 ELSE 0 END,
+           unread_count = CASE WHEN coalesce(unread_count, 0) > $2 THEN unread_count - $2 ELSE 0 END
+     WHERE room_id = $3 AND user_id = $4 AND thread_id = $5";
+
+/// P-20: threads whose root goes. Binds `$1` room.
+const DROP_ROOTLESS_THREADS: &str = "
+    DELETE FROM threads
+     WHERE room_id = $1
+       AND thread_id IN (SELECT event_id FROM rk_selected WHERE doomed)";
+
+/// Threads whose latest reply goes. Binds `$1` room, `$2` depth that survives. Walks `threads_ordering_idx`.
+const THREADS_LOSING_LATEST: &str = "
+    SELECT thread_id FROM threads
+     WHERE room_id = $1
+       AND topological_ordering < $2
+       AND latest_event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
+       AND thread_id NOT IN (SELECT event_id FROM rk_selected WHERE doomed)";
+
+/// The latest reply to a thread that is not doomed. Binds `$1` root, `$2` room.
+const LATEST_REPLY: &str = "
+    SELECT e.event_id, e.topological_ordering, e.stream_ordering
+      FROM event_relations r
+      JOIN events e ON e.event_id = r.event_id
+     WHERE r.relates_to_id = $1
+       AND r.relation_type = 'm.thread'
+       AND e.room_id = $2
+       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = e.stream_ordering AND s.doomed)
+     ORDER BY e.topological_ordering DESC, e.stream_ordering DESC
+     LIMIT 1";
+
+const REPOINT_THREAD: &str = "
+    UPDATE threads SET latest_event_id = $1, topological_ordering = $2, stream_ordering = $3
+     WHERE room_id = $4 AND thread_id = $5";
+
+const DROP_THREAD: &str = "DELETE FROM threads WHERE room_id = $1 AND thread_id = $2";
+
+/// P-19, defect D: the room whose newest event by arrival is doomed. Binds `$1` room.
+const SLIDING_SYNC_DOOMED: &str = "
+    SELECT j.event_stream_ordering,
+           EXISTS (SELECT 1 FROM rk_selected b WHERE b.stream_ordering = j.bump_stamp AND b.doomed)
+      FROM sliding_sync_joined_rooms j
+      JOIN rk_selected s ON s.stream_ordering = j.event_stream_ordering
+     WHERE j.room_id = $1 AND s.doomed";
+
+/// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives.
+const NEWEST_SURVIVOR: &str = "
+    SELECT stream_ordering FROM events
+     WHERE room_id = $1 AND topological_ordering >= $2 AND NOT outlier
+     ORDER BY stream_ordering DESC LIMIT 1";
+
+/// The same among the types that bump a room in the list (D-48).
+const NEWEST_BUMP: &str = "
+    SELECT stream_ordering FROM events
+     WHERE room_id = $1 AND topological_ordering >= $2 AND NOT outlier
+       AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
+                    'm.poll.start', 'm.beacon_info')
+     ORDER BY stream_ordering DESC LIMIT 1";
+
+const REPOINT_SLIDING_SYNC: &str = "
+    UPDATE sliding_sync_joined_rooms SET event_stream_ordering = $1 WHERE room_id = $2";
+
+const REPOINT_BUMP_STAMP: &str = "
+    UPDATE sliding_sync_joined_rooms SET bump_stamp = $1 WHERE room_id = $2";
+
+/// P-11. Binds `$1` room.
+const LOWEST_DEPTH: &str = "
+    UPDATE room_depth
+       SET min_depth = (
+           SELECT coalesce(min(e.depth), 0)
+             FROM event_backward_extremities b
+             JOIN event_edges g ON g.prev_event_id = b.event_id
+             JOIN events e ON e.event_id = g.event_id
+            WHERE b.room_id = $1)
+     WHERE room_id = $1";
+
+/// The cut that leaves about `$4` events of the timeline below it. Binds `$1` room, `$2` lowest depth,
+/// `$3` depth that survives, `$4` events to pass over. Walks `events_order_room`.
+const DEPTH_AFTER: &str = "
+    SELECT topological_ordering FROM events
+     WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier
+     ORDER BY topological_ordering, stream_ordering
+     LIMIT 1 OFFSET $4";
+
+/// Events of the timeline below the cut. Binds `$1` room, `$2` lowest depth, `$3` depth that survives.
+const COUNT_TIMELINE: &str = "
+    SELECT count(*) FROM events
+     WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier";
+
+/// How a table's rows are found by their event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// Rows of doomed events, by `event_id`.
+    Doomed,
+    /// Rows of all selected events, by `event_id` (P-12).
+    Selected,
+    /// Rows of doomed events, by room and event: the only index there is.
+    DoomedInRoom,
+    /// The events themselves.
+    Events,
+}
+
+/// What is removed, in the order of P-13 (which is also the lock order of P-26): first what has a foreign key
+/// on `events`, even where it would cascade (P-17), so that it is counted; our own additions of P-20 last.
+const TABLES: &[(&str, Rows)] = &[
+    ("event_to_state_groups", Rows::Selected),
+    ("event_edges", Rows::Doomed),
+    ("event_txn_id", Rows::Doomed),
+    ("event_txn_id_device_id", Rows::Doomed),
+    ("un_partial_stated_event_stream", Rows::Doomed),
+    ("thread_subscriptions", Rows::Doomed),
+    ("event_forward_extremities", Rows::Doomed),
+    ("events", Rows::Events),
+    ("event_json", Rows::Doomed),
+    ("event_auth", Rows::Doomed),
+    ("event_relations", Rows::Doomed),
+    ("rejections", Rows::Doomed),
+    ("redactions", Rows::Doomed),
+    ("event_push_actions", Rows::DoomedInRoom),
+    ("event_labels", Rows::Doomed),
+    ("event_expiry", Rows::Doomed),
+    ("event_push_actions_staging", Rows::Doomed),
+];
+
+/// Tables that hold something for nearly every event: walked from the selection, without asking how large
+/// they are.
+const PER_EVENT: &[&str] = &["event_to_state_groups", "event_edges", "event_json"];
+
+/// The greatest depth among the room's forward extremities that are held, if there is one (P-2).
+pub fn deepest_extremity(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
+    let depth = db.row(
+        "read the forward extremities",
+        DEEPEST_EXTREMITY,
+        params![room.as_str()],
+        |r| r.get(0),
+    )?;
+    Ok(depth.flatten())
+}
+
+/// Events of the timeline from depth `from` up to, not including, `below`.
+pub fn count_timeline(db: &Db, room: &RoomId, from: i64, below: i64) -> Result<i64, Error> {
+    db.count(
+        "count the events to purge",
+        COUNT_TIMELINE,
+        params![room.as_str(), from, below],
+    )
+}
+
+/// A depth above `from` that has about `events` events of the timeline between, or `None` when fewer lie
+/// below `below`.
+pub fn depth_after(
+    db: &Db,
+    room: &RoomId,
+    from: i64,
+    below: i64,
+    events: i64,
+) -> Result<Option<i64>, Error> {
+    let found = db.row(
+        "find the next stride",
+        DEPTH_AFTER,
+        params![room.as_str(), from, below, events],
+        |r| r.get::<_, i64>(0),
+    )?;
+    // Many events may share a depth; the cut must move on all the same.
+    Ok(found
+        .map(|depth| depth.max(from.saturating_add(1)))
+        .filter(|depth| *depth < below))
+}
+
+/// Fills the temporary table with what `cut` takes.
+///
+/// # Errors
+/// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
+pub fn select(db: &Db, cut: &Cut<'_>) -> Result<Selected, Error> {
+    db.batch("make the temporary tables", TEMPORARY_TABLES)?;
+    let doing = "select the events to purge";
+    db.execute(
+        doing,
+        SELECT_BELOW,
+        params![
+            cut.delete_local_events,
+            cut.server_name,
+            cut.room.as_str(),
+            cut.from,
+            cut.below
+        ],
+    )?;
+    db.batch(doing, INDEX_SELECTED)?;
+    let any_redaction = db.count(doing, "SELECT EXISTS (SELECT 1 FROM redactions)", &[])? > 0;
+    if any_redaction && db.execute(doing, KEEP_REDACTIONS, &[])? > 0 {
+        while db.execute(doing, KEEP_REDACTIONS, &[])? > 0 {}
+        db.execute(doing, FORGET_KEPT_OUTLIERS, &[])?;
+    }
+    if db.catalog().has("partial_state_events") {
+        let partial = db.row(doing, PARTIAL_STATE, &[], |r| r.get::<_, String>(0))?;
+        if let Some(event) = partial {
+            return Err(Error::PartialState(EventId::new(event)));
+        }
+    }
+    let counts = db.row(doing, COUNT_SELECTED, &[], |r| {
+        Ok(Selected {
+            events: r.get(0)?,
+            doomed: r.get(1)?,
+        })
+    })?;
+    Ok(counts.unwrap_or_default())
+}
+
+/// The state groups of the selected events (P-12), each once.
+pub fn selected_groups(db: &Db) -> Result<Vec<i64>, Error> {
+    db.rows(
+        "read the state groups of the events",
+        SELECTED_GROUPS,
+        &[],
+        |r| r.get(0),
+    )
+}
+
+/// Counts what [`remove`] would remove, table by table.
+pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Error> {
+    let room = cut.room.as_str();
+    let doing = "count the rows to purge";
+    let mut counts = RowCounts::new();
+    for found in present(db, room, selected)? {
+        let sql = format!("SELECT count(*) FROM {}", found.from_where());
+        add(
+            &mut counts,
+            found.table,
+            db.count(doing, &sql, found.params(&[&room]))?,
+        );
+    }
+    // This rule takes those of doomed events as well, which the table's own rule has counted.
+    let all = db.count(doing, &counting(DROP_OUTLIER_EXTREMITIES), params![room])?;
+    let doomed = counts
+        .get("event_forward_extremities")
+        .copied()
+        .unwrap_or(0);
+    add(&mut counts, "event_forward_extremities", all - doomed);
+    fill_extremities(db, cut)?;
+    let dropped = db.count(doing, &counting(DROP_EXTREMITIES), params![room])?;
+    add(&mut counts, "event_backward_extremities", dropped);
+    if db.catalog().has("threads") {
+        let mut threads = db.count(doing, &counting(DROP_ROOTLESS_THREADS), params![room])?;
+        for thread in threads_losing_latest(db, cut)? {
+            threads += i64::from(latest_reply(db, room, &thread)?.is_none());
+        }
+        add(&mut counts, "threads", threads);
+    }
+    Ok(counts)
+}
+
+/// Removes the selected rows and repairs what pointed at them, in the order of P-9 to P-21. `survives` is the
+/// depth that outlives the whole job, of which this cut may be one stride.
+///
+/// Must run in the transaction that selected.
+pub fn remove(
+    db: &Db,
+    cut: &Cut<'_>,
+    selected: Selected,
+    survives: i64,
+) -> Result<RowCounts, Error> {
+    let room = cut.room.as_str();
+    let doing = "purge the events";
+    let mut counts = RowCounts::new();
+    fill_extremities(db, cut)?;
+    add(
+        &mut counts,
+        "event_backward_extremities",
+        db.execute(doing, DROP_EXTREMITIES, params![room])?,
+    );
+    db.execute(doing, ADD_EXTREMITIES, params![room])?;
+    lower_summaries(db, room)?;
+    repoint_sliding_sync(db, room, survives)?;
+    // Before the rows of doomed events go, so that the rule can see whether another extremity remains.
+    add(
+        &mut counts,
+        "event_forward_extremities",
+        db.execute(doing, DROP_OUTLIER_EXTREMITIES, params![room])?,
+    );
+    if db.catalog().has("threads") {
+        let losing = threads_losing_latest(db, cut)?;
+        let mut gone = db.execute(doing, DROP_ROOTLESS_THREADS, params![room])?;
+        for thread in losing {
+            gone += repair_thread(db, room, &thread)?;
+        }
+        add(&mut counts, "threads", gone);
+    }
+    for found in present(db, room, selected)? {
+        let rows = db.execute(doing, &found.delete(), found.params(&[&room]))?;
+        add(&mut counts, found.table, rows);
+    }
+    db.execute(doing, TURN_OUTLIER, &[])?;
+    // Last: Synapse waits for this row whenever it stores an event (P-11).
+    db.execute(doing, LOWEST_DEPTH, params![room])?;
+    Ok(counts)
+}
+
+/// A rule of [`TABLES`] whose table exists and is not empty.
+struct Found {
+    table: &'static str,
+    rows: Rows,
+    from_table: bool,
+}
+
+impl Found {
+    /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
+    /// table is the smaller one, from the table's.
+    fn from_where(&self) -> String {
+        let table = self.table;
+        let condition = match self.rows {
+            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
+            Rows::Doomed => "t.event_id = s.event_id AND s.doomed",
+            Rows::Selected => "t.event_id = s.event_id",
+            Rows::DoomedInRoom => "t.event_id = s.event_id AND s.doomed AND t.room_id = $1",
+        };
+        if self.from_table {
+            format!("{table} t CROSS JOIN rk_selected s WHERE {condition}")
+        } else {
+            format!("rk_selected s CROSS JOIN {table} t WHERE {condition}")
+        }
+    }
+
+    /// Rows are collected first and deleted in the order in which they lie in the file.
+    fn delete(&self) -> String {
+        match self.rows {
+            Rows::Events => "DELETE FROM events WHERE stream_ordering IN \
+                             (SELECT stream_ordering FROM rk_selected WHERE doomed)"
+                .to_owned(),
+            _ => format!(
+                "DELETE FROM {} WHERE rowid IN (SELECT t.rowid FROM {})",
+                self.table,
+                self.from_where()
+            ),
+        }
+    }
+
+    fn params<'a>(&self, room: Params<'a>) -> Params<'a> {
+        if self.rows == Rows::DoomedInRoom {
+            room
+        } else {
+            &[]
+        }
+    }
+}
+
+/// The rules that have anything to do here, and from which side to walk each.
+fn present(db: &Db, room: &str, selected: Selected) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    for &(table, rows) in TABLES {
+        if !db.catalog().has(table) {
+            continue;
+        }
+        let mut from_table = false;
+        if !PER_EVENT.contains(&table) && rows != Rows::Events {
+            // No table has more rows than its greatest rowid.
+            let at_most = db.count(
+                "look at a table's size",
+                &format!("SELECT max(rowid) FROM {table}"),
+                &[],
+            )?;
+            if at_most <= 0 {
+                continue;
+            }
+            from_table = at_most < selected.events;
+        }
+        if rows == Rows::DoomedInRoom {
+            let any = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE room_id = $1)");
+            if db.count("look whether a table has rows of the room", &any, &[&room])? == 0 {
+                continue;
+            }
+        }
+        found.push(Found {
+            table,
+            rows,
+            from_table,
+        });
+    }
+    Ok(found)
+}
+
+/// The statement that counts what `delete` deletes.
+fn counting(delete: &str) -> String {
+    delete.replacen("DELETE", "SELECT count(*)", 1)
+}
+
+fn add(counts: &mut RowCounts, table: &str, rows: i64) {
+    if rows > 0 {
+        *counts.entry(table.to_owned()).or_default() += rows;
+    }
+}
+
+fn fill_extremities(db: &Db, cut: &Cut<'_>) -> Result<(), Error> {
+    let doing = "find the new backward extremities";
+    db.execute(doing, NEW_EXTREMITIES, params![cut.room.as_str()])?;
+    db.execute(doing, KEPT_EXTREMITIES, params![cut.room.as_str()])?;
+    Ok(())
+}
+
+/// P-14, where the columns exist.
+fn lower_summaries(db: &Db, room: &str) -> Result<(), Error> {
+    let catalog = db.catalog();
+    if !(catalog.has_column("event_push_summary", "last_receipt_stream_ordering")
+        && catalog.has_column("event_push_summary", "thread_id")
+        && catalog.has_column("event_push_actions", "thread_id"))
+    {
+        return Ok(());
+    }
+    let doing = "correct the unread counts";
+    type Decrement = (String, String, i64, i64);
+    let decrements: Vec<Decrement> = db.rows(doing, SUMMARY_DECREMENTS, params![room], |r| {
+        Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?))
+    })?;
+    for (user, thread, notifications, unread) in decrements {
+        db.execute(
+            doing,
+            LOWER_SUMMARY,
+            params![notifications, unread, room, user, thread],
+        )?;
+    }
+    Ok(())
+}
+
+fn threads_losing_latest(db: &Db, cut: &Cut<'_>) -> Result<Vec<String>, Error> {
+    db.rows(
+        "find the threads that lose their latest reply",
+        THREADS_LOSING_LATEST,
+        params![cut.room.as_str(), cut.below],
+        |r| r.get(0),
+    )
+}
+
+fn latest_reply(db: &Db, room: &str, thread: &str) -> Result<Option<(String, i64, i64)>, Error> {
+    db.row(
+        "find a thread's latest reply",
+        LATEST_REPLY,
+        params![thread, room],
+        |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
+    )
+}
+
+/// Points a thread at its latest surviving reply, or drops it; answers how many rows went.
+fn repair_thread(db: &Db, room: &str, thread: &str) -> Result<i64, Error> {
+    let doing = "repair a thread";
+    match latest_reply(db, room, thread)? {
+        Some((event, topological, stream)) => {
+            db.execute(
+                doing,
+                REPOINT_THREAD,
+                params![event, topological, stream, room, thread],
+            )?;
+            Ok(0)
+        }
+        None => db.execute(doing, DROP_THREAD, params![room, thread]),
+    }
+}
+
+/// P-19, defect D: lets go of an event that is doomed, in favour of one that outlives the whole job, so that
+/// the row is the same however the job is cut into strides.
+fn repoint_sliding_sync(db: &Db, room: &str, survives: i64) -> Result<(), Error> {
+    if !db.catalog().has("sliding_sync_joined_rooms") {
+        return Ok(());
+    }
+    let doing = "move the room's newest event";
+    let doomed = db.row(doing, SLIDING_SYNC_DOOMED, params![room], |r| {
+        r.get::<_, bool>(1)
+    })?;
+    let Some(bump_doomed) = doomed else {
+        return Ok(());
+    };
+    let newest = |sql| db.row(doing, sql, params![room, survives], |r| r.get::<_, i64>(0));
+    if let Some(stream) = newest(NEWEST_SURVIVOR)? {
+        db.execute(doing, REPOINT_SLIDING_SYNC, params![stream, room])?;
+    }
+    if bump_doomed {
+        db.execute(
+            doing,
+            REPOINT_BUMP_STAMP,
+            params![newest(NEWEST_BUMP)?, room],
+        )?;
+    }
+    Ok(())
+}

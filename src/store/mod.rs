@@ -1,0 +1,16 @@
+//! The cellar: every SQL statement that touches Synapse's tables lives here.
+//!
+//! One SQL text serves both engines where it can; parameters are `$1 … $n` in order of first appearance.
+//! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
+
+pub mod catalog;
+pub mod check;
+pub mod db;
+pub mod history;
+pub mod homeserver;
+pub mod points;
+pub mod schema;
+pub mod search;
+pub mod space;
+pub mod state_groups;
+pub mod users;

@@ -1,0 +1,120 @@
+//! The full-text index (V-0d): `event_search` is FTS4 on SQLite and has no index on event ids.
+//!
+//! A delete by event id would read the whole index once a stride, which makes a long purge quadratic. So the
+//! content table is walked once a job, and what it says of the room is kept in a temporary table.
+
+use rusqlite::params;
+
+use super::db::Db;
+use crate::error::Error;
+use crate::ids::RoomId;
+
+const TEMPORARY_TABLE: &str = "
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_search (
+        stream_ordering INTEGER NOT NULL, docid INTEGER NOT NULL,
+        PRIMARY KEY (stream_ordering, docid)) WITHOUT ROWID;
+    DELETE FROM rk_search;";
+
+/// Binds `$1` docid after which to look, `$2` room, `$3` depth that survives. Walks the content table once.
+const NOTE_DOCUMENTS: &str = "
+    INSERT OR IGNORE INTO rk_search (stream_ordering, docid)
+    SELECT e.stream_ordering, c.docid
+      FROM event_search_content c
+     CROSS JOIN events e
+     WHERE c.docid > $1
+       AND c.c1room_id = $2
+       AND e.event_id = c.c0event_id
+       AND e.topological_ordering < $3";
+
+const NEWEST_DOCUMENT: &str = "SELECT max(docid) FROM event_search_content";
+
+/// In ascending order, or FTS4 would write a segment for every step back. The document must still be that
+/// event's: a live server can use the number of a deleted newest document again.
+const DELETE_DOCUMENTS: &str = "
+    DELETE FROM event_search
+     WHERE docid IN (
+           SELECT m.docid
+             FROM rk_selected s
+            CROSS JOIN rk_search m
+            CROSS JOIN event_search_content c
+            WHERE s.doomed
+              AND m.stream_ordering = s.stream_ordering
+              AND c.docid = m.docid
+              AND c.c0event_id = s.event_id)";
+
+/// One walk over the content table, for a dry run.
+const COUNT_DOCUMENTS: &str = "
+    SELECT count(*)
+      FROM event_search_content c
+     CROSS JOIN rk_selected s
+     WHERE s.event_id = c.c0event_id AND s.doomed";
+
+/// What the index holds of one room, as far as it has been looked at.
+pub struct Documents {
+    newest_seen: i64,
+}
+
+impl Documents {
+    /// Starts with nothing noted. The notes live in the connection's temporary tables.
+    pub fn new(db: &Db) -> Result<Self, Error> {
+        db.batch("make the temporary tables", TEMPORARY_TABLE)?;
+        Ok(Self {
+            newest_seen: i64::MIN,
+        })
+    }
+
+    /// Notes the documents of events below `below` that came since the last look. The first call walks the
+    /// whole content table; call it outside a write transaction.
+    pub fn note(&mut self, db: &Db, room: &RoomId, below: i64) -> Result<(), Error> {
+        let doing = "read the full-text index";
+        let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+        if newest > self.newest_seen {
+            db.execute(
+                doing,
+                NOTE_DOCUMENTS,
+                params![self.newest_seen, room.as_str(), below],
+            )?;
+            self.newest_seen = newest;
+        }
+        Ok(())
+    }
+
+    /// Deletes the documents of the doomed events; must run in the transaction that selected them.
+    pub fn remove(&mut self, db: &Db) -> Result<i64, Error> {
+        let doing = "purge the full-text index";
+        let before = db.count(doing, NEWEST_DOCUMENT, &[])?;
+        let removed = db.execute(doing, DELETE_DOCUMENTS, &[])?;
+        // Numbers above the newest remaining document will be used again.
+        let newest = if removed > 0 {
+            db.count(doing, NEWEST_DOCUMENT, &[])?
+        } else {
+            before
+        };
+        self.newest_seen = self.newest_seen.min(newest);
+        Ok(removed)
+    }
+}
+
+/// How many documents the doomed events have.
+pub fn count(db: &Db) -> Result<i64, Error> {
+    db.count("count the rows to purge", COUNT_DOCUMENTS, &[])
+}
+
+/// Whether the database has the index in the form we know.
+pub fn is_present(db: &Db) -> bool {
+    db.catalog().has("event_search")
+        && db
+            .catalog()
+            .has_column("event_search_content", "c0event_id")
+}
+
+/// Merges the whole index into one segment, after which no deleted word stands in it. One long statement:
+/// for when nobody waits.
+pub fn optimize(db: &Db) -> Result<(), Error> {
+    db.execute(
+        "merge the full-text index",
+        "INSERT INTO event_search(event_search) VALUES ('optimize')",
+        &[],
+    )?;
+    Ok(())
+}

@@ -1,0 +1,427 @@
+//! State groups: which of them nothing refers to any more, and letting those go (P-30 … P-46).
+//!
+//! Deciding and doing are apart. A [`Plan`] names the groups that go and, for every group that stays but
+//! was a delta on one that goes, what it will be a delta on instead. The state of a group never changes, so
+//! a plan can be carried out in pieces, in order, and again after a crash, to the same end.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+
+use rusqlite::params;
+
+use super::db::Db;
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::time::Millis;
+
+/// Which references count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum References {
+    /// Every row of `event_to_state_groups`.
+    All,
+    /// Those of events outside the current selection, which a purge would leave: for a dry run.
+    OutsideSelection,
+}
+
+/// A group that stays and was a delta on one that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebase {
+    /// The group.
+    pub group: i64,
+    /// What it becomes a delta on; nothing means that it is stored in full.
+    pub base: Option<i64>,
+}
+
+/// What to do about state groups that nothing refers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order, each while its former base still stands.
+    pub rebases: Vec<Rebase>,
+    /// Groups that go, children before parents.
+    pub doomed: Vec<i64>,
+    /// Unreferenced groups that stay because others would need more rows without them.
+    pub kept_as_base: usize,
+    /// Rows of `state_groups_state` before and after.
+    pub rows_before: i64,
+    /// See `rows_before`.
+    pub rows_after: i64,
+    /// Edges before and after.
+    pub edges_before: i64,
+    /// See `edges_before`.
+    pub edges_after: i64,
+}
+
+/// A resolved state: event ids by (type, state key).
+type State = BTreeMap<(String, String), String>;
+
+const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1)";
+
+const REFERENCED: &str =
+    "SELECT EXISTS (SELECT 1 FROM event_to_state_groups WHERE state_group = $1)";
+
+const REFERENCED_OUTSIDE: &str = "
+    SELECT EXISTS (
+        SELECT 1 FROM event_to_state_groups g
+         WHERE g.state_group = $1
+           AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = g.event_id))";
+
+const PREVIOUS: &str = "SELECT prev_state_group FROM state_group_edges WHERE state_group = $1";
+
+const NEXT: &str =
+    "SELECT state_group FROM state_group_edges WHERE prev_state_group = $1 ORDER BY state_group";
+
+const PERSISTING: &str =
+    "SELECT EXISTS (SELECT 1 FROM state_groups_persisting WHERE state_group = $1)";
+
+const ENTRIES: &str =
+    "SELECT type, state_key, event_id FROM state_groups_state WHERE state_group = $1";
+
+const COUNT_ENTRIES: &str = "SELECT count(*) FROM state_groups_state WHERE state_group = $1";
+
+const DELETE_ENTRIES: &str = "DELETE FROM state_groups_state WHERE state_group = $1";
+
+const DELETE_EDGES: &str = "DELETE FROM state_group_edges WHERE state_group = $1";
+
+/// Defect J: both sides, or a new group of the same number would grow a foreign parent.
+const DELETE_EDGES_TO: &str = "DELETE FROM state_group_edges WHERE prev_state_group = $1";
+
+const DELETE_GROUP: &str = "DELETE FROM state_groups WHERE id = $1";
+
+const DELETE_PENDING: &str = "DELETE FROM state_groups_pending_deletion WHERE state_group = $1";
+
+const INSERT_ENTRY: &str = "
+    INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES ($1, $2, $3, $4, $5)";
+
+const INSERT_EDGE: &str =
+    "INSERT INTO state_group_edges (state_group, prev_state_group) VALUES ($1, $2)";
+
+/// P-41: rows that are there stay as they are. Binds `$1` group, `$2` now.
+const MARK: &str = "
+    INSERT INTO state_groups_pending_deletion (state_group, insertion_ts)
+    SELECT $1, $2
+     WHERE NOT EXISTS (SELECT 1 FROM state_groups_pending_deletion WHERE state_group = $1)";
+
+/// Longest chain that is followed; a longer one is a cycle (P-33).
+const LONGEST_CHAIN: usize = 100_000;
+
+/// Plans what to do about `candidates` and what hangs together with them. Reads only.
+///
+/// Groups that are being used by an event in flight are left alone (P-45).
+pub fn plan(db: &Db, candidates: &[i64], references: References) -> Result<Plan, Error> {
+    let mut doomed = unreferenced(db, candidates, references)?;
+    let mut plan = Plan::default();
+    let mut states = States {
+        db,
+        cache: HashMap::new(),
+    };
+    for cluster in clusters(db, &doomed)? {
+        match cluster.rebases(db, &mut states)? {
+            Some(rebases) => plan.rebases.extend(rebases),
+            None => {
+                // Fewer rows with the old base than without: keep it, and what it rests on.
+                for group in &cluster.ancestors {
+                    if doomed.remove(group) {
+                        plan.kept_as_base += 1;
+                    }
+                }
+            }
+        }
+    }
+    for group in &doomed {
+        plan.rows_before += entry_count(db, *group)?;
+        plan.edges_before += i64::from(previous(db, *group)?.is_some());
+    }
+    for rebase in &plan.rebases {
+        plan.rows_before += entry_count(db, rebase.group)?;
+        plan.edges_before += 1;
+        plan.edges_after += i64::from(rebase.base.is_some());
+        plan.rows_after += states
+            .delta(rebase.group, rebase.base)?
+            .map_or(0, |delta| delta.len() as i64);
+    }
+    plan.doomed = doomed.into_iter().rev().collect();
+    Ok(plan)
+}
+
+/// P-30: the candidates, and everything before and after them, that no event refers to. The walk does not go
+/// past a group that is referred to.
+fn unreferenced(
+    db: &Db,
+    candidates: &[i64],
+    references: References,
+) -> Result<BTreeSet<i64>, Error> {
+    let doing = "find the state groups that nothing refers to";
+    let referenced = match references {
+        References::All => REFERENCED,
+        References::OutsideSelection => REFERENCED_OUTSIDE,
+    };
+    let has_persisting = db.catalog().has("state_groups_persisting");
+    let mut seen: HashSet<i64> = candidates.iter().copied().collect();
+    let mut queue: VecDeque<i64> = candidates.iter().copied().collect();
+    let mut doomed = BTreeSet::new();
+    while let Some(group) = queue.pop_front() {
+        if db.count(doing, EXISTS, params![group])? == 0
+            || db.count(doing, referenced, params![group])? == 1
+        {
+            continue;
+        }
+        if has_persisting && db.count(doing, PERSISTING, params![group])? == 1 {
+            continue;
+        }
+        doomed.insert(group);
+        let mut around = db.rows(doing, PREVIOUS, params![group], |r| r.get::<_, i64>(0))?;
+        around.extend(db.rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))?);
+        queue.extend(around.into_iter().filter(|next| seen.insert(*next)));
+    }
+    if has_persisting {
+        keep_ancestors_of_persisting(db, &mut doomed)?;
+    }
+    Ok(doomed)
+}
+
+/// A group in use needs everything that it is a delta on.
+fn keep_ancestors_of_persisting(db: &Db, doomed: &mut BTreeSet<i64>) -> Result<(), Error> {
+    let doing = "read the state groups in use";
+    let in_use = db.rows(
+        doing,
+        "SELECT DISTINCT state_group FROM state_groups_persisting",
+        &[],
+        |r| r.get(0),
+    )?;
+    for mut group in in_use {
+        while let Some(before) = previous(db, group)? {
+            if !doomed.remove(&before) {
+                break;
+            }
+            group = before;
+        }
+    }
+    Ok(())
+}
+
+fn previous(db: &Db, group: i64) -> Result<Option<i64>, Error> {
+    db.row("read a state group's base", PREVIOUS, params![group], |r| {
+        r.get(0)
+    })
+}
+
+fn entry_count(db: &Db, group: i64) -> Result<i64, Error> {
+    db.count("count a state group's rows", COUNT_ENTRIES, params![group])
+}
+
+/// Groups that stay, and hang on the same doomed root.
+struct Cluster {
+    /// In ascending order.
+    survivors: Vec<i64>,
+    /// The doomed groups that the survivors rest on.
+    ancestors: BTreeSet<i64>,
+    /// The group that stays and that the topmost of them is a delta on.
+    above: Option<i64>,
+}
+
+/// Finds the groups that stay but are deltas on doomed ones, with what they share.
+fn clusters(db: &Db, doomed: &BTreeSet<i64>) -> Result<Vec<Cluster>, Error> {
+    let doing = "find the state groups that hang on those that go";
+    let mut by_root: BTreeMap<i64, Cluster> = BTreeMap::new();
+    for group in doomed {
+        for survivor in db.rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))? {
+            if doomed.contains(&survivor) {
+                continue;
+            }
+            let mut path = vec![*group];
+            let mut root = *group;
+            let above = loop {
+                match previous(db, root)? {
+                    Some(before) if doomed.contains(&before) && path.len() < LONGEST_CHAIN => {
+                        path.push(before);
+                        root = before;
+                    }
+                    before => break before,
+                }
+            };
+            let cluster = by_root.entry(root).or_insert_with(|| Cluster {
+                survivors: Vec::new(),
+                ancestors: BTreeSet::new(),
+                above,
+            });
+            cluster.ancestors.extend(path);
+            cluster.survivors.push(survivor);
+        }
+    }
+    let mut clusters: Vec<Cluster> = by_root.into_values().collect();
+    for cluster in &mut clusters {
+        cluster.survivors.sort_unstable();
+        cluster.survivors.dedup();
+    }
+    Ok(clusters)
+}
+
+impl Cluster {
+    /// The cheapest new base for each survivor: what its former base rested on, a sibling with a lower number,
+    /// or none. `None` when the whole would need more rows than it has now.
+    fn rebases(&self, db: &Db, states: &mut States<'_>) -> Result<Option<Vec<Rebase>>, Error> {
+        let mut rebases: Vec<Rebase> = Vec::new();
+        let (mut before, mut after) = (0, 0);
+        for group in &self.ancestors {
+            before += entry_count(db, *group)?;
+        }
+        for &group in &self.survivors {
+            before += entry_count(db, group)?;
+            let mut best = (None, states.of(group)?.len());
+            let siblings = rebases.iter().take(MOST_SIBLINGS_TRIED).map(|r| r.group);
+            for base in self.above.into_iter().chain(siblings) {
+                if let Some(delta) = states.delta(group, Some(base))?
+                    && delta.len() < best.1
+                {
+                    best = (Some(base), delta.len());
+                }
+            }
+            after += best.1 as i64;
+            rebases.push(Rebase {
+                group,
+                base: best.0,
+            });
+        }
+        states.cache.clear();
+        Ok((after <= before).then_some(rebases))
+    }
+}
+
+/// Siblings looked at as a base: the first is nearly always the best, and each costs a comparison of states.
+const MOST_SIBLINGS_TRIED: usize = 8;
+
+/// Resolved states, kept while a cluster is looked at.
+struct States<'a> {
+    db: &'a Db,
+    cache: HashMap<i64, std::rc::Rc<State>>,
+}
+
+impl States<'_> {
+    /// P-33: along the chain, the entry nearest to the group wins.
+    fn of(&mut self, group: i64) -> Result<std::rc::Rc<State>, Error> {
+        if let Some(state) = self.cache.get(&group) {
+            return Ok(state.clone());
+        }
+        let doing = "read the state of a state group";
+        let mut state = State::new();
+        let mut next = Some(group);
+        for _ in 0..LONGEST_CHAIN {
+            let Some(at) = next else { break };
+            self.db.for_each(doing, ENTRIES, params![at], |r| {
+                state.entry((r.get(0)?, r.get(1)?)).or_insert(r.get(2)?);
+                Ok(())
+            })?;
+            next = previous(self.db, at)?;
+        }
+        let state = std::rc::Rc::new(state);
+        self.cache.insert(group, state.clone());
+        Ok(state)
+    }
+
+    /// The entries that make `group` out of `base`, or `None` when it cannot be made: a delta takes nothing away.
+    fn delta(&mut self, group: i64, base: Option<i64>) -> Result<Option<State>, Error> {
+        let state = self.of(group)?;
+        let Some(base) = base else {
+            return Ok(Some((*state).clone()));
+        };
+        let base = self.of(base)?;
+        if base.keys().any(|key| !state.contains_key(key)) {
+            return Ok(None);
+        }
+        let delta = state
+            .iter()
+            .filter(|(key, event)| base.get(*key) != Some(event));
+        Ok(Some(
+            delta
+                .map(|(key, event)| (key.clone(), event.clone()))
+                .collect(),
+        ))
+    }
+}
+
+/// Carries out one [`Rebase`]; inside a transaction. Doing it again changes nothing.
+///
+/// # Errors
+/// [`Error::Bug`] when the group cannot be expressed on the base.
+pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Result<(), Error> {
+    let doing = "store a state group anew";
+    if previous(db, rebase.group)? == rebase.base {
+        return Ok(());
+    }
+    let mut states = States {
+        db,
+        cache: HashMap::new(),
+    };
+    let delta = states.delta(rebase.group, rebase.base)?.ok_or_else(|| {
+        Error::Bug(format!(
+            "state group {} cannot be a delta on {:?}",
+            rebase.group, rebase.base
+        ))
+    })?;
+    freed.entries += db.execute(doing, DELETE_ENTRIES, params![rebase.group])? - delta.len() as i64;
+    freed.edges +=
+        db.execute(doing, DELETE_EDGES, params![rebase.group])? - i64::from(rebase.base.is_some());
+    for ((kind, key), event) in &delta {
+        db.execute(
+            doing,
+            INSERT_ENTRY,
+            params![rebase.group, room.as_str(), kind, key, event],
+        )?;
+    }
+    if let Some(base) = rebase.base {
+        db.execute(doing, INSERT_EDGE, params![rebase.group, base])?;
+    }
+    Ok(())
+}
+
+/// Rows that storing groups anew and removing others took away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Groups.
+    pub groups: i64,
+    /// Rows of `state_groups_state`.
+    pub entries: i64,
+    /// Rows of `state_group_edges`.
+    pub edges: i64,
+}
+
+/// Deletes groups, children before parents, until about `rows` rows are gone; answers how many of `groups`
+/// were dealt with. Inside a transaction. A group that something refers to after all stays, and so do those
+/// that it rests on.
+pub fn delete(db: &Db, groups: &[i64], rows: i64, freed: &mut Freed) -> Result<usize, Error> {
+    let doing = "delete state groups";
+    let pending = db.catalog().has("state_groups_pending_deletion");
+    let until = freed.entries + rows;
+    for (done, &group) in groups.iter().enumerate() {
+        if freed.entries >= until {
+            return Ok(done);
+        }
+        let in_use = db.count(doing, REFERENCED, params![group])? == 1
+            || !db
+                .rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))?
+                .is_empty();
+        if in_use {
+            log::warn!("state group {group} is referred to again and stays");
+            continue;
+        }
+        freed.entries += db.execute(doing, DELETE_ENTRIES, params![group])?;
+        freed.edges += db.execute(doing, DELETE_EDGES, params![group])?;
+        freed.edges += db.execute(doing, DELETE_EDGES_TO, params![group])?;
+        freed.groups += db.execute(doing, DELETE_GROUP, params![group])?;
+        if pending {
+            db.execute(doing, DELETE_PENDING, params![group])?;
+        }
+    }
+    Ok(groups.len())
+}
+
+/// P-41: leaves the groups to the running homeserver, which deletes them ten minutes later.
+pub fn mark(db: &Db, groups: &[i64], now: Millis) -> Result<(), Error> {
+    for group in groups {
+        db.execute(
+            "mark state groups for deletion",
+            MARK,
+            params![group, now.0],
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Wall-clock milliseconds, and clocks to read them from.
+
+use std::ops::{Add, Sub};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds: a point in time since the epoch, as Matrix counts, or a length of time.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Millis(pub i64);
+
+impl Add for Millis {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+}
+
+impl Sub for Millis {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+}
+
+impl From<Duration> for Millis {
+    fn from(duration: Duration) -> Self {
+        Self(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// A length of `count` days of 24 hours.
+pub const fn days(count: i64) -> Millis {
+    Millis(count.saturating_mul(24 * 60 * 60 * 1000))
+}
+
+/// Where the time comes from: the system, or a test that moves it.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since the epoch.
+    fn now(&self) -> Millis;
+}
+
+/// The operating system's wall clock.
+#[derive(Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Millis {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(Millis(0), Millis::from)
+    }
+}
+
+/// A clock that stands still until it is moved; for tests of what happens after 24 hours.
+#[derive(Debug)]
+pub struct ManualClock(Mutex<Millis>);
+
+impl ManualClock {
+    /// A clock that shows `now`.
+    pub fn at(now: Millis) -> Self {
+        Self(Mutex::new(now))
+    }
+
+    /// Moves the clock by `by`, which may be negative.
+    pub fn advance(&self, by: Millis) {
+        let mut now = self.0.lock();
+        *now = *now + by;
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Millis {
+        *self.0.lock()
+    }
+}
+
+/// Reads Synapse's duration grammar: digits and an optional `s m h d w y`; without a letter, milliseconds.
+///
+/// # Errors
+/// A sentence that names the text when it is not of this form, or does not fit.
+pub fn parse_duration(text: &str) -> Result<Millis, String> {
+    let wrong = || {
+        format!(
+            "'{text}' is not a duration: write a whole number and one of s, m, h, d, w, y, such as 90d"
+        )
+    };
+    let trimmed = text.trim();
+    let (digits, unit) = match trimmed.char_indices().last() {
+        Some((at, letter)) if letter.is_ascii_alphabetic() => {
+            let unit = match letter {
+                's' => 1_000,
+                'm' => 60_000,
+                'h' => 3_600_000,
+                'd' => 86_400_000,
+                'w' => 7 * 86_400_000,
+                'y' => 365 * 86_400_000,
+                _ => return Err(wrong()),
+            };
+            (&trimmed[..at], unit)
+        }
+        _ => (trimmed, 1),
+    };
+    let count: i64 = digits.replace('_', "").parse().map_err(|_| wrong())?;
+    if digits.starts_with('_') || digits.ends_with('_') || digits.contains("__") {
+        return Err(wrong());
+    }
+    count.checked_mul(unit).map(Millis).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_synapse_reads_them() {
+        for (text, millis) in [
+            ("5", 5),
+            ("1s", 1_000),
+            ("2m", 120_000),
+            ("1h", 3_600_000),
+            ("1d", 86_400_000),
+            ("1w", 604_800_000),
+            ("1y", 31_536_000_000),
+            (" 1_000 ", 1_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Millis(millis)), "{text}");
+        }
+        for wrong in [
+            "",
+            "d",
+            "1D",
+            "1.5d",
+            "1d2h",
+            "1 fortnight",
+            "99999999999999999999",
+            "_1",
+            "1__0d",
+        ] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse_duration("9223372036854775807y").is_err());
+    }
+}
