@@ -416,12 +416,14 @@ mod tests {
         }
         assert!(
             read("database: {name: sqlite3}")
-                .expect_err("no name")
+                .err()
+                .expect("no name")
                 .contains("server_name")
         );
         assert!(
             read("server_name: x")
-                .expect_err("no database")
+                .err()
+                .expect("no database")
                 .contains("database.name")
         );
     }

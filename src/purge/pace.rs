@@ -16,19 +16,12 @@ pub enum Gait {
     Beside,
 }
 
-/// Rest between strides beside a live server. SQLite polls a busy lock every 100 ms at the longest; with a rest
-/// of 110 ms a waiting writer waited at most 0.53 s, with 20 ms up to 2.3 s.
-pub const REST: Duration = Duration::from_millis(120);
-
 /// Write-ahead log that one offline stride aims at; a quarter of the 1 GiB that it must never exceed, because
 /// the next stride can cost four times what this one told.
 const WAL_AIM: u64 = 256 * 1024 * 1024;
 
 /// Events of the first stride offline; it tells how much log an event costs in this database.
 const FIRST_OFFLINE: i64 = 10_000;
-
-/// No offline stride is longer: its work list is held in memory.
-const MOST_OFFLINE: i64 = 400_000;
 
 /// Events of the first stride beside a live server.
 const FIRST_BESIDE: i64 = 250;
@@ -48,7 +41,7 @@ impl Pace {
     /// The pace at which a job starts.
     pub fn new(gait: Gait, bounds: StrideBounds) -> Self {
         let events = match gait {
-            Gait::Offline => FIRST_OFFLINE,
+            Gait::Offline => FIRST_OFFLINE.min(bounds.events_offline),
             Gait::Beside => FIRST_BESIDE.min(bounds.events),
         };
         Self {
@@ -72,7 +65,7 @@ impl Pace {
     pub fn learn(&mut self, events: i64, took: Duration, wal_bytes: u64) {
         let events = events.max(1);
         let (aim, spent, most) = match self.gait {
-            Gait::Offline => (WAL_AIM, wal_bytes.max(1), MOST_OFFLINE),
+            Gait::Offline => (WAL_AIM, wal_bytes.max(1), self.bounds.events_offline),
             Gait::Beside => {
                 // Three quarters of the bound, so that most strides keep it.
                 let aim = u64::try_from(self.bounds.millis).unwrap_or(1) * 3 / 4;
@@ -109,7 +102,7 @@ impl Pace {
     pub fn rest(&self) -> Duration {
         match self.gait {
             Gait::Offline => Duration::ZERO,
-            Gait::Beside => REST,
+            Gait::Beside => self.bounds.rest,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::pace::{Gait, REST};
+use super::pace::Gait;
 use super::request::{Phase, Progress};
 use super::run::Worksite;
 use crate::error::Error;
@@ -91,7 +91,7 @@ fn leave_to_homeserver(
         site.db.write("mark state groups for deletion", |db| {
             state_groups::mark(db, batch, now)
         })?;
-        std::thread::sleep(REST);
+        std::thread::sleep(site.bounds.rest);
     }
     progress.state_groups_marked += plan.doomed.len() as i64;
     site.ledger.decide(site.room.as_str(), &[])

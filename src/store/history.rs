@@ -413,7 +413,7 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
     let doing = "count the rows to purge";
     let mut counts = RowCounts::new();
     for found in present(db, room, selected)? {
-        let sql = format!("SELECT count(*) FROM {}", found.from_where());
+        let sql = format!("SELECT count(*) FROM {}", found.found_by());
         add(
             &mut counts,
             found.table,
@@ -496,7 +496,7 @@ struct Found {
 impl Found {
     /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
     /// table is the smaller one, from the table's.
-    fn from_where(&self) -> String {
+    fn found_by(&self) -> String {
         let table = self.table;
         let condition = match self.rows {
             Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
@@ -520,7 +520,7 @@ impl Found {
             _ => format!(
                 "DELETE FROM {} WHERE rowid IN (SELECT t.rowid FROM {})",
                 self.table,
-                self.from_where()
+                self.found_by()
             ),
         }
     }
