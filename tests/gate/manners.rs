@@ -201,6 +201,47 @@ fn no_second_request_runs_that_the_first_did_not_wait_for() {
     }
 }
 
+/// Whatever a client sends in one go, at most one request comes of it, and the door stands.
+#[test]
+fn one_burst_of_bytes_is_at_most_one_request() {
+    use proptest::prelude::*;
+    use proptest::test_runner::{Config, TestRunner};
+
+    let pieces: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Content-Length: 0\r\n",
+        b"Content-Length: 29\r\n",
+        b"Expect: 100-continue\r\n",
+        b"\r\n",
+        b"\n",
+        b"0\r\n\r\n",
+        b"{}",
+        b"\0",
+        b"abcd",
+    ];
+    let burst = proptest::collection::vec(proptest::sample::select(pieces), 1..8);
+    let server = Server::start(Limits::default());
+    let mut runner = TestRunner::new(Config {
+        cases: 300,
+        ..Config::default()
+    });
+    let result = runner.run(&burst, |pieces| {
+        let before = server.count();
+        let mut client = server.connect();
+        client.send(pieces.concat());
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        while client.answer().is_some() {}
+        prop_assert!(server.count() - before <= 1);
+        Ok(())
+    });
+    result.unwrap();
+    assert!(server.count() > 10, "some of them were requests");
+    assert_eq!(server.connect().get("/").status, 200);
+}
+
 #[test]
 fn bytes_that_come_before_the_answer_end_the_connection_with_it() {
     let (release, released) = bounded::<()>(0);
@@ -474,10 +515,12 @@ fn handlers_that_are_gone_are_reported_and_answered_503() {
 
 #[test]
 fn a_client_that_never_reads_holds_no_handler() {
-    let server = Server::start(Limits {
+    let limits = Limits {
         exchanges: 1,
+        wait: PATIENCE,
         ..short()
-    });
+    };
+    let server = Server::start(limits);
     let mut deaf: Vec<_> = (0..4).map(|_| server.connect()).collect();
     for client in &mut deaf {
         client.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -14,6 +14,9 @@ const ADDRESS_FILE: &str = "ROOMKEEPER_TEST_ADDRESS_FILE";
 /// How many files the child may open; it fills up to a few below that with files of its own.
 const OPEN_FILES: &str = "ROOMKEEPER_TEST_OPEN_FILES";
 
+/// How the child ends when its doors say that they are broken.
+const BROKEN: i32 = 7;
+
 /// Not a test by itself: the body of the child process, which ends when its standard input does.
 #[test]
 fn child() {
@@ -50,6 +53,12 @@ fn child() {
         std::fs::write(format!("{file}.new"), server.address.to_string()).unwrap();
     });
     std::fs::rename(format!("{file}.new"), file).unwrap();
+    let broken = server.door.broken().clone();
+    std::thread::spawn(move || {
+        if broken.recv().is_ok() {
+            std::process::exit(BROKEN);
+        }
+    });
     let mut line = String::new();
     while std::io::stdin()
         .read_line(&mut line)
@@ -198,4 +207,26 @@ fn connections_that_are_over_leave_no_file_open() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn a_tiny_http_that_has_died_is_reported() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = ChildServer::start(directory.path(), Some(300));
+    // With one file left for the client and at most one for the gate, tiny_http cannot accept: its accept thread
+    // ends, or panics, and nobody would ever be served again.
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = server.child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(begun.elapsed() < PATIENCE, "nobody noticed");
+        if let Ok(stream) = std::net::TcpStream::connect(server.address) {
+            let _ = stream.set_read_timeout(Some(Duration::from_millis(200)));
+            let mut client = Client::new(stream);
+            client.try_send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let _ = std::io::Read::read(&mut client.stream, &mut [0; 64]);
+        }
+    };
+    assert_eq!(status.code(), Some(BROKEN));
 }
