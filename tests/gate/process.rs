@@ -112,6 +112,22 @@ impl ChildServer {
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
+    /// Processor time used so far.
+    fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = fields[11..13]
+            .iter()
+            .map(|ticks| ticks.parse::<u64>().unwrap())
+            .sum();
+        Duration::from_millis(ticks * 10) // A hundred a second, on every Linux of today.
+    }
+
     fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
             .unwrap()
@@ -229,4 +245,34 @@ fn a_tiny_http_that_has_died_is_reported() {
         }
     };
     assert_eq!(status.code(), Some(BROKEN));
+}
+
+#[test]
+fn waiting_costs_no_processor_time_whatever_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = ChildServer::start(directory.path(), None);
+    let mut clients = Vec::new();
+    for number in 0..40 {
+        let mut client = Client::tcp(server.address);
+        match number % 8 {
+            0 => {}
+            1 => client.send("GET / HT"),
+            2 => client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx"),
+            3 => client.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n"),
+            4 => assert!(!client.get("/").closes()),
+            5 => client.send("\0"), // Answered, and lingered over.
+            6 => {
+                client.send("GET /sleep HTTP/1.1\r\nHost: a\r\n\r\n");
+                client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            _ => client.send("GET /sleep HTTP/1.1\r\nHost: a\r\n\r\nGET /early"),
+        }
+        clients.push(client);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let before = server.processor_time();
+    std::thread::sleep(Duration::from_millis(1000));
+    let used = server.processor_time() - before;
+    println!("40 clients in every state cost {used:?} of processor time in a second");
+    assert!(used <= Duration::from_millis(150), "{used:?}");
 }

@@ -65,10 +65,13 @@ impl Server {
 }
 
 /// Tells what came: method, target, origin, tokens, length of the body. `/big` answers eight megabytes, `/panic`
-/// panics.
+/// panics, `/sleep` takes two seconds.
 pub fn answer(inbound: &Inbound) -> Outbound {
     if inbound.target == "/panic" {
         panic!("asked for");
+    }
+    if inbound.target == "/sleep" {
+        std::thread::sleep(Duration::from_secs(2));
     }
     let body = if inbound.target == "/big" {
         vec![b'x'; 8 * 1024 * 1024]
