@@ -2,8 +2,12 @@
 
 #[cfg(feature = "daemon")]
 pub mod cli;
+#[cfg(feature = "daemon")]
+pub mod client;
 pub mod config;
 pub mod error;
+#[cfg(feature = "daemon")]
+pub mod http;
 pub mod ids;
 pub mod jobs;
 pub mod keeper;

@@ -1,0 +1,366 @@
+//! A small blocking HTTP client: one-shot commands talk to a running daemon with it.
+//!
+//! One request, one connection, one whole answer in memory. It speaks to our own gate, not to
+//! the world: no redirects, no transfer codings, no encryption.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Time for a whole request and its answer. Requests that start jobs answer in milliseconds; a page of `/messages`
+/// behind a purge may wait for a stride.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Most bytes of an answer; the gate sends no more (see `http::gate::limits::MAX_ANSWER`).
+const MAX_ANSWER: usize = 17 * 1024 * 1024;
+
+/// A daemon that can be asked.
+#[derive(Clone)]
+pub struct Client {
+    address: Address,
+    token: Option<String>,
+    timeout: Duration,
+}
+
+#[derive(Clone)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+/// What the daemon said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// The JSON body; null when there is none.
+    pub body: Value,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens there: no daemon runs, or not at this address.
+    #[error("no daemon answers at {address}: {source}")]
+    Unreachable {
+        /// The address that was tried.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke, or the time was over. The daemon may have done what it was asked.
+    #[error("the daemon at {address} did not answer: {source}")]
+    Silent {
+        /// The address that was asked.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The answer is not one of ours.
+    #[error("what answers at {address} does not seem to be roomkeeper: {what}")]
+    Stranger {
+        /// The address that was asked.
+        address: String,
+        /// What was odd.
+        what: &'static str,
+    },
+    /// The path, the token or the address cannot be put into a request.
+    #[error("{0} holds characters that cannot be sent")]
+    Unsendable(&'static str),
+}
+
+impl Client {
+    /// A client of the daemon behind a socket file. It needs no token.
+    pub fn unix(path: impl AsRef<Path>) -> Self {
+        Self::to(Address::Unix(path.as_ref().to_owned()), None)
+    }
+
+    /// A client of the daemon at `host:port`, with a token, which TCP always needs.
+    pub fn tcp(address: impl Into<String>, token: impl Into<String>) -> Self {
+        Self::to(Address::Tcp(address.into()), Some(token.into()))
+    }
+
+    fn to(address: Address, token: Option<String>) -> Self {
+        Self {
+            address,
+            token,
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
+
+    /// With another time for a whole request and its answer.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// `GET path`. The path is sent as it is: parameters in it are percent-encoded by the caller.
+    ///
+    /// # Errors
+    /// There is no whole JSON answer; an answer of 400 and above is a [`Reply`] like any other.
+    pub fn get(&self, path: &str) -> Result<Reply, ClientError> {
+        self.request("GET", path, None)
+    }
+
+    /// `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn post(&self, path: &str, body: &Value) -> Result<Reply, ClientError> {
+        self.request("POST", path, Some(body))
+    }
+
+    /// Any method.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Reply, ClientError> {
+        let bytes = self.serialise(method, path, body)?;
+        let deadline = Instant::now() + self.timeout;
+        let mut stream = self.connect(deadline).map_err(|source| {
+            let address = self.address.to_string();
+            ClientError::Unreachable { address, source }
+        })?;
+        let answer = exchange(&mut *stream, &bytes, deadline).map_err(|source| {
+            let address = self.address.to_string();
+            ClientError::Silent { address, source }
+        })?;
+        parse(&answer).map_err(|what| {
+            let address = self.address.to_string();
+            ClientError::Stranger { address, what }
+        })
+    }
+
+    fn serialise(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Vec<u8>, ClientError> {
+        let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !path.starts_with('/') || !is_plain(path) || !is_plain(method) {
+            return Err(ClientError::Unsendable("the path"));
+        }
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut head =
+            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        if let Some(token) = &self.token {
+            if token.is_empty() || !is_plain(token) {
+                return Err(ClientError::Unsendable("the token"));
+            }
+            head += &format!("Authorization: Bearer {token}\r\n");
+        }
+        Ok(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes())
+    }
+
+    fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Socket>> {
+        match &self.address {
+            Address::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
+            Address::Tcp(address) => {
+                let mut failure = ErrorKind::NotFound.into();
+                for address in address.to_socket_addrs()? {
+                    match TcpStream::connect_timeout(&address, left(deadline)?) {
+                        Ok(stream) => return Ok(Box::new(stream)),
+                        Err(error) => failure = error,
+                    }
+                }
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// A stream whose waiting can be bounded.
+trait Socket: Read + Write {
+    fn wait_at_most(&self, time: Duration) -> io::Result<()>;
+}
+
+impl Socket for TcpStream {
+    fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time))?;
+        self.set_write_timeout(Some(time))
+    }
+}
+
+impl Socket for UnixStream {
+    fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        self.set_read_timeout(Some(time))?;
+        self.set_write_timeout(Some(time))
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(out, "unix:{}", path.display()),
+            Self::Tcp(address) => out.write_str(address),
+        }
+    }
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        Err(ErrorKind::TimedOut.into())
+    } else {
+        Ok(left)
+    }
+}
+
+/// Sends the request and reads the answer to its end, all before the deadline.
+fn exchange(stream: &mut dyn Socket, request: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
+    let mut sent = 0;
+    while sent < request.len() {
+        stream.wait_at_most(left(deadline)?)?;
+        match stream.write(&request[sent..]) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            // Refused before it was read to its end: the answer says why.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset
+                ) =>
+            {
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let mut answer = Vec::new();
+    let mut chunk = [0; 16 * 1024];
+    while answer.len() <= MAX_ANSWER {
+        stream.wait_at_most(left(deadline)?)?;
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => answer.extend_from_slice(&chunk[..count]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            Err(error) if answer.is_empty() => return Err(error),
+            Err(_) => break, // Whether it is whole, its length will tell.
+        }
+    }
+    if answer.is_empty() {
+        Err(ErrorKind::UnexpectedEof.into())
+    } else {
+        Ok(answer)
+    }
+}
+
+fn parse(answer: &[u8]) -> Result<Reply, &'static str> {
+    let end = answer
+        .windows(4)
+        .position(|bytes| bytes == b"\r\n\r\n")
+        .ok_or("the answer has no head")?;
+    let head = std::str::from_utf8(&answer[..end]).map_err(|_| "the answer's head is not text")?;
+    let mut lines = head.split("\r\n");
+    let status_line = lines.next().unwrap_or_default();
+    let status = status_line
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3)?.parse().ok());
+    let status = status.ok_or("it does not speak HTTP/1.1")?;
+    let mut length = None;
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse::<usize>().ok();
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            return Err("it uses a transfer coding");
+        }
+    }
+    let body = &answer[end + 4..];
+    match length {
+        Some(length) if length == body.len() => {}
+        None if body.is_empty() => {}
+        _ => return Err("the answer is not whole"),
+    }
+    if body.is_empty() {
+        return Ok(Reply {
+            status,
+            body: Value::Null,
+        });
+    }
+    let body = serde_json::from_slice(body).map_err(|_| "the answer is not JSON")?;
+    Ok(Reply { status, body })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// Someone who says one thing to everybody.
+    fn parrot(words: &'static [u8]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let _ = stream.write_all(words);
+            let _ = stream.read(&mut [0; 1024]);
+        });
+        address
+    }
+
+    #[test]
+    fn nothing_can_be_slipped_into_a_request() {
+        let client = Client::tcp("127.0.0.1:1", "a\r\nX: y");
+        assert!(matches!(
+            client.get("/"),
+            Err(ClientError::Unsendable("the token"))
+        ));
+        for path in ["", "x", "/a b", "/a\r\n", "/é"] {
+            assert!(
+                matches!(
+                    Client::unix("/none").get(path),
+                    Err(ClientError::Unsendable("the path"))
+                ),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_daemon_a_silent_one_and_a_stranger_are_told_apart() {
+        let missing = Client::unix("/nonexistent/control.sock").get("/");
+        assert!(matches!(missing, Err(ClientError::Unreachable { .. })));
+
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let begun = Instant::now();
+        let silent = Client::tcp(address, "t")
+            .with_timeout(Duration::from_millis(200))
+            .get("/");
+        assert!(matches!(silent, Err(ClientError::Silent { .. })));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+
+        for words in [
+            &b"SSH-2.0-x\r\n\r\n"[..],
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhtml",
+        ] {
+            let reply = Client::tcp(parrot(words), "t").get("/");
+            assert!(
+                matches!(reply, Err(ClientError::Stranger { .. })),
+                "{reply:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Who asks, and whether they may.
+
+use form_urlencoded::parse;
+use subtle::ConstantTimeEq;
+
+use super::Call;
+use super::gate::listen::Origin;
+use super::wire::Failure;
+use crate::config::Secret;
+use crate::ids::UserId;
+use crate::keeper::Keeper;
+use crate::store::users::Requester;
+
+/// Decides who is behind a request.
+pub struct Doorman {
+    /// Our own secret, accepted as a server admin (U-14).
+    pub static_token: Option<Secret>,
+    /// Who the static token and the Unix socket speak for.
+    pub operator: UserId,
+    /// Tokens are not in the database but with an authentication service, which is not asked (U-13): only the
+    /// static token works.
+    pub is_delegated: bool,
+}
+
+impl Doorman {
+    /// The requester of an endpoint for server admins (U-9).
+    ///
+    /// # Errors
+    /// 401 when the token is missing or unknown, 403 when its user is not an admin.
+    pub fn admin(&self, keeper: &Keeper, call: &Call) -> Result<UserId, Failure> {
+        let requester = self.requester(keeper, call)?;
+        if requester.is_guest {
+            return Err(Failure::new(
+                403,
+                "M_GUEST_ACCESS_FORBIDDEN",
+                "Guest access not allowed",
+            ));
+        }
+        if !requester.is_admin {
+            return Err(Failure::new(
+                403,
+                "M_FORBIDDEN",
+                "You are not a server admin",
+            ));
+        }
+        Ok(requester.user_id)
+    }
+
+    fn requester(&self, keeper: &Keeper, call: &Call) -> Result<Requester, Failure> {
+        let token = match token(&call.inbound.authorization, &call.query) {
+            Ok(token) => token,
+            // The file system has let them in: only the operator can open the socket. One who sends a token all
+            // the same, as a proxy does for its clients, is who the token says.
+            Err(Missing::None) if call.inbound.origin == Origin::Unix => return Ok(self.operator()),
+            Err(missing) => return Err(missing.into()),
+        };
+        if let Some(own) = &self.static_token
+            && bool::from(own.reveal().as_bytes().ct_eq(token.as_bytes()))
+        {
+            return Ok(self.operator());
+        }
+        if self.is_delegated {
+            let text = "Access tokens are with the authentication service; only roomkeeper's own token works here";
+            return Err(Failure {
+                soft_logout: Some(false),
+                ..Failure::new(401, "M_UNKNOWN_TOKEN", text)
+            });
+        }
+        Ok(keeper.authenticate(&token)?)
+    }
+
+    fn operator(&self) -> Requester {
+        let user_id = self.operator.clone();
+        Requester {
+            user_id,
+            is_admin: true,
+            is_guest: false,
+            device_id: None,
+            token_id: None,
+        }
+    }
+}
+
+/// Why a request has no token (U-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Neither header nor parameter.
+    None,
+    /// Both.
+    Mixed,
+    /// More than one header.
+    Several,
+    /// Not `Bearer` and one word.
+    Malformed,
+}
+
+impl From<Missing> for Failure {
+    fn from(missing: Missing) -> Self {
+        let text = match missing {
+            Missing::None => "Missing access token",
+            Missing::Mixed => "Mixing Authorization headers and access_token query parameters.",
+            Missing::Several => "Too many Authorization headers.",
+            Missing::Malformed => "Invalid Authorization header.",
+        };
+        Self::new(401, "M_MISSING_TOKEN", text)
+    }
+}
+
+/// The token of a request, from its headers or its query (U-1).
+fn token(headers: &[String], query: &[(String, String)]) -> Result<String, Missing> {
+    let parameter = query
+        .iter()
+        .find(|(name, _)| name == TOKEN_PARAMETER)
+        .map(|(_, value)| value);
+    match (headers, parameter) {
+        ([], None) => Err(Missing::None),
+        ([], Some(token)) => Ok(token.clone()),
+        (_, Some(_)) => Err(Missing::Mixed),
+        ([header], None) => match header.split(' ').collect::<Vec<_>>()[..] {
+            ["Bearer", token] => Ok(token.to_owned()),
+            _ => Err(Missing::Malformed),
+        },
+        (_, None) => Err(Missing::Several),
+    }
+}
+
+/// The query parameter that is a secret.
+const TOKEN_PARAMETER: &str = "access_token";
+
+/// Most characters of a target that are logged.
+const LOGGED: usize = 300;
+
+/// A request's target, fit for a log: without a token (U-15), and not without end.
+pub fn loggable(target: &str) -> String {
+    // Pieces of the path too: who forgets the question mark must not find the token in a log.
+    let pieces = target.split_inclusive(['?', '&']).map(|piece| {
+        let (piece, end) = piece.split_at(piece.trim_end_matches(['?', '&']).len());
+        // The name as an endpoint reads it: `access%5Ftoken` is the same secret.
+        let is_token = parse(piece.as_bytes())
+            .next()
+            .is_some_and(|(name, _)| name.contains(TOKEN_PARAMETER));
+        let shown = if is_token {
+            "access_token=<redacted>"
+        } else {
+            piece
+        };
+        format!("{shown}{end}")
+    });
+    let text: String = pieces.collect();
+    match text.char_indices().nth(LOGGED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_by_one_way_alone() {
+        let take = |headers: &[&str], query: &str| {
+            let headers: Vec<String> = headers.iter().map(|header| (*header).to_owned()).collect();
+            let query: Vec<_> = parse(query.as_bytes()).into_owned().collect();
+            token(&headers, &query)
+        };
+        assert_eq!(take(&["Bearer abc"], "a=b"), Ok("abc".into()));
+        assert_eq!(
+            take(&[], "access_token=a%2Bb&access_token=c"),
+            Ok("a+b".into())
+        );
+        assert_eq!(take(&[], "access_token="), Ok(String::new()));
+        assert_eq!(take(&["Bearer "], ""), Ok(String::new()));
+        assert_eq!(take(&[], ""), Err(Missing::None));
+        assert_eq!(take(&["Bearer a"], "access_token=a"), Err(Missing::Mixed));
+        assert_eq!(take(&["Bearer a"], "access_token="), Err(Missing::Mixed));
+        assert_eq!(take(&["Bearer a", "Bearer a"], ""), Err(Missing::Several));
+        for malformed in [
+            "",
+            "Bearer",
+            "bearer a",
+            "Bearer a b",
+            "Bearer  a",
+            "Basic a",
+            "abc",
+            "Bearer\ta",
+        ] {
+            assert_eq!(
+                take(&[malformed], ""),
+                Err(Missing::Malformed),
+                "{malformed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_logged_target_never_shows_a_token() {
+        for (target, logged) in [
+            ("/a?b=c", "/a?b=c"),
+            ("/a", "/a"),
+            ("/a?access_token=SECRET", "/a?access_token=<redacted>"),
+            (
+                "/a?b=c&access_token=SECRET&d",
+                "/a?b=c&access_token=<redacted>&d",
+            ),
+            ("/a?access%5Ftoken=SECRET", "/a?access_token=<redacted>"),
+            (
+                "/a?%61ccess_token=SECRET&access_token=SECRET",
+                "/a?access_token=<redacted>&access_token=<redacted>",
+            ),
+            ("/a?x?access_token=SECRET", "/a?x?access_token=<redacted>"),
+            ("/a&access_token=SECRET?b", "/a&access_token=<redacted>?b"),
+            ("/a/access_token=SECRET", "access_token=<redacted>"),
+            ("/a?&&b=?", "/a?&&b=?"),
+        ] {
+            assert_eq!(loggable(target), logged);
+        }
+        assert!(loggable(&format!("/{}", "x".repeat(5000))).chars().count() <= LOGGED + 1);
+    }
+}

@@ -1,0 +1,223 @@
+//! The desk: `tiny_http` on a private socket, and the threads that take requests from it one by one.
+
+use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Sender;
+use subtle::ConstantTimeEq;
+
+use super::gate::exchange::DOOR_HEADER;
+use super::gate::limits::MAX_BODY;
+use super::gate::listen::Origin;
+use super::private::PrivateDir;
+
+/// A request, as the handlers see it.
+#[derive(Clone, Debug)]
+pub struct Inbound {
+    /// The method as sent.
+    pub method: String,
+    /// Path and query, not decoded.
+    pub target: String,
+    /// The values of all `Authorization` headers.
+    pub authorization: Vec<String>,
+    /// The body; empty when there is none.
+    pub body: Vec<u8>,
+    /// Through what kind of listener it came.
+    pub origin: Origin,
+}
+
+/// What a handler answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outbound {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers beyond `Content-Type` and the length. Names and values are ASCII.
+    pub headers: Vec<(&'static str, String)>,
+    /// JSON, or nothing.
+    pub body: Vec<u8>,
+}
+
+/// Turns a request into an answer. Called by several threads at a time; a panic answers 500 and costs nothing else.
+pub type Handler = dyn Fn(Inbound) -> Outbound + Send + Sync;
+
+/// The running desk: `tiny_http`, and a thread for each handler, named `http-1` and so on.
+pub struct Desk {
+    server: Option<Arc<tiny_http::Server>>,
+    threads: Vec<JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
+    directory: PrivateDir,
+}
+
+impl Desk {
+    /// Starts `handlers` threads. `secret` is what the gate shows with every request; `broken` is told when
+    /// `tiny_http` fails, which ends the desk.
+    ///
+    /// # Errors
+    /// No private directory, no socket, or no thread.
+    pub fn open(
+        handlers: usize,
+        secret: &Arc<str>,
+        handler: Arc<Handler>,
+        broken: &Sender<String>,
+    ) -> Result<Self, String> {
+        let directory =
+            PrivateDir::temporary().map_err(|error| format!("no private directory: {error}"))?;
+        let server = tiny_http::Server::http_unix(&directory.socket());
+        let server = Arc::new(server.map_err(|error| format!("no private socket: {error}"))?);
+        let mut desk = Self {
+            server: Some(server.clone()),
+            threads: Vec::new(),
+            stopping: Arc::default(),
+            directory,
+        };
+        for number in 1..=handlers {
+            let clerk = Clerk {
+                server: server.clone(),
+                secret: secret.clone(),
+                handler: handler.clone(),
+                stopping: desk.stopping.clone(),
+                broken: broken.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("http-{number}"))
+                .spawn(move || clerk.work());
+            desk.threads
+                .push(thread.map_err(|error| format!("no thread for requests: {error}"))?);
+        }
+        Ok(desk)
+    }
+
+    /// Where the gate connects to.
+    pub fn socket(&self) -> std::path::PathBuf {
+        self.directory.socket()
+    }
+
+    /// Stops: no request is begun any more, those begun are finished, the threads are joined.
+    ///
+    /// `tiny_http` keeps some idle threads of its own; they notice and end within five seconds.
+    pub fn stop(&mut self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        if let Some(server) = &self.server {
+            for _ in &self.threads {
+                server.unblock(); // Each call wakes one.
+            }
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("http: a handler thread panicked outside a request");
+            }
+        }
+        // The last owner: its accept thread ends here.
+        drop(self.server.take());
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One handler thread.
+struct Clerk {
+    server: Arc<tiny_http::Server>,
+    secret: Arc<str>,
+    handler: Arc<Handler>,
+    stopping: Arc<AtomicBool>,
+    broken: Sender<String>,
+}
+
+impl Clerk {
+    fn work(self) {
+        loop {
+            let received = self.server.recv();
+            if self.stopping.load(Ordering::SeqCst) {
+                return; // A request that came with the wake-up is dropped, and answers 500 to a gate that is gone.
+            }
+            match received {
+                // The request is dropped by a panic, which answers 500.
+                Ok(request) => {
+                    if catch_unwind(AssertUnwindSafe(|| self.serve(request))).is_err() {
+                        log::error!(
+                            "http: a request handler panicked; the next request is served all the same"
+                        );
+                    }
+                }
+                Err(error) => {
+                    let _ = self.broken.try_send(format!("tiny_http failed: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn serve(&self, mut request: tiny_http::Request) {
+        let Some(origin) = self.origin(&request) else {
+            log::error!("http: a request on the private socket did not come through the gate");
+            return;
+        };
+        let authorization = request
+            .headers()
+            .iter()
+            .filter(|header| header.field.equiv("Authorization"));
+        let mut inbound = Inbound {
+            method: request.method().as_str().to_owned(),
+            target: request.url().to_owned(),
+            authorization: authorization
+                .map(|header| header.value.as_str().to_owned())
+                .collect(),
+            body: Vec::new(),
+            origin,
+        };
+        // The gate sends no more than this; the bound is here for the day it does.
+        let limit = u64::try_from(MAX_BODY).unwrap_or(u64::MAX);
+        if let Err(error) = request
+            .as_reader()
+            .take(limit)
+            .read_to_end(&mut inbound.body)
+        {
+            log::debug!("http: a request's body broke off: {error}");
+            return;
+        }
+        let outbound = (self.handler)(inbound);
+        if let Err(error) = request.respond(response(outbound)) {
+            log::debug!("http: an answer did not reach the gate: {error}");
+        }
+    }
+
+    /// What the gate says about a request; `None` when it does not come from the gate.
+    fn origin(&self, request: &tiny_http::Request) -> Option<Origin> {
+        let header = request
+            .headers()
+            .iter()
+            .find(|header| header.field.equiv(DOOR_HEADER))?;
+        let (secret, origin) = header.value.as_str().split_once(' ')?;
+        if !bool::from(secret.as_bytes().ct_eq(self.secret.as_bytes())) {
+            return None;
+        }
+        [Origin::Tcp, Origin::Unix]
+            .into_iter()
+            .find(|known| known.as_str() == origin)
+    }
+}
+
+fn response(outbound: Outbound) -> tiny_http::Response<Cursor<Vec<u8>>> {
+    let has_body = !outbound.body.is_empty();
+    // Never chunked: the gate wants a length.
+    let mut response = tiny_http::Response::from_data(outbound.body)
+        .with_status_code(outbound.status)
+        .with_chunked_threshold(usize::MAX);
+    let kind = has_body.then(|| ("Content-Type", "application/json".to_owned()));
+    for (name, value) in outbound.headers.into_iter().chain(kind) {
+        match tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()) {
+            Ok(header) => response.add_header(header),
+            Err(()) => {
+                log::error!("http: the header {name} of an answer is not ASCII and was left out")
+            }
+        }
+    }
+    response
+}

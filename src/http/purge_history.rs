@@ -1,0 +1,146 @@
+//! `POST /_synapse/admin/v1/purge_history/{room_id}[/{event_id}]` and
+//! `GET /_synapse/admin/v1/purge_history_status/{purge_id}`.
+//!
+//! Source: Synapse, `docs/admin_api/purge_history_api.md`; behaviour.md H-20 to H-22.
+
+use serde_json::{Map, Value, json};
+
+use super::desk::Outbound;
+use super::wire::{self, Body, Failure};
+use super::{Call, Site};
+use crate::ids::{EventId, RoomId};
+use crate::keeper::PurgeOptions;
+use crate::point::PurgePoint;
+use crate::time::Millis;
+
+/// Starts a purge and answers its id at once.
+pub fn start(site: &Site, call: &Call) -> Result<Outbound, Failure> {
+    site.admin(call)?;
+    let body = wire::object(&call.inbound.body, Body::Optional)?;
+    let point = point(call.parameters.get(1).map(String::as_str), &body)?;
+    let options = PurgeOptions {
+        delete_local_events: wire::truthy(body.get("delete_local_events")),
+    };
+    let id = site
+        .keeper
+        .purge_history(&RoomId::from(call.parameter(0)), point, options)?;
+    Ok(wire::json(200, &json!({"purge_id": id})))
+}
+
+/// The state of a purge that runs, or ended less than 24 hours ago.
+pub fn status(site: &Site, call: &Call) -> Result<Outbound, Failure> {
+    site.admin(call)?;
+    let id = call.parameter(0);
+    let Some(status) = site.keeper.purge_status(id)? else {
+        return Err(Failure::not_found(format!("purge id '{id}' not found")));
+    };
+    let mut body = json!({"status": status.status});
+    if let Some(error) = status.error.filter(|error| !error.is_empty()) {
+        body["error"] = error.into();
+    }
+    Ok(wire::json(200, &body))
+}
+
+/// Where a purge goes up to: the event in the path before the one in the body, and an event before a time.
+fn point(event_in_path: Option<&str>, body: &Map<String, Value>) -> Result<PurgePoint, Failure> {
+    if let Some(event) = event_in_path {
+        return Ok(PurgePoint::BeforeEvent(EventId::from(event)));
+    }
+    match body.get("purge_up_to_event_id") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(event)) => {
+            return Ok(PurgePoint::BeforeEvent(EventId::from(event.as_str())));
+        }
+        Some(_) => return Err(Failure::bad_json("purge_up_to_event_id must be a string")),
+    }
+    match body.get("purge_up_to_ts") {
+        None => Err(Failure::bad_json(
+            "must specify purge_up_to_event_id or purge_up_to_ts",
+        )),
+        Some(ts) => match ts.as_i64() {
+            Some(ts) => Ok(PurgePoint::BeforeTs(Millis(ts))),
+            None => Err(Failure::bad_json("purge_up_to_ts must be an int")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(event: Option<&str>, body: &str) -> Result<PurgePoint, String> {
+        let body = wire::object(body.as_bytes(), Body::Optional).expect("an object");
+        point(event, &body).map_err(|failure| {
+            assert_eq!((failure.status, failure.errcode), (400, "M_BAD_JSON"));
+            failure.error
+        })
+    }
+
+    #[test]
+    fn the_path_wins_over_the_body_and_an_event_over_a_time() {
+        let event = |id: &str| Ok(PurgePoint::BeforeEvent(EventId::from(id)));
+        let both = r#"{"purge_up_to_event_id": "$b", "purge_up_to_ts": 5}"#;
+        assert_eq!(read(Some("$p"), both), event("$p"));
+        assert_eq!(read(Some(""), both), event(""));
+        assert_eq!(
+            read(Some("$p"), r#"{"purge_up_to_event_id": 5}"#),
+            event("$p")
+        );
+        assert_eq!(read(None, both), event("$b"));
+        assert_eq!(
+            read(None, r#"{"purge_up_to_event_id": "", "purge_up_to_ts": 5}"#),
+            event("")
+        );
+        assert_eq!(
+            read(
+                None,
+                r#"{"purge_up_to_event_id": "$b", "purge_up_to_ts": "x"}"#
+            ),
+            event("$b")
+        );
+        let time = Ok(PurgePoint::BeforeTs(Millis(-5)));
+        assert_eq!(
+            read(
+                None,
+                r#"{"purge_up_to_event_id": null, "purge_up_to_ts": -5}"#
+            ),
+            time
+        );
+    }
+
+    #[test]
+    fn what_is_no_point_is_said_in_synapses_words() {
+        for body in ["", "{}", r#"{"purge_up_to_event_id": null}"#] {
+            assert_eq!(
+                read(None, body),
+                Err("must specify purge_up_to_event_id or purge_up_to_ts".into()),
+                "{body}"
+            );
+        }
+        for ts in [
+            "true",
+            "false",
+            "null",
+            "\"5\"",
+            "5.0",
+            "1e3",
+            "[]",
+            "99999999999999999999",
+        ] {
+            let body = format!(r#"{{"purge_up_to_ts": {ts}}}"#);
+            assert_eq!(
+                read(None, &body),
+                Err("purge_up_to_ts must be an int".into()),
+                "{ts}"
+            );
+        }
+        for event in ["5", "false", "[]", "{}"] {
+            let body = format!(r#"{{"purge_up_to_event_id": {event}, "purge_up_to_ts": 5}}"#);
+            assert_eq!(
+                read(None, &body),
+                Err("purge_up_to_event_id must be a string".into()),
+                "{event}"
+            );
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Which endpoint a request is for. Pure.
+//!
+//! A path is split at `/` first and its parameters are percent-decoded after that (H-3), so a parameter never
+//! ends at a slash that was written as `%2F`.
+
+use percent_encoding::percent_decode_str;
+
+use super::{Call, Site, health, jobs, purge_history};
+use crate::http::desk::Outbound;
+use crate::http::wire::Failure;
+
+/// Answers a request; its [`Call`] has the parameters in the order of the path.
+pub type Endpoint = fn(&Site, &Call) -> Result<Outbound, Failure>;
+
+/// Every endpoint, with its method and its path. `{…}` stands for one parameter, which may be empty.
+const ROUTES: &[(&str, &str, Endpoint)] = &[
+    (
+        "POST",
+        "/_synapse/admin/v1/purge_history/{room_id}",
+        purge_history::start,
+    ),
+    (
+        "POST",
+        "/_synapse/admin/v1/purge_history/{room_id}/{event_id}",
+        purge_history::start,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/purge_history_status/{purge_id}",
+        purge_history::status,
+    ),
+    ("GET", "/_roomkeeper/v1/jobs", jobs::list),
+    ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
+    ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
+    ("GET", "/_roomkeeper/v1/health", health::get),
+];
+
+/// What a path and a method lead to.
+pub enum Found {
+    /// An endpoint, with its parameters.
+    Endpoint(Endpoint, Vec<String>),
+    /// The path is known, the method is not; these are.
+    OtherMethods(Vec<&'static str>),
+    /// The path is not known.
+    Nothing,
+}
+
+/// Looks a path up. `HEAD` is `GET` without the body.
+pub fn find(method: &str, path: &str) -> Found {
+    let method = if method == "HEAD" { "GET" } else { method };
+    let mut others = Vec::new();
+    for (known, pattern, endpoint) in ROUTES {
+        match parameters(pattern, path) {
+            Some(parameters) if *known == method => return Found::Endpoint(*endpoint, parameters),
+            Some(_) => others.push(*known),
+            None => {}
+        }
+    }
+    if others.is_empty() {
+        Found::Nothing
+    } else {
+        Found::OtherMethods(others)
+    }
+}
+
+/// The parameters of `path`, if it has the form of `pattern`.
+fn parameters(pattern: &str, path: &str) -> Option<Vec<String>> {
+    let mut parameters = Vec::new();
+    let (mut expected, mut found) = (pattern.split('/'), path.split('/'));
+    loop {
+        match (expected.next(), found.next()) {
+            (None, None) => return Some(parameters),
+            (Some(expected), Some(found)) if expected.starts_with('{') => {
+                // Bytes that are not UTF-8 become replacement characters, as in Synapse: a name that nothing has.
+                parameters.push(percent_decode_str(found).decode_utf8_lossy().into_owned());
+            }
+            (Some(expected), Some(found)) if expected == found => {}
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(method: &str, path: &str) -> Result<Vec<String>, u16> {
+        match find(method, path) {
+            Found::Endpoint(_, parameters) => Ok(parameters),
+            Found::OtherMethods(_) => Err(405),
+            Found::Nothing => Err(404),
+        }
+    }
+
+    fn words(words: &[&str]) -> Result<Vec<String>, u16> {
+        Ok(words.iter().map(|word| (*word).to_owned()).collect())
+    }
+
+    #[test]
+    fn parameters_are_decoded_after_the_path_is_split() {
+        let purge = "/_synapse/admin/v1/purge_history";
+        for (path, parameters) in [
+            (
+                format!("{purge}/!room:example.org"),
+                &["!room:example.org"][..],
+            ),
+            (
+                format!("{purge}/%21room%3Aexample.org"),
+                &["!room:example.org"],
+            ),
+            (
+                format!("{purge}/!a:b/$event%2Fwith:slash"),
+                &["!a:b", "$event/with:slash"],
+            ),
+            (format!("{purge}/!a:b/"), &["!a:b", ""]),
+            (format!("{purge}/"), &[""]),
+            (format!("{purge}/!a+b%2Bc"), &["!a+b+c"]),
+            (format!("{purge}/%ff%zz"), &["\u{fffd}%zz"]),
+        ] {
+            assert_eq!(found("POST", &path), words(parameters), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_an_endpoint_is_404_and_a_wrong_method_405() {
+        for path in [
+            "",
+            "/",
+            "*",
+            "/_synapse/admin/v1/purge_history",
+            "/_roomkeeper/v1/jobs/",
+            "/_roomkeeper/v1/health/",
+        ] {
+            let expected = if path == "/_roomkeeper/v1/jobs/" {
+                Err(405)
+            } else {
+                Err(404)
+            };
+            assert_eq!(found("POST", path), expected, "{path}");
+        }
+        assert_eq!(
+            found("GET", "/_synapse/admin/v1/purge_history/!a:b/$c/d"),
+            Err(404)
+        );
+        assert_eq!(
+            found("GET", "/_synapse/admin/v1/purge%5Fhistory/!a:b"),
+            Err(404)
+        );
+        assert_eq!(
+            found("GET", "/_synapse/admin/v1/purge_history/!a:b"),
+            Err(405)
+        );
+        assert_eq!(found("get", "/_roomkeeper/v1/health"), Err(405));
+        assert_eq!(found("HEAD", "/_roomkeeper/v1/health"), words(&[]));
+    }
+
+    #[test]
+    fn no_endpoint_hides_another() {
+        for (method, pattern, endpoint) in ROUTES {
+            let Found::Endpoint(reached, _) = find(method, pattern) else {
+                panic!("{pattern} is not reached")
+            };
+            assert!(std::ptr::fn_addr_eq(reached, *endpoint), "{pattern}");
+        }
+    }
+}

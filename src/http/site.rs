@@ -1,0 +1,170 @@
+//! What all endpoints share: the keeper, who may ask, and the way from a request to its answer.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::auth::{Doorman, loggable};
+use super::desk::{Inbound, Outbound};
+use super::door::HttpDoor;
+use super::gate::limits::Limits;
+use super::route::{self, Found};
+use super::wire::Failure;
+use crate::config::Secret;
+use crate::error::Error;
+use crate::ids::UserId;
+use crate::keeper::Keeper;
+
+/// The endpoints' side of the doors.
+pub struct Site {
+    /// What does the work.
+    pub keeper: Keeper,
+    doorman: Doorman,
+}
+
+/// One request on its way to an endpoint.
+pub struct Call {
+    /// The request.
+    pub inbound: Inbound,
+    /// The parameters of the path, decoded, in its order.
+    pub parameters: Vec<String>,
+    /// The parameters of the query, decoded, in its order; the first of a name counts (H-62).
+    pub query: Vec<(String, String)>,
+    who: OnceCell<UserId>,
+}
+
+/// Opens the doors of a keeper, as its configuration says: `listen`, `admin_token`, `admin_user`, `delegated_auth`.
+///
+/// # Errors
+/// [`Error::Config`] when there is nothing to listen on, a listener cannot be opened, or the admin token is one that
+/// no client could send.
+pub fn serve(keeper: Keeper) -> Result<HttpDoor, Error> {
+    let config = keeper.config();
+    if config.listen.is_empty() {
+        return Err(Error::Config(
+            "roomkeeper.listen names no address, so nobody could reach the daemon".into(),
+        ));
+    }
+    let static_token = config.admin_token.clone();
+    if let Some(token) = static_token.as_ref().map(Secret::reveal)
+        && (token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()))
+    {
+        return Err(Error::Config(
+            "the admin token must be one word of visible ASCII characters".into(),
+        ));
+    }
+    if config.delegated_auth {
+        log::warn!(
+            "http: the homeserver keeps its access tokens elsewhere: over TCP only roomkeeper's own token works ({})",
+            if static_token.is_some() {
+                "there is one"
+            } else {
+                "there is none: set admin_token_path"
+            }
+        );
+    }
+    let listen = config.listen.clone();
+    let operator = config.admin_user.clone();
+    let doorman = Doorman {
+        static_token,
+        operator,
+        is_delegated: config.delegated_auth,
+    };
+    let site = Site { keeper, doorman };
+    let handler = Arc::new(move |inbound| site.answer(inbound));
+    HttpDoor::open(&listen, Limits::default(), handler).map_err(Error::Config)
+}
+
+/// What browsers need to hear before a page of another origin may use an answer (H-9). Tokens come in a header and
+/// never by cookie, so there is nothing to take advantage of.
+const CROSS_ORIGIN: [(&str, &str); 3] = [
+    ("Access-Control-Allow-Origin", "*"),
+    (
+        "Access-Control-Allow-Methods",
+        "GET, HEAD, POST, PUT, DELETE, OPTIONS",
+    ),
+    (
+        "Access-Control-Allow-Headers",
+        "X-Requested-With, Content-Type, Authorization, Date",
+    ),
+];
+
+impl Site {
+    /// Answers a request, whatever it is, and logs that it did: without tokens and bodies (U-15).
+    pub fn answer(&self, inbound: Inbound) -> Outbound {
+        let begun = Instant::now();
+        let (path, query) = inbound
+            .target
+            .split_once('?')
+            .unwrap_or((&inbound.target, ""));
+        let found = route::find(&inbound.method, path);
+        let query = form_urlencoded::parse(query.as_bytes())
+            .into_owned()
+            .collect();
+        let mut call = Call {
+            inbound,
+            parameters: Vec::new(),
+            query,
+            who: OnceCell::new(),
+        };
+        let mut outbound = match found {
+            Found::Endpoint(endpoint, parameters) => {
+                call.parameters = parameters;
+                endpoint(self, &call).unwrap_or_else(|failure| failure.to_outbound())
+            }
+            Found::OtherMethods(_) if call.inbound.method == "OPTIONS" => Outbound {
+                status: 204,
+                headers: Vec::new(),
+                body: Vec::new(),
+            },
+            Found::OtherMethods(methods) => {
+                let mut outbound = Failure::unrecognized(405).to_outbound();
+                outbound.headers.push(("Allow", methods.join(", ")));
+                outbound
+            }
+            Found::Nothing => Failure::unrecognized(404).to_outbound(),
+        };
+        outbound
+            .headers
+            .extend(CROSS_ORIGIN.map(|(name, value)| (name, value.to_owned())));
+        let level = if path_is_quiet(&call.inbound.target) {
+            log::Level::Debug
+        } else {
+            log::Level::Info
+        };
+        log::log!(
+            level,
+            "http: {} {} by {} over {} -> {} took_ms={}",
+            call.inbound.method,
+            loggable(&call.inbound.target),
+            call.who
+                .get()
+                .map_or(Cow::Borrowed("nobody known"), |who| Cow::Owned(
+                    who.to_string()
+                )),
+            call.inbound.origin.as_str(),
+            outbound.status,
+            begun.elapsed().as_millis(),
+        );
+        outbound
+    }
+
+    /// Who asks, if they are a server admin. The first thing every endpoint for admins does (H-7).
+    pub fn admin(&self, call: &Call) -> Result<UserId, Failure> {
+        let who = self.doorman.admin(&self.keeper, call)?;
+        Ok(call.who.get_or_init(|| who).clone())
+    }
+}
+
+/// Asked every few seconds by whoever watches us.
+fn path_is_quiet(target: &str) -> bool {
+    target == "/_roomkeeper/v1/health"
+}
+
+impl Call {
+    /// A parameter of the path; empty when the path has none there.
+    pub fn parameter(&self, number: usize) -> &str {
+        self.parameters.get(number).map_or("", String::as_str)
+    }
+}
