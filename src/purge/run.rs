@@ -19,6 +19,7 @@ use crate::jobs::ledger::Ledger;
 use crate::jobs::register::Live;
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
+use crate::store::erase::{self, RawFile};
 use crate::store::history::{self, Cut, RowCounts};
 use crate::store::homeserver::{self, RowLock, Watch};
 use crate::store::search::{self, Documents};
@@ -57,6 +58,8 @@ pub struct Worksite<'a> {
     pub ledger: &'a Ledger,
     /// The job, as others see it.
     pub live: &'a Live,
+    /// The database file past SQLite, for overwriting free pages; only where the gait is offline.
+    pub raw: &'a RawFile,
     /// Looks for a homeserver that is running although it should not.
     pub watch: Option<Watch>,
     /// The time.
@@ -284,7 +287,7 @@ fn stride(
 ) -> Result<Outcome, Error> {
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
-    let (ledger, now) = (site.ledger, site.clock.now());
+    let (ledger, now, is_offline) = (site.ledger, site.clock.now(), site.gait == Gait::Offline);
     let started = Instant::now();
     let mut gave_up = None;
     let result = site.db.write("purge the events", |db| {
@@ -307,7 +310,7 @@ fn stride(
             let mut rows = RowCounts::new();
             if let Some(documents) = &mut documents {
                 documents.note(db, cut.room, survives)?;
-                let removed = documents.remove(db)?;
+                let removed = documents.remove(db, is_offline)?;
                 if removed > 0 {
                     rows.insert("event_search".into(), removed);
                 }
@@ -416,16 +419,19 @@ fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
                     .into(),
             );
         }
-        let emptied = (0..20).any(|_| {
-            let emptied = site.db.checkpoint().unwrap_or(false);
-            if !emptied {
-                thread::sleep(LOOK_UP_EVERY);
+        // Readers come and go; each try waits for them as long as any statement does.
+        let mut overwritten = false;
+        for _ in 0..OVERWRITE_TRIES {
+            overwritten = overwrite(site)?;
+            if overwritten {
+                break;
             }
-            emptied
-        });
-        if !emptied {
+            thread::sleep(LOOK_UP_EVERY);
+        }
+        if !overwritten {
             progress.notes.push(
-                "the write-ahead log is in use and was not emptied; it still holds deleted content"
+                "the write-ahead log is in use and was not emptied: it and free pages still hold deleted content until the \
+                 next purge"
                     .into(),
             );
         }
@@ -433,6 +439,18 @@ fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
     progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
     progress.phase = Phase::Done;
     Ok(())
+}
+
+/// How often emptying the log is tried before readers are left alone.
+const OVERWRITE_TRIES: usize = 20;
+
+/// Empties the log and, where strides left it to the end, overwrites the pages that became free.
+fn overwrite(site: &mut Worksite<'_>) -> Result<bool, Error> {
+    let _writer = site.writer.lock();
+    match site.gait {
+        Gait::Offline => Ok(erase::erase_free_pages(&mut site.db, site.raw)?.is_some()),
+        Gait::Beside => site.db.checkpoint(),
+    }
 }
 
 fn index_bytes(db: &Db) -> Result<i64, Error> {

@@ -55,8 +55,10 @@ const INDEX_SELECTED: &str =
 const DEEPEST_EXTREMITY: &str = "
     SELECT max(e.depth)
       FROM event_forward_extremities f
-      JOIN events e ON e.event_id = f.event_id AND e.room_id = f.room_id
-     WHERE f.room_id = $1";
+     CROSS JOIN events e
+     WHERE f.room_id = $1
+       AND e.event_id = f.event_id
+       AND e.room_id = f.room_id";
 
 /// P-4 to P-6: what lies in the range and either is in the timeline or may be deleted. `state_events` is the
 /// authority on what is state; a missing sender is not local. Binds `$1` delete local events, `$2` server name,
@@ -120,7 +122,7 @@ const NEW_EXTREMITIES: &str = "
        AND NOT v.outlier";
 
 /// P-10, defect K: former extremities that a surviving event of the timeline still points at, and that are not
-/// held in the timeline, stay. Binds `$1` room.
+/// held in the timeline, stay. Binds `$1` room. Walks `ev_edges_prev_id`: left to itself SQLite walks the room.
 const KEPT_EXTREMITIES: &str = "
     INSERT INTO rk_extremities (event_id)
     SELECT b.event_id
@@ -133,8 +135,9 @@ const KEPT_EXTREMITIES: &str = "
               AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = h.stream_ordering))
        AND EXISTS (
            SELECT 1 FROM event_edges g
-             JOIN events v ON v.event_id = g.event_id
+            CROSS JOIN events v
             WHERE g.prev_event_id = b.event_id
+              AND v.event_id = g.event_id
               AND v.room_id = b.room_id
               AND NOT v.outlier
               AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = v.stream_ordering))";
@@ -163,7 +166,7 @@ const SELECTED_GROUPS: &str = "
 const DROP_OUTLIER_EXTREMITIES: &str = "
     DELETE FROM event_forward_extremities
      WHERE room_id = $1
-       AND event_id IN (SELECT event_id FROM rk_selected)
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = event_forward_extremities.event_id)
        AND EXISTS (SELECT 1 FROM event_forward_extremities o
                     WHERE o.room_id = $1
                       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = o.event_id))";
@@ -198,23 +201,24 @@ const LOWER_SUMMARY: &str = "
 const DROP_ROOTLESS_THREADS: &str = "
     DELETE FROM threads
      WHERE room_id = $1
-       AND thread_id IN (SELECT event_id FROM rk_selected WHERE doomed)";
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
 
 /// Threads whose latest reply goes. Binds `$1` room, `$2` depth that survives. Walks `threads_ordering_idx`.
 const THREADS_LOSING_LATEST: &str = "
     SELECT thread_id FROM threads
      WHERE room_id = $1
        AND topological_ordering < $2
-       AND latest_event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
-       AND thread_id NOT IN (SELECT event_id FROM rk_selected WHERE doomed)";
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.latest_event_id AND s.doomed)
+       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
 
 /// The latest reply to a thread that is not doomed. Binds `$1` root, `$2` room.
 const LATEST_REPLY: &str = "
     SELECT e.event_id, e.topological_ordering, e.stream_ordering
       FROM event_relations r
-      JOIN events e ON e.event_id = r.event_id
+     CROSS JOIN events e
      WHERE r.relates_to_id = $1
        AND r.relation_type = 'm.thread'
+       AND e.event_id = r.event_id
        AND e.room_id = $2
        AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = e.stream_ordering AND s.doomed)
      ORDER BY e.topological_ordering DESC, e.stream_ordering DESC
@@ -260,9 +264,11 @@ const LOWEST_DEPTH: &str = "
        SET min_depth = (
            SELECT coalesce(min(e.depth), 0)
              FROM event_backward_extremities b
-             JOIN event_edges g ON g.prev_event_id = b.event_id
-             JOIN events e ON e.event_id = g.event_id
-            WHERE b.room_id = $1)
+            CROSS JOIN event_edges g
+            CROSS JOIN events e
+            WHERE b.room_id = $1
+              AND g.prev_event_id = b.event_id
+              AND e.event_id = g.event_id)
      WHERE room_id = $1";
 
 /// The cut that leaves about `$4` events of the timeline below it. Binds `$1` room, `$2` lowest depth,

@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod check;
 pub mod db;
+pub mod erase;
 pub mod history;
 pub mod homeserver;
 pub mod points;

@@ -42,6 +42,30 @@ const DELETE_DOCUMENTS: &str = "
               AND c.docid = m.docid
               AND c.c0event_id = s.event_id)";
 
+/// The content of the doomed events' documents alone; the index is rebuilt from what remains.
+const DELETE_CONTENT: &str = "
+    DELETE FROM event_search_content
+     WHERE docid IN (
+           SELECT m.docid
+             FROM rk_selected s
+            CROSS JOIN rk_search m
+            CROSS JOIN event_search_content c
+            WHERE s.doomed
+              AND m.stream_ordering = s.stream_ordering
+              AND c.docid = m.docid
+              AND c.c0event_id = s.event_id)";
+
+/// Taking a document out of the index costs about as much as putting one in; a rebuild puts in what remains.
+/// So with fewer documents left than go, rebuilding is the cheaper way, and it leaves no trace of what went.
+const REBUILD_BELOW: f64 = 1.0;
+
+/// Documents that go with this stride.
+const COUNT_GOING: &str = "
+    SELECT count(*)
+      FROM rk_selected s
+     CROSS JOIN rk_search m
+     WHERE s.doomed AND m.stream_ordering = s.stream_ordering";
+
 /// One walk over the content table, for a dry run.
 const COUNT_DOCUMENTS: &str = "
     SELECT count(*)
@@ -79,11 +103,30 @@ impl Documents {
         Ok(())
     }
 
-    /// Deletes the documents of the doomed events; must run in the transaction that selected them.
-    pub fn remove(&mut self, db: &Db) -> Result<i64, Error> {
+    /// Deletes the documents of the doomed events; must run in the transaction that selected them. With
+    /// `may_rebuild` the index may be rebuilt from what remains, where that is cheaper: one long statement.
+    pub fn remove(&mut self, db: &Db, may_rebuild: bool) -> Result<i64, Error> {
         let doing = "purge the full-text index";
         let before = db.count(doing, NEWEST_DOCUMENT, &[])?;
-        let removed = db.execute(doing, DELETE_DOCUMENTS, &[])?;
+        let going = db.count(doing, COUNT_GOING, &[])?;
+        if going == 0 {
+            return Ok(0);
+        }
+        let rebuild = may_rebuild && {
+            let left = db.count(doing, "SELECT count(*) FROM event_search_docsize", &[])? - going;
+            (left as f64) < going as f64 * REBUILD_BELOW
+        };
+        let removed = if rebuild {
+            let removed = db.execute(doing, DELETE_CONTENT, &[])?;
+            db.execute(
+                doing,
+                "INSERT INTO event_search(event_search) VALUES ('rebuild')",
+                &[],
+            )?;
+            removed
+        } else {
+            db.execute(doing, DELETE_DOCUMENTS, &[])?
+        };
         // Numbers above the newest remaining document will be used again.
         let newest = if removed > 0 {
             db.count(doing, NEWEST_DOCUMENT, &[])?
@@ -103,6 +146,7 @@ pub fn count(db: &Db) -> Result<i64, Error> {
 /// Whether the database has the index in the form we know.
 pub fn is_present(db: &Db) -> bool {
     db.catalog().has("event_search")
+        && db.catalog().has("event_search_docsize")
         && db
             .catalog()
             .has_column("event_search_content", "c0event_id")
