@@ -6,7 +6,8 @@ use super::request::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::Db;
-use crate::store::history::{self, Cut, RowCounts};
+use crate::store::event_rows::RowCounts;
+use crate::store::history::{self, Cut};
 use crate::store::state_groups::{self, References};
 use crate::store::{search, space};
 

