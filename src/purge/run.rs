@@ -310,7 +310,9 @@ fn leap(
 /// Longest leap, in longest strides: bounds its work list.
 const LEAP_STRIDES: i64 = 25;
 
-const TEMPORARY_FILES: &str = "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = -49152;";
+/// The work list gets most of the memory: it is what is looked into at random. Sorting takes as much as the page cache.
+const TEMPORARY_FILES: &str =
+    "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = -114688; PRAGMA main.cache_size = -32768;";
 
 fn leap_unchecked(
     site: &mut Worksite<'_>,

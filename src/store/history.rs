@@ -77,13 +77,29 @@ const SELECT_BELOW: &str = "
 /// nothing. Walks `redactions` by event id, `events` by event id.
 const KEEP_REDACTIONS: &str = "
     UPDATE rk_selected SET doomed = FALSE
-     WHERE doomed
-       AND event_id IN (
-           SELECT r.event_id
-             FROM redactions r
-             JOIN events target ON target.event_id = r.redacts
+     WHERE stream_ordering IN (
+           SELECT own.stream_ordering
+             FROM rk_selected own
+            CROSS JOIN redactions r
+            CROSS JOIN events target
              LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
-            WHERE r.event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
+            WHERE own.doomed
+              AND r.event_id = own.event_id
+              AND target.event_id = r.redacts
+              AND (t.stream_ordering IS NULL OR NOT t.doomed))";
+
+/// The same, walked from the redactions, for when those are fewer than the selection.
+const KEEP_FEW_REDACTIONS: &str = "
+    UPDATE rk_selected SET doomed = FALSE
+     WHERE stream_ordering IN (
+           SELECT own.stream_ordering
+             FROM redactions r
+            CROSS JOIN rk_selected own
+            CROSS JOIN events target
+             LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
+            WHERE own.event_id = r.event_id
+              AND own.doomed
+              AND target.event_id = r.redacts
               AND (t.stream_ordering IS NULL OR NOT t.doomed))";
 
 /// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done.
@@ -116,6 +132,19 @@ const NEW_EXTREMITIES: &str = "
        AND v.event_id = g.event_id
        AND v.room_id = $1
        AND NOT v.outlier";
+
+/// The same, walked from what survives, for when that is less. Binds `$1` room, `$2` depth that survives.
+const NEW_EXTREMITIES_FROM_SURVIVORS: &str = "
+    INSERT INTO rk_extremities (event_id)
+    SELECT DISTINCT s.event_id
+      FROM events v
+     CROSS JOIN event_edges g
+     CROSS JOIN rk_selected s
+     WHERE v.room_id = $1
+       AND v.topological_ordering >= $2
+       AND NOT v.outlier
+       AND g.event_id = v.event_id
+       AND s.event_id = g.prev_event_id";
 
 /// P-10, defect K: former extremities that a surviving event of the timeline still points at, and that are not
 /// held in the timeline, stay. Binds `$1` room. Walks `ev_edges_prev_id`: left to itself SQLite walks the room.
@@ -358,9 +387,16 @@ pub fn select(db: &Db, cut: &Cut<'_>) -> Result<Selected, Error> {
         ],
     )?;
     db.batch(doing, INDEX_SELECTED)?;
-    let any_redaction = db.count(doing, "SELECT EXISTS (SELECT 1 FROM redactions)", &[])? > 0;
-    if any_redaction && db.execute(doing, KEEP_REDACTIONS, &[])? > 0 {
-        while db.execute(doing, KEEP_REDACTIONS, &[])? > 0 {}
+    let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
+    // No table has more rows than its greatest rowid.
+    let redactions = db.count(doing, "SELECT max(rowid) FROM redactions", &[])?;
+    let keep = if redactions < selected {
+        KEEP_FEW_REDACTIONS
+    } else {
+        KEEP_REDACTIONS
+    };
+    if redactions > 0 && db.execute(doing, keep, &[])? > 0 {
+        while db.execute(doing, keep, &[])? > 0 {}
         db.execute(doing, FORGET_KEPT_OUTLIERS, &[])?;
     }
     if db.catalog().has("partial_state_events") {
@@ -401,7 +437,7 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
         .copied()
         .unwrap_or(0);
     add(&mut counts, "event_forward_extremities", all - doomed);
-    fill_extremities(db, cut)?;
+    fill_extremities(db, cut, Removal::Rows)?;
     let dropped = db.count(doing, &counting(DROP_EXTREMITIES), params![room])?;
     add(&mut counts, "event_backward_extremities", dropped);
     if db.catalog().has("threads") {
@@ -428,7 +464,7 @@ pub fn remove(
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
-    fill_extremities(db, cut)?;
+    fill_extremities(db, cut, removal)?;
     add(
         &mut counts,
         "event_backward_extremities",
@@ -463,10 +499,19 @@ fn counting(delete: &str) -> String {
     delete.replacen("DELETE", "SELECT count(*)", 1)
 }
 
-fn fill_extremities(db: &Db, cut: &Cut<'_>) -> Result<(), Error> {
+fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Error> {
     let doing = "find the new backward extremities";
-    db.execute(doing, NEW_EXTREMITIES, params![cut.room.as_str()])?;
-    db.execute(doing, KEPT_EXTREMITIES, params![cut.room.as_str()])?;
+    let room = cut.room.as_str();
+    match removal {
+        Removal::Rows => db.execute(doing, NEW_EXTREMITIES, params![room])?,
+        // A whole purge leaves nothing in the timeline below the cut.
+        Removal::Refill => db.execute(
+            doing,
+            NEW_EXTREMITIES_FROM_SURVIVORS,
+            params![room, cut.below],
+        )?,
+    };
+    db.execute(doing, KEPT_EXTREMITIES, params![room])?;
     Ok(())
 }
 
