@@ -81,8 +81,8 @@ impl Keeper {
     /// Opens a database and becomes the owner of its ledger.
     ///
     /// # Errors
-    /// [`Error::Unsafe`] while another roomkeeper owns the ledger, while a homeserver seems to be running (unless
-    /// told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
+    /// [`Error::Owned`] while another roomkeeper owns the ledger; [`Error::Unsafe`] while a homeserver seems to be
+    /// running (unless told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
         if !config.database.is_file() {
             // Before a ledger appears beside nothing.
