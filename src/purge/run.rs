@@ -213,6 +213,7 @@ fn purge_events(
     let mut pace = Pace::new(site.gait, site.bounds);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
+    let mut waited_from = Instant::now();
     loop {
         site.publish(progress);
         site.stay_or_go()?;
@@ -228,14 +229,28 @@ fn purge_events(
             delete_local_events: request.delete_local_events,
             server_name: site.server_name,
         };
-        let stride = match stride(site, &cut, below, &pace, documents.as_mut(), lock)? {
-            Outcome::Done(stride) => stride,
-            Outcome::TooLong => {
+        let stride = match stride(site, &cut, below, &pace, documents.as_mut(), lock) {
+            Ok(Outcome::Done(stride)) => stride,
+            Ok(Outcome::TooLong) => {
                 pace.shorten();
                 site.rest(pace.rest());
                 continue;
             }
+            Err(e)
+                if e.is_busy()
+                    && site.gait == Gait::Beside
+                    && waited_from.elapsed() < BUSY_PATIENCE =>
+            {
+                log::info!(
+                    "room {}: the homeserver keeps the database busy; waiting",
+                    site.room
+                );
+                site.rest(pace.rest());
+                continue;
+            }
+            Err(e) => return Err(e),
         };
+        waited_from = Instant::now();
         progress.strides += 1;
         progress.events_done = (progress.events_done + stride.events).min(progress.events_planned);
         progress.longest_transaction_ms = progress
@@ -269,6 +284,9 @@ const LEAP_FROM: i64 = 20_000;
 /// twice that.
 const LEAP_WRITES: f64 = 400.0 * 1024.0 * 1024.0;
 
+/// Free disk that a leap asks for, in times of what it writes: its log, what it puts aside, and some.
+const LEAP_SPACE: f64 = 4.0;
+
 /// Offline, where nearly everything goes and little stays, the whole purge is one stride that refills the large
 /// tables: a tenth of the work. Answers whether it was done; if not, nothing of it was, and strides by rows follow.
 ///
@@ -288,6 +306,7 @@ fn leap(
         || left > site.bounds.events_offline.saturating_mul(LEAP_STRIDES)
         || stay > left / 2
         || written > LEAP_WRITES
+        || (space::free_bytes(site.db.path())? as f64) < written * LEAP_SPACE
         || event_rows::has_triggers(&site.db)?
         || event_rows::broken_foreign_keys(&site.db)? > 0
     {
@@ -352,8 +371,12 @@ fn leap_unchecked(
     drop(writer);
     let rows = match leapt {
         Ok(rows) => rows,
-        Err(Error::Bug(why)) => {
-            log::warn!("room {}: {why}; purging row by row", site.room);
+        Err(e) if matches!(e, Error::Bug(_)) || e.is_full() => {
+            log::warn!(
+                "room {}: {}; purging row by row",
+                site.room,
+                crate::error::Chain(&e)
+            );
             return Ok(false);
         }
         Err(e) => return Err(e),
@@ -364,6 +387,9 @@ fn leap_unchecked(
     progress.add_rows(&rows);
     Ok(true)
 }
+
+/// How long a purge beside a live server waits for the database to be free, before it ends with that reason.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10 * 60);
 
 struct Stride {
     events: i64,
