@@ -192,6 +192,7 @@ fn purge_events(
 ) -> Result<(), Error> {
     let below = request.point.topological;
     refuse_to_empty(&site.db, site.room, request)?;
+    refuse_partial_state(site, request)?;
     space::check_room_to_purge(&site.db)?;
     let left = history::count_timeline(&site.db, site.room, i64::MIN, below)?;
     progress.events_planned = progress.events_done + left;
@@ -253,6 +254,26 @@ fn purge_events(
     }
     progress.seconds_left = None;
     Ok(())
+}
+
+/// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
+/// costs more than a look.
+fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Error> {
+    if !history::is_partially_joined(&site.db, site.room)? {
+        return Ok(());
+    }
+    let whole = Cut {
+        room: site.room,
+        from: i64::MIN,
+        below: request.point.topological,
+        delete_local_events: request.delete_local_events,
+        server_name: site.server_name,
+    };
+    site.db
+        .read("look for events with partial state", |db| {
+            history::select(db, &whole)
+        })
+        .map(drop)
 }
 
 struct Stride {

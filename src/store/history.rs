@@ -351,6 +351,14 @@ pub fn deepest_extremity(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
     Ok(depth.flatten())
 }
 
+/// Whether the server is still joining the room, so that some of its events have partial state.
+pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
+    const PARTIAL: &str = "SELECT EXISTS (SELECT 1 FROM partial_state_events WHERE room_id = $1)";
+    let doing = "look whether the room is still being joined";
+    Ok(db.catalog().has("partial_state_events")
+        && db.count(doing, PARTIAL, params![room.as_str()])? > 0)
+}
+
 /// Events of the timeline from depth `from` up to, not including, `below`.
 pub fn count_timeline(db: &Db, room: &RoomId, from: i64, below: i64) -> Result<i64, Error> {
     db.count(
