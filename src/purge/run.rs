@@ -196,11 +196,11 @@ fn purge_events(
     space::check_room_to_purge(&site.db)?;
     let left = history::count_timeline(&site.db, site.room, i64::MIN, below)?;
     progress.events_planned = progress.events_done + left;
-    let mut documents = match search::is_present(&site.db) {
+    let documents = match search::is_present(&site.db) {
         true => Some(Documents::new(&site.db)?),
         false => None,
     };
-    if let Some(documents) = &mut documents {
+    if let Some(documents) = &documents {
         documents.note(&site.db, site.room, below)?;
     }
     progress.phase = Phase::Events;
@@ -222,7 +222,7 @@ fn purge_events(
             delete_local_events: request.delete_local_events,
             server_name: site.server_name,
         };
-        let stride = match stride(site, &cut, below, &pace, documents.as_mut(), lock)? {
+        let stride = match stride(site, &cut, below, &pace, documents.as_ref(), lock)? {
             Outcome::Done(stride) => stride,
             Outcome::TooLong => {
                 pace.shorten();
@@ -300,7 +300,7 @@ fn stride(
     cut: &Cut<'_>,
     survives: i64,
     pace: &Pace,
-    mut documents: Option<&mut Documents>,
+    documents: Option<&Documents>,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<Outcome, Error> {
     let room = site.locks.write(site.room);
@@ -326,7 +326,7 @@ fn stride(
             in_time()?;
             ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
             let mut rows = RowCounts::new();
-            if let Some(documents) = &mut documents {
+            if let Some(documents) = documents {
                 documents.note(db, cut.room, survives)?;
                 let removed = documents.remove(db)?;
                 if removed > 0 {
