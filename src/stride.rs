@@ -9,6 +9,9 @@ pub const REST: Duration = Duration::from_millis(120);
 /// No offline stride is longer: its work list is held in memory.
 pub const MOST_OFFLINE: i64 = 400_000;
 
+/// Below this, strides row by row are quick enough.
+pub const LEAP_FROM: i64 = 20_000;
+
 /// Bounds of strides: beside a live server those of the configuration (`stride: {events, millis}`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrideBounds {
@@ -20,6 +23,8 @@ pub struct StrideBounds {
     pub rest: Duration,
     /// Most events of one transaction when nobody waits.
     pub events_offline: i64,
+    /// Events from which a purge that leaves little behind is done in one leap when nobody waits.
+    pub leap_from: i64,
 }
 
 impl Default for StrideBounds {
@@ -29,6 +34,7 @@ impl Default for StrideBounds {
             millis: 500,
             rest: REST,
             events_offline: MOST_OFFLINE,
+            leap_from: LEAP_FROM,
         }
     }
 }

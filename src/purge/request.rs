@@ -39,6 +39,9 @@ pub enum Phase {
 pub struct Progress {
     /// What it is doing.
     pub phase: Phase,
+    /// The table being worked on, in a stride that takes long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
     /// Events of the timeline below the point, when it began.
     pub events_planned: i64,
     /// Of these, events dealt with.

@@ -68,8 +68,17 @@ const REFERENCED_OUTSIDE: &str = "
 
 const PREVIOUS: &str = "SELECT prev_state_group FROM state_group_edges WHERE state_group = $1";
 
-const NEXT: &str =
-    "SELECT state_group FROM state_group_edges WHERE prev_state_group = $1 ORDER BY state_group";
+/// Deltas on a group. An edge of a group that does not exist is a leftover of defect J, and no delta.
+const NEXT: &str = "
+    SELECT g.state_group FROM state_group_edges g
+     WHERE g.prev_state_group = $1
+       AND EXISTS (SELECT 1 FROM state_groups s WHERE s.id = g.state_group)
+     ORDER BY g.state_group";
+
+const COUNT_LEFTOVER_EDGES: &str = "
+    SELECT count(*) FROM state_group_edges g
+     WHERE g.prev_state_group = $1
+       AND NOT EXISTS (SELECT 1 FROM state_groups s WHERE s.id = g.state_group)";
 
 const PERSISTING: &str =
     "SELECT EXISTS (SELECT 1 FROM state_groups_persisting WHERE state_group = $1)";
@@ -133,6 +142,11 @@ pub fn plan(db: &Db, candidates: &[i64], references: References) -> Result<Plan,
     for group in &doomed {
         plan.rows_before += entry_count(db, *group)?;
         plan.edges_before += i64::from(previous(db, *group)?.is_some());
+        plan.edges_before += db.count(
+            "count what older versions left behind",
+            COUNT_LEFTOVER_EDGES,
+            params![group],
+        )?;
     }
     for rebase in &plan.rebases {
         plan.rows_before += entry_count(db, rebase.group)?;
