@@ -26,7 +26,7 @@ const STATE: &[&str] = &[
 ];
 
 /// Runs `test` on so many samples; a failure names the seed that repeats it alone.
-fn for_each_sample(few: u64, test: impl Fn(u64, &mut StdRng)) {
+fn for_each_sample(few: u64, mut test: impl FnMut(u64, &mut StdRng)) {
     let first = seed();
     println!("ROOMKEEPER_SEED={first}");
     for n in 0..cases(few) {
@@ -221,6 +221,32 @@ fn two_strides_equal_one_leap_state_tables_included() {
             &format!("beside, {about}"),
         );
     });
+}
+
+#[test]
+fn refilling_tables_removes_exactly_what_deleting_rows_removes() {
+    let mut leaps = 0;
+    for_each_sample(30, |seed, rng| {
+        let rows = Site::random(seed, &Recipe::default());
+        let ask = any_cut(&rows.tables(), rng);
+        let about = format!("seed {seed}, {ask:?}");
+        let refilled = rows.copy();
+        let by_rows = rows.purge(&ask);
+        let by_refilling = refilled.purge_with(refilled.leaping(), &ask);
+        match (by_rows, by_refilling) {
+            (Ok(by_rows), Ok(by_refilling)) => {
+                assert_eq!(by_rows.rows_removed, by_refilling.rows_removed, "{about}");
+                leaps += u64::from(by_refilling.leapt);
+            }
+            (Err(by_rows), Err(by_refilling)) => {
+                assert_eq!(by_rows.to_string(), by_refilling.to_string(), "{about}");
+            }
+            (by_rows, by_refilling) => panic!("{about}: {by_rows:?}, {by_refilling:?}"),
+        }
+        assert_same(&rows.tables(), &refilled.tables(), &about);
+        refilled.assert_sound(&about);
+    });
+    assert!(leaps > 0, "no sample leapt");
 }
 
 #[test]

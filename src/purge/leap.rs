@@ -6,10 +6,12 @@ use std::time::Instant;
 use super::request::{Phase, Progress, Request};
 use super::run::{Worksite, hold};
 use crate::error::Error;
+use crate::store::db::Db;
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut};
 use crate::store::homeserver::RowLock;
 use crate::store::{search, space};
+use crate::stride::Leap;
 
 /// Bytes of surviving rows that one leap may put aside and write again; bounds its log, of which it needs about
 /// twice that.
@@ -30,14 +32,12 @@ pub(super) fn leap(
     left: i64,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<bool, Error> {
-    let shares = history::shares(&site.db)?;
-    let stay = shares.events - left;
-    let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
-    if left < site.bounds.leap_from
-        || left > LONGEST_LEAP
-        || stay > left / 2
-        || written > LEAP_WRITES
-        || (space::free_bytes(site.db.path())? as f64) < written * LEAP_SPACE
+    let wanted = match site.bounds.leap {
+        Leap::Never => false,
+        Leap::WhereCheaper => is_cheaper(&site.db, left)?,
+        Leap::WherePossible => true,
+    };
+    if !wanted
         || event_rows::has_triggers(&site.db)?
         || event_rows::broken_foreign_keys(&site.db)? > 0
     {
@@ -55,6 +55,21 @@ pub(super) fn leap(
     site.db
         .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
     leapt
+}
+
+/// Events below which strides by rows are quick enough.
+const LEAP_FROM: i64 = 20_000;
+
+/// Whether most of the database goes, what stays is small, and there is room for the log.
+fn is_cheaper(db: &Db, left: i64) -> Result<bool, Error> {
+    if !(LEAP_FROM..=LONGEST_LEAP).contains(&left) {
+        return Ok(false);
+    }
+    let shares = history::shares(db)?;
+    let stay = shares.events - left;
+    let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
+    let free = space::free_bytes(db.path())? as f64;
+    Ok(stay <= left / 2 && written <= LEAP_WRITES && free >= written * LEAP_SPACE)
 }
 
 /// Longest leap, in events: bounds its work list, of some 120 bytes each.
@@ -129,6 +144,7 @@ fn leap_unchecked(
     };
     progress.table = None;
     progress.strides += 1;
+    progress.leapt = true;
     progress.events_done = progress.events_planned;
     progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
     progress.add_rows(&rows);

@@ -56,6 +56,8 @@ pub struct Progress {
     pub state_groups_marked: i64,
     /// Transactions so far.
     pub strides: i64,
+    /// Whether the large tables were refilled with what stays instead of deleted from.
+    pub leapt: bool,
     /// The longest time that others could not write, in milliseconds.
     pub longest_transaction_ms: i64,
     /// Events a second, since this process took the job up.
