@@ -105,6 +105,10 @@ fn leap_unchecked(
         };
         hold(db, lock, now)?;
         let selected = history::select(db, &cut)?;
+        if selected.events == 0 {
+            // P-7: an empty selection touches nothing.
+            return Ok(RowCounts::new());
+        }
         ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
         let mut rows = RowCounts::new();
         if search::is_present(db) {
