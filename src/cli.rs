@@ -1,6 +1,8 @@
 //! The command line: words into library calls, outcomes into text and exit codes.
 
 mod output;
+mod remote;
+mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -154,7 +156,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             output::created(json, database);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Serve => Err(Error::Config("serve is not built yet".into())),
+        Command::Serve => serve::serve(config(&cli.global)?),
         Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, json),
         Command::Jobs { resume, cancel } => {
             jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)
@@ -223,7 +225,14 @@ fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<Ex
         );
         return Ok(ExitCode::SUCCESS);
     }
-    let keeper = Keeper::open(config)?;
+    let now = config.clock.now();
+    let ledger = config.ledger.clone();
+    let keeper = match Keeper::open(config) {
+        Err(Error::Owned(_)) => {
+            return remote::purge_history(&ledger, &room, &point, options, now, json);
+        }
+        keeper => keeper?,
+    };
     let id = keeper.purge_history(&room, point, options)?;
     finish(&keeper, &id, json)
 }
@@ -267,7 +276,14 @@ fn signals() -> Result<std::sync::Arc<std::sync::atomic::AtomicBool>, Error> {
 }
 
 fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Result<ExitCode, Error> {
-    let keeper = Keeper::open(config)?;
+    let ledger = config.ledger.clone();
+    let keeper = match Keeper::open(Config {
+        homeserver: looking(&config, resume),
+        ..config
+    }) {
+        Err(Error::Owned(_)) => return remote::jobs(&ledger, cancel, json),
+        keeper => keeper?,
+    };
     if let Some(id) = cancel {
         keeper.cancel(&JobId::from(id))?;
     }
@@ -289,12 +305,27 @@ fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Resul
     Ok(ExitCode::SUCCESS)
 }
 
+/// Listing and cancelling touch the ledger alone, so a running homeserver is no reason to refuse them.
+fn looking(config: &Config, resume: bool) -> Homeserver {
+    if resume {
+        config.homeserver
+    } else {
+        Homeserver::AssumeStopped
+    }
+}
+
 fn check(config: Config, json: bool) -> Result<ExitCode, Error> {
     let mut bar = output::Checks::new(json);
     let violations = if config.homeserver == Homeserver::Beside {
         Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?
     } else {
-        keeper::check_offline(&config, |rule, meaning| bar.show(rule, meaning))?
+        match keeper::check_offline(&config, |rule, meaning| bar.show(rule, meaning)) {
+            // A daemon of ours is at work; what can be read can be checked all the same.
+            Err(Error::Owned(_)) => {
+                Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?
+            }
+            violations => violations?,
+        }
     };
     output::violations(json, &violations);
     Ok(if violations.is_empty() {

@@ -39,6 +39,9 @@ pub enum Error {
     /// Refused for the data's safety: what was seen, and what to do instead.
     #[error("{0}")]
     Unsafe(String),
+    /// Another roomkeeper owns the ledger, and so the work on this database.
+    #[error("another roomkeeper is at work: it owns the ledger {0}")]
+    Owned(std::path::PathBuf),
     /// A parameter that cannot be meant.
     #[error("{message}")]
     BadRequest {
@@ -165,7 +168,7 @@ impl Error {
     pub fn class(&self) -> Class {
         let (status, errcode, exit) = match self {
             Self::Config(_) => (500, "M_UNKNOWN", EXIT_USAGE),
-            Self::Unsafe(_) => (503, "M_UNKNOWN", EXIT_REFUSED),
+            Self::Unsafe(_) | Self::Owned(_) => (503, "M_UNKNOWN", EXIT_REFUSED),
             Self::BadRequest { errcode, .. } => (400, *errcode, EXIT_USAGE),
             Self::EventNotFound(_) | Self::NothingThatOld | Self::NoSuchJob(_) => {
                 (404, "M_NOT_FOUND", EXIT_FAILED)
@@ -202,6 +205,11 @@ impl Error {
     /// Whether trying the same transaction again may succeed.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.is_busy())
+    }
+
+    /// Whether a disk was full.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_full())
     }
 
     /// Whether the database was interrupted on our own request.

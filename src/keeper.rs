@@ -20,6 +20,7 @@ use crate::point::PurgePoint;
 use crate::purge::{self, Gait, Plan, Progress, Request, Worksite};
 use crate::store::check::{self, Violation};
 use crate::store::db::{CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete};
+use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
 use crate::store::points;
 use crate::store::search;
@@ -65,6 +66,8 @@ struct Shared {
     writer: Mutex<()>,
     readers: Mutex<Vec<Db>>,
     is_stopping: AtomicBool,
+    /// Last, because it must be closed after every connection (see [`RawFile`]).
+    raw: RawFile,
 }
 
 /// The threads, and the way they end: dropping this.
@@ -78,14 +81,15 @@ impl Keeper {
     /// Opens a database and becomes the owner of its ledger.
     ///
     /// # Errors
-    /// [`Error::Unsafe`] while another roomkeeper owns the ledger, while a homeserver seems to be running (unless
-    /// told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
+    /// [`Error::Owned`] while another roomkeeper owns the ledger; [`Error::Unsafe`] while a homeserver seems to be
+    /// running (unless told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
         if !config.database.is_file() {
             // Before a ledger appears beside nothing.
             drop(Db::open(&config.database, &OpenOptions::default())?);
         }
         let ledger = Ledger::open(&config.ledger)?;
+        let raw = RawFile::open(&config.database)?;
         refuse_running_homeserver(&config)?;
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
         homeserver::release_leftover_locks(&mut db)?;
@@ -97,6 +101,7 @@ impl Keeper {
             writer: Mutex::new(()),
             readers: Mutex::new(Vec::new()),
             is_stopping: AtomicBool::new(false),
+            raw,
             config,
         });
         shared.register.forget_old(shared.config.keep_jobs);
@@ -396,10 +401,10 @@ impl Shared {
             } else {
                 CACHE_BESIDE_KIB
             },
-            secure_delete: if config.overwrite_deleted {
-                SecureDelete::On
-            } else {
-                SecureDelete::Off
+            secure_delete: match (config.overwrite_deleted, gait) {
+                (false, _) => SecureDelete::Off,
+                (true, Gait::Offline) => SecureDelete::Fast,
+                (true, Gait::Beside) => SecureDelete::On,
             },
         };
         let watch = (config.homeserver == Homeserver::Refuse)
@@ -415,6 +420,7 @@ impl Shared {
             writer: &self.writer,
             ledger: self.register.ledger(),
             live: ticket.live(),
+            raw: &self.raw,
             watch,
             clock: &*config.clock,
             is_stopping,

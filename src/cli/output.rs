@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::jobs::ledger::{Record, State};
 use crate::purge::{Plan, Progress};
 use crate::store::check::Violation;
-use crate::store::history::RowCounts;
+use crate::store::event_rows::RowCounts;
 use crate::store::space::{Reclaimed, human};
 
 /// Prints one JSON document. A closed pipe is the reader's choice.

@@ -53,11 +53,13 @@ fn point(event_in_path: Option<&str>, body: &Map<String, Value>) -> Result<Purge
         }
         Some(_) => return Err(Failure::bad_json("purge_up_to_event_id must be a string")),
     }
-    match body.get("purge_up_to_ts") {
-        None => Err(Failure::bad_json(
+    match (body.get("purge_up_to_ts"), body.get("purge_up_to_token")) {
+        // Ours: a historic pagination token, for what the library and the command line can say, too.
+        (None, Some(Value::String(token))) => Ok(PurgePoint::BeforeToken(token.clone())),
+        (None, _) => Err(Failure::bad_json(
             "must specify purge_up_to_event_id or purge_up_to_ts",
         )),
-        Some(ts) => match ts.as_i64() {
+        (Some(ts), _) => match ts.as_i64() {
             Some(ts) => Ok(PurgePoint::BeforeTs(Millis(ts))),
             None => Err(Failure::bad_json("purge_up_to_ts must be an int")),
         },

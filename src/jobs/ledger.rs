@@ -136,7 +136,7 @@ impl Ledger {
     /// Opens or makes the ledger and becomes its owner.
     ///
     /// # Errors
-    /// [`Error::Unsafe`] while another process owns it.
+    /// [`Error::Owned`] while another process owns it.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let doing = "open the ledger";
         let conn = Connection::open(path).doing(doing)?;
@@ -150,10 +150,7 @@ impl Ledger {
         if let Err(e) = owned {
             let e = StoreError::from(e);
             return Err(if e.is_busy() {
-                Error::Unsafe(format!(
-                    "another roomkeeper is at work: it owns the ledger {}",
-                    path.display()
-                ))
+                Error::Owned(path.to_owned())
             } else {
                 Error::Store { doing, source: e }
             });
@@ -412,7 +409,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("l");
         let first = Ledger::open(&path).expect("opens");
-        assert!(matches!(Ledger::open(&path), Err(Error::Unsafe(_))));
+        assert!(matches!(Ledger::open(&path), Err(Error::Owned(_))));
         drop(first);
         Ledger::open(&path).expect("opens again");
     }

@@ -6,7 +6,8 @@ use super::request::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::Db;
-use crate::store::history::{self, Cut, RowCounts};
+use crate::store::event_rows::RowCounts;
+use crate::store::history::{self, Cut};
 use crate::store::state_groups::{self, References};
 use crate::store::{search, space};
 
@@ -75,6 +76,11 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
             &mut plan.rows_removed,
             "state_groups_state",
             groups.rows_before - groups.rows_after,
+        );
+        add(
+            &mut plan.rows_removed,
+            "state_groups_pending_deletion",
+            groups.pending,
         );
         add(
             &mut plan.rows_removed,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::point::Point;
-use crate::store::history::RowCounts;
+use crate::store::event_rows::RowCounts;
 
 /// A purge of one room's history. What lies at the point survives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,7 +19,9 @@ use crate::jobs::ledger::Ledger;
 use crate::jobs::register::Live;
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
-use crate::store::history::{self, Cut, RowCounts};
+use crate::store::erase::{self, RawFile};
+use crate::store::event_rows::{self, Removal, RowCounts};
+use crate::store::history::{self, Cut};
 use crate::store::homeserver::{self, RowLock, Watch};
 use crate::store::search::{self, Documents};
 use crate::store::space;
@@ -57,6 +59,8 @@ pub struct Worksite<'a> {
     pub ledger: &'a Ledger,
     /// The job, as others see it.
     pub live: &'a Live,
+    /// The database file past SQLite, for overwriting free pages; only where the gait is offline.
+    pub raw: &'a RawFile,
     /// Looks for a homeserver that is running although it should not.
     pub watch: Option<Watch>,
     /// The time.
@@ -196,6 +200,9 @@ fn purge_events(
     space::check_room_to_purge(&site.db)?;
     let left = history::count_timeline(&site.db, site.room, i64::MIN, below)?;
     progress.events_planned = progress.events_done + left;
+    if site.gait == Gait::Offline && leap(site, request, progress, left, lock)? {
+        return Ok(());
+    }
     let documents = match search::is_present(&site.db) {
         true => Some(Documents::new(&site.db)?),
         false => None,
@@ -207,6 +214,7 @@ fn purge_events(
     let mut pace = Pace::new(site.gait, site.bounds);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
+    let mut waited_from = Instant::now();
     loop {
         site.publish(progress);
         site.stay_or_go()?;
@@ -222,14 +230,28 @@ fn purge_events(
             delete_local_events: request.delete_local_events,
             server_name: site.server_name,
         };
-        let stride = match stride(site, &cut, below, &pace, documents.as_ref(), lock)? {
-            Outcome::Done(stride) => stride,
-            Outcome::TooLong => {
+        let stride = match stride(site, &cut, below, &pace, documents.as_ref(), lock) {
+            Ok(Outcome::Done(stride)) => stride,
+            Ok(Outcome::TooLong) => {
                 pace.shorten();
                 site.rest(pace.rest());
                 continue;
             }
+            Err(e)
+                if e.is_busy()
+                    && site.gait == Gait::Beside
+                    && waited_from.elapsed() < BUSY_PATIENCE =>
+            {
+                log::info!(
+                    "room {}: the homeserver keeps the database busy; waiting",
+                    site.room
+                );
+                site.rest(pace.rest());
+                continue;
+            }
+            Err(e) => return Err(e),
         };
+        waited_from = Instant::now();
         progress.strides += 1;
         progress.events_done = (progress.events_done + stride.events).min(progress.events_planned);
         progress.longest_transaction_ms = progress
@@ -276,6 +298,120 @@ fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Er
         .map(drop)
 }
 
+/// Events below which strides by rows are quick enough.
+const LEAP_FROM: i64 = 20_000;
+
+/// Bytes of surviving rows that one leap may put aside and write again; bounds its log, of which it needs about
+/// twice that.
+const LEAP_WRITES: f64 = 400.0 * 1024.0 * 1024.0;
+
+/// Free disk that a leap asks for, in times of what it writes: its log, what it puts aside, and some.
+const LEAP_SPACE: f64 = 4.0;
+
+/// Offline, where nearly everything goes and little stays, the whole purge is one stride that refills the large
+/// tables: a tenth of the work. Answers whether it was done; if not, nothing of it was, and strides by rows follow.
+///
+/// Foreign keys are checked in one pass before the transaction is committed, instead of sixteen look-ups for every
+/// deleted event; a database that breaks some already is left to strides by rows.
+fn leap(
+    site: &mut Worksite<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    left: i64,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<bool, Error> {
+    let shares = history::shares(&site.db)?;
+    let stay = shares.events - left;
+    let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
+    if left < LEAP_FROM.min(site.bounds.events_offline)
+        || left > site.bounds.events_offline.saturating_mul(LEAP_STRIDES)
+        || stay > left / 2
+        || written > LEAP_WRITES
+        || (space::free_bytes(site.db.path())? as f64) < written * LEAP_SPACE
+        || event_rows::has_triggers(&site.db)?
+        || event_rows::broken_foreign_keys(&site.db)? > 0
+    {
+        return Ok(false);
+    }
+    progress.phase = Phase::Events;
+    site.publish(progress);
+    site.stay_or_go()?;
+    site.still_alone()?;
+    // Work lists of this size go to a temporary file; neither setting can be changed inside a transaction.
+    site.db.batch("set up the connection", TEMPORARY_FILES)?;
+    site.db.set_pragma("foreign_keys", false)?;
+    let leapt = leap_unchecked(site, request, progress, lock);
+    site.db.set_pragma("foreign_keys", true)?;
+    site.db
+        .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
+    leapt
+}
+
+/// Longest leap, in longest strides: bounds its work list.
+const LEAP_STRIDES: i64 = 25;
+
+/// The work list gets most of the memory: it is what is looked into at random. Sorting takes as much as the page cache.
+const TEMPORARY_FILES: &str =
+    "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = -114688; PRAGMA main.cache_size = -32768;";
+
+fn leap_unchecked(
+    site: &mut Worksite<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<bool, Error> {
+    let below = request.point.topological;
+    let cut = Cut {
+        room: site.room,
+        from: i64::MIN,
+        below,
+        delete_local_events: request.delete_local_events,
+        server_name: site.server_name,
+    };
+    let room = site.locks.write(site.room);
+    let writer = site.writer.lock();
+    let (ledger, now, started) = (site.ledger, site.clock.now(), Instant::now());
+    let leapt = site.db.write("purge the events", |db| {
+        hold(db, lock, now)?;
+        let selected = history::select(db, &cut)?;
+        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
+        let mut rows = RowCounts::new();
+        if search::is_present(db) {
+            event_rows::add(&mut rows, "event_search", search::refill(db)?);
+        }
+        rows.extend(history::remove(db, &cut, selected, below, Removal::Refill)?);
+        if event_rows::broken_foreign_keys(db)? > 0 {
+            return Err(Error::Bug(
+                "removing the events in one leap would break a foreign key".into(),
+            ));
+        }
+        Ok(rows)
+    });
+    let took = started.elapsed();
+    site.db.checkpoint()?;
+    drop(writer);
+    let rows = match leapt {
+        Ok(rows) => rows,
+        Err(e) if matches!(e, Error::Bug(_)) || e.is_full() => {
+            log::warn!(
+                "room {}: {}; purging row by row",
+                site.room,
+                crate::error::Chain(&e)
+            );
+            return Ok(false);
+        }
+        Err(e) => return Err(e),
+    };
+    progress.strides += 1;
+    progress.events_done = progress.events_planned;
+    progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
+    progress.add_rows(&rows);
+    Ok(true)
+}
+
+/// How long a purge beside a live server waits for the database to be free, before it ends with that reason.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10 * 60);
+
 struct Stride {
     events: i64,
     rows: RowCounts,
@@ -305,7 +441,7 @@ fn stride(
 ) -> Result<Outcome, Error> {
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
-    let (ledger, now) = (site.ledger, site.clock.now());
+    let (ledger, now, is_offline) = (site.ledger, site.clock.now(), site.gait == Gait::Offline);
     let started = Instant::now();
     let mut gave_up = None;
     let result = site.db.write("purge the events", |db| {
@@ -328,13 +464,13 @@ fn stride(
             let mut rows = RowCounts::new();
             if let Some(documents) = documents {
                 documents.note(db, cut.room, survives)?;
-                let removed = documents.remove(db)?;
+                let removed = documents.remove(db, is_offline)?;
                 if removed > 0 {
                     rows.insert("event_search".into(), removed);
                 }
                 in_time()?;
             }
-            rows.extend(history::remove(db, cut, selected, survives)?);
+            rows.extend(history::remove(db, cut, selected, survives, Removal::Rows)?);
             in_time()?;
             Ok((selected.events, rows))
         };
@@ -437,16 +573,19 @@ fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
                     .into(),
             );
         }
-        let emptied = (0..20).any(|_| {
-            let emptied = site.db.checkpoint().unwrap_or(false);
-            if !emptied {
-                thread::sleep(LOOK_UP_EVERY);
+        // Readers come and go; each try waits for them as long as any statement does.
+        let mut overwritten = false;
+        for _ in 0..OVERWRITE_TRIES {
+            overwritten = overwrite(site)?;
+            if overwritten {
+                break;
             }
-            emptied
-        });
-        if !emptied {
+            thread::sleep(LOOK_UP_EVERY);
+        }
+        if !overwritten {
             progress.notes.push(
-                "the write-ahead log is in use and was not emptied; it still holds deleted content"
+                "the write-ahead log is in use and was not emptied: it and free pages still hold deleted content until the \
+                 next purge"
                     .into(),
             );
         }
@@ -454,6 +593,18 @@ fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
     progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
     progress.phase = Phase::Done;
     Ok(())
+}
+
+/// How often emptying the log is tried before readers are left alone.
+const OVERWRITE_TRIES: usize = 20;
+
+/// Empties the log and, where strides left it to the end, overwrites the pages that became free.
+fn overwrite(site: &mut Worksite<'_>) -> Result<bool, Error> {
+    let _writer = site.writer.lock();
+    match site.gait {
+        Gait::Offline => Ok(erase::erase_free_pages(&mut site.db, site.raw)?.is_some()),
+        Gait::Beside => site.db.checkpoint(),
+    }
 }
 
 fn index_bytes(db: &Db) -> Result<i64, Error> {

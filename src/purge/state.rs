@@ -162,6 +162,7 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
             ("state_groups", freed.groups),
             ("state_groups_state", freed.entries),
             ("state_group_edges", freed.edges),
+            ("state_groups_pending_deletion", freed.pending),
         ] {
             if rows != 0 {
                 *progress.rows_removed.entry(table.into()).or_default() += rows;

@@ -3,16 +3,12 @@
 //! The selection is a temporary table, `rk_selected`, that every statement joins; nothing is carried back and
 //! forth. A dry run counts with the same joins that a purge deletes with.
 
-use std::collections::BTreeMap;
-
 use rusqlite::params;
 
-use super::db::{Db, Params};
+use super::db::Db;
+use super::event_rows::{self, Removal, RowCounts, add};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
-
-/// Rows removed, or to be removed, by table.
-pub type RowCounts = BTreeMap<String, i64>;
 
 /// A range of depths in one room, and what may go there.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +52,10 @@ const INDEX_SELECTED: &str =
 const DEEPEST_EXTREMITY: &str = "
     SELECT max(e.depth)
       FROM event_forward_extremities f
-      JOIN events e ON e.event_id = f.event_id AND e.room_id = f.room_id
-     WHERE f.room_id = $1";
+     CROSS JOIN events e
+     WHERE f.room_id = $1
+       AND e.event_id = f.event_id
+       AND e.room_id = f.room_id";
 
 /// P-4 to P-6: what lies in the range and either is in the timeline or may be deleted. `state_events` is the
 /// authority on what is state; a missing sender is not local. Binds `$1` delete local events, `$2` server name,
@@ -80,13 +78,29 @@ const SELECT_BELOW: &str = "
 /// nothing. Walks `redactions` by event id, `events` by event id.
 const KEEP_REDACTIONS: &str = "
     UPDATE rk_selected SET doomed = FALSE
-     WHERE doomed
-       AND event_id IN (
-           SELECT r.event_id
-             FROM redactions r
-             JOIN events target ON target.event_id = r.redacts
+     WHERE stream_ordering IN (
+           SELECT own.stream_ordering
+             FROM rk_selected own
+            CROSS JOIN redactions r
+            CROSS JOIN events target
              LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
-            WHERE r.event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
+            WHERE own.doomed
+              AND r.event_id = own.event_id
+              AND target.event_id = r.redacts
+              AND (t.stream_ordering IS NULL OR NOT t.doomed))";
+
+/// The same, walked from the redactions, for when those are fewer than the selection.
+const KEEP_FEW_REDACTIONS: &str = "
+    UPDATE rk_selected SET doomed = FALSE
+     WHERE stream_ordering IN (
+           SELECT own.stream_ordering
+             FROM redactions r
+            CROSS JOIN rk_selected own
+            CROSS JOIN events target
+             LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
+            WHERE own.event_id = r.event_id
+              AND own.doomed
+              AND target.event_id = r.redacts
               AND (t.stream_ordering IS NULL OR NOT t.doomed))";
 
 /// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done.
@@ -120,8 +134,21 @@ const NEW_EXTREMITIES: &str = "
        AND v.room_id = $1
        AND NOT v.outlier";
 
+/// The same, walked from what survives, for when that is less. Binds `$1` room, `$2` depth that survives.
+const NEW_EXTREMITIES_FROM_SURVIVORS: &str = "
+    INSERT INTO rk_extremities (event_id)
+    SELECT DISTINCT s.event_id
+      FROM events v
+     CROSS JOIN event_edges g
+     CROSS JOIN rk_selected s
+     WHERE v.room_id = $1
+       AND v.topological_ordering >= $2
+       AND NOT v.outlier
+       AND g.event_id = v.event_id
+       AND s.event_id = g.prev_event_id";
+
 /// P-10, defect K: former extremities that a surviving event of the timeline still points at, and that are not
-/// held in the timeline, stay. Binds `$1` room.
+/// held in the timeline, stay. Binds `$1` room. Walks `ev_edges_prev_id`: left to itself SQLite walks the room.
 const KEPT_EXTREMITIES: &str = "
     INSERT INTO rk_extremities (event_id)
     SELECT b.event_id
@@ -134,8 +161,9 @@ const KEPT_EXTREMITIES: &str = "
               AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = h.stream_ordering))
        AND EXISTS (
            SELECT 1 FROM event_edges g
-             JOIN events v ON v.event_id = g.event_id
+            CROSS JOIN events v
             WHERE g.prev_event_id = b.event_id
+              AND v.event_id = g.event_id
               AND v.room_id = b.room_id
               AND NOT v.outlier
               AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = v.stream_ordering))";
@@ -175,7 +203,7 @@ const SELECTED_GROUPS: &str = "
 const DROP_OUTLIER_EXTREMITIES: &str = "
     DELETE FROM event_forward_extremities
      WHERE room_id = $1
-       AND event_id IN (SELECT event_id FROM rk_selected)
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = event_forward_extremities.event_id)
        AND EXISTS (SELECT 1 FROM event_forward_extremities o
                     WHERE o.room_id = $1
                       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = o.event_id))";
@@ -210,23 +238,24 @@ const LOWER_SUMMARY: &str = "
 const DROP_ROOTLESS_THREADS: &str = "
     DELETE FROM threads
      WHERE room_id = $1
-       AND thread_id IN (SELECT event_id FROM rk_selected WHERE doomed)";
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
 
 /// Threads whose latest reply goes. Binds `$1` room, `$2` depth that survives. Walks `threads_ordering_idx`.
 const THREADS_LOSING_LATEST: &str = "
     SELECT thread_id FROM threads
      WHERE room_id = $1
        AND topological_ordering < $2
-       AND latest_event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
-       AND thread_id NOT IN (SELECT event_id FROM rk_selected WHERE doomed)";
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.latest_event_id AND s.doomed)
+       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
 
 /// The latest reply to a thread that is not doomed. Binds `$1` root, `$2` room.
 const LATEST_REPLY: &str = "
     SELECT e.event_id, e.topological_ordering, e.stream_ordering
       FROM event_relations r
-      JOIN events e ON e.event_id = r.event_id
+     CROSS JOIN events e
      WHERE r.relates_to_id = $1
        AND r.relation_type = 'm.thread'
+       AND e.event_id = r.event_id
        AND e.room_id = $2
        AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = e.stream_ordering AND s.doomed)
      ORDER BY e.topological_ordering DESC, e.stream_ordering DESC
@@ -283,9 +312,11 @@ const LOWEST_DEPTH: &str = "
        SET min_depth = (
            SELECT coalesce(min(e.depth), 0)
              FROM event_backward_extremities b
-             JOIN event_edges g ON g.prev_event_id = b.event_id
-             JOIN events e ON e.event_id = g.event_id
-            WHERE b.room_id = $1)
+            CROSS JOIN event_edges g
+            CROSS JOIN events e
+            WHERE b.room_id = $1
+              AND g.prev_event_id = b.event_id
+              AND e.event_id = g.event_id)
      WHERE room_id = $1";
 
 /// The cut that leaves about `$4` events of the timeline below it. Binds `$1` room, `$2` lowest depth,
@@ -300,45 +331,6 @@ const DEPTH_AFTER: &str = "
 const COUNT_TIMELINE: &str = "
     SELECT count(*) FROM events
      WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier";
-
-/// How a table's rows are found by their event.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    /// Rows of doomed events, by `event_id`.
-    Doomed,
-    /// Rows of all selected events, by `event_id` (P-12).
-    Selected,
-    /// Rows of doomed events, by room and event: the only index there is.
-    DoomedInRoom,
-    /// The events themselves.
-    Events,
-}
-
-/// What is removed, in the order of P-13 (which is also the lock order of P-26): first what has a foreign key
-/// on `events`, even where it would cascade (P-17), so that it is counted; our own additions of P-20 last.
-const TABLES: &[(&str, Rows)] = &[
-    ("event_to_state_groups", Rows::Selected),
-    ("event_edges", Rows::Doomed),
-    ("event_txn_id", Rows::Doomed),
-    ("event_txn_id_device_id", Rows::Doomed),
-    ("un_partial_stated_event_stream", Rows::Doomed),
-    ("thread_subscriptions", Rows::Doomed),
-    ("event_forward_extremities", Rows::Doomed),
-    ("events", Rows::Events),
-    ("event_json", Rows::Doomed),
-    ("event_auth", Rows::Doomed),
-    ("event_relations", Rows::Doomed),
-    ("rejections", Rows::Doomed),
-    ("redactions", Rows::Doomed),
-    ("event_push_actions", Rows::DoomedInRoom),
-    ("event_labels", Rows::Doomed),
-    ("event_expiry", Rows::Doomed),
-    ("event_push_actions_staging", Rows::Doomed),
-];
-
-/// Tables that hold something for nearly every event: walked from the selection, without asking how large
-/// they are.
-const PER_EVENT: &[&str] = &["event_to_state_groups", "event_edges", "event_json"];
 
 /// The greatest depth among the room's forward extremities that are held, if there is one (P-2).
 pub fn deepest_extremity(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
@@ -389,6 +381,24 @@ pub fn depth_after(
         .filter(|depth| *depth < below))
 }
 
+/// What is known of the events table before a purge.
+#[derive(Clone, Copy, Debug)]
+pub struct Shares {
+    /// Events in all rooms.
+    pub events: i64,
+    /// Bytes in use in the file.
+    pub used_bytes: i64,
+}
+
+/// How many events there are, and how much room everything takes.
+pub fn shares(db: &Db) -> Result<Shares, Error> {
+    let pages = db.pragma("page_count")? - db.pragma("freelist_count")?;
+    Ok(Shares {
+        events: db.count("count all events", "SELECT count(*) FROM events", &[])?,
+        used_bytes: pages.saturating_mul(db.pragma("page_size")?),
+    })
+}
+
 /// Fills the temporary table with what `cut` takes.
 ///
 /// # Errors
@@ -408,9 +418,16 @@ pub fn select(db: &Db, cut: &Cut<'_>) -> Result<Selected, Error> {
         ],
     )?;
     db.batch(doing, INDEX_SELECTED)?;
-    let any_redaction = db.count(doing, "SELECT EXISTS (SELECT 1 FROM redactions)", &[])? > 0;
-    if any_redaction && db.execute(doing, KEEP_REDACTIONS, &[])? > 0 {
-        while db.execute(doing, KEEP_REDACTIONS, &[])? > 0 {}
+    let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
+    // No table has more rows than its greatest rowid.
+    let redactions = db.count(doing, "SELECT max(rowid) FROM redactions", &[])?;
+    let keep = if redactions < selected {
+        KEEP_FEW_REDACTIONS
+    } else {
+        KEEP_REDACTIONS
+    };
+    if redactions > 0 && db.execute(doing, keep, &[])? > 0 {
+        while db.execute(doing, keep, &[])? > 0 {}
         db.execute(doing, FORGET_KEPT_OUTLIERS, &[])?;
     }
     if db.catalog().has("partial_state_events") {
@@ -443,14 +460,7 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
     let room = cut.room.as_str();
     let doing = "count the rows to purge";
     let mut counts = RowCounts::new();
-    for found in present(db, room, selected)? {
-        let sql = format!("SELECT count(*) FROM {}", found.found_by());
-        add(
-            &mut counts,
-            found.table,
-            db.count(doing, &sql, found.params(&[&room]))?,
-        );
-    }
+    event_rows::count(db, room, selected.events, &mut counts)?;
     // This rule takes those of doomed events as well, which the table's own rule has counted.
     let all = db.count(doing, &counting(DROP_OUTLIER_EXTREMITIES), params![room])?;
     let doomed = counts
@@ -458,7 +468,7 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
         .copied()
         .unwrap_or(0);
     add(&mut counts, "event_forward_extremities", all - doomed);
-    fill_extremities(db, cut)?;
+    fill_extremities(db, cut, Removal::Rows)?;
     let dropped = db.count(doing, &counting(DROP_EXTREMITIES), params![room])?;
     add(&mut counts, "event_backward_extremities", dropped);
     if db.catalog().has("threads") {
@@ -480,11 +490,12 @@ pub fn remove(
     cut: &Cut<'_>,
     selected: Selected,
     survives: i64,
+    removal: Removal,
 ) -> Result<RowCounts, Error> {
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
-    fill_extremities(db, cut)?;
+    fill_extremities(db, cut, removal)?;
     let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
     let own = db.execute(doing, DROP_OWN_EXTREMITIES, &[])?;
     add(&mut counts, "event_backward_extremities", dropped - own);
@@ -506,97 +517,11 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
-    for found in present(db, room, selected)? {
-        let rows = db.execute(doing, &found.delete(), found.params(&[&room]))?;
-        add(&mut counts, found.table, rows);
-    }
+    event_rows::remove(db, room, selected.events, removal, &mut counts)?;
     db.execute(doing, TURN_OUTLIER, &[])?;
     // Last: Synapse waits for this row whenever it stores an event (P-11).
     db.execute(doing, LOWEST_DEPTH, params![room])?;
     Ok(counts)
-}
-
-/// A rule of [`TABLES`] whose table exists and is not empty.
-struct Found {
-    table: &'static str,
-    rows: Rows,
-    from_table: bool,
-}
-
-impl Found {
-    /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
-    /// table is the smaller one, from the table's.
-    fn found_by(&self) -> String {
-        let table = self.table;
-        let condition = match self.rows {
-            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
-            Rows::Doomed => "t.event_id = s.event_id AND s.doomed",
-            Rows::Selected => "t.event_id = s.event_id",
-            Rows::DoomedInRoom => "t.event_id = s.event_id AND s.doomed AND t.room_id = $1",
-        };
-        if self.from_table {
-            format!("{table} t CROSS JOIN rk_selected s WHERE {condition}")
-        } else {
-            format!("rk_selected s CROSS JOIN {table} t WHERE {condition}")
-        }
-    }
-
-    /// Rows are collected first and deleted in the order in which they lie in the file.
-    fn delete(&self) -> String {
-        match self.rows {
-            Rows::Events => "DELETE FROM events WHERE stream_ordering IN \
-                             (SELECT stream_ordering FROM rk_selected WHERE doomed)"
-                .to_owned(),
-            _ => format!(
-                "DELETE FROM {} WHERE rowid IN (SELECT t.rowid FROM {})",
-                self.table,
-                self.found_by()
-            ),
-        }
-    }
-
-    fn params<'a>(&self, room: Params<'a>) -> Params<'a> {
-        if self.rows == Rows::DoomedInRoom {
-            room
-        } else {
-            &[]
-        }
-    }
-}
-
-/// The rules that have anything to do here, and from which side to walk each.
-fn present(db: &Db, room: &str, selected: Selected) -> Result<Vec<Found>, Error> {
-    let mut found = Vec::new();
-    for &(table, rows) in TABLES {
-        if !db.catalog().has(table) {
-            continue;
-        }
-        let mut from_table = false;
-        if !PER_EVENT.contains(&table) && rows != Rows::Events {
-            // No table has more rows than its greatest rowid.
-            let at_most = db.count(
-                "look at a table's size",
-                &format!("SELECT max(rowid) FROM {table}"),
-                &[],
-            )?;
-            if at_most <= 0 {
-                continue;
-            }
-            from_table = at_most < selected.events;
-        }
-        if rows == Rows::DoomedInRoom {
-            let any = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE room_id = $1)");
-            if db.count("look whether a table has rows of the room", &any, &[&room])? == 0 {
-                continue;
-            }
-        }
-        found.push(Found {
-            table,
-            rows,
-            from_table,
-        });
-    }
-    Ok(found)
 }
 
 /// The statement that counts what `delete` deletes.
@@ -604,16 +529,19 @@ fn counting(delete: &str) -> String {
     delete.replacen("DELETE", "SELECT count(*)", 1)
 }
 
-fn add(counts: &mut RowCounts, table: &str, rows: i64) {
-    if rows > 0 {
-        *counts.entry(table.to_owned()).or_default() += rows;
-    }
-}
-
-fn fill_extremities(db: &Db, cut: &Cut<'_>) -> Result<(), Error> {
+fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Error> {
     let doing = "find the new backward extremities";
-    db.execute(doing, NEW_EXTREMITIES, params![cut.room.as_str()])?;
-    db.execute(doing, KEPT_EXTREMITIES, params![cut.room.as_str()])?;
+    let room = cut.room.as_str();
+    match removal {
+        Removal::Rows => db.execute(doing, NEW_EXTREMITIES, params![room])?,
+        // A whole purge leaves nothing in the timeline below the cut.
+        Removal::Refill => db.execute(
+            doing,
+            NEW_EXTREMITIES_FROM_SURVIVORS,
+            params![room, cut.below],
+        )?,
+    };
+    db.execute(doing, KEPT_EXTREMITIES, params![room])?;
     Ok(())
 }
 

@@ -6,6 +6,8 @@
 pub mod catalog;
 pub mod check;
 pub mod db;
+pub mod erase;
+pub mod event_rows;
 pub mod history;
 pub mod homeserver;
 pub mod points;

@@ -6,6 +6,7 @@
 use rusqlite::params;
 
 use super::db::Db;
+use super::event_rows;
 use crate::error::Error;
 use crate::ids::RoomId;
 
@@ -50,6 +51,30 @@ const DELETE_DOCUMENTS: &str = "
               AND c.docid = m.docid
               AND c.c0event_id = s.event_id)";
 
+/// The content of the doomed events' documents alone; the index is rebuilt from what remains.
+const DELETE_CONTENT: &str = "
+    DELETE FROM event_search_content
+     WHERE docid IN (
+           SELECT m.docid
+             FROM rk_selected s
+            CROSS JOIN rk_search m
+            CROSS JOIN event_search_content c
+            WHERE s.doomed
+              AND m.stream_ordering = s.stream_ordering
+              AND c.docid = m.docid
+              AND c.c0event_id = s.event_id)";
+
+/// Taking a document out of the index costs about as much as putting one in; a rebuild puts in what remains.
+/// So with fewer documents left than go, rebuilding is the cheaper way, and it leaves no trace of what went.
+const REBUILD_BELOW: f64 = 1.0;
+
+/// Documents that go with this stride.
+const COUNT_GOING: &str = "
+    SELECT count(*)
+      FROM rk_selected s
+     CROSS JOIN rk_search m
+     WHERE s.doomed AND m.stream_ordering = s.stream_ordering";
+
 /// One walk over the content table, for a dry run.
 const COUNT_DOCUMENTS: &str = "
     SELECT count(*)
@@ -81,10 +106,29 @@ impl Documents {
         Ok(())
     }
 
-    /// Deletes the documents of the doomed events; must run in the transaction that selected them.
-    pub fn remove(&self, db: &Db) -> Result<i64, Error> {
+    /// Deletes the documents of the doomed events; must run in the transaction that selected them. With
+    /// `may_rebuild` the index may be rebuilt from what remains, where that is cheaper: one long statement.
+    pub fn remove(&self, db: &Db, may_rebuild: bool) -> Result<i64, Error> {
         let doing = "purge the full-text index";
-        let removed = db.execute(doing, DELETE_DOCUMENTS, &[])?;
+        let going = db.count(doing, COUNT_GOING, &[])?;
+        if going == 0 {
+            return Ok(0);
+        }
+        let rebuild = may_rebuild && {
+            let left = db.count(doing, "SELECT count(*) FROM event_search_docsize", &[])? - going;
+            (left as f64) < going as f64 * REBUILD_BELOW
+        };
+        let removed = if rebuild {
+            let removed = db.execute(doing, DELETE_CONTENT, &[])?;
+            db.execute(
+                doing,
+                "INSERT INTO event_search(event_search) VALUES ('rebuild')",
+                &[],
+            )?;
+            removed
+        } else {
+            db.execute(doing, DELETE_DOCUMENTS, &[])?
+        };
         // Numbers above the newest remaining document will be used again.
         let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
         if newest < db.count(doing, SEEN, &[])? {
@@ -92,6 +136,18 @@ impl Documents {
         }
         Ok(removed)
     }
+}
+
+/// Removes the documents of the doomed events by putting aside what stays, and rebuilds the index from it.
+pub fn refill(db: &Db) -> Result<i64, Error> {
+    let stays =
+        "NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = t.c0event_id AND s.doomed)";
+    let removed = event_rows::refill(db, "event_search_content", stays)?;
+    if removed > 0 {
+        let rebuild = "INSERT INTO event_search(event_search) VALUES ('rebuild')";
+        db.execute("rebuild the full-text index", rebuild, &[])?;
+    }
+    Ok(removed)
 }
 
 /// How many documents the doomed events have.
@@ -102,6 +158,7 @@ pub fn count(db: &Db) -> Result<i64, Error> {
 /// Whether the database has the index in the form we know.
 pub fn is_present(db: &Db) -> bool {
     db.catalog().has("event_search")
+        && db.catalog().has("event_search_docsize")
         && db
             .catalog()
             .has_column("event_search_content", "c0event_id")
@@ -121,19 +178,23 @@ pub fn optimize(db: &Db) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::db::OpenOptions;
     use crate::store::history::{self, Cut};
     use crate::store::schema;
 
-    /// A database with one event of depth 1, and a document of it for each of `documents`.
-    fn database() -> Db {
-        let conn = rusqlite::Connection::open_in_memory().expect("opens");
-        schema::create_in(&conn).expect("tables");
-        conn.execute_batch(
+    /// A database with one event of depth 1.
+    fn database() -> (tempfile::TempDir, Db) {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("homeserver.db");
+        schema::create(&path).expect("makes");
+        let db = Db::open(&path, &OpenOptions::default()).expect("opens");
+        db.batch(
+            "add an event",
             "INSERT INTO events (stream_ordering, topological_ordering, depth, event_id, type, room_id, processed, outlier)
              VALUES (2, 1, 1, '$a', 'm.room.message', '!r', TRUE, FALSE)",
         )
-        .expect("an event");
-        Db::from_connection(conn, "memory".into()).expect("a database")
+        .expect("added");
+        (dir, db)
     }
 
     fn add_document(db: &Db) {
@@ -150,12 +211,12 @@ mod tests {
             server_name: "example.org",
         };
         history::select(db, &cut).expect("selected");
-        documents.remove(db).expect("removed")
+        documents.remove(db, true).expect("removed")
     }
 
     #[test]
     fn what_a_transaction_noted_before_it_was_given_up_is_noted_again() {
-        let mut db = database();
+        let (_dir, mut db) = database();
         let documents = Documents::new(&db).expect("tables");
         let room = RoomId::from("!r");
         documents.note(&db, &room, 2).expect("nothing yet");
@@ -171,7 +232,7 @@ mod tests {
 
     #[test]
     fn documents_that_get_a_freed_number_are_found() {
-        let db = database();
+        let (_dir, db) = database();
         let documents = Documents::new(&db).expect("tables");
         let room = RoomId::from("!r");
         add_document(&db);

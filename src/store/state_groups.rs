@@ -48,6 +48,8 @@ pub struct Plan {
     pub edges_before: i64,
     /// See `edges_before`.
     pub edges_after: i64,
+    /// Groups that go and that were waiting for the homeserver to delete them.
+    pub pending: i64,
 }
 
 /// A resolved state: event ids by (type, state key).
@@ -96,6 +98,8 @@ const DELETE_EDGES_TO: &str = "DELETE FROM state_group_edges WHERE prev_state_gr
 const DELETE_GROUP: &str = "DELETE FROM state_groups WHERE id = $1";
 
 const DELETE_PENDING: &str = "DELETE FROM state_groups_pending_deletion WHERE state_group = $1";
+
+const PENDING: &str = "SELECT count(*) FROM state_groups_pending_deletion WHERE state_group = $1";
 
 const INSERT_ENTRY: &str = "
     INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES ($1, $2, $3, $4, $5)";
@@ -151,6 +155,11 @@ pub fn plan(db: &Db, candidates: &[i64], references: References) -> Result<Plan,
         plan.rows_after += states
             .delta(rebase.group, rebase.base)?
             .map_or(0, |delta| delta.len() as i64);
+    }
+    if db.catalog().has("state_groups_pending_deletion") {
+        for group in &doomed {
+            plan.pending += db.count("read the pending deletions", PENDING, params![group])?;
+        }
     }
     plan.doomed = doomed.into_iter().rev().collect();
     Ok(plan)
@@ -396,6 +405,8 @@ pub struct Freed {
     pub entries: i64,
     /// Rows of `state_group_edges`.
     pub edges: i64,
+    /// Rows of `state_groups_pending_deletion`.
+    pub pending: i64,
 }
 
 /// Deletes groups, children before parents, until about `rows` rows are gone; answers how many of `groups`
@@ -422,7 +433,7 @@ pub fn delete(db: &Db, groups: &[i64], rows: i64, freed: &mut Freed) -> Result<u
         freed.edges += db.execute(doing, DELETE_EDGES_TO, params![group])?;
         freed.groups += db.execute(doing, DELETE_GROUP, params![group])?;
         if pending {
-            db.execute(doing, DELETE_PENDING, params![group])?;
+            freed.pending += db.execute(doing, DELETE_PENDING, params![group])?;
         }
     }
     Ok(groups.len())

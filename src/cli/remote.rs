@@ -1,0 +1,137 @@
+//! One-shot commands while a daemon owns the ledger: they ask the daemon, over its socket, and say so.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Map, Value, json};
+
+use super::output;
+use super::serve::{Owner, owner_file};
+use crate::client::{Client, Reply};
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::jobs::ledger::{Record, State};
+use crate::keeper::PurgeOptions;
+use crate::point::PurgePoint;
+use crate::time::Millis;
+
+/// How often a running job is asked after.
+const ASK_EVERY: Duration = Duration::from_millis(300);
+
+/// The daemon that owns the ledger.
+fn daemon(ledger: &Path) -> Result<Client, Error> {
+    let owned = Error::Owned(ledger.to_owned());
+    let Ok(text) = fs::read_to_string(owner_file(ledger)) else {
+        return Err(owned);
+    };
+    let Ok(owner) = serde_json::from_str::<Owner>(&text) else {
+        return Err(owned);
+    };
+    match owner.sockets.first() {
+        Some(socket) => {
+            eprintln!(
+                "roomkeeper: a daemon (process {}) is at work; asking it",
+                owner.pid
+            );
+            Ok(Client::unix(socket))
+        }
+        None => Err(Error::Unsafe(format!(
+            "a daemon (process {}) is at work and listens on no Unix socket: ask it over HTTP",
+            owner.pid
+        ))),
+    }
+}
+
+fn answer(reply: Result<Reply, crate::client::ClientError>) -> Result<Value, Error> {
+    let reply = reply.map_err(|e| Error::Unsafe(e.to_string()))?;
+    if (200..300).contains(&reply.status) {
+        return Ok(reply.body);
+    }
+    let said = reply
+        .body
+        .get("error")
+        .and_then(Value::as_str)
+        .unwrap_or("no reason given");
+    Err(Error::JobFailed(format!(
+        "the daemon answered {}: {said}",
+        reply.status
+    )))
+}
+
+fn quoted(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+/// Has the daemon purge, and waits for it.
+pub(super) fn purge_history(
+    ledger: &Path,
+    room: &RoomId,
+    point: &PurgePoint,
+    options: PurgeOptions,
+    now: Millis,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let client = daemon(ledger)?;
+    let mut body = Map::new();
+    body.insert(
+        "delete_local_events".into(),
+        options.delete_local_events.into(),
+    );
+    match point {
+        PurgePoint::BeforeEvent(event) => {
+            body.insert("purge_up_to_event_id".into(), event.as_str().into())
+        }
+        PurgePoint::BeforeTs(ts) => body.insert("purge_up_to_ts".into(), ts.0.into()),
+        PurgePoint::OlderThan(age) => body.insert("purge_up_to_ts".into(), (now - *age).0.into()),
+        PurgePoint::BeforeToken(token) => {
+            body.insert("purge_up_to_token".into(), token.as_str().into())
+        }
+    };
+    let path = format!("/_synapse/admin/v1/purge_history/{}", quoted(room.as_str()));
+    let started = answer(client.post(&path, &body.into()))?;
+    let id = started
+        .get("purge_id")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let mut bar = output::Bar::new(as_json);
+    loop {
+        let job = answer(client.get(&format!("/_roomkeeper/v1/jobs/{}", quoted(&id))))?;
+        let job: Record = serde_json::from_value(job)
+            .map_err(|e| Error::Bug(format!("the daemon's answer is no job: {e}")))?;
+        match job.state {
+            State::Queued | State::Running => bar.show(&job),
+            State::Complete | State::Failed => {
+                bar.clear();
+                output::job_done(as_json, &job);
+                return match job.state {
+                    State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
+                    _ => Ok(ExitCode::SUCCESS),
+                };
+            }
+        }
+        thread::sleep(ASK_EVERY);
+    }
+}
+
+/// Shows the daemon's jobs, after cancelling one if asked to.
+pub(super) fn jobs(ledger: &Path, cancel: Option<&str>, as_json: bool) -> Result<ExitCode, Error> {
+    let client = daemon(ledger)?;
+    if let Some(id) = cancel {
+        answer(client.post(
+            &format!("/_roomkeeper/v1/jobs/{}/cancel", quoted(id)),
+            &json!({}),
+        ))?;
+    }
+    let listed = answer(client.get("/_roomkeeper/v1/jobs"))?;
+    let records: Vec<Record> =
+        serde_json::from_value(listed.get("jobs").cloned().unwrap_or_default())
+            .map_err(|e| Error::Bug(format!("the daemon's answer is no list of jobs: {e}")))?;
+    let views: Vec<Value> = records.iter().map(crate::keeper::job_view).collect();
+    output::jobs(as_json, &views, &records);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,250 @@
+//! Rows that belong to events: which tables have them, counting them, and two ways to remove them.
+//!
+//! *By rows*: what goes is looked up and deleted in the order in which it lies in the file. *By refilling*: where
+//! nearly everything of a table goes, what stays is put aside, the table is emptied in one step and filled again;
+//! none of its pages is written only to be freed.
+
+use std::collections::BTreeMap;
+
+use super::db::{Db, Params};
+use crate::error::Error;
+
+/// Rows removed, or to be removed, by table.
+pub type RowCounts = BTreeMap<String, i64>;
+
+/// How rows are to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// Row by row; whatever the share.
+    Rows,
+    /// The large tables by putting aside what stays. Foreign keys must be off, and be checked afterwards: SQLite
+    /// empties no table in one step while they are on.
+    Refill,
+}
+
+/// Adds to the count of a table; nothing is not counted.
+pub fn add(counts: &mut RowCounts, table: &str, rows: i64) {
+    if rows != 0 {
+        *counts.entry(table.to_owned()).or_default() += rows;
+    }
+}
+
+/// How a table's rows are found by their event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// Rows of doomed events, by `event_id`.
+    Doomed,
+    /// Rows of all selected events, by `event_id` (P-12).
+    Selected,
+    /// Rows of doomed events, by room and event: the only index there is.
+    DoomedInRoom,
+    /// The events themselves.
+    Events,
+}
+
+/// What is removed, in the order of P-13 (which is also the lock order of P-26): first what has a foreign key
+/// on `events`, even where it would cascade (P-17), so that it is counted; our own additions of P-20 last.
+const TABLES: &[(&str, Rows)] = &[
+    ("event_to_state_groups", Rows::Selected),
+    ("event_edges", Rows::Doomed),
+    ("event_txn_id", Rows::Doomed),
+    ("event_txn_id_device_id", Rows::Doomed),
+    ("un_partial_stated_event_stream", Rows::Doomed),
+    ("thread_subscriptions", Rows::Doomed),
+    ("event_forward_extremities", Rows::Doomed),
+    ("events", Rows::Events),
+    ("event_json", Rows::Doomed),
+    ("event_auth", Rows::Doomed),
+    ("event_relations", Rows::Doomed),
+    ("rejections", Rows::Doomed),
+    ("redactions", Rows::Doomed),
+    ("event_push_actions", Rows::DoomedInRoom),
+    ("event_labels", Rows::Doomed),
+    ("event_expiry", Rows::Doomed),
+    ("event_push_actions_staging", Rows::Doomed),
+];
+
+/// Tables that hold something for nearly every event: walked from the selection, without asking how large
+/// they are.
+const PER_EVENT: &[&str] = &["event_to_state_groups", "event_edges", "event_json"];
+
+/// Counts what [`remove`] would remove.
+pub fn count(db: &Db, room: &str, selected: i64, counts: &mut RowCounts) -> Result<(), Error> {
+    for found in present(db, room, selected)? {
+        let sql = format!("SELECT count(*) FROM {}", found.found_by());
+        let rows = db.count("count the rows to purge", &sql, found.params(&[&room]))?;
+        add(counts, found.table, rows);
+    }
+    Ok(())
+}
+
+/// Removes the rows of the selected events, in the order of P-13.
+pub fn remove(
+    db: &Db,
+    room: &str,
+    selected: i64,
+    removal: Removal,
+    counts: &mut RowCounts,
+) -> Result<(), Error> {
+    for found in present(db, room, selected)? {
+        let is_large = found.rows == Rows::Events || PER_EVENT.contains(&found.table);
+        let rows = if removal == Removal::Refill && is_large {
+            refill(db, found.table, &found.stays())?
+        } else {
+            db.execute("purge the events", &found.delete(), found.params(&[&room]))?
+        };
+        add(counts, found.table, rows);
+    }
+    Ok(())
+}
+
+/// Puts aside the rows of `table` that satisfy `stays` (over the table as `t`), empties it, and fills it again:
+/// same rowids, same order, same definition. Answers how many rows are gone.
+pub fn refill(db: &Db, table: &str, stays: &str) -> Result<i64, Error> {
+    let doing = "refill a table";
+    let columns = db.rows(
+        doing,
+        "SELECT '\"' || name || '\"' FROM pragma_table_info($1)",
+        &[&table],
+        |r| r.get::<_, String>(0),
+    )?;
+    let columns = columns.join(", ");
+    // Found by whatever index is smallest, then read in the order of the file.
+    db.batch(
+        doing,
+        "CREATE TEMPORARY TABLE IF NOT EXISTS rk_stays (number INTEGER PRIMARY KEY);
+         DELETE FROM rk_stays;
+         DROP TABLE IF EXISTS rk_aside;",
+    )?;
+    db.execute(
+        doing,
+        &format!("INSERT INTO rk_stays SELECT t.rowid FROM {table} t WHERE {stays}"),
+        &[],
+    )?;
+    db.batch(
+        doing,
+        &format!(
+            "CREATE TEMPORARY TABLE rk_aside AS
+             SELECT s.number AS rk_number, {columns} FROM rk_stays s CROSS JOIN {table} t WHERE t.rowid = s.number"
+        ),
+    )?;
+    let emptied = db.execute(doing, &format!("DELETE FROM {table}"), &[])?;
+    let filled = db.execute(
+        doing,
+        &format!("INSERT INTO {table} (rowid, {columns}) SELECT rk_number, {columns} FROM rk_aside ORDER BY rk_number"),
+        &[],
+    )?;
+    db.batch(doing, "DROP TABLE rk_aside; DELETE FROM rk_stays;")?;
+    Ok(emptied - filled)
+}
+
+/// Whether a trigger on one of the large tables would see a refill.
+pub fn has_triggers(db: &Db) -> Result<bool, Error> {
+    const TRIGGERS: &str = "
+        SELECT count(*) FROM sqlite_master
+         WHERE type = 'trigger'
+           AND tbl_name IN ('events', 'event_json', 'event_edges', 'event_to_state_groups', 'event_search_content')";
+    Ok(db.count("look for triggers", TRIGGERS, &[])? > 0)
+}
+
+/// Rows that break a foreign key, whether or not keys are on.
+pub fn broken_foreign_keys(db: &Db) -> Result<i64, Error> {
+    db.count(
+        "check the foreign keys",
+        "SELECT count(*) FROM pragma_foreign_key_check",
+        &[],
+    )
+}
+
+/// A rule of [`TABLES`] whose table exists and is not empty.
+struct Found {
+    table: &'static str,
+    rows: Rows,
+    from_table: bool,
+}
+
+impl Found {
+    /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
+    /// table is the smaller one, from the table's.
+    fn found_by(&self) -> String {
+        let table = self.table;
+        let condition = match self.rows {
+            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
+            Rows::Doomed => "t.event_id = s.event_id AND s.doomed",
+            Rows::Selected => "t.event_id = s.event_id",
+            Rows::DoomedInRoom => "t.event_id = s.event_id AND s.doomed AND t.room_id = $1",
+        };
+        if self.from_table {
+            format!("{table} t CROSS JOIN rk_selected s WHERE {condition}")
+        } else {
+            format!("rk_selected s CROSS JOIN {table} t WHERE {condition}")
+        }
+    }
+
+    /// Rows are collected first and deleted in the order in which they lie in the file.
+    fn delete(&self) -> String {
+        match self.rows {
+            Rows::Events => "DELETE FROM events WHERE stream_ordering IN \
+                             (SELECT stream_ordering FROM rk_selected WHERE doomed)"
+                .to_owned(),
+            _ => format!(
+                "DELETE FROM {} WHERE rowid IN (SELECT t.rowid FROM {})",
+                self.table,
+                self.found_by()
+            ),
+        }
+    }
+
+    /// The condition under which a row stays, for [`refill`].
+    fn stays(&self) -> String {
+        let (of_event, doomed) = match self.rows {
+            Rows::Events => ("s.stream_ordering = t.stream_ordering", " AND s.doomed"),
+            Rows::Selected => ("s.event_id = t.event_id", ""),
+            Rows::Doomed | Rows::DoomedInRoom => ("s.event_id = t.event_id", " AND s.doomed"),
+        };
+        format!("NOT EXISTS (SELECT 1 FROM rk_selected s WHERE {of_event}{doomed})")
+    }
+
+    fn params<'a>(&self, room: Params<'a>) -> Params<'a> {
+        if self.rows == Rows::DoomedInRoom {
+            room
+        } else {
+            &[]
+        }
+    }
+}
+
+/// The rules that have anything to do here, and from which side to walk each.
+fn present(db: &Db, room: &str, selected: i64) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    for &(table, rows) in TABLES {
+        if !db.catalog().has(table) {
+            continue;
+        }
+        let mut from_table = false;
+        if !PER_EVENT.contains(&table) && rows != Rows::Events {
+            // No table has more rows than its greatest rowid.
+            let at_most = db.count(
+                "look at a table's size",
+                &format!("SELECT max(rowid) FROM {table}"),
+                &[],
+            )?;
+            if at_most <= 0 {
+                continue;
+            }
+            from_table = at_most < selected;
+        }
+        if rows == Rows::DoomedInRoom {
+            let any = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE room_id = $1)");
+            if db.count("look whether a table has rows of the room", &any, &[&room])? == 0 {
+                continue;
+            }
+        }
+        found.push(Found {
+            table,
+            rows,
+            from_table,
+        });
+    }
+    Ok(found)
+}
