@@ -17,8 +17,13 @@ use support::tables::{Row, Tables, assert_same};
 use support::work::{Ask, Site, cases, seed};
 
 /// The tables of state groups: how they are stored is free, what they say is not.
-const STATE: &[&str] =
-    &["state_groups", "state_groups_state", "state_group_edges", "state_groups_pending_deletion", "sqlite_sequence"];
+const STATE: &[&str] = &[
+    "state_groups",
+    "state_groups_state",
+    "state_group_edges",
+    "state_groups_pending_deletion",
+    "sqlite_sequence",
+];
 
 /// Runs `test` on so many samples; a failure names the seed that repeats it alone.
 fn for_each_sample(few: u64, test: impl Fn(u64, &mut StdRng)) {
@@ -37,20 +42,41 @@ fn for_each_sample(few: u64, test: impl Fn(u64, &mut StdRng)) {
 
 /// A cut somewhere in a room of the sample, mostly below its newest event.
 fn any_cut(tables: &Tables, rng: &mut StdRng) -> Ask {
-    let rooms: Vec<&str> = tables.rows("rooms").iter().map(|r| r.word("room_id")).collect();
+    let rooms: Vec<&str> = tables
+        .rows("rooms")
+        .iter()
+        .map(|r| r.word("room_id"))
+        .collect();
     let room = rooms[rng.random_range(0..rooms.len())].to_owned();
     let of_room = |table: &str| -> Vec<Row> {
-        tables.rows(table).iter().filter(|r| r.word("room_id") == room).cloned().collect()
+        tables
+            .rows(table)
+            .iter()
+            .filter(|r| r.word("room_id") == room)
+            .cloned()
+            .collect()
     };
     let extremities = of_room("event_forward_extremities");
     let deepest = of_room("events")
         .iter()
-        .filter(|e| extremities.iter().any(|f| f.get("event_id") == e.get("event_id")))
+        .filter(|e| {
+            extremities
+                .iter()
+                .any(|f| f.get("event_id") == e.get("event_id"))
+        })
         .map(|e| e.number("depth"))
         .max()
         .unwrap_or(0);
-    let below = if rng.random_ratio(1, 5) { deepest } else { rng.random_range(0..=deepest + 1) };
-    Ask { room, below, delete_local_events: rng.random() }
+    let below = if rng.random_ratio(1, 5) {
+        deepest
+    } else {
+        rng.random_range(0..=deepest + 1)
+    };
+    Ask {
+        room,
+        below,
+        delete_local_events: rng.random(),
+    }
 }
 
 fn wanted<'a>(site: &'a Site, ask: &'a Ask) -> Wanted<'a> {
@@ -81,13 +107,20 @@ fn a_purge_does_what_the_model_does() {
         match model::purge(&before, &wanted(&site, &ask)) {
             Err(Refused::WouldEmptyRoom) => {
                 let said = found.expect_err("the model refuses").to_string();
-                assert_eq!(said, "400: topological_ordering is greater than forward extremities");
+                assert_eq!(
+                    said,
+                    "400: topological_ordering is greater than forward extremities"
+                );
                 assert_same(&before, &after, &about);
             }
             Err(other) => panic!("{about}: {other:?}"),
             Ok(purged) => {
                 found.unwrap_or_else(|e| panic!("{about}: {e}"));
-                assert_same(&purged.tables.without(STATE), &after.clone().without(STATE), &about);
+                assert_same(
+                    &purged.tables.without(STATE),
+                    &after.clone().without(STATE),
+                    &about,
+                );
                 assert_state(&purged.state, &before, &after, &about);
             }
         }
@@ -107,21 +140,40 @@ fn assert_state(
     let wanted: Vec<i64> = expected.states.keys().copied().collect();
     assert_eq!(groups, wanted, "{about}: the groups that are left");
     for (group, state) in &expected.states {
-        assert_eq!(&graph.state(*group), state, "{about}: the state of group {group}");
+        assert_eq!(
+            &graph.state(*group),
+            state,
+            "{about}: the state of group {group}"
+        );
     }
     let sizes = (after.sizes(), before.sizes());
     for table in ["state_groups", "state_groups_state", "state_group_edges"] {
         assert!(sizes.0[table] <= sizes.1[table], "{about}: {table} grew");
     }
-    assert_eq!(sizes.0["state_groups_state"], expected.entries, "{about}: rows of state");
-    assert_eq!(sizes.0["state_group_edges"], expected.edges, "{about}: edges");
-    let rooms: BTreeMap<i64, &str> =
-        after.rows("state_groups").iter().map(|g| (g.number("id"), g.word("room_id"))).collect();
+    assert_eq!(
+        sizes.0["state_groups_state"], expected.entries,
+        "{about}: rows of state"
+    );
+    assert_eq!(
+        sizes.0["state_group_edges"], expected.edges,
+        "{about}: edges"
+    );
+    let rooms: BTreeMap<i64, &str> = after
+        .rows("state_groups")
+        .iter()
+        .map(|g| (g.number("id"), g.word("room_id")))
+        .collect();
     for row in after.rows("state_groups_state") {
-        assert_eq!(rooms[&row.number("state_group")], row.word("room_id"), "{about}: {row:?}");
+        assert_eq!(
+            rooms[&row.number("state_group")],
+            row.word("room_id"),
+            "{about}: {row:?}"
+        );
     }
     let mut pending = before.clone();
-    pending.retain("state_groups_pending_deletion", |r| !expected.gone.contains(&r.number("state_group")));
+    pending.retain("state_groups_pending_deletion", |r| {
+        !expected.gone.contains(&r.number("state_group"))
+    });
     assert_eq!(
         pending.rows("state_groups_pending_deletion"),
         after.rows("state_groups_pending_deletion"),
@@ -142,15 +194,32 @@ fn two_strides_equal_one_leap_state_tables_included() {
             return;
         }
         let leaped = leaped.expect("purged");
-        let walked = offline.purge_with(offline.in_strides_of(rng.random_range(1..=20)), &ask).expect("purged");
+        let walked = offline
+            .purge_with(offline.in_strides_of(rng.random_range(1..=20)), &ask)
+            .expect("purged");
         assert_same(&leap.tables(), &offline.tables(), &about);
-        assert_eq!(leaped.rows_removed, walked.rows_removed, "{about}: rows counted");
+        assert_eq!(
+            leaped.rows_removed, walked.rows_removed,
+            "{about}: rows counted"
+        );
         offline.assert_sound(&about);
         // A time of 0 ms is always too short: every stride is given up, shortened, tried again.
-        beside.purge_with(beside.beside(20, 60_000), &ask).expect("purged");
-        hurried.purge_with(hurried.beside(rng.random_range(1..=20), 0), &ask).expect("purged");
-        assert_same(&beside.tables(), &hurried.tables(), &format!("beside, {about}"));
-        assert_same(&leap.tables().without(STATE), &beside.tables().without(STATE), &format!("beside, {about}"));
+        beside
+            .purge_with(beside.beside(20, 60_000), &ask)
+            .expect("purged");
+        hurried
+            .purge_with(hurried.beside(rng.random_range(1..=20), 0), &ask)
+            .expect("purged");
+        assert_same(
+            &beside.tables(),
+            &hurried.tables(),
+            &format!("beside, {about}"),
+        );
+        assert_same(
+            &leap.tables().without(STATE),
+            &beside.tables().without(STATE),
+            &format!("beside, {about}"),
+        );
     });
 }
 
@@ -162,7 +231,11 @@ fn a_dry_run_says_exactly_what_the_purge_then_removes() {
         let ask = any_cut(&before, rng);
         let about = format!("seed {seed}, {ask:?}");
         let planned = site.plan(&ask);
-        assert_same(&before, &site.tables(), &format!("{about}: a dry run changes nothing"));
+        assert_same(
+            &before,
+            &site.tables(),
+            &format!("{about}: a dry run changes nothing"),
+        );
         let purged = site.purge_with(site.in_strides_of(rng.random_range(3..=100)), &ask);
         let (planned, purged) = match (planned, purged) {
             (Ok(planned), Ok(purged)) => (planned, purged),
@@ -171,13 +244,28 @@ fn a_dry_run_says_exactly_what_the_purge_then_removes() {
         };
         assert_eq!(planned.rows_removed, purged.rows_removed, "{about}");
         assert_eq!(planned.events_deleted, purged.events_deleted, "{about}");
-        assert_eq!(planned.state_groups_freed, purged.state_groups_freed, "{about}");
+        assert_eq!(
+            planned.state_groups_freed, purged.state_groups_freed,
+            "{about}"
+        );
         let model = model::purge(&before, &wanted(&site, &ask)).expect("not refused");
         let count = |n: usize| i64::try_from(n).expect("few");
-        assert_eq!(planned.events_deleted, count(model.deleted.len()), "{about}");
-        assert_eq!(planned.events_kept_as_outliers, count(model.outliered.len()), "{about}");
+        assert_eq!(
+            planned.events_deleted,
+            count(model.deleted.len()),
+            "{about}"
+        );
+        assert_eq!(
+            planned.events_kept_as_outliers,
+            count(model.outliered.len()),
+            "{about}"
+        );
         for (table, rows) in &model.removed {
-            assert_eq!(planned.rows_removed.get(table), Some(rows), "{about}: {table}");
+            assert_eq!(
+                planned.rows_removed.get(table),
+                Some(rows),
+                "{about}: {table}"
+            );
         }
         let (had, has) = (before.sizes(), site.tables().sizes());
         for (table, rows) in &planned.rows_removed {

@@ -93,7 +93,11 @@ impl Event {
 
     /// Refers to another event.
     pub fn relating(mut self, to: &str, kind: &'static str) -> Self {
-        self.relates = Some(Relation { to: to.to_owned(), kind, key: None });
+        self.relates = Some(Relation {
+            to: to.to_owned(),
+            kind,
+            key: None,
+        });
         self
     }
 
@@ -185,7 +189,8 @@ impl Draft {
 
     /// Whether the user is of this server.
     pub fn is_local(&self, user: &str) -> bool {
-        user.split_once(':').is_some_and(|(_, domain)| domain == self.server_name)
+        user.split_once(':')
+            .is_some_and(|(_, domain)| domain == self.server_name)
     }
 
     /// Gives every event of the timeline its state group. Must come before [`Draft::write`]; groups can be added
@@ -202,22 +207,35 @@ impl Draft {
     /// Events of the timeline that nothing sound follows.
     pub fn forward_extremities<'a>(&'a self, room: &str) -> Vec<&'a Event> {
         let sound = |e: &&Event| e.is_sound() && !e.soft_failed;
-        let followed: BTreeSet<&String> =
-            self.of_room(room).filter(sound).flat_map(|e| &e.prevs).collect();
-        self.of_room(room).filter(sound).filter(|e| !followed.contains(&e.id)).collect()
+        let followed: BTreeSet<&String> = self
+            .of_room(room)
+            .filter(sound)
+            .flat_map(|e| &e.prevs)
+            .collect();
+        self.of_room(room)
+            .filter(sound)
+            .filter(|e| !followed.contains(&e.id))
+            .collect()
     }
 
     /// Ids that events of the timeline follow and that are not in it.
     pub fn backward_extremities<'a>(&'a self, room: &str) -> BTreeSet<&'a String> {
-        let held: BTreeSet<&String> =
-            self.of_room(room).filter(|e| !e.outlier).map(|e| &e.id).collect();
+        let held: BTreeSet<&String> = self
+            .of_room(room)
+            .filter(|e| !e.outlier)
+            .map(|e| &e.id)
+            .collect();
         let sound = self.of_room(room).filter(|e| e.is_sound());
-        sound.flat_map(|e| &e.prevs).filter(|p| !held.contains(p)).collect()
+        sound
+            .flat_map(|e| &e.prevs)
+            .filter(|p| !held.contains(p))
+            .collect()
     }
 
     /// Writes everything into an empty database.
     pub fn write(&self, conn: &Connection) {
-        conn.execute_batch("PRAGMA foreign_keys = ON; BEGIN").expect("begins");
+        conn.execute_batch("PRAGMA foreign_keys = ON; BEGIN")
+            .expect("begins");
         for room in self.rooms() {
             insert(
                 conn,
@@ -238,8 +256,11 @@ impl Draft {
         for (table, row) in &self.extra {
             insert(conn, table, row);
         }
-        conn.execute("UPDATE event_push_summary_stream_ordering SET stream_ordering = ?", [self.rotated_to])
-            .expect("one row");
+        conn.execute(
+            "UPDATE event_push_summary_stream_ordering SET stream_ordering = ?",
+            [self.rotated_to],
+        )
+        .expect("one row");
         conn.execute_batch("COMMIT").expect("commits");
     }
 
@@ -247,85 +268,127 @@ impl Draft {
         for event in &self.events {
             let (id, room) = (Value::from(&event.id), Value::from(&event.room));
             let state_key = event.state_key.clone().filter(|_| self.fills_state_key);
-            insert(conn, "events", &row([
-                ("stream_ordering", event.stream.into()),
-                ("topological_ordering", event.depth.into()),
-                ("depth", event.depth.into()),
-                ("event_id", id.clone()),
-                ("type", (&event.kind).into()),
-                ("room_id", room.clone()),
-                ("processed", true.into()),
-                ("outlier", event.outlier.into()),
-                ("origin_server_ts", (FIRST_TS + event.stream * 1_000).into()),
-                ("received_ts", event.received_ts.into()),
-                ("sender", event.sender.as_ref().into()),
-                ("instance_name", "master".into()),
-                ("state_key", state_key.into()),
-                ("rejection_reason", event.rejected.then_some("auth_error").into()),
-            ]));
-            let metadata = if event.soft_failed { r#"{"soft_failed": true}"# } else { "{}" };
-            let json = format!(r#"{{"type": "{}", "content": {{"body": "{}"}}}}"#, event.kind, event.body);
-            insert(conn, "event_json", &row([
-                ("event_id", id.clone()),
-                ("room_id", room.clone()),
-                ("internal_metadata", metadata.into()),
-                ("json", json.into()),
-                ("format_version", 3.into()),
-            ]));
+            insert(
+                conn,
+                "events",
+                &row([
+                    ("stream_ordering", event.stream.into()),
+                    ("topological_ordering", event.depth.into()),
+                    ("depth", event.depth.into()),
+                    ("event_id", id.clone()),
+                    ("type", (&event.kind).into()),
+                    ("room_id", room.clone()),
+                    ("processed", true.into()),
+                    ("outlier", event.outlier.into()),
+                    ("origin_server_ts", (FIRST_TS + event.stream * 1_000).into()),
+                    ("received_ts", event.received_ts.into()),
+                    ("sender", event.sender.as_ref().into()),
+                    ("instance_name", "master".into()),
+                    ("state_key", state_key.into()),
+                    (
+                        "rejection_reason",
+                        event.rejected.then_some("auth_error").into(),
+                    ),
+                ]),
+            );
+            let metadata = if event.soft_failed {
+                r#"{"soft_failed": true}"#
+            } else {
+                "{}"
+            };
+            let json = format!(
+                r#"{{"type": "{}", "content": {{"body": "{}"}}}}"#,
+                event.kind, event.body
+            );
+            insert(
+                conn,
+                "event_json",
+                &row([
+                    ("event_id", id.clone()),
+                    ("room_id", room.clone()),
+                    ("internal_metadata", metadata.into()),
+                    ("json", json.into()),
+                    ("format_version", 3.into()),
+                ]),
+            );
             self.write_what_belongs_to(conn, event, &id, &room);
         }
     }
 
     fn write_what_belongs_to(&self, conn: &Connection, event: &Event, id: &Value, room: &Value) {
         if event.rejected {
-            insert(conn, "rejections", &row([
-                ("event_id", id.clone()),
-                ("reason", "auth_error".into()),
-                ("last_check", "0".into()),
-            ]));
+            insert(
+                conn,
+                "rejections",
+                &row([
+                    ("event_id", id.clone()),
+                    ("reason", "auth_error".into()),
+                    ("last_check", "0".into()),
+                ]),
+            );
         }
         if let Some(key) = &event.state_key {
-            insert(conn, "state_events", &row([
-                ("event_id", id.clone()),
-                ("room_id", room.clone()),
-                ("type", (&event.kind).into()),
-                ("state_key", key.into()),
-            ]));
+            insert(
+                conn,
+                "state_events",
+                &row([
+                    ("event_id", id.clone()),
+                    ("room_id", room.clone()),
+                    ("type", (&event.kind).into()),
+                    ("state_key", key.into()),
+                ]),
+            );
         }
         if let Some(target) = &event.redacts {
-            insert(conn, "redactions", &row([
-                ("event_id", id.clone()),
-                ("redacts", target.into()),
-                ("have_censored", (event.stream % 2 == 0).into()),
-                ("received_ts", event.received_ts.into()),
-            ]));
+            insert(
+                conn,
+                "redactions",
+                &row([
+                    ("event_id", id.clone()),
+                    ("redacts", target.into()),
+                    ("have_censored", (event.stream % 2 == 0).into()),
+                    ("received_ts", event.received_ts.into()),
+                ]),
+            );
         }
         if event.rejected {
             return;
         }
         for prev in &event.prevs {
-            insert(conn, "event_edges", &row([
-                ("event_id", id.clone()),
-                ("prev_event_id", prev.into()),
-            ]));
+            insert(
+                conn,
+                "event_edges",
+                &row([("event_id", id.clone()), ("prev_event_id", prev.into())]),
+            );
         }
         if let Some(relation) = &event.relates {
-            insert(conn, "event_relations", &row([
-                ("event_id", id.clone()),
-                ("relates_to_id", (&relation.to).into()),
-                ("relation_type", relation.kind.into()),
-                ("aggregation_key", relation.key.into()),
-            ]));
+            insert(
+                conn,
+                "event_relations",
+                &row([
+                    ("event_id", id.clone()),
+                    ("relates_to_id", (&relation.to).into()),
+                    ("relation_type", relation.kind.into()),
+                    ("aggregation_key", relation.key.into()),
+                ]),
+            );
         }
         if let (Some(user), Some(membership)) = (&event.state_key, event.membership) {
-            insert(conn, "room_memberships", &row([
-                ("event_id", id.clone()),
-                ("user_id", user.into()),
-                ("sender", event.sender.as_deref().unwrap_or("@unknown:nowhere").into()),
-                ("room_id", room.clone()),
-                ("membership", membership.into()),
-                ("event_stream_ordering", event.stream.into()),
-            ]));
+            insert(
+                conn,
+                "room_memberships",
+                &row([
+                    ("event_id", id.clone()),
+                    ("user_id", user.into()),
+                    (
+                        "sender",
+                        event.sender.as_deref().unwrap_or("@unknown:nowhere").into(),
+                    ),
+                    ("room_id", room.clone()),
+                    ("membership", membership.into()),
+                    ("event_stream_ordering", event.stream.into()),
+                ]),
+            );
         }
     }
 
@@ -338,18 +401,28 @@ impl Draft {
             let cells = row([("event_id", id.into()), ("room_id", room.into())]);
             insert(conn, "event_backward_extremities", &cells);
         }
-        let least = self.of_room(room).filter(|e| !e.outlier).map(|e| e.depth).min();
-        insert(conn, "room_depth", &row([
-            ("room_id", room.into()),
-            ("min_depth", least.unwrap_or(0).into()),
-        ]));
+        let least = self
+            .of_room(room)
+            .filter(|e| !e.outlier)
+            .map(|e| e.depth)
+            .min();
+        insert(
+            conn,
+            "room_depth",
+            &row([
+                ("room_id", room.into()),
+                ("min_depth", least.unwrap_or(0).into()),
+            ]),
+        );
     }
 
     /// The state after the forward extremities: the deepest has the last word.
     pub fn current_state(&self, room: &str) -> BTreeMap<(String, String), &Event> {
         let mut last = self.forward_extremities(room);
         last.sort_by_key(|e| (e.depth, e.stream));
-        let states = last.iter().filter_map(|e| self.groups.state_of_event(&e.id));
+        let states = last
+            .iter()
+            .filter_map(|e| self.groups.state_of_event(&e.id));
         states
             .flatten()
             .filter_map(|(key, id)| Some((key, self.event(&id)?)))
@@ -359,42 +432,61 @@ impl Draft {
     fn write_current_state(&self, conn: &Connection, room: &str) {
         for ((kind, key), event) in self.current_state(room) {
             let (id, stream) = (Value::from(&event.id), Value::from(event.stream));
-            insert(conn, "current_state_events", &row([
-                ("event_id", id.clone()),
-                ("room_id", room.into()),
-                ("type", (&kind).into()),
-                ("state_key", (&key).into()),
-                ("membership", event.membership.into()),
-                ("event_stream_ordering", stream.clone()),
-            ]));
+            insert(
+                conn,
+                "current_state_events",
+                &row([
+                    ("event_id", id.clone()),
+                    ("room_id", room.into()),
+                    ("type", (&kind).into()),
+                    ("state_key", (&key).into()),
+                    ("membership", event.membership.into()),
+                    ("event_stream_ordering", stream.clone()),
+                ]),
+            );
             if kind == "m.room.member" && self.is_local(&key) {
                 let membership = Value::from(event.membership.unwrap_or("leave"));
-                insert(conn, "local_current_membership", &row([
-                    ("room_id", room.into()),
-                    ("user_id", (&key).into()),
-                    ("event_id", id.clone()),
-                    ("membership", membership.clone()),
-                    ("event_stream_ordering", stream.clone()),
-                ]));
-                insert(conn, "sliding_sync_membership_snapshots", &row([
-                    ("room_id", room.into()),
-                    ("user_id", (&key).into()),
-                    ("sender", event.sender.as_deref().unwrap_or("").into()),
-                    ("membership_event_id", id),
-                    ("membership", membership),
-                    ("event_stream_ordering", stream),
-                    ("event_instance_name", "master".into()),
-                ]));
+                insert(
+                    conn,
+                    "local_current_membership",
+                    &row([
+                        ("room_id", room.into()),
+                        ("user_id", (&key).into()),
+                        ("event_id", id.clone()),
+                        ("membership", membership.clone()),
+                        ("event_stream_ordering", stream.clone()),
+                    ]),
+                );
+                insert(
+                    conn,
+                    "sliding_sync_membership_snapshots",
+                    &row([
+                        ("room_id", room.into()),
+                        ("user_id", (&key).into()),
+                        ("sender", event.sender.as_deref().unwrap_or("").into()),
+                        ("membership_event_id", id),
+                        ("membership", membership),
+                        ("event_stream_ordering", stream),
+                        ("event_instance_name", "master".into()),
+                    ]),
+                );
             }
         }
         let timeline = || self.of_room(room).filter(|e| !e.outlier);
-        let bump = timeline().filter(|e| BUMPING.contains(&e.kind.as_str())).map(|e| e.stream).max();
+        let bump = timeline()
+            .filter(|e| BUMPING.contains(&e.kind.as_str()))
+            .map(|e| e.stream)
+            .max();
         if let Some(newest) = timeline().map(|e| e.stream).max() {
-            insert(conn, "sliding_sync_joined_rooms", &row([
-                ("room_id", room.into()),
-                ("event_stream_ordering", newest.into()),
-                ("bump_stamp", bump.into()),
-            ]));
+            insert(
+                conn,
+                "sliding_sync_joined_rooms",
+                &row([
+                    ("room_id", room.into()),
+                    ("event_stream_ordering", newest.into()),
+                    ("bump_stamp", bump.into()),
+                ]),
+            );
         }
     }
 }

@@ -60,11 +60,21 @@ impl Groups {
             Some(base) => {
                 let below = &self.full[&base];
                 let differs = |key: &(String, String), id: &String| below.get(key) != Some(id);
-                state.iter().filter(|(k, v)| differs(k, v)).map(|(k, v)| (k.clone(), v.clone())).collect()
+                state
+                    .iter()
+                    .filter(|(k, v)| differs(k, v))
+                    .map(|(k, v)| (k.clone(), v.clone()))
+                    .collect()
             }
             None => state.clone(),
         };
-        let group = Group { id, room: room.to_owned(), event: event.to_owned(), base, entries };
+        let group = Group {
+            id,
+            room: room.to_owned(),
+            event: event.to_owned(),
+            base,
+            entries,
+        };
         self.groups.insert(id, group);
         self.full.insert(id, state);
         id
@@ -81,7 +91,11 @@ impl Groups {
     /// Groups that no event refers to.
     pub fn unused(&self) -> Vec<i64> {
         let used: BTreeSet<&i64> = self.of_event.values().collect();
-        self.groups.keys().filter(|g| !used.contains(g)).copied().collect()
+        self.groups
+            .keys()
+            .filter(|g| !used.contains(g))
+            .copied()
+            .collect()
     }
 
     /// Gives every event of the room's timeline its group, in the order in which they arrived.
@@ -92,7 +106,12 @@ impl Groups {
         arrived.sort_by_key(|e| (e.stream < 0, e.stream.abs()));
         for event in arrived {
             let state = before[event.id.as_str()].clone();
-            let bases: Vec<i64> = event.prevs.iter().filter_map(|p| self.of_event.get(p)).copied().collect();
+            let bases: Vec<i64> = event
+                .prevs
+                .iter()
+                .filter_map(|p| self.of_event.get(p))
+                .copied()
+                .collect();
             let same = bases.iter().find(|g| self.full[*g] == state).copied();
             let changes = event.state_key.is_some() && !event.rejected;
             let group = match same {
@@ -113,36 +132,54 @@ impl Groups {
     /// Writes the groups and what refers to them.
     pub fn write(&self, conn: &Connection) {
         for group in self.groups.values() {
-            insert(conn, "state_groups", &row([
-                ("id", group.id.into()),
-                ("room_id", (&group.room).into()),
-                ("event_id", (&group.event).into()),
-            ]));
+            insert(
+                conn,
+                "state_groups",
+                &row([
+                    ("id", group.id.into()),
+                    ("room_id", (&group.room).into()),
+                    ("event_id", (&group.event).into()),
+                ]),
+            );
             if let Some(base) = group.base {
-                insert(conn, "state_group_edges", &row([
-                    ("state_group", group.id.into()),
-                    ("prev_state_group", base.into()),
-                ]));
+                insert(
+                    conn,
+                    "state_group_edges",
+                    &row([
+                        ("state_group", group.id.into()),
+                        ("prev_state_group", base.into()),
+                    ]),
+                );
             }
             for ((kind, key), event) in &group.entries {
-                insert(conn, "state_groups_state", &row([
-                    ("state_group", group.id.into()),
-                    ("room_id", (&group.room).into()),
-                    ("type", kind.into()),
-                    ("state_key", key.into()),
-                    ("event_id", event.into()),
-                ]));
+                insert(
+                    conn,
+                    "state_groups_state",
+                    &row([
+                        ("state_group", group.id.into()),
+                        ("room_id", (&group.room).into()),
+                        ("type", kind.into()),
+                        ("state_key", key.into()),
+                        ("event_id", event.into()),
+                    ]),
+                );
             }
         }
         for (event, group) in &self.of_event {
-            let cells = row([("event_id", event.into()), ("state_group", Value::from(*group))]);
+            let cells = row([
+                ("event_id", event.into()),
+                ("state_group", Value::from(*group)),
+            ]);
             insert(conn, "event_to_state_groups", &cells);
         }
     }
 }
 
 fn key_of(event: &Event) -> (String, String) {
-    (event.kind.clone(), event.state_key.clone().unwrap_or_default())
+    (
+        event.kind.clone(),
+        event.state_key.clone().unwrap_or_default(),
+    )
 }
 
 /// The state before each event of the timeline: what those it follows leave behind, the deepest having the last
@@ -153,14 +190,22 @@ fn states_before<'a>(events: &[&'a Event]) -> BTreeMap<&'a str, State> {
     let mut before: BTreeMap<&str, State> = BTreeMap::new();
     let mut after: BTreeMap<&str, State> = BTreeMap::new();
     for event in in_order.iter().filter(|e| !e.outlier) {
-        let mut held: Vec<&&Event> =
-            in_order.iter().filter(|p| !p.outlier && event.prevs.contains(&p.id)).collect();
+        let mut held: Vec<&&Event> = in_order
+            .iter()
+            .filter(|p| !p.outlier && event.prevs.contains(&p.id))
+            .collect();
         held.sort_by_key(|p| (p.depth, p.stream));
         let state: State = if held.is_empty() && !event.prevs.is_empty() {
             let sound = |e: &&&Event| e.state_key.is_some() && !e.rejected && e.depth < event.depth;
-            in_order.iter().filter(sound).map(|e| (key_of(e), e.id.clone())).collect()
+            in_order
+                .iter()
+                .filter(sound)
+                .map(|e| (key_of(e), e.id.clone()))
+                .collect()
         } else {
-            held.iter().flat_map(|p| after.get(p.id.as_str()).cloned().unwrap_or_default()).collect()
+            held.iter()
+                .flat_map(|p| after.get(p.id.as_str()).cloned().unwrap_or_default())
+                .collect()
         };
         before.insert(&event.id, state.clone());
         let mut then = state;

@@ -27,7 +27,11 @@ impl People {
     /// The people around a server.
     pub fn around(server: &str) -> Self {
         let host = server.split(':').next().unwrap_or(server);
-        let other_port = if host == server { format!("{host}:8448") } else { host.to_owned() };
+        let other_port = if host == server {
+            format!("{host}:8448")
+        } else {
+            host.to_owned()
+        };
         let local = ["ann", "Ann", "bob", "carl:oddly"];
         let remote = [
             format!("@rita:remote.{host}"),
@@ -38,8 +42,14 @@ impl People {
         ];
         Self {
             // The text after the first colon counts: the oddly named one is nobody's.
-            local: local[..3].iter().map(|l| format!("@{l}:{server}")).collect(),
-            remote: remote.into_iter().chain([format!("@{}:{server}", local[3])]).collect(),
+            local: local[..3]
+                .iter()
+                .map(|l| format!("@{l}:{server}"))
+                .collect(),
+            remote: remote
+                .into_iter()
+                .chain([format!("@{}:{server}", local[3])])
+                .collect(),
         }
     }
 

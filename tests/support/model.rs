@@ -47,7 +47,13 @@ pub fn purge(before: &Tables, wanted: &Wanted<'_>) -> Result<Purged, Refused> {
             return Err(Refused::PartialState(row.word("event_id").to_owned()));
         }
     }
-    let mut purge = Purge { now: before.clone(), removed: BTreeMap::new(), wanted, deleted, outliered };
+    let mut purge = Purge {
+        now: before.clone(),
+        removed: BTreeMap::new(),
+        wanted,
+        deleted,
+        outliered,
+    };
     // P-7: an empty selection touches nothing.
     let candidates = if purge.deleted.is_empty() && purge.outliered.is_empty() {
         BTreeSet::new()
@@ -87,16 +93,23 @@ fn guard(tables: &Tables, wanted: &Wanted<'_>) -> Result<(), Refused> {
 
 /// P-4 to P-6 and P-21: what is deleted, and what becomes an outlier.
 fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
-    let state: BTreeSet<&str> =
-        tables.rows("state_events").iter().map(|s| s.word("event_id")).collect();
+    let state: BTreeSet<&str> = tables
+        .rows("state_events")
+        .iter()
+        .map(|s| s.word("event_id"))
+        .collect();
     let is_local = |event: &Row| {
         let sender = event.text("sender");
-        sender.and_then(|s| s.split_once(':')).is_some_and(|(_, d)| d == wanted.server_name)
+        sender
+            .and_then(|s| s.split_once(':'))
+            .is_some_and(|(_, d)| d == wanted.server_name)
     };
     let below: Vec<&Row> = tables
         .rows("events")
         .iter()
-        .filter(|e| e.word("room_id") == wanted.room && e.number("topological_ordering") < wanted.below)
+        .filter(|e| {
+            e.word("room_id") == wanted.room && e.number("topological_ordering") < wanted.below
+        })
         .collect();
     let mut deletable: Ids = below
         .iter()
@@ -104,7 +117,11 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
         .filter(|e| wanted.delete_local_events || !is_local(e))
         .map(|e| e.word("event_id").to_owned())
         .collect();
-    let held: BTreeSet<&str> = tables.rows("events").iter().map(|e| e.word("event_id")).collect();
+    let held: BTreeSet<&str> = tables
+        .rows("events")
+        .iter()
+        .map(|e| e.word("event_id"))
+        .collect();
     loop {
         let kept: Vec<&str> = tables
             .rows("redactions")
@@ -162,14 +179,18 @@ impl Purge<'_> {
             .filter(|g| selected.contains(g.word("event_id")))
             .map(|g| g.number("state_group"))
             .collect();
-        self.lose("event_to_state_groups", |r| selected.contains(r.word("event_id")));
+        self.lose("event_to_state_groups", |r| {
+            selected.contains(r.word("event_id"))
+        });
         self.lower_unread_counts(before);
         self.drop_forward_extremities(&selected);
         let deleted = self.deleted.clone();
         for table in LOSE_DELETED {
             self.lose(table, |r| deleted.contains(r.word("event_id")));
         }
-        self.lose("event_search_content", |r| deleted.contains(r.word("c0event_id")));
+        self.lose("event_search_content", |r| {
+            deleted.contains(r.word("c0event_id"))
+        });
         let outliered = self.outliered.clone();
         for event in self.now.rows_mut("events") {
             if outliered.contains(event.word("event_id")) {
@@ -190,7 +211,11 @@ impl Purge<'_> {
 
     fn count(&mut self, table: &str, rows: i64) {
         // People know the index by its name.
-        let table = if table == "event_search_content" { "event_search" } else { table };
+        let table = if table == "event_search_content" {
+            "event_search"
+        } else {
+            table
+        };
         if rows > 0 {
             *self.removed.entry(table.to_owned()).or_default() += rows;
         }
@@ -198,18 +223,27 @@ impl Purge<'_> {
 
     fn in_room(&self, table: &str) -> Vec<Row> {
         let rows = self.now.rows(table).iter();
-        rows.filter(|r| r.text("room_id") == Some(self.wanted.room)).cloned().collect()
+        rows.filter(|r| r.text("room_id") == Some(self.wanted.room))
+            .cloned()
+            .collect()
     }
 
     /// Events of the room's timeline that survive.
     fn timeline(&self) -> Vec<Row> {
-        self.in_room("events").into_iter().filter(|e| !e.is("outlier")).collect()
+        self.in_room("events")
+            .into_iter()
+            .filter(|e| !e.is("outlier"))
+            .collect()
     }
 
     /// P-3: an event that leaves the timeline is no extremity when another remains.
     fn drop_forward_extremities(&mut self, selected: &Ids) {
         let remains = |r: &Row| !selected.contains(r.word("event_id"));
-        if self.in_room("event_forward_extremities").iter().any(remains) {
+        if self
+            .in_room("event_forward_extremities")
+            .iter()
+            .any(remains)
+        {
             let room = self.wanted.room;
             let selected = selected.clone();
             self.lose("event_forward_extremities", move |r| {
@@ -220,7 +254,11 @@ impl Purge<'_> {
 
     /// P-9 and P-10. The tables are those after the deletions.
     fn replace_backward_extremities(&mut self, before: &Tables, selected: &Ids) {
-        let timeline: Ids = self.timeline().iter().map(|e| e.word("event_id").to_owned()).collect();
+        let timeline: Ids = self
+            .timeline()
+            .iter()
+            .map(|e| e.word("event_id").to_owned())
+            .collect();
         let pointed_at: Ids = self
             .now
             .rows("event_edges")
@@ -247,7 +285,10 @@ impl Purge<'_> {
         });
         for id in extremities.difference(&former) {
             let cells = [("event_id", id.as_str()), ("room_id", self.wanted.room)];
-            let row = Row(cells.map(|(c, v)| (c.to_owned(), Value::from(v))).into_iter().collect());
+            let row = Row(cells
+                .map(|(c, v)| (c.to_owned(), Value::from(v)))
+                .into_iter()
+                .collect());
             self.now.rows_mut("event_backward_extremities").push(row);
         }
     }
@@ -267,7 +308,9 @@ impl Purge<'_> {
             .map(|g| g.word("event_id").to_owned())
             .collect();
         let depths = self.now.rows("events").iter();
-        let depths = depths.filter(|e| pointing.contains(e.word("event_id"))).map(|e| e.number("depth"));
+        let depths = depths
+            .filter(|e| pointing.contains(e.word("event_id")))
+            .map(|e| e.number("depth"));
         let least = depths.min().unwrap_or(0);
         for row in self.now.rows_mut("room_depth") {
             if row.word("room_id") == self.wanted.room {
@@ -278,7 +321,8 @@ impl Purge<'_> {
 
     /// P-14.
     fn lower_unread_counts(&mut self, before: &Tables) {
-        let rotated = before.rows("event_push_summary_stream_ordering")[0].number("stream_ordering");
+        let rotated =
+            before.rows("event_push_summary_stream_ordering")[0].number("stream_ordering");
         let (room, deleted) = (self.wanted.room, &self.deleted);
         for summary in self.now.rows_mut("event_push_summary") {
             if summary.word("room_id") != room {
@@ -288,7 +332,11 @@ impl Purge<'_> {
             let counted: Vec<&Row> = before
                 .rows("event_push_actions")
                 .iter()
-                .filter(|a| ["user_id", "room_id", "thread_id"].iter().all(|c| a.get(c) == summary.get(c)))
+                .filter(|a| {
+                    ["user_id", "room_id", "thread_id"]
+                        .iter()
+                        .all(|c| a.get(c) == summary.get(c))
+                })
                 .filter(|a| deleted.contains(a.word("event_id")))
                 .filter(|a| a.number("stream_ordering") <= rotated)
                 .filter(|a| read.is_none_or(|read| a.number("stream_ordering") > read))
@@ -301,7 +349,10 @@ impl Purge<'_> {
             };
             let (notif, unread) = (less("notif"), less("unread"));
             let had = |column: &str| summary.int(column).unwrap_or(0);
-            let left = ((had("notif_count") - notif).max(0), (had("unread_count") - unread).max(0));
+            let left = (
+                (had("notif_count") - notif).max(0),
+                (had("unread_count") - unread).max(0),
+            );
             summary.set("notif_count", left.0);
             summary.set("unread_count", left.1);
         }
@@ -333,13 +384,21 @@ impl Purge<'_> {
             if of_room && deleted.contains(thread.word("latest_event_id")) {
                 let of_thread = replies.iter().filter(|r| r.word("relates_to_id") == root);
                 let surviving = of_thread.filter_map(|r| events.get(r.word("event_id")));
-                let order = |e: &&Row| (e.number("topological_ordering"), e.number("stream_ordering"));
+                let order = |e: &&Row| {
+                    (
+                        e.number("topological_ordering"),
+                        e.number("stream_ordering"),
+                    )
+                };
                 let Some(latest) = surviving.max_by_key(order) else {
                     dropped += 1;
                     continue;
                 };
                 thread.set("latest_event_id", latest.word("event_id"));
-                thread.set("topological_ordering", latest.number("topological_ordering"));
+                thread.set(
+                    "topological_ordering",
+                    latest.number("topological_ordering"),
+                );
                 thread.set("stream_ordering", latest.number("stream_ordering"));
             }
             self.now.rows_mut("threads").push(thread);
@@ -355,11 +414,17 @@ impl Purge<'_> {
             .filter(|e| self.deleted.contains(e.word("event_id")))
             .map(|e| e.number("stream_ordering"))
             .collect();
-        let held: BTreeSet<i64> =
-            self.now.rows("events").iter().map(|e| e.number("stream_ordering")).collect();
+        let held: BTreeSet<i64> = self
+            .now
+            .rows("events")
+            .iter()
+            .map(|e| e.number("stream_ordering"))
+            .collect();
         let timeline = self.timeline();
         let newest = timeline.iter().map(|e| e.number("stream_ordering")).max();
-        let bumping = timeline.iter().filter(|e| super::draft::BUMPING.contains(&e.word("type")));
+        let bumping = timeline
+            .iter()
+            .filter(|e| super::draft::BUMPING.contains(&e.word("type")));
         let newest_bump = bumping.map(|e| e.number("stream_ordering")).max();
         for row in self.now.rows_mut("sliding_sync_joined_rooms") {
             let is_gone = gone.contains(&row.number("event_stream_ordering"));

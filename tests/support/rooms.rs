@@ -25,7 +25,11 @@ pub struct Recipe {
 
 impl Default for Recipe {
     fn default() -> Self {
-        Self { rooms: 2..4, events: 12..60, may_be_long: true }
+        Self {
+            rooms: 2..4,
+            events: 12..60,
+            may_be_long: true,
+        }
     }
 }
 
@@ -107,7 +111,9 @@ struct Story<'a> {
 impl<'a> Story<'a> {
     fn new(room: String, server: &str, people: &'a People, rng: &mut StdRng) -> Self {
         let domains = [server, "remote.example"];
-        let id_domain = rng.random_ratio(1, 5).then(|| domains[rng.random_range(0..2)].to_owned());
+        let id_domain = rng
+            .random_ratio(1, 5)
+            .then(|| domains[rng.random_range(0..2)].to_owned());
         Self {
             room,
             people,
@@ -129,7 +135,8 @@ impl<'a> Story<'a> {
             self.grow(rng, 1, |e| e.state("m.room.power_levels", ""), &creator);
         }
         let wanted = self.events.len() + rng.random_range(recipe.events.clone());
-        let long_at = (recipe.may_be_long && rng.random_ratio(1, 6)).then(|| rng.random_range(5..wanted.max(6)));
+        let long_at = (recipe.may_be_long && rng.random_ratio(1, 6))
+            .then(|| rng.random_range(5..wanted.max(6)));
         while self.events.len() < wanted {
             if long_at == Some(self.events.len()) {
                 for _ in 0..rng.random_range(101..130) {
@@ -149,7 +156,8 @@ impl<'a> Story<'a> {
         match rng.random_range(0..100) {
             0..=11 => self.change_member(rng),
             12..=17 => {
-                let kind = ["m.room.topic", "m.room.name", "m.room.retention"][rng.random_range(0..3)];
+                let kind =
+                    ["m.room.topic", "m.room.name", "m.room.retention"][rng.random_range(0..3)];
                 self.grow(rng, 2, |e| e.state(kind, ""), &sender);
             }
             18..=20 => {
@@ -158,15 +166,27 @@ impl<'a> Story<'a> {
             }
             21..=32 => self.grow(rng, 2, |e| e.redacting("?"), &sender),
             33..=46 => {
-                let kind = ["m.thread", "m.thread", "m.thread", "m.replace", "m.annotation"][rng.random_range(0..5)];
+                let kind = [
+                    "m.thread",
+                    "m.thread",
+                    "m.thread",
+                    "m.replace",
+                    "m.annotation",
+                ][rng.random_range(0..5)];
                 self.grow(rng, 2, |e| e.relating("?", kind), &sender);
             }
             47..=51 => {
-                let kind = ["m.sticker", "m.room.encrypted", "org.example.note"][rng.random_range(0..3)];
-                self.grow(rng, 2, |mut e| {
-                    e.kind = kind.into();
-                    e
-                }, &sender);
+                let kind =
+                    ["m.sticker", "m.room.encrypted", "org.example.note"][rng.random_range(0..3)];
+                self.grow(
+                    rng,
+                    2,
+                    |mut e| {
+                        e.kind = kind.into();
+                        e
+                    },
+                    &sender,
+                );
             }
             52..=56 => self.come_late(rng, &sender),
             57..=60 => self.leave_a_gap(rng, &sender),
@@ -183,13 +203,23 @@ impl<'a> Story<'a> {
     }
 
     /// A sound event follows some of the tips, seldom something older (which forks the room).
-    fn grow(&mut self, rng: &mut StdRng, most: usize, make: impl FnOnce(Event) -> Event, sender: &str) {
+    fn grow(
+        &mut self,
+        rng: &mut StdRng,
+        most: usize,
+        make: impl FnOnce(Event) -> Event,
+        sender: &str,
+    ) {
         let mut prevs: Vec<String> = Vec::new();
         let fork = most > 1 && rng.random_ratio(1, 8);
         for _ in 0..rng.random_range(1..=most) {
             let from: Vec<String> = if fork {
                 let recent = self.events.len().saturating_sub(6);
-                self.events[recent..].iter().filter(|e| !e.outlier).map(|e| e.id.clone()).collect()
+                self.events[recent..]
+                    .iter()
+                    .filter(|e| !e.outlier)
+                    .map(|e| e.id.clone())
+                    .collect()
             } else {
                 self.tips.clone()
             };
@@ -227,7 +257,11 @@ impl<'a> Story<'a> {
 
     /// An event of low depth arrives when the room is long past it.
     fn come_late(&mut self, rng: &mut StdRng, sender: &str) {
-        let timeline: Vec<&Event> = self.events.iter().filter(|e| !e.outlier && !e.rejected).collect();
+        let timeline: Vec<&Event> = self
+            .events
+            .iter()
+            .filter(|e| !e.outlier && !e.rejected)
+            .collect();
         let prev = timeline[rng.random_range(0..timeline.len())].id.clone();
         let depth = self.depth_after(std::slice::from_ref(&prev));
         let mut event = self.event(rng, sender, depth, vec![prev]);
@@ -283,8 +317,12 @@ impl<'a> Story<'a> {
     fn refer(&mut self, rng: &mut StdRng) {
         let ids: Vec<String> = self.events.iter().map(|e| e.id.clone()).collect();
         let pick = |rng: &mut StdRng, of: &[String]| of[rng.random_range(0..of.len())].clone();
-        let redactions: Vec<String> =
-            self.events.iter().filter(|e| e.redacts.is_some()).map(|e| e.id.clone()).collect();
+        let redactions: Vec<String> = self
+            .events
+            .iter()
+            .filter(|e| e.redacts.is_some())
+            .map(|e| e.id.clone())
+            .collect();
         self.roots = (0..3).map(|_| pick(rng, &ids)).collect();
         self.roots.push(event_id(rng, None));
         for at in 0..self.events.len() {
@@ -300,10 +338,17 @@ impl<'a> Story<'a> {
                 });
             }
             if let Some(relation) = &event.relates {
-                let of = if relation.kind == "m.thread" { &roots } else { near };
+                let of = if relation.kind == "m.thread" {
+                    &roots
+                } else {
+                    near
+                };
                 let to = pick(rng, of);
                 // Nothing replies to itself.
-                event.relates = (to != event.id).then(|| Relation { to, ..relation.clone() });
+                event.relates = (to != event.id).then(|| Relation {
+                    to,
+                    ..relation.clone()
+                });
             }
         }
     }

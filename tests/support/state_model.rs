@@ -33,7 +33,11 @@ impl Graph {
     /// Reads the state tables.
     pub fn of(tables: &Tables) -> Self {
         let numbers = |table: &str, column: &str| -> BTreeSet<i64> {
-            tables.rows(table).iter().map(|r| r.number(column)).collect()
+            tables
+                .rows(table)
+                .iter()
+                .map(|r| r.number(column))
+                .collect()
         };
         let mut graph = Self {
             base: BTreeMap::new(),
@@ -49,8 +53,14 @@ impl Graph {
             graph.children.entry(base).or_default().insert(group);
         }
         for entry in tables.rows("state_groups_state") {
-            let key = (entry.word("type").to_owned(), entry.word("state_key").to_owned());
-            let of_group = graph.entries.entry(entry.number("state_group")).or_default();
+            let key = (
+                entry.word("type").to_owned(),
+                entry.word("state_key").to_owned(),
+            );
+            let of_group = graph
+                .entries
+                .entry(entry.number("state_group"))
+                .or_default();
             of_group.insert(key, entry.word("event_id").to_owned());
         }
         graph
@@ -79,7 +89,12 @@ impl Graph {
         if below.keys().any(|key| !state.contains_key(key)) {
             return None;
         }
-        Some(state.iter().filter(|(key, event)| below.get(*key) != Some(event)).count())
+        Some(
+            state
+                .iter()
+                .filter(|(key, event)| below.get(*key) != Some(event))
+                .count(),
+        )
     }
 
     /// P-30, both ways; what an event in flight uses stays with all that it rests on (P-45).
@@ -125,12 +140,22 @@ pub fn collect(tables: &Tables, candidates: &BTreeSet<i64>) -> Collected {
             .copied()
             .collect();
         let beneath = beneath(&graph, &survivors, &tree);
-        let above = beneath.first().and_then(|root| graph.base.get(root)).copied();
-        let held: usize = beneath.iter().chain(&survivors).map(|g| graph.size(*g)).sum();
+        let above = beneath
+            .first()
+            .and_then(|root| graph.base.get(root))
+            .copied();
+        let held: usize = beneath
+            .iter()
+            .chain(&survivors)
+            .map(|g| graph.size(*g))
+            .sum();
         let (mut needed, mut rebased) = (0, 0);
         for &group in &survivors {
             let siblings = survivors.iter().copied().take_while(|s| *s < group);
-            let bases = above.into_iter().filter(|a| graph.exist.contains(a)).chain(siblings);
+            let bases = above
+                .into_iter()
+                .filter(|a| graph.exist.contains(a))
+                .chain(siblings);
             let sizes = bases.filter_map(|base| graph.size_on(group, base));
             let in_full = graph.state(group).len();
             let best = sizes.min().unwrap_or(in_full).min(in_full);
@@ -143,7 +168,8 @@ pub fn collect(tables: &Tables, candidates: &BTreeSet<i64>) -> Collected {
             }
         } else {
             let survivors_held: usize = survivors.iter().map(|g| graph.size(*g)).sum();
-            entries += i64::try_from(needed).expect("few") - i64::try_from(survivors_held).expect("few");
+            entries +=
+                i64::try_from(needed).expect("few") - i64::try_from(survivors_held).expect("few");
             edges += rebased - i64::try_from(survivors.len()).expect("few");
         }
     }
@@ -154,10 +180,23 @@ pub fn collect(tables: &Tables, candidates: &BTreeSet<i64>) -> Collected {
         let children = graph.children.get(group).into_iter().flatten();
         edges -= i64::try_from(children.filter(|c| !graph.exist.contains(c)).count()).expect("few");
     }
-    let marked: BTreeSet<i64> =
-        tables.rows("state_groups_pending_deletion").iter().map(|r| r.number("state_group")).collect();
-    let states = graph.exist.difference(&gone).map(|g| (*g, graph.state(*g))).collect();
-    Collected { to_mark: gone.difference(&marked).copied().collect(), gone, states, entries, edges }
+    let marked: BTreeSet<i64> = tables
+        .rows("state_groups_pending_deletion")
+        .iter()
+        .map(|r| r.number("state_group"))
+        .collect();
+    let states = graph
+        .exist
+        .difference(&gone)
+        .map(|g| (*g, graph.state(*g)))
+        .collect();
+    Collected {
+        to_mark: gone.difference(&marked).copied().collect(),
+        gone,
+        states,
+        entries,
+        edges,
+    }
 }
 
 /// The groups that go, those that hang together apart from the others.

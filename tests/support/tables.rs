@@ -123,14 +123,20 @@ impl Row {
 
 /// A row from columns and values.
 pub fn row<const N: usize>(cells: [(&str, Value); N]) -> Row {
-    Row(cells.into_iter().map(|(column, value)| (column.to_owned(), value)).collect())
+    Row(cells
+        .into_iter()
+        .map(|(column, value)| (column.to_owned(), value))
+        .collect())
 }
 
 /// A row goes into a table of a database.
 pub fn insert(conn: &Connection, table: &str, row: &Row) {
     let columns: Vec<&str> = row.0.keys().map(String::as_str).collect();
     let marks = vec!["?"; columns.len()].join(", ");
-    let sql = format!("INSERT INTO {table} ({}) VALUES ({marks})", columns.join(", "));
+    let sql = format!(
+        "INSERT INTO {table} ({}) VALUES ({marks})",
+        columns.join(", ")
+    );
     let result = conn
         .prepare_cached(&sql)
         .and_then(|mut s| s.execute(rusqlite::params_from_iter(row.0.values())));
@@ -213,7 +219,10 @@ impl Tables {
     /// How many rows each table has.
     pub fn sizes(&self) -> BTreeMap<String, i64> {
         let size = |rows: &Vec<Row>| i64::try_from(rows.len()).expect("few rows");
-        self.0.iter().map(|(t, rows)| (t.clone(), size(rows))).collect()
+        self.0
+            .iter()
+            .map(|(t, rows)| (t.clone(), size(rows)))
+            .collect()
     }
 
     /// The same without some tables.
@@ -269,7 +278,11 @@ fn read(conn: &Connection, table: &str) -> Vec<Row> {
     let mut statement = conn
         .prepare(&format!("SELECT * FROM \"{table}\""))
         .expect("the table is there");
-    let columns: Vec<String> = statement.column_names().into_iter().map(String::from).collect();
+    let columns: Vec<String> = statement
+        .column_names()
+        .into_iter()
+        .map(String::from)
+        .collect();
     let mut found = statement.query([]).expect("the table is read");
     let mut rows = Vec::new();
     while let Some(row) = found.next().expect("the table is read") {

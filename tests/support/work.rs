@@ -38,7 +38,11 @@ pub struct Ask {
 impl Ask {
     /// Everything of `room` below a depth, local users' messages too.
     pub fn all_of(room: &str, below: i64) -> Self {
-        Self { room: room.to_owned(), below, delete_local_events: true }
+        Self {
+            room: room.to_owned(),
+            below,
+            delete_local_events: true,
+        }
     }
 
     /// The point, as the library takes it.
@@ -47,7 +51,9 @@ impl Ask {
     }
 
     fn options(&self) -> PurgeOptions {
-        PurgeOptions { delete_local_events: self.delete_local_events }
+        PurgeOptions {
+            delete_local_events: self.delete_local_events,
+        }
     }
 }
 
@@ -113,7 +119,12 @@ impl Site {
     pub fn beside(&self, events: i64, millis: i64) -> Config {
         let mut config = self.config();
         config.homeserver = Homeserver::Beside;
-        config.stride = StrideBounds { events, millis, rest: Duration::ZERO, ..config.stride };
+        config.stride = StrideBounds {
+            events,
+            millis,
+            rest: Duration::ZERO,
+            ..config.stride
+        };
         config
     }
 
@@ -145,7 +156,8 @@ impl Site {
     /// Fails when the database breaks an invariant.
     #[track_caller]
     pub fn assert_sound(&self, about: &str) {
-        let violations = roomkeeper::keeper::check_offline(&self.config(), |_, _| ()).expect("checked");
+        let violations =
+            roomkeeper::keeper::check_offline(&self.config(), |_, _| ()).expect("checked");
         assert!(violations.is_empty(), "{about}: {violations:#?}");
     }
 }
@@ -153,7 +165,11 @@ impl Site {
 /// A directory in memory where there is such a place: nothing here outlives the test, so nothing need reach a disk.
 fn directory() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let made = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
     made.or_else(|_| tempfile::tempdir()).expect("a directory")
 }
 
@@ -172,5 +188,7 @@ pub fn seed() -> u64 {
 
 /// How many cases to try: `ROOMKEEPER_CASES`, or the few that every run affords.
 pub fn cases(few: u64) -> u64 {
-    std::env::var("ROOMKEEPER_CASES").map_or(few, |text| text.parse().expect("ROOMKEEPER_CASES is a number"))
+    std::env::var("ROOMKEEPER_CASES").map_or(few, |text| {
+        text.parse().expect("ROOMKEEPER_CASES is a number")
+    })
 }
