@@ -4,6 +4,7 @@
 //! duty before the deletion commits, and it stands there until it is done: by this job, or by the next of any room.
 
 use std::thread;
+use std::time::Duration;
 
 use super::pace::Gait;
 use super::request::{Phase, Progress};
@@ -39,6 +40,9 @@ const MERGE_BESIDE: i64 = 8 * 1024 * 1024;
 
 /// How often emptying the log is tried before readers are left alone.
 const OVERWRITE_TRIES: usize = 20;
+
+/// How long emptying the log waits for readers beside a live server, which cannot write meanwhile.
+const PATIENCE_BESIDE: Duration = Duration::from_millis(200);
 
 /// Makes good what was promised of deleted content, and says how much `reclaim` would return.
 pub(super) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
@@ -90,14 +94,14 @@ fn empty_log(
         return Ok(true);
     }
     let erases = site.gait == Gait::Offline;
-    // Readers come and go; each try waits for them as long as any statement does.
+    // Readers come and go. Offline, each try waits for them as long as any statement does.
     for attempt in 1..=OVERWRITE_TRIES {
         let done = {
             let _writer = site.writer.lock();
             if erases {
                 erase::erase_free_pages(&mut site.db, site.raw)?.is_some()
             } else {
-                site.db.checkpoint()?
+                site.db.checkpoint_within(PATIENCE_BESIDE)?
             }
         };
         if done {
@@ -108,7 +112,7 @@ fn empty_log(
             return Ok(true);
         }
         if attempt < OVERWRITE_TRIES {
-            thread::sleep(LOOK_UP_EVERY);
+            thread::sleep(LOOK_UP_EVERY.max(site.bounds.rest));
         }
     }
     progress.notes.push(
