@@ -547,7 +547,10 @@ pub fn check_offline(
 ) -> Result<Vec<Violation>, Error> {
     let _owner = Ledger::open(&config.ledger)?;
     refuse_running_homeserver(config)?;
-    check::check(&Db::open(&config.database, &OpenOptions::default())?, each)
+    let mut db = Db::open(&config.database, &OpenOptions::default())?;
+    // As every start does: a roomkeeper that was killed leaves its lock on the room.
+    homeserver::release_leftover_locks(&mut db)?;
+    check::check(&db, each)
 }
 
 /// Gives free pages back to the file system. Nothing else may have the database open.
@@ -555,7 +558,7 @@ pub fn check_offline(
 /// # Errors
 /// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
 pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
-    let _owner = Ledger::open(&config.ledger)?;
+    let ledger = Ledger::open(&config.ledger)?;
     // Only a stopped homeserver will do here, whatever the configuration accepts.
     let alone = Config {
         homeserver: Homeserver::Refuse,
@@ -568,7 +571,15 @@ pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
         db.write("merge the full-text index", search::optimize)?;
     }
     drop(db);
-    space::reclaim(&config.database)
+    let reclaimed = space::reclaim(&config.database)?;
+    // Nothing that was deleted is in the new file.
+    for duty in [purge::EMPTY_LOG, purge::ERASE_PAGES] {
+        ledger.settle(duty)?;
+    }
+    if config.overwrite_deleted {
+        ledger.settle(purge::MERGE_INDEX)?;
+    }
+    Ok(reclaimed)
 }
 
 /// What a job's record says, as the doors show it.

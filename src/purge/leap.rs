@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::overwrite;
 use super::request::{Phase, Progress, Request};
 use super::run::{Worksite, hold};
 use crate::error::Error;
@@ -96,6 +97,7 @@ fn leap_unchecked(
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
     let (ledger, live) = (site.ledger, site.live);
+    let (gait, overwrites) = (site.gait, site.overwrite_deleted);
     let (now, started) = (site.clock.now(), Instant::now());
     let leapt = site.db.write("purge the events", |db| {
         let mut look_at = |table: &'static str| {
@@ -114,6 +116,10 @@ fn leap_unchecked(
         if search::is_present(db) {
             look_at("event_search")?;
             event_rows::add(&mut rows, "event_search", search::refill(db)?);
+        }
+        if overwrites {
+            // A rebuilt index knows nothing of what went; only its former pages do.
+            overwrite::owe(ledger, gait, false)?;
         }
         let removal = Removal::Refill;
         rows.extend(history::remove(
@@ -152,5 +158,6 @@ fn leap_unchecked(
     progress.events_done = progress.events_planned;
     progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
     progress.add_rows(&rows);
+    site.keep(progress);
     Ok(true)
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::leap::leap;
+use super::overwrite::{self, tidy};
 use super::pace::{Gait, Pace};
 use super::plan::refuse_to_empty;
 use super::request::{Phase, Progress, Request};
@@ -20,7 +21,7 @@ use crate::jobs::ledger::Ledger;
 use crate::jobs::register::Live;
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
-use crate::store::erase::{self, RawFile};
+use crate::store::erase::RawFile;
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut};
 use crate::store::homeserver::{self, RowLock, Watch};
@@ -36,7 +37,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// How often a cancelled or stopping job looks up from a rest.
-const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
 
 /// What a purge works with: its own connection, and what it shares with others.
 pub struct Worksite<'a> {
@@ -120,6 +121,15 @@ impl Worksite<'_> {
         self.live
             .set_progress(serde_json::to_value(progress).unwrap_or_default());
     }
+
+    /// Writes down how far the job is, so that a killed process has not forgotten it. What is not written is only not
+    /// told: the work itself is found in the database.
+    pub(super) fn keep(&self, progress: &Progress) {
+        let value = serde_json::to_value(progress).unwrap_or_default();
+        if let Err(e) = self.ledger.progress(&self.live.id, &value) {
+            log::warn!("room {}: {}", self.room, crate::error::Chain(&e));
+        }
+    }
 }
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
@@ -134,6 +144,8 @@ impl Worksite<'_> {
 pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error> {
     let mut progress: Progress = serde_json::from_value(site.live.progress()).unwrap_or_default();
     progress.phase = Phase::Counting;
+    // Said again where it is still so.
+    progress.notes.clear();
     site.publish(&progress);
     let handle = site.db.interrupt_handle();
     site.live
@@ -161,6 +173,8 @@ fn run_locked(
     match &strides {
         // What is on its way out must not take long; the rest waits for the next start.
         Err(Error::Stopping | Error::Unsafe(_)) => return strides,
+        // An interrupt can end a commit that has happened all the same: what was noted before it says so.
+        Err(Error::Cancelled) if !site.ledger.candidates(site.room.as_str())?.is_empty() => {}
         Err(_) if progress.strides == 0 => return strides,
         _ => {}
     }
@@ -259,6 +273,7 @@ fn purge_events(
             .longest_transaction_ms
             .max(stride.took.as_millis() as i64);
         progress.add_rows(&stride.rows);
+        site.keep(progress);
         pace.learn(stride.events, stride.took, stride.wal_bytes);
         let rate = (progress.events_done - done_before) as f64
             / started.elapsed().as_secs_f64().max(0.001);
@@ -325,7 +340,8 @@ fn stride(
 ) -> Result<Outcome, Error> {
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
-    let (ledger, now, is_offline) = (site.ledger, site.clock.now(), site.gait == Gait::Offline);
+    let (ledger, now, gait) = (site.ledger, site.clock.now(), site.gait);
+    let overwrites = site.overwrite_deleted;
     let mut begun = Instant::now();
     let mut gave_up = false;
     let result = site.db.write("purge the events", |db| {
@@ -349,7 +365,14 @@ fn stride(
         if let Some(documents) = documents {
             in_time("event_search")?;
             documents.note(db, cut.room, survives)?;
-            event_rows::add(&mut rows, "event_search", documents.remove(db, is_offline)?);
+            event_rows::add(
+                &mut rows,
+                "event_search",
+                documents.remove(db, gait == Gait::Offline)?,
+            );
+        }
+        if overwrites && selected.doomed > 0 {
+            overwrite::owe(ledger, gait, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
         rows.extend(history::remove(
@@ -423,66 +446,4 @@ fn acquire_row_lock(site: &mut Worksite<'_>) -> Result<Option<RowLock>, Error> {
         site.rest(wait);
         wait = (wait * 2).min(longest);
     }
-}
-
-/// Largest full-text index, in bytes, that is merged in one statement beside a live server: some 0.2 s.
-const MERGE_BESIDE: i64 = 8 * 1024 * 1024;
-
-/// Makes good what was promised of deleted content, and says how much `reclaim` would return.
-fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
-    progress.phase = Phase::Tidying;
-    site.publish(progress);
-    if (site.is_stopping)() {
-        return Err(Error::Stopping);
-    }
-    if site.overwrite_deleted && progress.events_deleted > 0 {
-        let searched = progress.rows_removed.contains_key("event_search");
-        if searched && (site.gait == Gait::Offline || index_bytes(&site.db)? <= MERGE_BESIDE) {
-            let _writer = site.writer.lock();
-            site.db
-                .write("merge the full-text index", search::optimize)?;
-        } else if searched {
-            progress.notes.push(
-                "the full-text index still holds deleted words: merging it takes one long transaction, which is left \
-                 to the next purge or `roomkeeper reclaim` while the homeserver is stopped"
-                    .into(),
-            );
-        }
-        // Readers come and go; each try waits for them as long as any statement does.
-        let mut overwritten = false;
-        for _ in 0..OVERWRITE_TRIES {
-            overwritten = overwrite(site)?;
-            if overwritten {
-                break;
-            }
-            thread::sleep(LOOK_UP_EVERY);
-        }
-        if !overwritten {
-            progress.notes.push(
-                "the write-ahead log is in use and was not emptied: it and free pages still hold deleted content until the \
-                 next purge"
-                    .into(),
-            );
-        }
-    }
-    progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
-    progress.phase = Phase::Done;
-    Ok(())
-}
-
-/// How often emptying the log is tried before readers are left alone.
-const OVERWRITE_TRIES: usize = 20;
-
-/// Empties the log and, where strides left it to the end, overwrites the pages that became free.
-fn overwrite(site: &mut Worksite<'_>) -> Result<bool, Error> {
-    let _writer = site.writer.lock();
-    match site.gait {
-        Gait::Offline => Ok(erase::erase_free_pages(&mut site.db, site.raw)?.is_some()),
-        Gait::Beside => site.db.checkpoint(),
-    }
-}
-
-fn index_bytes(db: &Db) -> Result<i64, Error> {
-    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
-    db.count("measure the full-text index", SIZE, &[])
 }

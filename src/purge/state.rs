@@ -152,7 +152,7 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
                 } else {
                     ROWS_OFFLINE
                 };
-                Ok(done + state_groups::delete(db, &doomed, rows, &mut freed)?)
+                Ok(done + state_groups::delete(db, &room, &doomed, rows, &mut freed)?)
             })?
         };
         at += done;

@@ -262,6 +262,15 @@ impl Db {
         outcome
     }
 
+    /// As [`Db::checkpoint`], but waits for readers no longer than `patience`: other writers wait as long.
+    pub fn checkpoint_within(&self, patience: Duration) -> Result<bool, Error> {
+        let doing = "set up the connection";
+        self.conn.busy_timeout(patience).doing(doing)?;
+        let emptied = self.checkpoint();
+        self.conn.busy_timeout(BUSY_TIMEOUT).doing(doing)?;
+        emptied
+    }
+
     /// Moves the write-ahead log into the database file and truncates it. Answers whether it could: a reader
     /// that still needs the log prevents it.
     pub fn checkpoint(&self) -> Result<bool, Error> {
@@ -290,17 +299,6 @@ impl Db {
     /// The connection itself, for drivers' features (tests set fault hooks on it).
     pub(crate) fn raw(&self) -> &Connection {
         &self.conn
-    }
-
-    /// Wraps a connection that is already open; for databases of a test's making.
-    #[cfg(test)]
-    pub(crate) fn from_connection(conn: Connection, path: PathBuf) -> Result<Self, Error> {
-        let catalog = Arc::new(Catalog::read(&conn)?);
-        Ok(Self {
-            conn,
-            path,
-            catalog,
-        })
     }
 }
 

@@ -57,6 +57,8 @@ type State = BTreeMap<(String, String), String>;
 
 const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1)";
 
+const OF_ROOM: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1 AND room_id = $2)";
+
 const REFERENCED: &str =
     "SELECT EXISTS (SELECT 1 FROM event_to_state_groups WHERE state_group = $1)";
 
@@ -363,26 +365,34 @@ impl States<'_> {
 
 /// Carries out one [`Rebase`]; inside a transaction. Doing it again changes nothing.
 ///
-/// # Errors
-/// [`Error::Bug`] when the group cannot be expressed on the base.
+/// The decision may be an old one, of a job that was interrupted before the homeserver ran again: a group that is
+/// gone meanwhile, or whose number another room has now, is left alone; a base that is gone or will not do any more
+/// is done without.
 pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Result<(), Error> {
     let doing = "store a state group anew";
-    if previous(db, rebase.group)? == rebase.base {
+    let is_ours = |group: i64| -> Result<bool, Error> {
+        Ok(db.count(doing, OF_ROOM, params![group, room.as_str()])? == 1)
+    };
+    if !is_ours(rebase.group)? || previous(db, rebase.group)? == rebase.base {
         return Ok(());
     }
     let mut states = States {
         db,
         cache: HashMap::new(),
     };
-    let delta = states.delta(rebase.group, rebase.base)?.ok_or_else(|| {
-        Error::Bug(format!(
-            "state group {} cannot be a delta on {:?}",
-            rebase.group, rebase.base
-        ))
-    })?;
+    let mut base = rebase.base;
+    let mut delta = match base {
+        Some(group) if !is_ours(group)? => None,
+        _ => states.delta(rebase.group, base)?,
+    };
+    if delta.is_none() {
+        base = None;
+        delta = states.delta(rebase.group, None)?;
+    }
+    let delta = delta.unwrap_or_default();
     freed.entries += db.execute(doing, DELETE_ENTRIES, params![rebase.group])? - delta.len() as i64;
     freed.edges +=
-        db.execute(doing, DELETE_EDGES, params![rebase.group])? - i64::from(rebase.base.is_some());
+        db.execute(doing, DELETE_EDGES, params![rebase.group])? - i64::from(base.is_some());
     for ((kind, key), event) in &delta {
         db.execute(
             doing,
@@ -390,7 +400,7 @@ pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Resu
             params![rebase.group, room.as_str(), kind, key, event],
         )?;
     }
-    if let Some(base) = rebase.base {
+    if let Some(base) = base {
         db.execute(doing, INSERT_EDGE, params![rebase.group, base])?;
     }
     Ok(())
@@ -411,14 +421,23 @@ pub struct Freed {
 
 /// Deletes groups, children before parents, until about `rows` rows are gone; answers how many of `groups`
 /// were dealt with. Inside a transaction. A group that something refers to after all stays, and so do those
-/// that it rests on.
-pub fn delete(db: &Db, groups: &[i64], rows: i64, freed: &mut Freed) -> Result<usize, Error> {
+/// that it rests on; one of another room has got the number since it was decided on.
+pub fn delete(
+    db: &Db,
+    room: &RoomId,
+    groups: &[i64],
+    rows: i64,
+    freed: &mut Freed,
+) -> Result<usize, Error> {
     let doing = "delete state groups";
     let pending = db.catalog().has("state_groups_pending_deletion");
     let until = freed.entries + rows;
     for (done, &group) in groups.iter().enumerate() {
         if freed.entries >= until {
             return Ok(done);
+        }
+        if db.count(doing, OF_ROOM, params![group, room.as_str()])? == 0 {
+            continue;
         }
         let in_use = db.count(doing, REFERENCED, params![group])? == 1
             || !db

@@ -76,8 +76,9 @@ pub fn make(path: &Path, seed: u64, recipe: &Recipe) -> Sample {
 pub fn write(path: &Path, draft: &Draft) {
     std::fs::write(path, empty()).expect("a new database");
     let conn = Connection::open(path).expect("it opens");
-    // Nobody loses anything if the machine stops now.
-    conn.execute_batch("PRAGMA synchronous = OFF").expect("set");
+    // Nobody loses anything if the machine stops now. The SQLite that homeservers use overwrites what it deletes.
+    conn.execute_batch("PRAGMA synchronous = OFF; PRAGMA secure_delete = ON")
+        .expect("set");
     draft.write(&conn);
 }
 
@@ -126,6 +127,7 @@ impl<'a> Story<'a> {
         }
     }
 
+    /// Tells the room from its creation on.
     fn tell(&mut self, recipe: &Recipe, rng: &mut StdRng) {
         let creator = self.people.any(rng);
         self.grow(rng, 1, |e| e.state("m.room.create", ""), &creator);
@@ -145,6 +147,11 @@ impl<'a> Story<'a> {
                 break;
             }
             self.happen(rng);
+        }
+        // Now and then the newest events by arrival are old ones by depth.
+        for _ in 0..rng.random_range(0..5_usize).saturating_sub(1) {
+            let sender = self.people.any(rng);
+            self.come_late(rng, &sender);
         }
         self.refer(rng);
         self.be_joined_late(rng);
@@ -265,8 +272,10 @@ impl<'a> Story<'a> {
         let prev = timeline[rng.random_range(0..timeline.len())].id.clone();
         let depth = self.depth_after(std::slice::from_ref(&prev));
         let mut event = self.event(rng, sender, depth, vec![prev]);
-        if rng.random_ratio(1, 4) {
-            event = event.state("m.room.topic", "");
+        match rng.random_range(0..4) {
+            0 => event = event.state("m.room.topic", ""),
+            1 => event.kind = "org.example.note".into(),
+            _ => {}
         }
         self.join_the_graph(event);
     }
