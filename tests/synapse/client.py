@@ -24,12 +24,14 @@ class Client:
         self.token = token
         self._connection = None
 
-    def call(self, method, path, body=None, query=None):
+    def call(self, method, path, body=None, query=None, authorization=None):
         if query:
             path = f"{path}?{urllib.parse.urlencode(query)}"
         headers = {"Content-Type": "application/json"}
         if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
+            authorization = f"Bearer {self.token}"
+        if authorization:
+            headers["Authorization"] = authorization
         data = None if body is None else json.dumps(body).encode()
         status, text = self._exchange(method, path, data, headers)
         try:

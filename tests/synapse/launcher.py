@@ -25,6 +25,10 @@ STOPPED = set() if BUILDING else {
     "_prune_old_user_ips",
     "_prune_old_outbound_device_pokes",
     "_cleanup_transactions",
+    "_cleanup_old_transaction_ids",
+    "_delete_old_forward_extrem_cache",
+    "_prune_device_lists_changes_in_room",
+    "_clean_scheduled_tasks",
     "_delete_expired_sessions",
 }
 

@@ -13,20 +13,22 @@ class Room:
         self.version = version
         self.room_id = room_id
         self.creator = creator
+        # What is to be done to this room's rows when the server is stopped (surgery.py).
+        self.surgery = None
 
     @property
-    def _path(self):
+    def path(self):
         return f"/_matrix/client/v3/rooms/{quote(self.room_id)}"
 
     def send(self, user, kind, content):
-        path = f"{self._path}/send/{kind}/{next(self._transaction)}"
+        path = f"{self.path}/send/{kind}/{next(self._transaction)}"
         return user.client.put(path, content)["event_id"]
 
     def say(self, user, text, **more):
         return self.send(user, "m.room.message", {"msgtype": "m.text", "body": text, **more})
 
     def set(self, user, kind, content, key=""):
-        return user.client.put(f"{self._path}/state/{kind}/{quote(key)}", content)["event_id"]
+        return user.client.put(f"{self.path}/state/{kind}/{quote(key)}", content)["event_id"]
 
     def topic(self, user, text):
         return self.set(user, "m.room.topic", {"topic": text})
@@ -46,36 +48,39 @@ class Room:
         return self.say(user, f"* {text}", **{"m.new_content": new, "m.relates_to": {"rel_type": "m.replace", "event_id": of}})
 
     def redact(self, user, of):
-        path = f"{self._path}/redact/{quote(of)}/{next(self._transaction)}"
+        path = f"{self.path}/redact/{quote(of)}/{next(self._transaction)}"
         return user.client.put(path, {"reason": "test"})["event_id"]
 
     def mention(self, user, whom, text):
         return self.say(user, f"{whom.user_id}: {text}", **{"m.mentions": {"user_ids": [whom.user_id]}})
 
     def invite(self, user, whom):
-        user.client.post(f"{self._path}/invite", {"user_id": whom.user_id})
+        user.client.post(f"{self.path}/invite", {"user_id": whom.user_id})
 
     def join(self, user):
-        user.client.post(f"{self._path}/join")
+        user.client.post(f"{self.path}/join")
 
     def leave(self, user):
-        user.client.post(f"{self._path}/leave")
+        user.client.post(f"{self.path}/leave")
 
     def kick(self, user, whom):
-        user.client.post(f"{self._path}/kick", {"user_id": whom.user_id})
+        user.client.post(f"{self.path}/kick", {"user_id": whom.user_id})
 
     def ban(self, user, whom):
-        user.client.post(f"{self._path}/ban", {"user_id": whom.user_id})
+        user.client.post(f"{self.path}/ban", {"user_id": whom.user_id})
 
     def forget(self, user):
-        user.client.post(f"{self._path}/forget")
+        user.client.post(f"{self.path}/forget")
 
     def read(self, user, event, kind="m.read", **body):
-        user.client.post(f"{self._path}/receipt/{kind}/{quote(event)}", body)
+        user.client.post(f"{self.path}/receipt/{kind}/{quote(event)}", body)
+
+    def report(self, user, event):
+        user.client.post(f"{self.path}/report/{quote(event)}", {"reason": "test", "score": -1})
 
     def let_many_speak(self, user):
         """A power-level change; creators stand above the list from room version 12 on, and may not be in it."""
-        levels = user.client.get(f"{self._path}/state/m.room.power_levels")
+        levels = user.client.get(f"{self.path}/state/m.room.power_levels")
         levels["events_default"] = 0
         levels["redact"] = 0
         levels["state_default"] = 0

@@ -61,6 +61,9 @@ def write_configuration(home: Path, port: int) -> Path:
         "form_secret": SHARED_SECRET,
         "bcrypt_rounds": 4,
         "enable_search": True,
+        "enable_ephemeral_messages": True,
+        # Nobody is out there: the peer of the scenario calls us, and is never called.
+        "send_federation": False,
         "url_preview_enabled": False,
         "presence": {"enabled": False},
         "retention": {"enabled": False},
@@ -97,6 +100,8 @@ def write_configuration(home: Path, port: int) -> Path:
 
 class Server:
     """A running Synapse; use as a context manager, it is stopped at the end whatever happens."""
+
+    server_name = SERVER_NAME
 
     def __init__(self, python: Path, home: Path, building: bool = False):
         self.python = python

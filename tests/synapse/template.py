@@ -11,24 +11,27 @@ from releases import Release, cache_directory, python_of
 from server import SERVER_NAME, Server
 
 # What a template is made of: when one of these changes, the old templates are not used any more.
-INGREDIENTS = ("releases.py", "launcher.py", "client.py", "server.py", "rooms.py", "scenario.py", "template.py")
+INGREDIENTS = (
+    "launcher.py", "client.py", "server.py", "rooms.py", "peer.py", "peer_signer.py", "surgery.py",
+    "scenario.py", "template.py",
+)
 
 
-def fingerprint() -> str:
+def fingerprint(release: Release) -> str:
     here = Path(__file__).parent
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(release.pins.encode())
     for name in INGREDIENTS:
         digest.update((here / name).read_bytes())
     return digest.hexdigest()[:12]
 
 
-def template(release: Release) -> Path:
-    """The directory of a stopped server of this release, with `homeserver.db` and `manifest.json`."""
-    home = cache_directory() / "servers" / f"{release.version}-{fingerprint()}"
+def template(release: Release) -> tuple[Path, dict]:
+    """The directory of a stopped server of this release, with `homeserver.db`, and what is known of it."""
+    home = cache_directory() / "servers" / f"{release.version}-{fingerprint(release)}"
     if not (home / "manifest.json").exists():
         shutil.rmtree(home, ignore_errors=True)
         make(release, home)
-    return home
+    return home, json.loads((home / "manifest.json").read_text())
 
 
 def make(release: Release, home: Path):
@@ -37,6 +40,9 @@ def make(release: Release, home: Path):
         server.await_background_updates()
         manifest = scenario.build(server)
         server.await_summaries()
+    with sqlite3.connect(server.database) as database:
+        scenario.operate(database, manifest["rooms"])
+    database.close()
     # Once more up and down, so that what a first restart changes is in the template already.
     with Server(python, home) as server:
         server.await_background_updates()
@@ -48,6 +54,7 @@ def make(release: Release, home: Path):
         manifest["schema"] = schema
         for room in manifest["rooms"]:
             room["events"] = events_of(database, room["room_id"])
+    database.close()
     # Written last: its presence says that the template is whole.
     (home / "manifest.json").write_text(json.dumps(manifest, indent=1))
 

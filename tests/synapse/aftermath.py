@@ -1,0 +1,84 @@
+"""Life goes on: Synapse starts on what roomkeeper left, serves, takes messages, and purges again."""
+
+import json
+
+import judge
+from client import Refused, quote
+from plans import Purge
+from releases import python_of
+from server import Server
+
+
+def live_on(case):
+    """Complaints become the case's."""
+    for trouble in _troubles(case):
+        case.complain(f"afterwards: {trouble}")
+
+
+def _troubles(case):
+    manifest = case.template.manifest
+    with Server(python_of(case.release), case.keeper) as server:
+        admin = server.client(case.template.admin_token)
+        ann = server.client(manifest["accounts"]["ann"]["access_token"])
+        ann.get("/_matrix/client/v3/sync", timeout=0)
+        for room in manifest["rooms"]:
+            room_id, shape = room["room_id"], room["shape"]
+            expected = visible(case, room_id)
+            backwards = page_to_the_end(admin, room_id, "b")
+            forwards = page_to_the_end(admin, room_id, "f")
+            # Older releases leave backfilled events out when they page forwards.
+            live = [event_id for event_id in reversed(backwards) if case.keeper_events[event_id].stream_ordering > 0]
+            if live != [event_id for event_id in forwards if case.keeper_events[event_id].stream_ordering > 0]:
+                yield f"{shape}: paging backwards and forwards differ"
+            if len(set(backwards)) != len(backwards):
+                yield f"{shape}: a page repeats an event"
+            seen = set(backwards)
+            if seen != expected:
+                yield f"{shape}: paging misses {sorted(expected - seen)}, has {sorted(seen - expected)} too many"
+            try:
+                newest = say(ann, room_id, "life goes on")
+            except Refused as refused:
+                if shape != "departed":
+                    yield f"{shape}: no message taken: {refused}"
+                continue
+            verdict, reason = judge.purge(admin, Purge(room_id, True, before_event=newest))
+            if verdict != judge.DONE:
+                yield f"{shape}: the next purge by Synapse: {verdict} {reason}"
+        admin.close()
+        ann.close()
+    log = (case.keeper / "homeserver.log").read_text()
+    for line in log.splitlines():
+        if " ERROR " in line or " CRITICAL " in line:
+            yield f"Synapse's log: {line}"
+
+
+def visible(case, room_id) -> set:
+    """What Synapse shows of a room: no outliers, nothing that failed, no redaction of what is not there (M-37)."""
+    table = case.keeper_tables["event_json"]
+    event, meta = table.columns.index("event_id"), table.columns.index("internal_metadata")
+    soft_failed = {row[event] for row in table.rows if json.loads(row[meta]).get("soft_failed")}
+    return {
+        event.event_id
+        for event in case.keeper_events.values()
+        if event.room_id == room_id
+        and not event.outlier
+        and not event.rejected
+        and event.event_id not in soft_failed
+        and (event.redacts is None or event.redacts in case.keeper_events)
+    }
+
+
+def page_to_the_end(client, room_id, direction) -> list[str]:
+    path = f"/_synapse/admin/v1/rooms/{quote(room_id)}/messages"
+    found, position = [], {}
+    while True:
+        page = client.get(path, dir=direction, limit=100, **position)
+        found += [event["event_id"] for event in page["chunk"]]
+        if not page["chunk"] or "end" not in page:
+            return found
+        position = {"from": page["end"]}
+
+
+def say(client, room_id, text) -> str:
+    path = f"/_matrix/client/v3/rooms/{quote(room_id)}/send/m.room.message/oracle-afterwards"
+    return client.put(path, {"msgtype": "m.text", "body": text})["event_id"]
