@@ -1,7 +1,5 @@
 """Life goes on: Synapse starts on what roomkeeper left, serves, takes messages, and purges again."""
 
-import json
-
 import judge
 from client import Refused, quote
 from plans import Purge
@@ -53,17 +51,13 @@ def _troubles(case):
 
 
 def visible(case, room_id) -> set:
-    """What Synapse shows of a room: no outliers, nothing that failed, no redaction of what is not there (M-37)."""
-    table = case.keeper_tables["event_json"]
-    event, meta = table.columns.index("event_id"), table.columns.index("internal_metadata")
-    soft_failed = {row[event] for row in table.rows if json.loads(row[meta]).get("soft_failed")}
+    """What Synapse shows of a room: no outliers, nothing rejected, no redaction of what is not there (M-37)."""
     return {
         event.event_id
         for event in case.keeper_events.values()
         if event.room_id == room_id
         and not event.outlier
         and not event.rejected
-        and event.event_id not in soft_failed
         and (event.redacts is None or event.redacts in case.keeper_events)
     }
 
