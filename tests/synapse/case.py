@@ -1,5 +1,6 @@
 """One plan carried out by both on copies of one template, and all that is known about it."""
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,16 @@ class Template:
         self.events = read_events(self.database)
         self.tables = rows.read_all(self.database)
         self.groups = StateGroups(self.database)
+        self.bodies = self._bodies()
         self.shapes = {room["room_id"]: room["shape"] for room in self.manifest["rooms"]}
         self.admin_token = self.manifest["admin"]["access_token"]
+
+    def _bodies(self) -> dict[str, str]:
+        """The text of every message, by event; long enough to be told from other bytes, and without quotes to escape."""
+        table = self.tables["event_json"]
+        event, text = table.columns.index("event_id"), table.columns.index("json")
+        bodies = {row[event]: json.loads(row[text])["content"].get("body", "") for row in table.rows}
+        return {event_id: body for event_id, body in bodies.items() if len(body) > 8 and '"' not in body}
 
     def copy(self, to: Path) -> Path:
         """A server of its own, without the template's logs."""
@@ -116,13 +125,16 @@ class Case:
         return "FOREIGN KEY" in self.judge_failed.get(room_id, "")
 
     def read_results(self):
-        keeper = self.keeper / "homeserver.db"
-        self.keeper_tables = rows.read_all(keeper)
-        self.keeper_groups = StateGroups(keeper)
-        self.keeper_events = read_events(keeper)
+        self.read_keeper()
         if self.synapse is not None:
             self.synapse_tables = rows.read_all(self.synapse / "homeserver.db")
             self.synapse_groups = StateGroups(self.synapse / "homeserver.db")
+
+    def read_keeper(self):
+        database = self.keeper / "homeserver.db"
+        self.keeper_tables = rows.read_all(database)
+        self.keeper_groups = StateGroups(database)
+        self.keeper_events = read_events(database)
 
     def compare_rows(self, deviations):
         """Every row that differs must be explained; whatever is not is a complaint."""

@@ -15,8 +15,8 @@ from signedjson.sign import sign_json
 
 # What survives a redaction at the top level in room versions 3 to 10.
 ESSENTIAL = (
-    "type", "room_id", "sender", "state_key", "hashes", "signatures", "depth", "prev_events", "auth_events", "origin",
-    "origin_server_ts", "membership",
+    "type", "room_id", "sender", "state_key", "hashes", "signatures", "depth", "prev_events", "prev_state", "auth_events",
+    "origin", "origin_server_ts", "membership",
 )
 
 

@@ -33,15 +33,17 @@ class Release:
     defects: frozenset = frozenset()
     # Only our result is looked at, Synapse's own purge is not asked for.
     smoke_only: bool = False
+    # Whether there is `/_synapse/admin/v1/rooms/…/messages`.
+    admins_page: bool = True
 
 
 RELEASES = {
     release.version: release
     for release in (
-        Release("1.66.0", 72, _OLD_PINS, frozenset(_UNTIL_1_100), smoke_only=True),
+        Release("1.66.0", 72, _OLD_PINS, frozenset(_UNTIL_1_100), smoke_only=True, admins_page=False),
         Release("1.79.0", 74, _MIDDLE_PINS, frozenset(_UNTIL_1_100)),
         Release("1.100.0", 84, _MIDDLE_PINS, frozenset(_UNTIL_1_100)),
-        Release("1.128.0", 92, _MIDDLE_PINS, frozenset(_UNTIL_1_128)),
+        Release("1.128.0", 91, _MIDDLE_PINS, frozenset(_UNTIL_1_128)),
         Release("1.163.2", 94),
     )
 }
