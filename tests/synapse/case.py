@@ -91,8 +91,8 @@ class Case:
 
     def let_keeper_purge(self):
         self.keeper = self.template.copy(self.scratch / f"{self.plan.name}-roomkeeper")
-        # Every other plan goes by homeserver.yaml, so that both ways of naming a database are walked.
-        self.hand = Keeper(self.keeper, by_configuration=len(self.plan.steps) > 1)
+        # Plans of several steps name things the other way, so that both ways are walked.
+        self.hand = Keeper(self.keeper, other_way=len(self.plan.steps) > 1)
         self.answers = [self.hand.purge(order) for order in self.purges]
 
     def compare_outcomes(self, deviations):

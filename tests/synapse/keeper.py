@@ -18,13 +18,15 @@ def binary() -> Path:
 
 
 class Keeper:
-    """roomkeeper on one stopped server, addressed by its configuration file or by file and name."""
+    """roomkeeper on one stopped server."""
 
-    def __init__(self, home: Path, by_configuration: bool = False):
+    def __init__(self, home: Path, other_way: bool = False):
+        """`other_way`: name the database by its configuration file, and points by token."""
         self.home = home
+        self.by_token = other_way
         self.address = (
             ["-c", "homeserver.yaml"]
-            if by_configuration
+            if other_way
             else ["--database", str(home / "homeserver.db"), "--server-name", SERVER_NAME]
         )
 
@@ -34,7 +36,9 @@ class Keeper:
 
     def purge(self, order, dry_run: bool = False) -> tuple[int, str]:
         """The exit code, and what was said."""
-        if order.before_event is not None:
+        if order.token is not None and self.by_token:
+            point = ["--before-token", order.token]
+        elif order.before_event is not None:
             point = ["--before-event", order.before_event]
         else:
             point = ["--before-ts", str(order.before_ts)]

@@ -43,6 +43,8 @@ class Purge:
     delete_local: bool
     before_event: str | None = None
     before_ts: int | None = None
+    # The same point as `before_event`, as roomkeeper also takes it.
+    token: str | None = None
 
     def __str__(self):
         point = f"event {self.before_event}" if self.before_event else f"ts {self.before_ts}"
@@ -69,7 +71,8 @@ def purges_of(plan: Plan, rooms: list[dict], events: dict) -> list[Purge]:
                 place = max(1, min(len(history) - 2, place + n % 5 - 2))
             event = events[history[place]]
             if step.by == "event":
-                purges.append(Purge(room["room_id"], step.delete_local, before_event=event.event_id))
+                token = f"t{event.depth}-{event.stream_ordering}"
+                purges.append(Purge(room["room_id"], step.delete_local, before_event=event.event_id, token=token))
             else:
                 purges.append(Purge(room["room_id"], step.delete_local, before_ts=event.received_ts))
     return purges
