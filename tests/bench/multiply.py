@@ -76,11 +76,11 @@ def unpadded(digest):
 
 def vocabulary(rng, size=30_000):
     """Words that nobody speaks, of 2 to 12 letters, some of them not ASCII; the first ones are used most (Zipf)."""
-    syllables = [c + v for c in ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "sch", "ж", "ł")
-                 for v in ("a", "e", "i", "o", "u", "ä", "é")]
+    plain = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+    other = [c + v for c in ("sch", "ж", "ł", "ñ") for v in ("a", "ä", "é", "о")]
     words = set()
     while len(words) < size:
-        words.add("".join(rng.choices(syllables, k=rng.choice((1, 2, 2, 3, 3, 4)))))
+        words.add("".join(rng.choices(other if rng.random() < 0.04 else plain, k=rng.choice((1, 2, 2, 3, 3, 4)))))
     words = sorted(words)
     rng.shuffle(words)
     return words, list(itertools.accumulate(1 / (n + 3) for n in range(size)))
@@ -210,7 +210,7 @@ class Multiplier:
         self.kind_weights = list(itertools.accumulate([*MIX.values(), 1000 - sum(MIX.values())]))
 
     def body(self):
-        return " ".join(self.rng.choices(self.words, cum_weights=self.weights, k=self.rng.randint(14, 30)))
+        return " ".join(self.rng.choices(self.words, cum_weights=self.weights, k=self.rng.randint(7, 26)))
 
     def write(self, table, *row):
         self.rows[table].append(row)
