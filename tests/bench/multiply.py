@@ -527,6 +527,18 @@ def prove(out, python=sys.executable):
         shutil.rmtree(copy, ignore_errors=True)
 
 
+def ensure(events, cache, base=None, out=None, room=None, token=None, again=False):
+    """The server with a room of `events` events: the cached one, or a new one. Answers its directory."""
+    base, out = base or cache / "base", out or cache / name_of(events)
+    if not (base / "homeserver.db").exists():
+        print("making a base server", file=sys.stderr)
+        homeserver.make_server(base)
+    if again or not (out / "bench.json").exists():
+        print(f"multiplying a room to {events} events (seed {SEED})", file=sys.stderr)
+        multiply(base, out, events, room, token)
+    return out
+
+
 def name_of(events):
     """11,000 events are called 10k, because about 10 thousand of them go."""
     return {11_000: "10k", 110_000: "100k", 1_100_000: "1m"}.get(events, str(events))
@@ -545,14 +557,7 @@ def main():
     args = parser.parse_args()
     if not cache and not (args.base and args.out):
         parser.error("set ROOMKEEPER_BENCH_DIR, or give --base and --out")
-    base = args.base or Path(cache) / "base"
-    out = args.out or Path(cache) / name_of(args.events)
-    if not (base / "homeserver.db").exists():
-        print("making a base server", file=sys.stderr)
-        homeserver.make_server(base)
-    if args.again or not (out / "bench.json").exists():
-        print(f"multiplying a room to {args.events} events (seed {SEED})", file=sys.stderr)
-        multiply(base, out, args.events, args.room, args.token)
+    out = ensure(args.events, Path(cache) if cache else None, args.base, args.out, args.room, args.token, args.again)
     print(f"{out}: {(out / 'homeserver.db').stat().st_size / args.events:.0f} bytes per event")
     if args.prove:
         prove(out)
