@@ -14,13 +14,15 @@ What is measured, for all ways alike:
 - RSS      VmHWM (Synapse: reset before the request)
 - WAL      the biggest size of `-wal`, looked at every 5 ms
 - longest  the longest transaction: the floor has one; roomkeeper reports it (`longest_transaction_ms`)
-- waited   beside only: another process writes one row every 10 ms with a busy timeout of 5 s; its longest wait, and how often
-           it was told "database is locked"
+- waited   beside: another process writes one row every 10 ms with a busy timeout of 5 s; its longest wait, and how often
+           it was told "database is locked". In the ways `…_in_use`: the slowest of the messages that a user of a running
+           Synapse sends five times a second, and how many failed
 
 Single times are not stable on a shared machine: compare the ratios of one run.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -37,7 +39,7 @@ import homeserver
 import multiply
 
 SIZES = {"10k": 11_000, "100k": 110_000, "1m": 1_100_000}
-WAYS = ("floor", "synapse", "offline", "beside")
+WAYS = ("floor", "synapse", "offline", "beside")  # and synapse_in_use, beside_in_use: how long a user waits
 REPEAT = {"10k": 3, "100k": 3, "1m": 1}
 TICKS = os.sysconf("SC_CLK_TCK")
 HERE = Path(__file__).parent
@@ -168,34 +170,88 @@ def way_beside(server, about, binary):
     return {**result, "longest": longest(result["out"]), "waited": saw["max"], "waited_p99": saw["p99"], "locked": saw["locked"], "writes": saw["writes"]}
 
 
-def way_synapse(server, about, _):
-    hs = homeserver.Homeserver(server)
-    hs.start()
-    try:
-        pid, token = hs.process.pid, about["admin_token"]
-        while True:  # until what it does at start is done
-            before = cpu(pid)
-            time.sleep(1)
-            if cpu(pid) - before < 0.05:
-                break
+class User(threading.Thread):
+    """Somebody who sends a message into another room five times a second, and notes how long each took."""
+
+    def __init__(self, hs, about):
+        super().__init__(daemon=True)
+        self.hs, self.room, self.token = hs, homeserver.quote(about["other_room_id"]), about["admin_token"]
+        self.waits, self.failed, self.done = [], 0, threading.Event()
+
+    def run(self):
+        while not self.done.wait(0.2):
+            begun = time.monotonic()
+            try:
+                self.hs.call("PUT", f"/_matrix/client/v3/rooms/{self.room}/send/m.room.message/u{len(self.waits)}",
+                             {"msgtype": "m.text", "body": "is it slow today?"}, self.token, timeout=120)
+            except (OSError, homeserver.ApiError):
+                self.failed += 1
+            self.waits.append(time.monotonic() - begun)
+
+    def __enter__(self):
+        self.start()
+        time.sleep(1)
+        return self
+
+    def __exit__(self, *_):
+        self.done.set()
+        self.join()
+
+    def figures(self):
+        return {"waited": max(self.waits), "locked": self.failed, "writes": len(self.waits)}
+
+
+def settled(hs):
+    """Waits until a Synapse has done what it does at start."""
+    while True:
+        before = cpu(hs.process.pid)
+        time.sleep(1)
+        if cpu(hs.process.pid) - before < 0.05:
+            return
+
+
+def purge_by_synapse(hs, about, poll_every):
+    """The admin API's purge, from the request to `complete`."""
+    token = about["admin_token"]
+    begun = time.monotonic()
+    purge = hs.call("POST", f"/_synapse/admin/v1/purge_history/{homeserver.quote(about['room_id'])}/{homeserver.quote(about['cut_event_id'])}",
+                    {"delete_local_events": True}, token)["purge_id"]
+    while True:
+        time.sleep(poll_every(time.monotonic() - begun))
+        status = hs.call("GET", f"/_synapse/admin/v1/purge_history_status/{purge}", token=token)
+        if status["status"] != "active":
+            break
+    if status["status"] != "complete":
+        raise SystemExit(f"Synapse's purge failed: {status}")
+    return time.monotonic() - begun
+
+
+def way_synapse(server, about, _, user=False):
+    with homeserver.Homeserver(server) as hs:
+        settled(hs)
+        pid = hs.process.pid
         Path(f"/proc/{pid}/clear_refs").write_text("5")
-        with WalWatch(server / "homeserver.db") as wal:
-            begun, before = time.monotonic(), (cpu(pid), written(pid))
-            purge = hs.call("POST", f"/_synapse/admin/v1/purge_history/{homeserver.quote(about['room_id'])}/{homeserver.quote(about['cut_event_id'])}",
-                            {"delete_local_events": True}, token)["purge_id"]
-            while True:
-                elapsed = time.monotonic() - begun
-                time.sleep(min(1, 0.03 + elapsed / 50))  # asking costs Synapse time: seldom in a long purge
-                status = hs.call("GET", f"/_synapse/admin/v1/purge_history_status/{purge}", token=token)
-                if status["status"] != "active":
-                    break
-            wall = time.monotonic() - begun
+        somebody = User(hs, about) if user else contextlib.nullcontext()
+        with WalWatch(server / "homeserver.db") as wal, somebody:
+            before = cpu(pid), written(pid)
+            # Asking costs Synapse time: seldom in a long purge.
+            wall = purge_by_synapse(hs, about, lambda elapsed: min(1, 0.03 + elapsed / 50))
             result = {"wall": wall, "cpu": cpu(pid) - before[0], "written": written(pid) - before[1], "rss": high_water(pid)}
-        if status["status"] != "complete":
-            raise SystemExit(f"Synapse's purge failed: {status}")
-        return {**result, "wal": wal.peak, "longest": None}
-    finally:
-        hs.stop()
+        return {**result, "wal": wal.peak, "longest": None, **(somebody.figures() if user else {})}
+
+
+def way_synapse_in_use(server, about, binary):
+    """Synapse purges while somebody uses it: look at `waited` only."""
+    return way_synapse(server, about, binary, user=True)
+
+
+def way_beside_in_use(server, about, binary):
+    """roomkeeper purges beside a real Synapse that somebody uses: look at `waited` only (CPU and bytes are roomkeeper's alone)."""
+    with homeserver.Homeserver(server) as hs:
+        settled(hs)
+        with User(hs, about) as somebody:
+            result = roomkeeper(server, about, binary, "--beside")
+        return {**result, "longest": longest(result["out"]), **somebody.figures()}
 
 
 def outcome(database, about):
@@ -239,11 +295,12 @@ def measure(size, ways, repeat, binary, cache):
                 shutil.rmtree(work, ignore_errors=True)
             runs[way].append(result)
             print(f"  {size} {way}: wall {result['wall']:.2f} s, CPU {result['cpu']:.2f} s, written {result['written'] / 1e9:.2f} GB", file=sys.stderr, flush=True)
-    first = rows[ways[0]]
-    for way in ways[1:]:
+    quiet = [way for way in ways if not way.endswith("_in_use")]  # where nobody added rows of his own
+    for way in quiet[1:]:
+        first = rows[quiet[0]]
         for table in first:
             if rows[way][table] != first[table]:
-                print(f"  note: {size}: {table} has {first[table]} rows after {ways[0]}, {rows[way][table]} after {way}", file=sys.stderr)
+                print(f"  note: {size}: {table} has {first[table]} rows after {quiet[0]}, {rows[way][table]} after {way}", file=sys.stderr)
     return {"about": about, "runs": runs}
 
 
