@@ -207,6 +207,11 @@ impl Error {
         matches!(self, Self::Store { source, .. } if source.is_busy())
     }
 
+    /// Whether a disk was full.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_full())
+    }
+
     /// Whether the database was interrupted on our own request.
     pub fn is_interrupt(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.is_interrupt())

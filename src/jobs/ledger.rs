@@ -4,6 +4,7 @@
 //! it is open, so a second process learns that there is a first. It is written with full durability, because
 //! what it promises ("these state groups will be looked at") must be on disk before the database changes.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ const SCHEMA: &str = "
     -- What a job decided to do with them, to be done in this order.
     CREATE TABLE IF NOT EXISTS step (
         subject TEXT NOT NULL, seq INTEGER NOT NULL, step TEXT NOT NULL, PRIMARY KEY (subject, seq)) WITHOUT ROWID;
+    -- What the database is owed, whichever job comes to it first.
+    CREATE TABLE IF NOT EXISTS duty (name TEXT PRIMARY KEY) WITHOUT ROWID;
     PRAGMA user_version = 1;";
 
 /// Where a job is in its life.
@@ -109,6 +112,8 @@ pub struct Record {
 pub struct Ledger {
     conn: Mutex<Connection>,
     path: PathBuf,
+    /// As the table has them; nobody else can change it.
+    duties: Mutex<BTreeSet<String>>,
 }
 
 const RECORD: &str = "
@@ -156,9 +161,14 @@ impl Ledger {
             });
         }
         conn.execute_batch(SCHEMA).doing(doing)?;
+        let duties = conn
+            .prepare("SELECT name FROM duty")
+            .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
+            .doing(doing)?;
         Ok(Self {
             conn: Mutex::new(conn),
             path: path.to_owned(),
+            duties: Mutex::new(duties),
         })
     }
 
@@ -370,6 +380,35 @@ impl Ledger {
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
         run().doing("read the ledger")
+    }
+
+    /// Notes what the database is owed from now on. Durable when it returns; costs nothing when it stands there.
+    pub fn owe(&self, duty: &str) -> Result<(), Error> {
+        let mut duties = self.duties.lock();
+        if !duties.contains(duty) {
+            let sql = "INSERT OR IGNORE INTO duty (name) VALUES ($1)";
+            let noted = self.conn.lock().execute(sql, [duty]);
+            noted.doing("note in the ledger what is to be done")?;
+            duties.insert(duty.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Whether the database is owed this.
+    pub fn owes(&self, duty: &str) -> bool {
+        self.duties.lock().contains(duty)
+    }
+
+    /// It is done.
+    pub fn settle(&self, duty: &str) -> Result<(), Error> {
+        let mut duties = self.duties.lock();
+        if duties.contains(duty) {
+            let sql = "DELETE FROM duty WHERE name = $1";
+            let noted = self.conn.lock().execute(sql, [duty]);
+            noted.doing("note in the ledger what was done")?;
+            duties.remove(duty);
+        }
+        Ok(())
     }
 
     /// Crosses out the steps up to and including `seq`.

@@ -79,6 +79,11 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
         );
         add(
             &mut plan.rows_removed,
+            "state_groups_pending_deletion",
+            groups.pending,
+        );
+        add(
+            &mut plan.rows_removed,
             "state_group_edges",
             groups.edges_before - groups.edges_after,
         );

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::leap::leap;
+use super::overwrite::{self, tidy};
 use super::pace::{Gait, Pace};
 use super::plan::refuse_to_empty;
 use super::request::{Phase, Progress, Request};
@@ -19,7 +21,7 @@ use crate::jobs::ledger::Ledger;
 use crate::jobs::register::Live;
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
-use crate::store::erase::{self, RawFile};
+use crate::store::erase::RawFile;
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut};
 use crate::store::homeserver::{self, RowLock, Watch};
@@ -35,7 +37,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// How often a cancelled or stopping job looks up from a rest.
-const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
 
 /// What a purge works with: its own connection, and what it shares with others.
 pub struct Worksite<'a> {
@@ -91,7 +93,7 @@ impl Worksite<'_> {
     }
 
     /// Refuses to go on when a homeserver has been started meanwhile (W-22).
-    fn still_alone(&mut self) -> Result<(), Error> {
+    pub(super) fn still_alone(&mut self) -> Result<(), Error> {
         let Some(watch) = &mut self.watch else {
             return Ok(());
         };
@@ -119,6 +121,15 @@ impl Worksite<'_> {
         self.live
             .set_progress(serde_json::to_value(progress).unwrap_or_default());
     }
+
+    /// Writes down how far the job is, so that a killed process has not forgotten it. What is not written is only not
+    /// told: the work itself is found in the database.
+    pub(super) fn keep(&self, progress: &Progress) {
+        let value = serde_json::to_value(progress).unwrap_or_default();
+        if let Err(e) = self.ledger.progress(&self.live.id, &value) {
+            log::warn!("room {}: {}", self.room, crate::error::Chain(&e));
+        }
+    }
 }
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
@@ -133,6 +144,8 @@ impl Worksite<'_> {
 pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error> {
     let mut progress: Progress = serde_json::from_value(site.live.progress()).unwrap_or_default();
     progress.phase = Phase::Counting;
+    // Said again where it is still so.
+    progress.notes.clear();
     site.publish(&progress);
     let handle = site.db.interrupt_handle();
     site.live
@@ -160,6 +173,8 @@ fn run_locked(
     match &strides {
         // What is on its way out must not take long; the rest waits for the next start.
         Err(Error::Stopping | Error::Unsafe(_)) => return strides,
+        // An interrupt can end a commit that has happened all the same: what was noted before it says so.
+        Err(Error::Cancelled) if !site.ledger.candidates(site.room.as_str())?.is_empty() => {}
         Err(_) if progress.strides == 0 => return strides,
         _ => {}
     }
@@ -196,23 +211,25 @@ fn purge_events(
 ) -> Result<(), Error> {
     let below = request.point.topological;
     refuse_to_empty(&site.db, site.room, request)?;
+    refuse_partial_state(site, request)?;
     space::check_room_to_purge(&site.db)?;
     let left = history::count_timeline(&site.db, site.room, i64::MIN, below)?;
     progress.events_planned = progress.events_done + left;
     if site.gait == Gait::Offline && leap(site, request, progress, left, lock)? {
         return Ok(());
     }
-    let mut documents = match search::is_present(&site.db) {
+    let documents = match search::is_present(&site.db) {
         true => Some(Documents::new(&site.db)?),
         false => None,
     };
-    if let Some(documents) = &mut documents {
+    if let Some(documents) = &documents {
         documents.note(&site.db, site.room, below)?;
     }
     progress.phase = Phase::Events;
     let mut pace = Pace::new(site.gait, site.bounds);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
+    let mut waited_from = Instant::now();
     loop {
         site.publish(progress);
         site.stay_or_go()?;
@@ -228,20 +245,35 @@ fn purge_events(
             delete_local_events: request.delete_local_events,
             server_name: site.server_name,
         };
-        let stride = match stride(site, &cut, below, &pace, documents.as_mut(), lock)? {
-            Outcome::Done(stride) => stride,
-            Outcome::TooLong => {
+        let stride = match stride(site, &cut, below, &pace, documents.as_ref(), lock) {
+            Ok(Outcome::Done(stride)) => stride,
+            Ok(Outcome::TooLong) => {
                 pace.shorten();
                 site.rest(pace.rest());
                 continue;
             }
+            Err(e)
+                if e.is_busy()
+                    && site.gait == Gait::Beside
+                    && waited_from.elapsed() < BUSY_PATIENCE =>
+            {
+                log::info!(
+                    "room {}: the homeserver keeps the database busy; waiting",
+                    site.room
+                );
+                site.rest(pace.rest());
+                continue;
+            }
+            Err(e) => return Err(e),
         };
+        waited_from = Instant::now();
         progress.strides += 1;
         progress.events_done = (progress.events_done + stride.events).min(progress.events_planned);
         progress.longest_transaction_ms = progress
             .longest_transaction_ms
             .max(stride.took.as_millis() as i64);
         progress.add_rows(&stride.rows);
+        site.keep(progress);
         pace.learn(stride.events, stride.took, stride.wal_bytes);
         let rate = (progress.events_done - done_before) as f64
             / started.elapsed().as_secs_f64().max(0.001);
@@ -262,107 +294,27 @@ fn purge_events(
     Ok(())
 }
 
-/// Events below which strides by rows are quick enough.
-const LEAP_FROM: i64 = 20_000;
+/// How long a purge beside a live server waits for the database to be free, before it ends with that reason.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10 * 60);
 
-/// Bytes of surviving rows that one leap may put aside and write again; bounds its log, of which it needs about
-/// twice that.
-const LEAP_WRITES: f64 = 400.0 * 1024.0 * 1024.0;
-
-/// Offline, where nearly everything goes and little stays, the whole purge is one stride that refills the large
-/// tables: a tenth of the work. Answers whether it was done; if not, nothing of it was, and strides by rows follow.
-///
-/// Foreign keys are checked in one pass before the transaction is committed, instead of sixteen look-ups for every
-/// deleted event; a database that breaks some already is left to strides by rows.
-fn leap(
-    site: &mut Worksite<'_>,
-    request: &Request,
-    progress: &mut Progress,
-    left: i64,
-    lock: &mut Option<&mut RowLock>,
-) -> Result<bool, Error> {
-    let shares = history::shares(&site.db)?;
-    let stay = shares.events - left;
-    let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
-    if left < LEAP_FROM.min(site.bounds.events_offline)
-        || left > site.bounds.events_offline.saturating_mul(LEAP_STRIDES)
-        || stay > left / 2
-        || written > LEAP_WRITES
-        || event_rows::has_triggers(&site.db)?
-        || event_rows::broken_foreign_keys(&site.db)? > 0
-    {
-        return Ok(false);
+/// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
+/// costs more than a look.
+fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Error> {
+    if !history::is_partially_joined(&site.db, site.room)? {
+        return Ok(());
     }
-    progress.phase = Phase::Events;
-    site.publish(progress);
-    site.stay_or_go()?;
-    site.still_alone()?;
-    // Work lists of this size go to a temporary file; neither setting can be changed inside a transaction.
-    site.db.batch("set up the connection", TEMPORARY_FILES)?;
-    site.db.set_pragma("foreign_keys", false)?;
-    let leapt = leap_unchecked(site, request, progress, lock);
-    site.db.set_pragma("foreign_keys", true)?;
-    site.db
-        .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
-    leapt
-}
-
-/// Longest leap, in longest strides: bounds its work list.
-const LEAP_STRIDES: i64 = 25;
-
-/// The work list gets most of the memory: it is what is looked into at random. Sorting takes as much as the page cache.
-const TEMPORARY_FILES: &str =
-    "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = -114688; PRAGMA main.cache_size = -32768;";
-
-fn leap_unchecked(
-    site: &mut Worksite<'_>,
-    request: &Request,
-    progress: &mut Progress,
-    lock: &mut Option<&mut RowLock>,
-) -> Result<bool, Error> {
-    let below = request.point.topological;
-    let cut = Cut {
+    let whole = Cut {
         room: site.room,
         from: i64::MIN,
-        below,
+        below: request.point.topological,
         delete_local_events: request.delete_local_events,
         server_name: site.server_name,
     };
-    let room = site.locks.write(site.room);
-    let writer = site.writer.lock();
-    let (ledger, now, started) = (site.ledger, site.clock.now(), Instant::now());
-    let leapt = site.db.write("purge the events", |db| {
-        hold(db, lock, now)?;
-        let selected = history::select(db, &cut)?;
-        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
-        let mut rows = RowCounts::new();
-        if search::is_present(db) {
-            event_rows::add(&mut rows, "event_search", search::refill(db)?);
-        }
-        rows.extend(history::remove(db, &cut, selected, below, Removal::Refill)?);
-        if event_rows::broken_foreign_keys(db)? > 0 {
-            return Err(Error::Bug(
-                "removing the events in one leap would break a foreign key".into(),
-            ));
-        }
-        Ok(rows)
-    });
-    let took = started.elapsed();
-    site.db.checkpoint()?;
-    drop(writer);
-    let rows = match leapt {
-        Ok(rows) => rows,
-        Err(Error::Bug(why)) => {
-            log::warn!("room {}: {why}; purging row by row", site.room);
-            return Ok(false);
-        }
-        Err(e) => return Err(e),
-    };
-    progress.strides += 1;
-    progress.events_done = progress.events_planned;
-    progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
-    progress.add_rows(&rows);
-    Ok(true)
+    site.db
+        .read("look for events with partial state", |db| {
+            history::select(db, &whole)
+        })
+        .map(drop)
 }
 
 struct Stride {
@@ -378,71 +330,70 @@ enum Outcome {
     TooLong,
 }
 
-/// Why a stride's transaction was given up.
-enum GaveUp {
-    TooLong,
-    Failed(Error),
-}
-
 fn stride(
     site: &mut Worksite<'_>,
     cut: &Cut<'_>,
     survives: i64,
     pace: &Pace,
-    mut documents: Option<&mut Documents>,
+    documents: Option<&Documents>,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<Outcome, Error> {
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
-    let (ledger, now, is_offline) = (site.ledger, site.clock.now(), site.gait == Gait::Offline);
-    let started = Instant::now();
-    let mut gave_up = None;
+    let (ledger, now, gait) = (site.ledger, site.clock.now(), site.gait);
+    let overwrites = site.overwrite_deleted;
+    let mut begun = Instant::now();
+    let mut gave_up = false;
     let result = site.db.write("purge the events", |db| {
-        let begun = Instant::now();
-        let mut within = |db: &Db| -> Result<(i64, RowCounts), GaveUp> {
-            let in_time = || match pace.deadline() {
-                Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
-                    Err(GaveUp::TooLong)
-                }
-                _ => Ok(()),
-            };
-            hold(db, lock, now)?;
-            let selected = history::select(db, cut)?;
-            if selected.events == 0 {
-                // P-7: an empty selection touches nothing.
-                return Ok((0, RowCounts::new()));
+        // From here on others wait for us; before, we waited for them.
+        begun = Instant::now();
+        let mut in_time = |_| match pace.deadline() {
+            Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
+                gave_up = true;
+                Err(Error::Cancelled)
             }
-            in_time()?;
-            ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
-            let mut rows = RowCounts::new();
-            if let Some(documents) = &mut documents {
-                documents.note(db, cut.room, survives)?;
-                let removed = documents.remove(db, is_offline)?;
-                if removed > 0 {
-                    rows.insert("event_search".into(), removed);
-                }
-                in_time()?;
-            }
-            rows.extend(history::remove(db, cut, selected, survives, Removal::Rows)?);
-            in_time()?;
-            Ok((selected.events, rows))
+            _ => Ok(()),
         };
-        within(db).map_err(|e| match e {
-            GaveUp::TooLong => {
-                gave_up = Some(());
-                Error::Cancelled
-            }
-            GaveUp::Failed(e) => e,
-        })
+        hold(db, lock, now)?;
+        let selected = history::select(db, cut)?;
+        if selected.events == 0 {
+            // P-7: an empty selection touches nothing.
+            return Ok((0, RowCounts::new()));
+        }
+        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
+        let mut rows = RowCounts::new();
+        if let Some(documents) = documents {
+            in_time("event_search")?;
+            documents.note(db, cut.room, survives)?;
+            event_rows::add(
+                &mut rows,
+                "event_search",
+                documents.remove(db, gait == Gait::Offline)?,
+            );
+        }
+        if overwrites && selected.doomed > 0 {
+            overwrite::owe(ledger, gait, !rows.is_empty())?;
+        }
+        let removal = Removal::Rows;
+        rows.extend(history::remove(
+            db,
+            cut,
+            selected,
+            survives,
+            removal,
+            &mut in_time,
+        )?);
+        in_time("")?;
+        Ok((selected.events, rows))
     });
-    let took = started.elapsed();
+    let took = begun.elapsed();
     let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
     if site.gait == Gait::Offline {
         // The log is empty again before the next stride; with readers about, it is when they have gone.
         site.db.checkpoint()?;
     }
     drop(writer);
-    if result.is_err() && gave_up.is_some() {
+    if result.is_err() && gave_up {
         return Ok(Outcome::TooLong);
     }
     let (events, rows) = result?;
@@ -454,14 +405,8 @@ fn stride(
     }))
 }
 
-impl From<Error> for GaveUp {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
 /// W-4: a lock that was lost stops the job before its next destructive transaction.
-fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {
+pub(super) fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {
     let Some(lock) = lock else {
         return Ok(());
     };
@@ -501,66 +446,4 @@ fn acquire_row_lock(site: &mut Worksite<'_>) -> Result<Option<RowLock>, Error> {
         site.rest(wait);
         wait = (wait * 2).min(longest);
     }
-}
-
-/// Largest full-text index, in bytes, that is merged in one statement beside a live server: some 0.2 s.
-const MERGE_BESIDE: i64 = 8 * 1024 * 1024;
-
-/// Makes good what was promised of deleted content, and says how much `reclaim` would return.
-fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
-    progress.phase = Phase::Tidying;
-    site.publish(progress);
-    if (site.is_stopping)() {
-        return Err(Error::Stopping);
-    }
-    if site.overwrite_deleted && progress.events_deleted > 0 {
-        let searched = progress.rows_removed.contains_key("event_search");
-        if searched && (site.gait == Gait::Offline || index_bytes(&site.db)? <= MERGE_BESIDE) {
-            let _writer = site.writer.lock();
-            site.db
-                .write("merge the full-text index", search::optimize)?;
-        } else if searched {
-            progress.notes.push(
-                "the full-text index still holds deleted words: merging it takes one long transaction, which is left \
-                 to the next purge or `roomkeeper reclaim` while the homeserver is stopped"
-                    .into(),
-            );
-        }
-        // Readers come and go; each try waits for them as long as any statement does.
-        let mut overwritten = false;
-        for _ in 0..OVERWRITE_TRIES {
-            overwritten = overwrite(site)?;
-            if overwritten {
-                break;
-            }
-            thread::sleep(LOOK_UP_EVERY);
-        }
-        if !overwritten {
-            progress.notes.push(
-                "the write-ahead log is in use and was not emptied: it and free pages still hold deleted content until the \
-                 next purge"
-                    .into(),
-            );
-        }
-    }
-    progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
-    progress.phase = Phase::Done;
-    Ok(())
-}
-
-/// How often emptying the log is tried before readers are left alone.
-const OVERWRITE_TRIES: usize = 20;
-
-/// Empties the log and, where strides left it to the end, overwrites the pages that became free.
-fn overwrite(site: &mut Worksite<'_>) -> Result<bool, Error> {
-    let _writer = site.writer.lock();
-    match site.gait {
-        Gait::Offline => Ok(erase::erase_free_pages(&mut site.db, site.raw)?.is_some()),
-        Gait::Beside => site.db.checkpoint(),
-    }
-}
-
-fn index_bytes(db: &Db) -> Result<i64, Error> {
-    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
-    db.count("measure the full-text index", SIZE, &[])
 }

@@ -152,7 +152,7 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
                 } else {
                     ROWS_OFFLINE
                 };
-                Ok(done + state_groups::delete(db, &doomed, rows, &mut freed)?)
+                Ok(done + state_groups::delete(db, &room, &doomed, rows, &mut freed)?)
             })?
         };
         at += done;
@@ -162,6 +162,7 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
             ("state_groups", freed.groups),
             ("state_groups_state", freed.entries),
             ("state_group_edges", freed.edges),
+            ("state_groups_pending_deletion", freed.pending),
         ] {
             if rows != 0 {
                 *progress.rows_removed.entry(table.into()).or_default() += rows;

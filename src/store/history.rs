@@ -39,6 +39,7 @@ const TEMPORARY_TABLES: &str = "
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
         stream_ordering INTEGER PRIMARY KEY, event_id TEXT NOT NULL, doomed BOOLEAN NOT NULL);
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
     DELETE FROM rk_selected;
     DELETE FROM rk_extremities;
     DROP INDEX IF EXISTS rk_selected_event_id;";
@@ -174,6 +175,17 @@ const DROP_EXTREMITIES: &str = "
      WHERE room_id = $1
        AND event_id NOT IN (SELECT event_id FROM rk_extremities)";
 
+/// Of the extremities that earlier strides of this job made, those that are none any more. They were not there
+/// before the job, so they are not counted as removed by it. Outlives a stride, and goes back with it.
+const DROP_OWN_EXTREMITIES: &str = "
+    DELETE FROM rk_own_extremities WHERE event_id NOT IN (SELECT event_id FROM rk_extremities)";
+
+/// Extremities that are new. Binds `$1` room.
+const NOTE_OWN_EXTREMITIES: &str = "
+    INSERT INTO rk_own_extremities (event_id)
+    SELECT x.event_id FROM rk_extremities x
+     WHERE x.event_id NOT IN (SELECT event_id FROM event_backward_extremities WHERE room_id = $1)";
+
 /// Extremities that are new. Binds `$1` room.
 const ADD_EXTREMITIES: &str = "
     INSERT INTO event_backward_extremities (room_id, event_id)
@@ -268,8 +280,7 @@ const DROP_THREAD: &str = "DELETE FROM threads WHERE room_id = $1 AND thread_id 
 
 /// P-19, defect D: the room whose newest event by arrival is doomed. Binds `$1` room.
 const SLIDING_SYNC_DOOMED: &str = "
-    SELECT j.event_stream_ordering,
-           EXISTS (SELECT 1 FROM rk_selected b WHERE b.stream_ordering = j.bump_stamp AND b.doomed)
+    SELECT j.bump_stamp
       FROM sliding_sync_joined_rooms j
       JOIN rk_selected s ON s.stream_ordering = j.event_stream_ordering
      WHERE j.room_id = $1 AND s.doomed";
@@ -291,6 +302,18 @@ const NEWEST_BUMP: &str = "
        AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
                     'm.poll.start', 'm.beacon_info')
      ORDER BY stream_ordering DESC LIMIT 1";
+
+/// Whether the event that lifts the room in the list outlives the whole job: an earlier stride may have deleted
+/// it, and a later one may be going to. Binds `$1` its stream ordering, `$2` depth that survives, `$3` delete local
+/// events, `$4` server name.
+const BUMP_SURVIVES: &str = "
+    SELECT EXISTS (
+        SELECT 1 FROM events e
+          LEFT JOIN state_events s ON s.event_id = e.event_id
+         WHERE e.stream_ordering = $1
+           AND (e.topological_ordering >= $2
+                OR s.event_id IS NOT NULL
+                OR NOT ($3 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $4, TRUE))))";
 
 const REPOINT_SLIDING_SYNC: &str = "
     UPDATE sliding_sync_joined_rooms SET event_stream_ordering = $1 WHERE room_id = $2";
@@ -333,6 +356,14 @@ pub fn deepest_extremity(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
         |r| r.get(0),
     )?;
     Ok(depth.flatten())
+}
+
+/// Whether the server is still joining the room, so that some of its events have partial state.
+pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
+    const PARTIAL: &str = "SELECT EXISTS (SELECT 1 FROM partial_state_events WHERE room_id = $1)";
+    let doing = "look whether the room is still being joined";
+    Ok(db.catalog().has("partial_state_events")
+        && db.count(doing, PARTIAL, params![room.as_str()])? > 0)
 }
 
 /// Events of the timeline from depth `from` up to, not including, `below`.
@@ -468,26 +499,26 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
 /// Removes the selected rows and repairs what pointed at them, in the order of P-9 to P-21. `survives` is the
 /// depth that outlives the whole job, of which this cut may be one stride.
 ///
-/// Must run in the transaction that selected.
+/// Must run in the transaction that selected. `each` hears of every table before its rows go; its error ends the work.
 pub fn remove(
     db: &Db,
     cut: &Cut<'_>,
     selected: Selected,
     survives: i64,
     removal: Removal,
+    each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<RowCounts, Error> {
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
     fill_extremities(db, cut, removal)?;
-    add(
-        &mut counts,
-        "event_backward_extremities",
-        db.execute(doing, DROP_EXTREMITIES, params![room])?,
-    );
+    let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
+    let own = db.execute(doing, DROP_OWN_EXTREMITIES, &[])?;
+    add(&mut counts, "event_backward_extremities", dropped - own);
+    db.execute(doing, NOTE_OWN_EXTREMITIES, params![room])?;
     db.execute(doing, ADD_EXTREMITIES, params![room])?;
     lower_summaries(db, room)?;
-    repoint_sliding_sync(db, room, survives)?;
+    repoint_sliding_sync(db, cut, survives)?;
     // Before the rows of doomed events go, so that the rule can see whether another extremity remains.
     add(
         &mut counts,
@@ -502,7 +533,7 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
-    event_rows::remove(db, room, selected.events, removal, &mut counts)?;
+    event_rows::remove(db, room, selected.events, removal, &mut counts, each)?;
     db.execute(doing, TURN_OUTLIER, &[])?;
     // Last: Synapse waits for this row whenever it stores an event (P-11).
     db.execute(doing, LOWEST_DEPTH, params![room])?;
@@ -590,22 +621,27 @@ fn repair_thread(db: &Db, room: &str, thread: &str) -> Result<i64, Error> {
 
 /// P-19, defect D: lets go of an event that is doomed, in favour of one that outlives the whole job, so that
 /// the row is the same however the job is cut into strides.
-fn repoint_sliding_sync(db: &Db, room: &str, survives: i64) -> Result<(), Error> {
+fn repoint_sliding_sync(db: &Db, cut: &Cut<'_>, survives: i64) -> Result<(), Error> {
+    let room = cut.room.as_str();
     if !db.catalog().has("sliding_sync_joined_rooms") {
         return Ok(());
     }
     let doing = "move the room's newest event";
     let doomed = db.row(doing, SLIDING_SYNC_DOOMED, params![room], |r| {
-        r.get::<_, bool>(1)
+        r.get::<_, Option<i64>>(0)
     })?;
-    let Some(bump_doomed) = doomed else {
+    let Some(bump) = doomed else {
         return Ok(());
     };
     let newest = |sql| db.row(doing, sql, params![room, survives], |r| r.get::<_, i64>(0));
-    if let Some(stream) = newest(NEWEST_SURVIVOR)? {
-        db.execute(doing, REPOINT_SLIDING_SYNC, params![stream, room])?;
-    }
-    if bump_doomed {
+    let Some(stream) = newest(NEWEST_SURVIVOR)? else {
+        return Ok(());
+    };
+    db.execute(doing, REPOINT_SLIDING_SYNC, params![stream, room])?;
+    let Some(bump) = bump else { return Ok(()) };
+    let local = params![bump, survives, cut.delete_local_events, cut.server_name];
+    // I-14: nothing lifts the room higher than its newest event.
+    if bump > stream || db.count(doing, BUMP_SURVIVES, local)? == 0 {
         db.execute(
             doing,
             REPOINT_BUMP_STAMP,

@@ -14,7 +14,15 @@ const TEMPORARY_TABLE: &str = "
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_search (
         stream_ordering INTEGER NOT NULL, docid INTEGER NOT NULL,
         PRIMARY KEY (stream_ordering, docid)) WITHOUT ROWID;
-    DELETE FROM rk_search;";
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_search_seen (docid INTEGER NOT NULL);
+    DELETE FROM rk_search;
+    DELETE FROM rk_search_seen;
+    INSERT INTO rk_search_seen (docid) VALUES (-9223372036854775808);";
+
+/// Up to which document the notes go. It stands beside them, so that a transaction that is given up takes both back.
+const SEEN: &str = "SELECT docid FROM rk_search_seen";
+
+const SET_SEEN: &str = "UPDATE rk_search_seen SET docid = $1";
 
 /// Binds `$1` docid after which to look, `$2` room, `$3` depth that survives. Walks the content table once.
 const NOTE_DOCUMENTS: &str = "
@@ -74,41 +82,34 @@ const COUNT_DOCUMENTS: &str = "
      CROSS JOIN rk_selected s
      WHERE s.event_id = c.c0event_id AND s.doomed";
 
-/// What the index holds of one room, as far as it has been looked at.
-pub struct Documents {
-    newest_seen: i64,
-}
+/// What the index holds of one room, as far as it has been looked at. The notes are in the connection's temporary
+/// tables.
+pub struct Documents(());
 
 impl Documents {
-    /// Starts with nothing noted. The notes live in the connection's temporary tables.
+    /// Starts with nothing noted.
     pub fn new(db: &Db) -> Result<Self, Error> {
         db.batch("make the temporary tables", TEMPORARY_TABLE)?;
-        Ok(Self {
-            newest_seen: i64::MIN,
-        })
+        Ok(Self(()))
     }
 
     /// Notes the documents of events below `below` that came since the last look. The first call walks the
     /// whole content table; call it outside a write transaction.
-    pub fn note(&mut self, db: &Db, room: &RoomId, below: i64) -> Result<(), Error> {
+    pub fn note(&self, db: &Db, room: &RoomId, below: i64) -> Result<(), Error> {
         let doing = "read the full-text index";
         let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
-        if newest > self.newest_seen {
-            db.execute(
-                doing,
-                NOTE_DOCUMENTS,
-                params![self.newest_seen, room.as_str(), below],
-            )?;
-            self.newest_seen = newest;
+        let seen = db.count(doing, SEEN, &[])?;
+        if newest > seen {
+            db.execute(doing, NOTE_DOCUMENTS, params![seen, room.as_str(), below])?;
+            db.execute(doing, SET_SEEN, params![newest])?;
         }
         Ok(())
     }
 
     /// Deletes the documents of the doomed events; must run in the transaction that selected them. With
     /// `may_rebuild` the index may be rebuilt from what remains, where that is cheaper: one long statement.
-    pub fn remove(&mut self, db: &Db, may_rebuild: bool) -> Result<i64, Error> {
+    pub fn remove(&self, db: &Db, may_rebuild: bool) -> Result<i64, Error> {
         let doing = "purge the full-text index";
-        let before = db.count(doing, NEWEST_DOCUMENT, &[])?;
         let going = db.count(doing, COUNT_GOING, &[])?;
         if going == 0 {
             return Ok(0);
@@ -129,12 +130,10 @@ impl Documents {
             db.execute(doing, DELETE_DOCUMENTS, &[])?
         };
         // Numbers above the newest remaining document will be used again.
-        let newest = if removed > 0 {
-            db.count(doing, NEWEST_DOCUMENT, &[])?
-        } else {
-            before
-        };
-        self.newest_seen = self.newest_seen.min(newest);
+        let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+        if newest < db.count(doing, SEEN, &[])? {
+            db.execute(doing, SET_SEEN, params![newest])?;
+        }
         Ok(removed)
     }
 }
@@ -174,4 +173,73 @@ pub fn optimize(db: &Db) -> Result<(), Error> {
         &[],
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::db::OpenOptions;
+    use crate::store::history::{self, Cut};
+    use crate::store::schema;
+
+    /// A database with one event of depth 1.
+    fn database() -> (tempfile::TempDir, Db) {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("homeserver.db");
+        schema::create(&path).expect("makes");
+        let db = Db::open(&path, &OpenOptions::default()).expect("opens");
+        db.batch(
+            "add an event",
+            "INSERT INTO events (stream_ordering, topological_ordering, depth, event_id, type, room_id, processed, outlier)
+             VALUES (2, 1, 1, '$a', 'm.room.message', '!r', TRUE, FALSE)",
+        )
+        .expect("added");
+        (dir, db)
+    }
+
+    fn add_document(db: &Db) {
+        let sql = "INSERT INTO event_search (event_id, room_id, key, value) VALUES ('$a', '!r', 'k', 'words')";
+        db.batch("add a document", sql).expect("added");
+    }
+
+    fn removed(db: &Db, documents: &Documents) -> i64 {
+        let cut = Cut {
+            room: &RoomId::from("!r"),
+            from: i64::MIN,
+            below: 2,
+            delete_local_events: true,
+            server_name: "example.org",
+        };
+        history::select(db, &cut).expect("selected");
+        documents.remove(db, true).expect("removed")
+    }
+
+    #[test]
+    fn what_a_transaction_noted_before_it_was_given_up_is_noted_again() {
+        let (_dir, mut db) = database();
+        let documents = Documents::new(&db).expect("tables");
+        let room = RoomId::from("!r");
+        documents.note(&db, &room, 2).expect("nothing yet");
+        add_document(&db);
+        let given_up: Result<(), Error> = db.write("give up", |db| {
+            documents.note(db, &room, 2)?;
+            Err(Error::Cancelled)
+        });
+        assert!(given_up.is_err());
+        documents.note(&db, &room, 2).expect("noted again");
+        assert_eq!(removed(&db, &documents), 1);
+    }
+
+    #[test]
+    fn documents_that_get_a_freed_number_are_found() {
+        let (_dir, db) = database();
+        let documents = Documents::new(&db).expect("tables");
+        let room = RoomId::from("!r");
+        add_document(&db);
+        documents.note(&db, &room, 2).expect("noted");
+        assert_eq!(removed(&db, &documents), 1);
+        add_document(&db);
+        documents.note(&db, &room, 2).expect("noted");
+        assert_eq!(removed(&db, &documents), 1);
+    }
 }

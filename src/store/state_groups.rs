@@ -48,12 +48,16 @@ pub struct Plan {
     pub edges_before: i64,
     /// See `edges_before`.
     pub edges_after: i64,
+    /// Groups that go and that were waiting for the homeserver to delete them.
+    pub pending: i64,
 }
 
 /// A resolved state: event ids by (type, state key).
 type State = BTreeMap<(String, String), String>;
 
 const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1)";
+
+const OF_ROOM: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1 AND room_id = $2)";
 
 const REFERENCED: &str =
     "SELECT EXISTS (SELECT 1 FROM event_to_state_groups WHERE state_group = $1)";
@@ -66,8 +70,17 @@ const REFERENCED_OUTSIDE: &str = "
 
 const PREVIOUS: &str = "SELECT prev_state_group FROM state_group_edges WHERE state_group = $1";
 
-const NEXT: &str =
-    "SELECT state_group FROM state_group_edges WHERE prev_state_group = $1 ORDER BY state_group";
+/// Deltas on a group. An edge of a group that does not exist is a leftover of defect J, and no delta.
+const NEXT: &str = "
+    SELECT g.state_group FROM state_group_edges g
+     WHERE g.prev_state_group = $1
+       AND EXISTS (SELECT 1 FROM state_groups s WHERE s.id = g.state_group)
+     ORDER BY g.state_group";
+
+const COUNT_LEFTOVER_EDGES: &str = "
+    SELECT count(*) FROM state_group_edges g
+     WHERE g.prev_state_group = $1
+       AND NOT EXISTS (SELECT 1 FROM state_groups s WHERE s.id = g.state_group)";
 
 const PERSISTING: &str =
     "SELECT EXISTS (SELECT 1 FROM state_groups_persisting WHERE state_group = $1)";
@@ -87,6 +100,8 @@ const DELETE_EDGES_TO: &str = "DELETE FROM state_group_edges WHERE prev_state_gr
 const DELETE_GROUP: &str = "DELETE FROM state_groups WHERE id = $1";
 
 const DELETE_PENDING: &str = "DELETE FROM state_groups_pending_deletion WHERE state_group = $1";
+
+const PENDING: &str = "SELECT count(*) FROM state_groups_pending_deletion WHERE state_group = $1";
 
 const INSERT_ENTRY: &str = "
     INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES ($1, $2, $3, $4, $5)";
@@ -129,6 +144,11 @@ pub fn plan(db: &Db, candidates: &[i64], references: References) -> Result<Plan,
     for group in &doomed {
         plan.rows_before += entry_count(db, *group)?;
         plan.edges_before += i64::from(previous(db, *group)?.is_some());
+        plan.edges_before += db.count(
+            "count what older versions left behind",
+            COUNT_LEFTOVER_EDGES,
+            params![group],
+        )?;
     }
     for rebase in &plan.rebases {
         plan.rows_before += entry_count(db, rebase.group)?;
@@ -137,6 +157,11 @@ pub fn plan(db: &Db, candidates: &[i64], references: References) -> Result<Plan,
         plan.rows_after += states
             .delta(rebase.group, rebase.base)?
             .map_or(0, |delta| delta.len() as i64);
+    }
+    if db.catalog().has("state_groups_pending_deletion") {
+        for group in &doomed {
+            plan.pending += db.count("read the pending deletions", PENDING, params![group])?;
+        }
     }
     plan.doomed = doomed.into_iter().rev().collect();
     Ok(plan)
@@ -340,26 +365,34 @@ impl States<'_> {
 
 /// Carries out one [`Rebase`]; inside a transaction. Doing it again changes nothing.
 ///
-/// # Errors
-/// [`Error::Bug`] when the group cannot be expressed on the base.
+/// The decision may be an old one, of a job that was interrupted before the homeserver ran again: a group that is
+/// gone meanwhile, or whose number another room has now, is left alone; a base that is gone or will not do any more
+/// is done without.
 pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Result<(), Error> {
     let doing = "store a state group anew";
-    if previous(db, rebase.group)? == rebase.base {
+    let is_ours = |group: i64| -> Result<bool, Error> {
+        Ok(db.count(doing, OF_ROOM, params![group, room.as_str()])? == 1)
+    };
+    if !is_ours(rebase.group)? || previous(db, rebase.group)? == rebase.base {
         return Ok(());
     }
     let mut states = States {
         db,
         cache: HashMap::new(),
     };
-    let delta = states.delta(rebase.group, rebase.base)?.ok_or_else(|| {
-        Error::Bug(format!(
-            "state group {} cannot be a delta on {:?}",
-            rebase.group, rebase.base
-        ))
-    })?;
+    let mut base = rebase.base;
+    let mut delta = match base {
+        Some(group) if !is_ours(group)? => None,
+        _ => states.delta(rebase.group, base)?,
+    };
+    if delta.is_none() {
+        base = None;
+        delta = states.delta(rebase.group, None)?;
+    }
+    let delta = delta.unwrap_or_default();
     freed.entries += db.execute(doing, DELETE_ENTRIES, params![rebase.group])? - delta.len() as i64;
     freed.edges +=
-        db.execute(doing, DELETE_EDGES, params![rebase.group])? - i64::from(rebase.base.is_some());
+        db.execute(doing, DELETE_EDGES, params![rebase.group])? - i64::from(base.is_some());
     for ((kind, key), event) in &delta {
         db.execute(
             doing,
@@ -367,7 +400,7 @@ pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Resu
             params![rebase.group, room.as_str(), kind, key, event],
         )?;
     }
-    if let Some(base) = rebase.base {
+    if let Some(base) = base {
         db.execute(doing, INSERT_EDGE, params![rebase.group, base])?;
     }
     Ok(())
@@ -382,18 +415,29 @@ pub struct Freed {
     pub entries: i64,
     /// Rows of `state_group_edges`.
     pub edges: i64,
+    /// Rows of `state_groups_pending_deletion`.
+    pub pending: i64,
 }
 
 /// Deletes groups, children before parents, until about `rows` rows are gone; answers how many of `groups`
 /// were dealt with. Inside a transaction. A group that something refers to after all stays, and so do those
-/// that it rests on.
-pub fn delete(db: &Db, groups: &[i64], rows: i64, freed: &mut Freed) -> Result<usize, Error> {
+/// that it rests on; one of another room has got the number since it was decided on.
+pub fn delete(
+    db: &Db,
+    room: &RoomId,
+    groups: &[i64],
+    rows: i64,
+    freed: &mut Freed,
+) -> Result<usize, Error> {
     let doing = "delete state groups";
     let pending = db.catalog().has("state_groups_pending_deletion");
     let until = freed.entries + rows;
     for (done, &group) in groups.iter().enumerate() {
         if freed.entries >= until {
             return Ok(done);
+        }
+        if db.count(doing, OF_ROOM, params![group, room.as_str()])? == 0 {
+            continue;
         }
         let in_use = db.count(doing, REFERENCED, params![group])? == 1
             || !db
@@ -408,7 +452,7 @@ pub fn delete(db: &Db, groups: &[i64], rows: i64, freed: &mut Freed) -> Result<u
         freed.edges += db.execute(doing, DELETE_EDGES_TO, params![group])?;
         freed.groups += db.execute(doing, DELETE_GROUP, params![group])?;
         if pending {
-            db.execute(doing, DELETE_PENDING, params![group])?;
+            freed.pending += db.execute(doing, DELETE_PENDING, params![group])?;
         }
     }
     Ok(groups.len())

@@ -1,0 +1,129 @@
+//! What is promised of deleted content: that nothing of it is left in the file, its log, the full-text index.
+//!
+//! Deleting is one thing and overwriting another, and a job can be killed between the two. So the ledger has it as a
+//! duty before the deletion commits, and it stands there until it is done: by this job, or by the next of any room.
+
+use std::thread;
+use std::time::Duration;
+
+use super::pace::Gait;
+use super::request::{Phase, Progress};
+use super::run::{LOOK_UP_EVERY, Worksite};
+use crate::error::Error;
+use crate::jobs::ledger::Ledger;
+use crate::store::db::Db;
+use crate::store::{erase, search, space};
+
+/// The full-text index still knows deleted words.
+pub(crate) const MERGE_INDEX: &str = "merge the full-text index";
+
+/// The write-ahead log still holds deleted content.
+pub(crate) const EMPTY_LOG: &str = "empty the write-ahead log";
+
+/// Free pages still hold deleted content: strides offline leave that to the end.
+pub(crate) const ERASE_PAGES: &str = "overwrite free pages";
+
+/// Notes what a transaction that deletes events leaves to be done; before that commits.
+pub(super) fn owe(ledger: &Ledger, gait: Gait, is_searched: bool) -> Result<(), Error> {
+    ledger.owe(EMPTY_LOG)?;
+    if gait == Gait::Offline {
+        ledger.owe(ERASE_PAGES)?;
+    }
+    if is_searched {
+        ledger.owe(MERGE_INDEX)?;
+    }
+    Ok(())
+}
+
+/// Largest full-text index, in bytes, that is merged in one statement beside a live server: some 0.2 s.
+const MERGE_BESIDE: i64 = 8 * 1024 * 1024;
+
+/// How often emptying the log is tried before readers are left alone.
+const OVERWRITE_TRIES: usize = 20;
+
+/// How long emptying the log waits for readers beside a live server, which cannot write meanwhile.
+const PATIENCE_BESIDE: Duration = Duration::from_millis(200);
+
+/// Makes good what was promised of deleted content, and says how much `reclaim` would return.
+pub(super) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+    progress.phase = Phase::Tidying;
+    site.publish(progress);
+    if (site.is_stopping)() {
+        return Err(Error::Stopping);
+    }
+    if site.overwrite_deleted {
+        let is_merged = merge_index(site, progress)?;
+        // The merge is only safe on the disk, and its own traces gone, when the log is empty.
+        if empty_log(site, progress, is_merged)? && is_merged {
+            site.ledger.settle(MERGE_INDEX)?;
+        }
+    }
+    progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
+    progress.phase = Phase::Done;
+    Ok(())
+}
+
+/// Answers whether the index was merged.
+fn merge_index(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<bool, Error> {
+    if !site.ledger.owes(MERGE_INDEX) {
+        return Ok(false);
+    }
+    if site.gait == Gait::Beside && index_bytes(&site.db)? > MERGE_BESIDE {
+        progress.notes.push(
+            "the full-text index still holds deleted words: merging it takes one long transaction, which is left to \
+             the next purge or `roomkeeper reclaim` while the homeserver is stopped"
+                .into(),
+        );
+        return Ok(false);
+    }
+    let _writer = site.writer.lock();
+    site.db
+        .write("merge the full-text index", search::optimize)?;
+    Ok(true)
+}
+
+/// Empties the log and, where strides left it to the end, overwrites the pages that became free. Answers whether
+/// nothing of it remains to be done.
+fn empty_log(
+    site: &mut Worksite<'_>,
+    progress: &mut Progress,
+    is_merged: bool,
+) -> Result<bool, Error> {
+    let is_owed = is_merged || site.ledger.owes(EMPTY_LOG) || site.ledger.owes(ERASE_PAGES);
+    if !is_owed {
+        return Ok(true);
+    }
+    let erases = site.gait == Gait::Offline;
+    // Readers come and go. Offline, each try waits for them as long as any statement does.
+    for attempt in 1..=OVERWRITE_TRIES {
+        let done = {
+            let _writer = site.writer.lock();
+            if erases {
+                erase::erase_free_pages(&mut site.db, site.raw)?.is_some()
+            } else {
+                site.db.checkpoint_within(PATIENCE_BESIDE)?
+            }
+        };
+        if done {
+            if erases {
+                site.ledger.settle(ERASE_PAGES)?;
+            }
+            site.ledger.settle(EMPTY_LOG)?;
+            return Ok(true);
+        }
+        if attempt < OVERWRITE_TRIES {
+            thread::sleep(LOOK_UP_EVERY.max(site.bounds.rest));
+        }
+    }
+    progress.notes.push(
+        "the write-ahead log is in use and was not emptied: it and free pages still hold deleted content until the \
+         next purge"
+            .into(),
+    );
+    Ok(false)
+}
+
+fn index_bytes(db: &Db) -> Result<i64, Error> {
+    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
+    db.count("measure the full-text index", SIZE, &[])
+}

@@ -1,0 +1,14 @@
+//! What the suites share: databases of rooms that HTTP cannot make, and a plain model to hold a purge against.
+//!
+//! Every suite takes what it needs; none takes everything.
+#![allow(dead_code)]
+
+pub mod draft;
+pub mod extras;
+pub mod groups;
+pub mod ids;
+pub mod model;
+pub mod rooms;
+pub mod state_model;
+pub mod tables;
+pub mod work;

@@ -1,0 +1,201 @@
+//! A database file and a keeper on it: what the suites do over and over.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use roomkeeper::config::Homeserver;
+use roomkeeper::jobs::ledger::Record;
+use roomkeeper::purge::{Plan, Progress};
+use roomkeeper::stride::{Leap, StrideBounds};
+use roomkeeper::time::ManualClock;
+use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
+
+use super::draft::{Draft, FIRST_TS};
+use super::rooms::{self, Recipe};
+use super::tables::Tables;
+
+/// The time in the samples: a day after their events.
+pub const NOW: Millis = Millis(FIRST_TS + 86_400_000);
+
+/// A homeserver's database in a directory of its own.
+pub struct Site {
+    pub directory: tempfile::TempDir,
+    pub database: PathBuf,
+    pub server_name: String,
+    pub clock: Arc<ManualClock>,
+}
+
+/// One purge, as a person asks for it.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub room: String,
+    pub below: i64,
+    pub delete_local_events: bool,
+}
+
+impl Ask {
+    /// Everything of `room` below a depth, local users' messages too.
+    pub fn all_of(room: &str, below: i64) -> Self {
+        Self {
+            room: room.to_owned(),
+            below,
+            delete_local_events: true,
+        }
+    }
+
+    /// The point, as the library takes it.
+    pub fn point(&self) -> PurgePoint {
+        PurgePoint::BeforeToken(format!("t{}-0", self.below))
+    }
+
+    fn options(&self) -> PurgeOptions {
+        PurgeOptions {
+            delete_local_events: self.delete_local_events,
+        }
+    }
+}
+
+impl Site {
+    fn new(server_name: &str) -> Self {
+        let directory = directory();
+        let database = directory.path().join("homeserver.db");
+        Self {
+            directory,
+            database,
+            server_name: server_name.to_owned(),
+            clock: Arc::new(ManualClock::at(NOW)),
+        }
+    }
+
+    /// A random sample.
+    pub fn random(seed: u64, recipe: &Recipe) -> Self {
+        let draft = rooms::draw(seed, recipe);
+        let site = Self::new(&draft.server_name);
+        rooms::write(&site.database, &draft);
+        site
+    }
+
+    /// What a test drew by hand.
+    pub fn of(mut draft: Draft) -> Self {
+        let site = Self::new(&draft.server_name);
+        if draft.groups.groups.is_empty() {
+            draft.settle();
+        }
+        rooms::write(&site.database, &draft);
+        site
+    }
+
+    /// A second one that is the same. Nobody may have the first open.
+    pub fn copy(&self) -> Self {
+        let copy = Self::new(&self.server_name);
+        for suffix in ["", "-wal", ".roomkeeper", ".roomkeeper-wal"] {
+            let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+            if with(&self.database).exists() {
+                fs::copy(with(&self.database), with(&copy.database)).expect("copied");
+            }
+        }
+        copy
+    }
+
+    /// Nobody else runs; one stride does all.
+    pub fn config(&self) -> Config {
+        let mut config = Config::for_sqlite(&self.database, &self.server_name);
+        config.homeserver = Homeserver::AssumeStopped;
+        config.workers = 1;
+        config.clock = self.clock.clone();
+        config
+    }
+
+    /// As [`Site::config`], in one transaction that refills the large tables.
+    pub fn leaping(&self) -> Config {
+        let mut config = self.config();
+        config.stride.leap = Leap::WherePossible;
+        config
+    }
+
+    /// As [`Site::config`], with strides of so many events.
+    pub fn in_strides_of(&self, events: i64) -> Config {
+        let mut config = self.config();
+        config.stride.events_offline = events;
+        config
+    }
+
+    /// Beside a homeserver, without rests.
+    pub fn beside(&self, events: i64, millis: i64) -> Config {
+        let mut config = self.config();
+        config.homeserver = Homeserver::Beside;
+        config.stride = StrideBounds {
+            events,
+            millis,
+            rest: Duration::ZERO,
+            ..config.stride
+        };
+        config
+    }
+
+    /// Purges in one stride.
+    pub fn purge(&self, ask: &Ask) -> Result<Progress, Error> {
+        self.purge_with(self.config(), ask)
+    }
+
+    /// Purges as `config` says.
+    pub fn purge_with(&self, config: Config, ask: &Ask) -> Result<Progress, Error> {
+        let keeper = Keeper::open(config)?;
+        let id = keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), ask.options())?;
+        let outcome = keeper.wait(&id);
+        keeper.stop();
+        outcome.map(|record| progress_of(&record))
+    }
+
+    /// What such a purge would do.
+    pub fn plan(&self, ask: &Ask) -> Result<Plan, Error> {
+        let viewer = roomkeeper::keeper::Viewer::open(self.config())?;
+        viewer.plan_purge(&RoomId::new(&*ask.room), &ask.point(), ask.options())
+    }
+
+    /// Everything the database holds.
+    pub fn tables(&self) -> Tables {
+        Tables::read(&self.database)
+    }
+
+    /// Fails when the database breaks an invariant.
+    #[track_caller]
+    pub fn assert_sound(&self, about: &str) {
+        let violations =
+            roomkeeper::keeper::check_offline(&self.config(), |_, _| ()).expect("checked");
+        assert!(violations.is_empty(), "{about}: {violations:#?}");
+    }
+}
+
+/// A directory in memory where there is such a place: nothing here outlives the test, so nothing need reach a disk.
+fn directory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() {
+        tempfile::tempdir_in(memory)
+    } else {
+        tempfile::tempdir()
+    };
+    made.or_else(|_| tempfile::tempdir()).expect("a directory")
+}
+
+/// How far a job is, in its own words.
+pub fn progress_of(record: &Record) -> Progress {
+    serde_json::from_value(record.progress.clone()).expect("a purge's progress")
+}
+
+/// The seed of this run: `ROOMKEEPER_SEED` repeats one, otherwise it is new every time. Tests print it when they fail.
+pub fn seed() -> u64 {
+    match std::env::var("ROOMKEEPER_SEED") {
+        Ok(text) => text.parse().expect("ROOMKEEPER_SEED is a number"),
+        Err(_) => rand::random::<u32>().into(),
+    }
+}
+
+/// How many cases to try: `ROOMKEEPER_CASES`, or the few that every run affords.
+pub fn cases(few: u64) -> u64 {
+    std::env::var("ROOMKEEPER_CASES").map_or(few, |text| {
+        text.parse().expect("ROOMKEEPER_CASES is a number")
+    })
+}
