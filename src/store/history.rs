@@ -218,11 +218,15 @@ const SUMMARY_DECREMENTS: &str = "
     SELECT a.user_id, a.thread_id,
            count(CASE WHEN a.notif = 1 THEN 1 END),
            count(CASE WHEN a.unread = 1 THEN 1 END)
-      FROM event_push_actions a
-      JOIN event_push_summary p
-        ON p.user_id = a.user_id AND p.room_id = a.room_id AND p.thread_id = a.thread_id
-     WHERE a.room_id = $1
-       AND a.event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
+      FROM rk_selected s
+     CROSS JOIN event_push_actions a
+     CROSS JOIN event_push_summary p
+     WHERE s.doomed
+       AND a.room_id = $1
+       AND a.event_id = s.event_id
+       AND p.user_id = a.user_id
+       AND p.room_id = a.room_id
+       AND p.thread_id = a.thread_id
        AND a.stream_ordering <= (SELECT stream_ordering FROM event_push_summary_stream_ordering)
        AND (p.last_receipt_stream_ordering IS NULL OR a.stream_ordering > p.last_receipt_stream_ordering)
      GROUP BY a.user_id, a.thread_id";
