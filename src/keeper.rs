@@ -19,7 +19,9 @@ use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
 use crate::purge::{self, Gait, Plan, Progress, Request, Worksite};
 use crate::store::check::{self, Violation};
-use crate::store::db::{CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete};
+use crate::store::db::{
+    Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
+};
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
 use crate::store::points;
@@ -170,8 +172,7 @@ impl Keeper {
         point: &PurgePoint,
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
-        let shared = &self.shared;
-        shared.with_reader(|db| plan_purge(db, &shared.config, room, point, options))
+        Viewer::open(self.shared.config.clone())?.plan_purge(room, point, options)
     }
 
     fn submit(&self, ticket: Ticket, request: Request) -> Result<(), Error> {
@@ -345,7 +346,7 @@ impl Shared {
         let kept = self.readers.lock().pop();
         let db = match kept {
             Some(db) => db,
-            None => Db::open(&self.config.database, &reader_options())?,
+            None => Db::open(&self.config.database, &options(Access::Ask))?,
         };
         let answer = ask(&db);
         let mut readers = self.readers.lock();
@@ -395,7 +396,7 @@ impl Shared {
             Homeserver::Refuse | Homeserver::AssumeStopped => Gait::Offline,
         };
         let options = OpenOptions {
-            read_only: false,
+            access: Access::Write,
             cache_kib: if gait == Gait::Offline {
                 CACHE_OFFLINE_KIB
             } else {
@@ -453,9 +454,9 @@ impl Drop for Threads {
     }
 }
 
-fn reader_options() -> OpenOptions {
+fn options(access: Access) -> OpenOptions {
     OpenOptions {
-        read_only: true,
+        access,
         ..OpenOptions::default()
     }
 }
@@ -510,7 +511,7 @@ impl Viewer {
     /// Opens the database for reading.
     pub fn open(config: Config) -> Result<Self, Error> {
         Ok(Self {
-            db: Db::open(&config.database, &reader_options())?,
+            db: Db::open(&config.database, &options(Access::ReadFile))?,
             config,
         })
     }

@@ -9,6 +9,17 @@ pub const REST: Duration = Duration::from_millis(120);
 /// No offline stride is longer: its work list is held in memory.
 pub const MOST_OFFLINE: i64 = 400_000;
 
+/// Whether a purge may be one transaction that refills the large tables with what stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leap {
+    /// Strides row by row, always.
+    Never,
+    /// Where most of the database goes and what stays is small.
+    WhereCheaper,
+    /// Wherever it is safe.
+    WherePossible,
+}
+
 /// Bounds of strides: beside a live server those of the configuration (`stride: {events, millis}`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StrideBounds {
@@ -20,6 +31,8 @@ pub struct StrideBounds {
     pub rest: Duration,
     /// Most events of one transaction when nobody waits.
     pub events_offline: i64,
+    /// Whether a purge may be one leap when nobody waits.
+    pub leap: Leap,
 }
 
 impl Default for StrideBounds {
@@ -29,6 +42,7 @@ impl Default for StrideBounds {
             millis: 500,
             rest: REST,
             events_offline: MOST_OFFLINE,
+            leap: Leap::WhereCheaper,
         }
     }
 }

@@ -6,15 +6,15 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use roomkeeper::Error;
 
 use support::model::{self, Refused, Wanted};
 use support::rooms::Recipe;
+use support::samples::{any_cut, for_each_sample};
 use support::state_model::Graph;
-use support::tables::{Row, Tables, assert_same};
-use support::work::{Ask, Site, cases, seed};
+use support::tables::{Tables, assert_same};
+use support::work::{Ask, Site};
 
 /// The tables of state groups: how they are stored is free, what they say is not.
 const STATE: &[&str] = &[
@@ -167,6 +167,32 @@ fn two_strides_equal_one_leap_state_tables_included() {
             &format!("beside, {about}"),
         );
     });
+}
+
+#[test]
+fn refilling_tables_removes_exactly_what_deleting_rows_removes() {
+    let mut leaps = 0;
+    for_each_sample(30, |seed, rng| {
+        let rows = Site::random(seed, &Recipe::default());
+        let ask = any_cut(&rows.tables(), rng);
+        let about = format!("seed {seed}, {ask:?}");
+        let refilled = rows.copy();
+        let by_rows = rows.purge(&ask);
+        let by_refilling = refilled.purge_with(refilled.leaping(), &ask);
+        match (by_rows, by_refilling) {
+            (Ok(by_rows), Ok(by_refilling)) => {
+                assert_eq!(by_rows.rows_removed, by_refilling.rows_removed, "{about}");
+                leaps += u64::from(by_refilling.leapt);
+            }
+            (Err(by_rows), Err(by_refilling)) => {
+                assert_eq!(by_rows.to_string(), by_refilling.to_string(), "{about}");
+            }
+            (by_rows, by_refilling) => panic!("{about}: {by_rows:?}, {by_refilling:?}"),
+        }
+        assert_same(&rows.tables(), &refilled.tables(), &about);
+        refilled.assert_sound(&about);
+    });
+    assert!(leaps > 0, "no sample leapt");
 }
 
 #[test]

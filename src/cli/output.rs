@@ -195,7 +195,10 @@ impl Bar {
         if let Some(bar) = &self.bar {
             bar.set_length(planned);
             bar.set_position(done);
-            bar.set_message(phase.to_owned());
+            bar.set_message(match &progress.table {
+                Some(table) => format!("{phase}: {table}"),
+                None => phase.to_owned(),
+            });
         } else if !self.is_silent && self.last_line.elapsed() > LINE_EVERY {
             self.last_line = Instant::now();
             eprintln!(

@@ -1,5 +1,6 @@
 //! History purges (behaviour.md section 4): what a request would remove, and removing it in strides.
 
+mod leap;
 mod overwrite;
 mod pace;
 mod plan;

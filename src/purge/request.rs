@@ -39,6 +39,9 @@ pub enum Phase {
 pub struct Progress {
     /// What it is doing.
     pub phase: Phase,
+    /// The table being worked on, in a stride that takes long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
     /// Events of the timeline below the point, when it began.
     pub events_planned: i64,
     /// Of these, events dealt with.
@@ -53,6 +56,8 @@ pub struct Progress {
     pub state_groups_marked: i64,
     /// Transactions so far.
     pub strides: i64,
+    /// Whether the large tables were refilled with what stays instead of deleted from.
+    pub leapt: bool,
     /// The longest time that others could not write, in milliseconds.
     pub longest_transaction_ms: i64,
     /// Events a second, since this process took the job up.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::leap::leap;
 use super::overwrite::{self, tidy};
 use super::pace::{Gait, Pace};
 use super::plan::refuse_to_empty;
@@ -92,7 +93,7 @@ impl Worksite<'_> {
     }
 
     /// Refuses to go on when a homeserver has been started meanwhile (W-22).
-    fn still_alone(&mut self) -> Result<(), Error> {
+    pub(super) fn still_alone(&mut self) -> Result<(), Error> {
         let Some(watch) = &mut self.watch else {
             return Ok(());
         };
@@ -123,7 +124,7 @@ impl Worksite<'_> {
 
     /// Writes down how far the job is, so that a killed process has not forgotten it. What is not written is only not
     /// told: the work itself is found in the database.
-    fn keep(&self, progress: &Progress) {
+    pub(super) fn keep(&self, progress: &Progress) {
         let value = serde_json::to_value(progress).unwrap_or_default();
         if let Err(e) = self.ledger.progress(&self.live.id, &value) {
             log::warn!("room {}: {}", self.room, crate::error::Chain(&e));
@@ -293,6 +294,9 @@ fn purge_events(
     Ok(())
 }
 
+/// How long a purge beside a live server waits for the database to be free, before it ends with that reason.
+const BUSY_PATIENCE: Duration = Duration::from_secs(10 * 60);
+
 /// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
 /// costs more than a look.
 fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Error> {
@@ -313,125 +317,6 @@ fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Er
         .map(drop)
 }
 
-/// Events below which strides by rows are quick enough.
-const LEAP_FROM: i64 = 20_000;
-
-/// Bytes of surviving rows that one leap may put aside and write again; bounds its log, of which it needs about
-/// twice that.
-const LEAP_WRITES: f64 = 400.0 * 1024.0 * 1024.0;
-
-/// Free disk that a leap asks for, in times of what it writes: its log, what it puts aside, and some.
-const LEAP_SPACE: f64 = 4.0;
-
-/// Offline, where nearly everything goes and little stays, the whole purge is one stride that refills the large
-/// tables: a tenth of the work. Answers whether it was done; if not, nothing of it was, and strides by rows follow.
-///
-/// Foreign keys are checked in one pass before the transaction is committed, instead of sixteen look-ups for every
-/// deleted event; a database that breaks some already is left to strides by rows.
-fn leap(
-    site: &mut Worksite<'_>,
-    request: &Request,
-    progress: &mut Progress,
-    left: i64,
-    lock: &mut Option<&mut RowLock>,
-) -> Result<bool, Error> {
-    let shares = history::shares(&site.db)?;
-    let stay = shares.events - left;
-    let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
-    if left < LEAP_FROM.min(site.bounds.events_offline)
-        || left > site.bounds.events_offline.saturating_mul(LEAP_STRIDES)
-        || stay > left / 2
-        || written > LEAP_WRITES
-        || (space::free_bytes(site.db.path())? as f64) < written * LEAP_SPACE
-        || event_rows::has_triggers(&site.db)?
-        || event_rows::broken_foreign_keys(&site.db)? > 0
-    {
-        return Ok(false);
-    }
-    progress.phase = Phase::Events;
-    site.publish(progress);
-    site.stay_or_go()?;
-    site.still_alone()?;
-    // Work lists of this size go to a temporary file; neither setting can be changed inside a transaction.
-    site.db.batch("set up the connection", TEMPORARY_FILES)?;
-    site.db.set_pragma("foreign_keys", false)?;
-    let leapt = leap_unchecked(site, request, progress, lock);
-    site.db.set_pragma("foreign_keys", true)?;
-    site.db
-        .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
-    leapt
-}
-
-/// Longest leap, in longest strides: bounds its work list.
-const LEAP_STRIDES: i64 = 25;
-
-/// The work list gets most of the memory: it is what is looked into at random. Sorting takes as much as the page cache.
-const TEMPORARY_FILES: &str =
-    "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = -114688; PRAGMA main.cache_size = -32768;";
-
-fn leap_unchecked(
-    site: &mut Worksite<'_>,
-    request: &Request,
-    progress: &mut Progress,
-    lock: &mut Option<&mut RowLock>,
-) -> Result<bool, Error> {
-    let below = request.point.topological;
-    let cut = Cut {
-        room: site.room,
-        from: i64::MIN,
-        below,
-        delete_local_events: request.delete_local_events,
-        server_name: site.server_name,
-    };
-    let room = site.locks.write(site.room);
-    let writer = site.writer.lock();
-    let (ledger, now, started) = (site.ledger, site.clock.now(), Instant::now());
-    let (gait, overwrites) = (site.gait, site.overwrite_deleted);
-    let leapt = site.db.write("purge the events", |db| {
-        hold(db, lock, now)?;
-        let selected = history::select(db, &cut)?;
-        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
-        let mut rows = RowCounts::new();
-        if search::is_present(db) {
-            event_rows::add(&mut rows, "event_search", search::refill(db)?);
-        }
-        if overwrites {
-            overwrite::owe(ledger, gait, !rows.is_empty())?;
-        }
-        rows.extend(history::remove(db, &cut, selected, below, Removal::Refill)?);
-        if event_rows::broken_foreign_keys(db)? > 0 {
-            return Err(Error::Bug(
-                "removing the events in one leap would break a foreign key".into(),
-            ));
-        }
-        Ok(rows)
-    });
-    let took = started.elapsed();
-    site.db.checkpoint()?;
-    drop(writer);
-    let rows = match leapt {
-        Ok(rows) => rows,
-        Err(e) if matches!(e, Error::Bug(_)) || e.is_full() => {
-            log::warn!(
-                "room {}: {}; purging row by row",
-                site.room,
-                crate::error::Chain(&e)
-            );
-            return Ok(false);
-        }
-        Err(e) => return Err(e),
-    };
-    progress.strides += 1;
-    progress.events_done = progress.events_planned;
-    progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
-    progress.add_rows(&rows);
-    site.keep(progress);
-    Ok(true)
-}
-
-/// How long a purge beside a live server waits for the database to be free, before it ends with that reason.
-const BUSY_PATIENCE: Duration = Duration::from_secs(10 * 60);
-
 struct Stride {
     events: i64,
     rows: RowCounts,
@@ -443,12 +328,6 @@ enum Outcome {
     Done(Stride),
     /// Others would have waited too long; nothing of it happened.
     TooLong,
-}
-
-/// Why a stride's transaction was given up.
-enum GaveUp {
-    TooLong,
-    Failed(Error),
 }
 
 fn stride(
@@ -463,57 +342,55 @@ fn stride(
     let writer = site.writer.lock();
     let (ledger, now, gait) = (site.ledger, site.clock.now(), site.gait);
     let overwrites = site.overwrite_deleted;
-    let started = Instant::now();
-    let mut gave_up = None;
+    let mut begun = Instant::now();
+    let mut gave_up = false;
     let result = site.db.write("purge the events", |db| {
-        let begun = Instant::now();
-        let mut within = |db: &Db| -> Result<(i64, RowCounts), GaveUp> {
-            let in_time = || match pace.deadline() {
-                Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
-                    Err(GaveUp::TooLong)
-                }
-                _ => Ok(()),
-            };
-            hold(db, lock, now)?;
-            let selected = history::select(db, cut)?;
-            if selected.events == 0 {
-                // P-7: an empty selection touches nothing.
-                return Ok((0, RowCounts::new()));
+        // From here on others wait for us; before, we waited for them.
+        begun = Instant::now();
+        let mut in_time = |_| match pace.deadline() {
+            Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
+                gave_up = true;
+                Err(Error::Cancelled)
             }
-            in_time()?;
-            ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
-            let mut rows = RowCounts::new();
-            if let Some(documents) = documents {
-                documents.note(db, cut.room, survives)?;
-                let removed = documents.remove(db, gait == Gait::Offline)?;
-                if removed > 0 {
-                    rows.insert("event_search".into(), removed);
-                }
-                in_time()?;
-            }
-            if overwrites && selected.doomed > 0 {
-                overwrite::owe(ledger, gait, !rows.is_empty())?;
-            }
-            rows.extend(history::remove(db, cut, selected, survives, Removal::Rows)?);
-            in_time()?;
-            Ok((selected.events, rows))
+            _ => Ok(()),
         };
-        within(db).map_err(|e| match e {
-            GaveUp::TooLong => {
-                gave_up = Some(());
-                Error::Cancelled
-            }
-            GaveUp::Failed(e) => e,
-        })
+        hold(db, lock, now)?;
+        let selected = history::select(db, cut)?;
+        if selected.events == 0 {
+            // P-7: an empty selection touches nothing.
+            return Ok((0, RowCounts::new()));
+        }
+        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
+        let mut rows = RowCounts::new();
+        if let Some(documents) = documents {
+            in_time("event_search")?;
+            documents.note(db, cut.room, survives)?;
+            let removed = documents.remove(db, gait == Gait::Offline)?;
+            event_rows::add(&mut rows, "event_search", removed);
+        }
+        if overwrites && selected.doomed > 0 {
+            overwrite::owe(ledger, gait, !rows.is_empty())?;
+        }
+        let removal = Removal::Rows;
+        rows.extend(history::remove(
+            db,
+            cut,
+            selected,
+            survives,
+            removal,
+            &mut in_time,
+        )?);
+        in_time("")?;
+        Ok((selected.events, rows))
     });
-    let took = started.elapsed();
+    let took = begun.elapsed();
     let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
     if site.gait == Gait::Offline {
         // The log is empty again before the next stride; with readers about, it is when they have gone.
         site.db.checkpoint()?;
     }
     drop(writer);
-    if result.is_err() && gave_up.is_some() {
+    if result.is_err() && gave_up {
         return Ok(Outcome::TooLong);
     }
     let (events, rows) = result?;
@@ -525,14 +402,8 @@ fn stride(
     }))
 }
 
-impl From<Error> for GaveUp {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
 /// W-4: a lock that was lost stops the job before its next destructive transaction.
-fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {
+pub(super) fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {
     let Some(lock) = lock else {
         return Ok(());
     };

@@ -36,11 +36,24 @@ pub enum SecureDelete {
     Off,
 }
 
+/// What a connection may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    #[default]
+    Write,
+    /// Ask; not even temporary tables can be written. As the last connection to close it still empties the log, which
+    /// a connection to a file that is open for reading cannot.
+    Ask,
+    /// Read the file, which is not even opened for writing. Temporary tables can be written.
+    ReadFile,
+}
+
 /// How a connection is to be opened.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
-    /// Open for reading only; nothing of it can ever write.
-    pub read_only: bool,
+    /// What the connection may do.
+    pub access: Access,
     /// Page cache in KiB.
     pub cache_kib: i64,
     /// Whether deleted content is overwritten.
@@ -50,7 +63,7 @@ pub struct OpenOptions {
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
-            read_only: false,
+            access: Access::Write,
             cache_kib: CACHE_BESIDE_KIB,
             secure_delete: SecureDelete::On,
         }
@@ -287,6 +300,17 @@ impl Db {
     pub(crate) fn raw(&self) -> &Connection {
         &self.conn
     }
+
+    /// Wraps a connection that is already open; for databases of a test's making.
+    #[cfg(test)]
+    pub(crate) fn from_connection(conn: Connection, path: PathBuf) -> Result<Self, Error> {
+        let catalog = Arc::new(Catalog::read(&conn)?);
+        Ok(Self {
+            conn,
+            path,
+            catalog,
+        })
+    }
 }
 
 /// Opens the file and sets what every connection of ours needs.
@@ -298,17 +322,16 @@ fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, Error> {
         )));
     }
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | if options.read_only {
-            OpenFlags::SQLITE_OPEN_READ_ONLY
-        } else {
-            OpenFlags::SQLITE_OPEN_READ_WRITE
+        | match options.access {
+            Access::ReadFile => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            Access::Write | Access::Ask => OpenFlags::SQLITE_OPEN_READ_WRITE,
         };
     let conn = Connection::open_with_flags(path, flags).doing("open the database")?;
     conn.busy_timeout(BUSY_TIMEOUT)
         .doing("set up the connection")?;
     conn.set_prepared_statement_cache_capacity(256);
     let mut pragmas = String::new();
-    if !options.read_only {
+    if options.access == Access::Write {
         // As Synapse opens it; a database that nobody opened yet is switched over.
         pragmas.push_str("PRAGMA journal_mode = WAL;");
     }
@@ -326,6 +349,9 @@ fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, Error> {
          PRAGMA synchronous = NORMAL;",
     );
     pragmas.push_str(&format!("PRAGMA cache_size = -{};", options.cache_kib));
+    if options.access == Access::Ask {
+        pragmas.push_str("PRAGMA query_only = ON;");
+    }
     conn.execute_batch(&pragmas)
         .doing("open the database (is it a SQLite database, and whole?)")?;
     Ok(conn)

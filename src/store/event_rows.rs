@@ -78,15 +78,18 @@ pub fn count(db: &Db, room: &str, selected: i64, counts: &mut RowCounts) -> Resu
     Ok(())
 }
 
-/// Removes the rows of the selected events, in the order of P-13.
+/// Removes the rows of the selected events, in the order of P-13. `each` hears of a table before it is looked at; its
+/// error ends the work.
 pub fn remove(
     db: &Db,
     room: &str,
     selected: i64,
     removal: Removal,
     counts: &mut RowCounts,
+    each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for found in present(db, room, selected)? {
+        each(found.table)?;
         let is_large = found.rows == Rows::Events || PER_EVENT.contains(&found.table);
         let rows = if removal == Removal::Refill && is_large {
             refill(db, found.table, &found.stays())?

@@ -484,13 +484,14 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
 /// Removes the selected rows and repairs what pointed at them, in the order of P-9 to P-21. `survives` is the
 /// depth that outlives the whole job, of which this cut may be one stride.
 ///
-/// Must run in the transaction that selected.
+/// Must run in the transaction that selected. `each` hears of every table before its rows go; its error ends the work.
 pub fn remove(
     db: &Db,
     cut: &Cut<'_>,
     selected: Selected,
     survives: i64,
     removal: Removal,
+    each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<RowCounts, Error> {
     let room = cut.room.as_str();
     let doing = "purge the events";
@@ -517,7 +518,7 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
-    event_rows::remove(db, room, selected.events, removal, &mut counts)?;
+    event_rows::remove(db, room, selected.events, removal, &mut counts, each)?;
     db.execute(doing, TURN_OUTLIER, &[])?;
     // Last: Synapse waits for this row whenever it stores an event (P-11).
     db.execute(doing, LOWEST_DEPTH, params![room])?;

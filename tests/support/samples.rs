@@ -7,7 +7,7 @@ use super::tables::{Row, Tables};
 use super::work::{Ask, cases, seed};
 
 /// Runs `test` on so many samples; a failure names the seed that repeats it alone.
-pub fn for_each_sample(few: u64, test: impl Fn(u64, &mut StdRng)) {
+pub fn for_each_sample(few: u64, mut test: impl FnMut(u64, &mut StdRng)) {
     let first = seed();
     println!("ROOMKEEPER_SEED={first}");
     for n in 0..cases(few) {
@@ -59,4 +59,3 @@ pub fn any_cut(tables: &Tables, rng: &mut StdRng) -> Ask {
         delete_local_events: rng.random(),
     }
 }
-

@@ -8,7 +8,7 @@ use std::time::Duration;
 use roomkeeper::config::Homeserver;
 use roomkeeper::jobs::ledger::Record;
 use roomkeeper::purge::{Plan, Progress};
-use roomkeeper::stride::StrideBounds;
+use roomkeeper::stride::{Leap, StrideBounds};
 use roomkeeper::time::ManualClock;
 use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
 
@@ -105,6 +105,13 @@ impl Site {
         config.homeserver = Homeserver::AssumeStopped;
         config.workers = 1;
         config.clock = self.clock.clone();
+        config
+    }
+
+    /// As [`Site::config`], in one transaction that refills the large tables.
+    pub fn leaping(&self) -> Config {
+        let mut config = self.config();
+        config.stride.leap = Leap::WherePossible;
         config
     }
 

@@ -1,0 +1,162 @@
+//! The long stride: offline, where nearly everything goes and little stays, the whole purge is one transaction that
+//! refills the large tables instead of deleting from them.
+
+use std::time::Instant;
+
+use super::overwrite;
+use super::request::{Phase, Progress, Request};
+use super::run::{Worksite, hold};
+use crate::error::Error;
+use crate::store::db::Db;
+use crate::store::event_rows::{self, Removal, RowCounts};
+use crate::store::history::{self, Cut};
+use crate::store::homeserver::RowLock;
+use crate::store::{search, space};
+use crate::stride::Leap;
+
+/// Bytes of surviving rows that one leap may put aside and write again; bounds its log, of which it needs about
+/// twice that.
+const LEAP_WRITES: f64 = 400.0 * 1024.0 * 1024.0;
+
+/// Free disk that a leap asks for, in times of what it writes: its log, what it puts aside, and some.
+const LEAP_SPACE: f64 = 4.0;
+
+/// Offline, where nearly everything goes and little stays, the whole purge is one stride that refills the large
+/// tables: a tenth of the work. Answers whether it was done; if not, nothing of it was, and strides by rows follow.
+///
+/// Foreign keys are checked in one pass before the transaction is committed, instead of sixteen look-ups for every
+/// deleted event; a database that breaks some already is left to strides by rows.
+pub(super) fn leap(
+    site: &mut Worksite<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    left: i64,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<bool, Error> {
+    let wanted = match site.bounds.leap {
+        Leap::Never => false,
+        Leap::WhereCheaper => is_cheaper(&site.db, left)?,
+        Leap::WherePossible => true,
+    };
+    if !wanted
+        || event_rows::has_triggers(&site.db)?
+        || event_rows::broken_foreign_keys(&site.db)? > 0
+    {
+        return Ok(false);
+    }
+    progress.phase = Phase::Events;
+    site.publish(progress);
+    site.stay_or_go()?;
+    site.still_alone()?;
+    // Work lists of this size go to a temporary file; neither setting can be changed inside a transaction.
+    site.db.batch("set up the connection", TEMPORARY_FILES)?;
+    site.db.set_pragma("foreign_keys", false)?;
+    let leapt = leap_unchecked(site, request, progress, lock);
+    site.db.set_pragma("foreign_keys", true)?;
+    site.db
+        .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
+    leapt
+}
+
+/// Events below which strides by rows are quick enough.
+const LEAP_FROM: i64 = 20_000;
+
+/// Whether most of the database goes, what stays is small, and there is room for the log.
+fn is_cheaper(db: &Db, left: i64) -> Result<bool, Error> {
+    if !(LEAP_FROM..=LONGEST_LEAP).contains(&left) {
+        return Ok(false);
+    }
+    let shares = history::shares(db)?;
+    let stay = shares.events - left;
+    let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
+    let free = space::free_bytes(db.path())? as f64;
+    Ok(stay <= left / 2 && written <= LEAP_WRITES && free >= written * LEAP_SPACE)
+}
+
+/// Longest leap, in events: bounds its work list, of some 120 bytes each.
+const LONGEST_LEAP: i64 = 10_000_000;
+
+/// The work list gets most of the memory: it is what is looked into at random. Sorting takes as much as the page cache.
+const TEMPORARY_FILES: &str =
+    "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = -114688; PRAGMA main.cache_size = -32768;";
+
+fn leap_unchecked(
+    site: &mut Worksite<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<bool, Error> {
+    let below = request.point.topological;
+    let cut = Cut {
+        room: site.room,
+        from: i64::MIN,
+        below,
+        delete_local_events: request.delete_local_events,
+        server_name: site.server_name,
+    };
+    let room = site.locks.write(site.room);
+    let writer = site.writer.lock();
+    let (ledger, live) = (site.ledger, site.live);
+    let (gait, overwrites) = (site.gait, site.overwrite_deleted);
+    let (now, started) = (site.clock.now(), Instant::now());
+    let leapt = site.db.write("purge the events", |db| {
+        let mut look_at = |table: &'static str| {
+            progress.table = Some(table.to_owned());
+            live.set_progress(serde_json::to_value(&*progress).unwrap_or_default());
+            Ok(())
+        };
+        hold(db, lock, now)?;
+        let selected = history::select(db, &cut)?;
+        if selected.events == 0 {
+            // P-7: an empty selection touches nothing.
+            return Ok(RowCounts::new());
+        }
+        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
+        let mut rows = RowCounts::new();
+        if search::is_present(db) {
+            look_at("event_search")?;
+            event_rows::add(&mut rows, "event_search", search::refill(db)?);
+        }
+        if overwrites {
+            overwrite::owe(ledger, gait, !rows.is_empty())?;
+        }
+        let removal = Removal::Refill;
+        rows.extend(history::remove(
+            db,
+            &cut,
+            selected,
+            below,
+            removal,
+            &mut look_at,
+        )?);
+        if event_rows::broken_foreign_keys(db)? > 0 {
+            return Err(Error::Bug(
+                "removing the events in one leap would break a foreign key".into(),
+            ));
+        }
+        Ok(rows)
+    });
+    let took = started.elapsed();
+    site.db.checkpoint()?;
+    drop(writer);
+    let rows = match leapt {
+        Ok(rows) => rows,
+        Err(e) if matches!(e, Error::Bug(_)) || e.is_full() => {
+            log::warn!(
+                "room {}: {}; purging row by row",
+                site.room,
+                crate::error::Chain(&e)
+            );
+            return Ok(false);
+        }
+        Err(e) => return Err(e),
+    };
+    progress.table = None;
+    progress.strides += 1;
+    progress.leapt = true;
+    progress.events_done = progress.events_planned;
+    progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
+    progress.add_rows(&rows);
+    site.keep(progress);
+    Ok(true)
+}
