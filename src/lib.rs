@@ -17,6 +17,7 @@ pub mod purge;
 pub mod store;
 pub mod stride;
 pub mod time;
+pub mod whereabouts;
 
 pub use config::Config;
 pub use error::Error;

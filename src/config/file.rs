@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use super::{Config, Homeserver, Listen, Secret};
 use crate::error::Error;
 use crate::ids::UserId;
-use crate::store::homeserver::Whereabouts;
 use crate::time::{Millis, parse_duration};
+use crate::whereabouts::Whereabouts;
 
 /// The keys of our block, with what each takes.
 const OUR_KEYS: &[(&str, &str)] = &[

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::ids::UserId;
-use crate::store::homeserver::Whereabouts;
 use crate::stride::StrideBounds;
 use crate::time::{Clock, Millis, SystemClock, days};
+use crate::whereabouts::Whereabouts;
 
 /// Purge threads. On SQLite one writes at a time; the others read ahead, so more than a few serve nobody.
 pub const WORKERS: usize = 4;

@@ -118,7 +118,8 @@ fn leap_unchecked(
             event_rows::add(&mut rows, "event_search", search::refill(db)?);
         }
         if overwrites {
-            overwrite::owe(ledger, gait, !rows.is_empty())?;
+            // A rebuilt index knows nothing of what went; only its former pages do.
+            overwrite::owe(ledger, gait, false)?;
         }
         let removal = Removal::Refill;
         rows.extend(history::remove(

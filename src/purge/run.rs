@@ -365,8 +365,11 @@ fn stride(
         if let Some(documents) = documents {
             in_time("event_search")?;
             documents.note(db, cut.room, survives)?;
-            let removed = documents.remove(db, gait == Gait::Offline)?;
-            event_rows::add(&mut rows, "event_search", removed);
+            event_rows::add(
+                &mut rows,
+                "event_search",
+                documents.remove(db, gait == Gait::Offline)?,
+            );
         }
         if overwrites && selected.doomed > 0 {
             overwrite::owe(ledger, gait, !rows.is_empty())?;

@@ -300,17 +300,6 @@ impl Db {
     pub(crate) fn raw(&self) -> &Connection {
         &self.conn
     }
-
-    /// Wraps a connection that is already open; for databases of a test's making.
-    #[cfg(test)]
-    pub(crate) fn from_connection(conn: Connection, path: PathBuf) -> Result<Self, Error> {
-        let catalog = Arc::new(Catalog::read(&conn)?);
-        Ok(Self {
-            conn,
-            path,
-            catalog,
-        })
-    }
 }
 
 /// Opens the file and sets what every connection of ours needs.

@@ -1,7 +1,7 @@
 //! The homeserver beside us: signs that one is running (W-22), and the lock rows it honours (W-1 … W-8).
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use super::db::Db;
 use crate::error::{Doing, Error};
 use crate::ids::{RoomId, random_letters};
 use crate::time::Millis;
+use crate::whereabouts::Whereabouts;
 
 /// How long a listener may take to accept before it counts as absent; it is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -27,15 +28,6 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// How we sign the lock rows that we hold (I-19).
 pub const INSTANCE_NAME: &str = "roomkeeper";
-
-/// Where to look for a running homeserver; from its own configuration, where we have it.
-#[derive(Clone, Debug, Default)]
-pub struct Whereabouts {
-    /// `pid_file` of the configuration.
-    pub pid_file: Option<PathBuf>,
-    /// Addresses of its TCP listeners.
-    pub listeners: Vec<SocketAddr>,
-}
 
 /// Looks for signs of a running homeserver, again and again.
 pub struct Watch {

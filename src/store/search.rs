@@ -178,19 +178,23 @@ pub fn optimize(db: &Db) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::db::OpenOptions;
     use crate::store::history::{self, Cut};
     use crate::store::schema;
 
-    /// A database with one event of depth 1, and a document of it for each of `documents`.
-    fn database() -> Db {
-        let conn = rusqlite::Connection::open_in_memory().expect("opens");
-        schema::create_in(&conn).expect("tables");
-        conn.execute_batch(
+    /// A database with one event of depth 1.
+    fn database() -> (tempfile::TempDir, Db) {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("homeserver.db");
+        schema::create(&path).expect("makes");
+        let db = Db::open(&path, &OpenOptions::default()).expect("opens");
+        db.batch(
+            "add an event",
             "INSERT INTO events (stream_ordering, topological_ordering, depth, event_id, type, room_id, processed, outlier)
              VALUES (2, 1, 1, '$a', 'm.room.message', '!r', TRUE, FALSE)",
         )
-        .expect("an event");
-        Db::from_connection(conn, "memory".into()).expect("a database")
+        .expect("added");
+        (dir, db)
     }
 
     fn add_document(db: &Db) {
@@ -207,12 +211,12 @@ mod tests {
             server_name: "example.org",
         };
         history::select(db, &cut).expect("selected");
-        documents.remove(db, false).expect("removed")
+        documents.remove(db, true).expect("removed")
     }
 
     #[test]
     fn what_a_transaction_noted_before_it_was_given_up_is_noted_again() {
-        let mut db = database();
+        let (_dir, mut db) = database();
         let documents = Documents::new(&db).expect("tables");
         let room = RoomId::from("!r");
         documents.note(&db, &room, 2).expect("nothing yet");
@@ -228,7 +232,7 @@ mod tests {
 
     #[test]
     fn documents_that_get_a_freed_number_are_found() {
-        let db = database();
+        let (_dir, db) = database();
         let documents = Documents::new(&db).expect("tables");
         let room = RoomId::from("!r");
         add_document(&db);

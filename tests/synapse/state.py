@@ -1,0 +1,48 @@
+"""State groups: how they are stored is each program's own affair, what they mean is not (I-8, I-36)."""
+
+from collections import defaultdict
+
+from rows import read_only
+
+
+class StateGroups:
+    """All groups of a database, resolved on demand."""
+
+    def __init__(self, path):
+        database = read_only(path)
+        self.rooms = dict(database.execute("SELECT id, room_id FROM state_groups"))
+        self.edges = database.execute("SELECT state_group, prev_state_group FROM state_group_edges").fetchall()
+        self.of_event = dict(database.execute("SELECT event_id, state_group FROM event_to_state_groups"))
+        self.entries = defaultdict(dict)
+        rows = database.execute("SELECT state_group, type, state_key, event_id FROM state_groups_state")
+        for group, kind, key, event_id in rows:
+            self.entries[group][kind, key] = event_id
+        database.close()
+        self._parents = {group: parent for group, parent in self.edges}
+        self._resolved = {}
+
+    def resolve(self, group) -> dict:
+        """The full state of a group: of each (type, state key) the entry nearest to it (P-33)."""
+        path = []
+        while group is not None and group not in self._resolved:
+            if group in path:
+                raise ValueError(f"state group {group} is its own ancestor")
+            path.append(group)
+            group = self._parents.get(group)
+        state = self._resolved.get(group, {})
+        for member in reversed(path):
+            state = {**state, **self.entries.get(member, {})}
+            self._resolved[member] = state
+        return state
+
+    def unreferenced(self) -> set:
+        return self.rooms.keys() - set(self.of_event.values())
+
+    def size_by_room(self) -> dict:
+        """Rows of `state_groups_state` and `state_group_edges` together, which collecting groups may only lower."""
+        sizes = defaultdict(int)
+        for group, entries in self.entries.items():
+            sizes[self.rooms.get(group)] += len(entries)
+        for group, _ in self.edges:
+            sizes[self.rooms.get(group)] += 1
+        return sizes

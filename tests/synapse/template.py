@@ -1,0 +1,71 @@
+"""Template servers: built once, stopped, then copied for each purge."""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import scenario
+from releases import Release, cache_directory, python_of
+from server import SERVER_NAME, Server
+
+# What a template is made of: when one of these changes, the old templates are not used any more.
+INGREDIENTS = (
+    "launcher.py", "client.py", "server.py", "rooms.py", "peer.py", "peer_signer.py", "surgery.py",
+    "scenario.py", "template.py",
+)
+
+
+def fingerprint(release: Release) -> str:
+    here = Path(__file__).parent
+    digest = hashlib.sha256(release.pins.encode())
+    for name in INGREDIENTS:
+        digest.update((here / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def template(release: Release) -> tuple[Path, dict]:
+    """The directory of a stopped server of this release, with `homeserver.db`, and what is known of it."""
+    home = cache_directory() / "servers" / f"{release.version}-{fingerprint(release)}"
+    if not (home / "manifest.json").exists():
+        shutil.rmtree(home, ignore_errors=True)
+        make(release, home)
+    return home, json.loads((home / "manifest.json").read_text())
+
+
+def make(release: Release, home: Path):
+    python = python_of(release)
+    with Server(python, home, building=True) as server:
+        server.await_background_updates()
+        manifest = scenario.build(server)
+        server.await_summaries()
+    with sqlite3.connect(server.database) as database:
+        scenario.operate(database, manifest["rooms"])
+    database.close()
+    # Once more up and down, so that what a first restart changes is in the template already.
+    with Server(python, home) as server:
+        server.await_background_updates()
+    manifest = {"version": release.version, "server_name": SERVER_NAME, "admin": manifest["accounts"]["admin"], **manifest}
+    with sqlite3.connect(f"file:{server.database}?mode=ro", uri=True) as database:
+        (schema,) = database.execute("SELECT version FROM schema_version").fetchone()
+        if schema != release.schema:
+            raise RuntimeError(f"Synapse {release.version} made schema {schema}, not {release.schema}")
+        manifest["schema"] = schema
+        for room in manifest["rooms"]:
+            room["events"] = events_of(database, room["room_id"])
+    database.close()
+    # Written last: its presence says that the template is whole.
+    (home / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def events_of(database, room_id) -> list[dict]:
+    """The events of a room in the order of history."""
+    rows = database.execute(
+        "SELECT e.event_id, e.type, s.state_key, e.sender, e.depth, e.stream_ordering, e.received_ts"
+        " FROM events e LEFT JOIN state_events s USING (event_id)"
+        " WHERE e.room_id = ? ORDER BY e.topological_ordering, e.stream_ordering",
+        (room_id,),
+    )
+    names = ("event_id", "type", "state_key", "sender", "depth", "stream_ordering", "received_ts")
+    return [dict(zip(names, row)) for row in rows]
