@@ -10,7 +10,7 @@ use roomkeeper::time::days;
 use roomkeeper::{Config, Error, JobId, Keeper, Millis, PurgeOptions, RoomId};
 use rusqlite::Connection;
 use support::rooms::Recipe;
-use support::samples::for_each_sample;
+use support::samples::{deepest_cut, for_each_sample};
 use support::state_model::{Graph, STATE};
 use support::tables::{assert_same, row};
 use support::work::{Ask, Site, progress_of};
@@ -23,19 +23,8 @@ fn sample(seed: u64) -> (Site, Ask) {
         may_be_long: false,
     };
     let site = Site::random(seed, &recipe);
-    let tables = site.tables();
-    let room = tables.rows("rooms")[0].word("room_id").to_owned();
-    let tips = tables.rows("event_forward_extremities");
-    let is_tip = |id: &str| tips.iter().any(|t| t.word("event_id") == id);
-    let of_room = tables
-        .rows("events")
-        .iter()
-        .filter(|e| e.word("room_id") == room);
-    let depths = of_room
-        .filter(|e| is_tip(e.word("event_id")))
-        .map(|e| e.number("depth"));
-    let below = depths.max().expect("a room has a newest event");
-    (site, Ask::all_of(&room, below))
+    let ask = deepest_cut(&site.tables());
+    (site, ask)
 }
 
 const OPTIONS: PurgeOptions = PurgeOptions {

@@ -59,3 +59,18 @@ pub fn any_cut(tables: &Tables, rng: &mut StdRng) -> Ask {
         delete_local_events: rng.random(),
     }
 }
+
+/// A cut at the newest event of the sample's first room: nearly everything of it goes.
+pub fn deepest_cut(tables: &Tables) -> Ask {
+    let room = tables.rows("rooms")[0].word("room_id");
+    let tips = tables.rows("event_forward_extremities");
+    let is_tip = |id: &str| tips.iter().any(|t| t.word("event_id") == id);
+    let events = tables
+        .rows("events")
+        .iter()
+        .filter(|e| e.word("room_id") == room);
+    let depths = events
+        .filter(|e| is_tip(e.word("event_id")))
+        .map(|e| e.number("depth"));
+    Ask::all_of(room, depths.max().expect("a room has a newest event"))
+}
