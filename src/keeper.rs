@@ -145,6 +145,9 @@ impl Keeper {
         point: PurgePoint,
         options: PurgeOptions,
     ) -> Result<JobId, Error> {
+        if self.is_stopping() {
+            return Err(Error::Stopping);
+        }
         let now = self.shared.config.clock.now();
         let point = self.shared.with_reader(|db| {
             let point = points::resolve(db, room, &point, now)?;

@@ -102,7 +102,7 @@ impl Event {
     }
 
     /// Is held without being part of the timeline.
-    pub fn as_outlier(mut self) -> Self {
+    pub fn outside(mut self) -> Self {
         self.outlier = true;
         self
     }

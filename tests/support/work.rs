@@ -13,6 +13,7 @@ use roomkeeper::time::ManualClock;
 use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
 
 use super::draft::{Draft, FIRST_TS};
+use super::model::Wanted;
 use super::rooms::{self, Recipe};
 use super::tables::Tables;
 
@@ -147,6 +148,16 @@ impl Site {
         let outcome = keeper.wait(&id);
         keeper.stop();
         outcome.map(|record| progress_of(&record))
+    }
+
+    /// The same, as the model takes it.
+    pub fn wanted<'a>(&'a self, ask: &'a Ask) -> Wanted<'a> {
+        Wanted {
+            room: &ask.room,
+            below: ask.below,
+            delete_local_events: ask.delete_local_events,
+            server_name: &self.server_name,
+        }
     }
 
     /// What such a purge would do.
