@@ -37,6 +37,22 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ),
 ];
 
+/// The keys of `stride` in our block.
+const STRIDE_KEYS: &[(&str, &str)] = &[
+    ("events", "a number, 1 to 1000000"),
+    ("millis", "a number, 10 to 60000"),
+];
+
+/// The keys of `homeserver` in our block.
+const HOMESERVER_KEYS: &[(&str, &str)] = &[
+    ("running", "refuse or beside"),
+    ("url", "the homeserver's own address"),
+    (
+        "admin_token_path",
+        "a file that holds an admin's access token",
+    ),
+];
+
 /// Reads the files in order; a top-level key of a later file replaces that of an earlier one, as Synapse merges them.
 ///
 /// # Errors
@@ -183,6 +199,7 @@ fn is_delegated(keys: &Map<String, Value>) -> bool {
         )
 }
 
+/// Reads our block. Relative paths in it start at `directory`, that of the first file.
 fn read_ours(
     ours: &Map<String, Value>,
     directory: &Path,
@@ -191,7 +208,7 @@ fn read_ours(
     refuse_unknown("roomkeeper", ours, OUR_KEYS)?;
     for (key, value) in ours {
         match key.as_str() {
-            "listen" => config.listen = listen(value)?,
+            "listen" => config.listen = listen(value, directory)?,
             "admin_token_path" => {
                 let path = directory.join(string("roomkeeper.admin_token_path", value)?);
                 config.admin_token = Some(secret(&path)?);
@@ -199,15 +216,11 @@ fn read_ours(
             "admin_user" => {
                 config.admin_user = UserId::new(string("roomkeeper.admin_user", value)?)
             }
-            "ledger" => config.ledger = string("roomkeeper.ledger", value)?.into(),
+            "ledger" => config.ledger = directory.join(string("roomkeeper.ledger", value)?),
             "workers" => config.workers = number("roomkeeper.workers", value, 1, 64)? as usize,
             "stride" => {
                 let block = mapping("roomkeeper.stride", value)?;
-                refuse_unknown(
-                    "roomkeeper.stride",
-                    block,
-                    &[("events", "a number"), ("millis", "a number")],
-                )?;
+                refuse_unknown("roomkeeper.stride", block, STRIDE_KEYS)?;
                 if let Some(value) = block.get("events") {
                     config.stride.events = number("roomkeeper.stride.events", value, 1, 1_000_000)?;
                 }
@@ -221,15 +234,7 @@ fn read_ours(
             "keep_jobs" => config.keep_jobs = duration("roomkeeper.keep_jobs", value)?,
             "homeserver" => {
                 let block = mapping("roomkeeper.homeserver", value)?;
-                let known = [
-                    ("running", "refuse or beside"),
-                    ("url", "the homeserver's own address"),
-                    (
-                        "admin_token_path",
-                        "a file that holds an admin's access token",
-                    ),
-                ];
-                refuse_unknown("roomkeeper.homeserver", block, &known)?;
+                refuse_unknown("roomkeeper.homeserver", block, HOMESERVER_KEYS)?;
                 config.homeserver = match block.get("running") {
                     None => Homeserver::Refuse,
                     Some(Value::String(s)) if s == "refuse" => Homeserver::Refuse,
@@ -249,7 +254,7 @@ fn read_ours(
     Ok(())
 }
 
-fn listen(value: &Value) -> Result<Vec<Listen>, Error> {
+fn listen(value: &Value, directory: &Path) -> Result<Vec<Listen>, Error> {
     let Value::Array(list) = value else {
         return Err(wrong("roomkeeper.listen", value, "a list of addresses"));
     };
@@ -257,7 +262,7 @@ fn listen(value: &Value) -> Result<Vec<Listen>, Error> {
         .map(|entry| {
             let text = string("roomkeeper.listen", entry)?;
             if let Some(path) = text.strip_prefix("unix:") {
-                return Ok(Listen::Unix(path.into()));
+                return Ok(Listen::Unix(directory.join(path)));
             }
             let address = text
                 .to_socket_addrs()
@@ -426,5 +431,90 @@ mod tests {
                 .expect("no database")
                 .contains("database.name")
         );
+    }
+
+    const SAMPLE: &str = include_str!("../../etc/homeserver-example.yaml");
+
+    /// The sample with every key given: `#key:` is one that has no value as it stands.
+    fn switched_on() -> String {
+        let mut on = String::new();
+        for line in SAMPLE.lines() {
+            let (indent, rest) = line.split_at(line.len() - line.trim_start().len());
+            let given = rest
+                .strip_prefix('#')
+                .filter(|key| key.starts_with(char::is_alphabetic));
+            on.push_str(&format!("{indent}{}\n", given.unwrap_or(rest)));
+        }
+        on
+    }
+
+    #[test]
+    fn the_sample_says_the_defaults() {
+        let config = read(SAMPLE).expect("reads");
+        let default = Config::for_sqlite(&config.database, &config.server_name);
+        assert_eq!(config.workers, default.workers);
+        assert_eq!(config.stride, default.stride);
+        assert_eq!(config.overwrite_deleted, default.overwrite_deleted);
+        assert_eq!(config.keep_jobs, default.keep_jobs);
+        assert_eq!(config.homeserver, default.homeserver);
+        assert_eq!(config.ledger, default.ledger);
+        assert_eq!(config.listen, default.listen);
+        assert_eq!(config.admin_token, default.admin_token);
+        assert_eq!(config.admin_user, default.admin_user);
+        // And it says them: nothing that has a default is left out.
+        let keys = parse(SAMPLE).expect("parses");
+        for key in ["workers", "stride", "overwrite_deleted", "keep_jobs"] {
+            assert!(keys["roomkeeper"].get(key).is_some(), "{key}");
+        }
+        assert_eq!(
+            keys["roomkeeper"]["stride"]["events"],
+            default.stride.events
+        );
+        assert_eq!(
+            keys["roomkeeper"]["stride"]["millis"],
+            default.stride.millis
+        );
+        assert_eq!(keys["roomkeeper"]["homeserver"]["running"], "refuse");
+    }
+
+    #[test]
+    fn the_sample_has_every_key_and_no_other() {
+        let keys = parse(&switched_on()).expect("parses");
+        let ours = keys["roomkeeper"].as_object().expect("a block");
+        for (block, known) in [
+            (ours, OUR_KEYS),
+            (ours["stride"].as_object().expect("a block"), STRIDE_KEYS),
+            (
+                ours["homeserver"].as_object().expect("a block"),
+                HOMESERVER_KEYS,
+            ),
+        ] {
+            let mut found: Vec<&str> = block.keys().map(String::as_str).collect();
+            let mut known: Vec<&str> = known.iter().map(|(key, _)| *key).collect();
+            found.sort_unstable();
+            known.sort_unstable();
+            assert_eq!(found, known);
+        }
+        // What the sample proposes can be meant, too.
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::write(directory.path().join("admin.token"), "secret\n").expect("writes");
+        let proposed =
+            switched_on().replace("/etc/roomkeeper", &directory.path().to_string_lossy());
+        let config = read(&proposed).expect("reads");
+        assert_eq!(config.admin_token, Some(Secret::new("secret")));
+        assert_eq!(config.listen.len(), 2);
+        let default = Config::for_sqlite(&config.database, &config.server_name);
+        assert_eq!(config.admin_user, default.admin_user);
+    }
+
+    #[test]
+    fn relative_paths_of_our_block_start_where_the_file_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("homeserver.yaml");
+        let block = "roomkeeper: {ledger: ledger.db, listen: ['unix:s']}\n";
+        std::fs::write(&file, format!("{MINIMAL}{block}")).expect("writes");
+        let config = load(&[file]).expect("reads");
+        assert_eq!(config.ledger, directory.path().join("ledger.db"));
+        assert_eq!(config.listen, [Listen::Unix(directory.path().join("s"))]);
     }
 }

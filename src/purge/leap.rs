@@ -77,8 +77,12 @@ fn is_cheaper(db: &Db, left: i64) -> Result<bool, Error> {
 const LONGEST_LEAP: i64 = 10_000_000;
 
 /// The work list gets most of the memory: it is what is looked into at random. Sorting takes as much as the page cache.
-const TEMPORARY_FILES: &str =
-    "PRAGMA temp_store = FILE; PRAGMA temp.cache_size = -114688; PRAGMA main.cache_size = -32768;";
+/// A failed leap throws its temporary tables away, so they need no journal.
+const TEMPORARY_FILES: &str = "
+    PRAGMA temp_store = FILE;
+    PRAGMA temp.journal_mode = OFF;
+    PRAGMA temp.cache_size = -114688;
+    PRAGMA main.cache_size = -32768;";
 
 fn leap_unchecked(
     site: &mut Worksite<'_>,

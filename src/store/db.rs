@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use rusqlite::{Connection, InterruptHandle, OpenFlags, Row, ToSql};
+use rusqlite::{Connection, InterruptHandle, OpenFlags, Row, Statement, ToSql};
 
 use super::catalog::Catalog;
 use crate::error::{Doing, Error};
@@ -119,6 +119,26 @@ impl Db {
         self.conn.get_interrupt_handle()
     }
 
+    /// Prepares a statement and does `work` with it, which also says how many rows it met. All statements but those
+    /// of [`Db::batch`] come through here.
+    fn run<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        work: impl FnOnce(&mut Statement<'_>) -> rusqlite::Result<(T, i64)>,
+    ) -> Result<T, Error> {
+        tell(sql);
+        let started = Instant::now();
+        let done = self
+            .conn
+            .prepare_cached(sql)
+            .and_then(|mut statement| work(&mut statement));
+        let (done, rows) = done.doing(doing)?;
+        // Statements hold no values, so they may be shown.
+        log::trace!("{rows} rows in {} ms: {sql}", started.elapsed().as_millis());
+        Ok(done)
+    }
+
     /// Runs a statement that returns no rows; gives the number of rows changed.
     pub fn execute(
         &self,
@@ -126,13 +146,11 @@ impl Db {
         sql: &str,
         params: Params<'_>,
     ) -> Result<i64, Error> {
-        tell(sql);
-        let started = Instant::now();
-        let run = || self.conn.prepare_cached(sql)?.execute(params);
-        let rows = i64::try_from(run().doing(doing)?).unwrap_or(i64::MAX);
-        // Statements hold no values, so they may be shown.
-        log::trace!("{rows} rows in {} ms: {sql}", started.elapsed().as_millis());
-        Ok(rows)
+        self.run(doing, sql, |statement| {
+            let rows = statement.execute(params)?;
+            let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+            Ok((rows, rows))
+        })
     }
 
     /// Runs a statement and reads every row.
@@ -141,16 +159,14 @@ impl Db {
         doing: &'static str,
         sql: &str,
         params: Params<'_>,
-        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, Error> {
-        tell(sql);
-        let run = || {
-            let mut statement = self.conn.prepare_cached(sql)?;
-            statement
-                .query_map(params, read)?
-                .collect::<rusqlite::Result<Vec<T>>>()
-        };
-        run().doing(doing)
+        let mut all = Vec::new();
+        self.for_each(doing, sql, params, |row| {
+            all.push(read(row)?);
+            Ok(())
+        })?;
+        Ok(all)
     }
 
     /// Runs a statement and hands each row to `each`, keeping none.
@@ -161,16 +177,15 @@ impl Db {
         params: Params<'_>,
         mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
     ) -> Result<(), Error> {
-        tell(sql);
-        let mut run = || {
-            let mut statement = self.conn.prepare_cached(sql)?;
+        self.run(doing, sql, |statement| {
+            let mut met = 0;
             let mut rows = statement.query(params)?;
             while let Some(row) = rows.next()? {
+                met += 1;
                 each(row)?;
             }
-            Ok::<_, rusqlite::Error>(())
-        };
-        run().doing(doing)
+            Ok(((), met))
+        })
     }
 
     /// The first row, if there is one.
@@ -181,13 +196,12 @@ impl Db {
         params: Params<'_>,
         read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Option<T>, Error> {
-        tell(sql);
-        let run = || {
-            let mut statement = self.conn.prepare_cached(sql)?;
+        self.run(doing, sql, |statement| {
             let mut rows = statement.query(params)?;
-            rows.next()?.map(read).transpose()
-        };
-        run().doing(doing)
+            let first = rows.next()?.map(read).transpose()?;
+            let met = i64::from(first.is_some());
+            Ok((first, met))
+        })
     }
 
     /// The single integer a statement answers; NULL and no row count as 0.
@@ -199,7 +213,9 @@ impl Db {
     /// Runs statements without parameters, as PRAGMAs and temporary tables need.
     pub fn batch(&self, doing: &'static str, sql: &str) -> Result<(), Error> {
         tell(sql);
-        self.conn.execute_batch(sql).doing(doing)
+        self.conn.execute_batch(sql).doing(doing)?;
+        log::trace!("a batch: {sql}");
+        Ok(())
     }
 
     /// Runs `work` in one transaction that holds the write lock from its first moment.

@@ -90,7 +90,9 @@ pub fn remove(
 ) -> Result<(), Error> {
     for found in present(db, room, selected)? {
         each(found.table)?;
-        let is_large = found.rows == Rows::Events || PER_EVENT.contains(&found.table);
+        let is_large = found.rows == Rows::Events
+            || PER_EVENT.contains(&found.table)
+            || found.table == "event_relations";
         let rows = if removal == Removal::Refill && is_large {
             refill(db, found.table, &found.stays())?
         } else {

@@ -103,13 +103,14 @@ const KEEP_FEW_REDACTIONS: &str = "
               AND target.event_id = r.redacts
               AND (t.stream_ordering IS NULL OR NOT t.doomed))";
 
-/// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done.
+/// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done. The order of the joins is part of
+/// it: with statistics SQLite would rather walk all events.
 const FORGET_KEPT_OUTLIERS: &str = "
     DELETE FROM rk_selected
      WHERE NOT doomed
        AND stream_ordering IN (
-           SELECT e.stream_ordering FROM rk_selected s JOIN events e ON e.stream_ordering = s.stream_ordering
-            WHERE NOT s.doomed AND e.outlier)";
+           SELECT e.stream_ordering FROM rk_selected s CROSS JOIN events e
+            WHERE NOT s.doomed AND e.stream_ordering = s.stream_ordering AND e.outlier)";
 
 const COUNT_SELECTED: &str =
     "SELECT count(*), coalesce(sum(CASE WHEN doomed THEN 1 ELSE 0 END), 0) FROM rk_selected";
@@ -117,8 +118,8 @@ const COUNT_SELECTED: &str =
 /// P-18: a doomed event that a partially joined room still needs.
 const PARTIAL_STATE: &str = "
     SELECT p.event_id FROM partial_state_events p
-      JOIN rk_selected s ON s.event_id = p.event_id
-     WHERE s.doomed LIMIT 1";
+     CROSS JOIN rk_selected s
+     WHERE s.event_id = p.event_id AND s.doomed LIMIT 1";
 
 /// P-9, first half: selected events that a surviving event of the timeline points at. Binds `$1` room.
 /// Walks `ev_edges_prev_id`; the order of the joins is part of it.
@@ -213,17 +214,22 @@ const TURN_OUTLIER: &str = "
     UPDATE events SET outlier = TRUE
      WHERE stream_ordering IN (SELECT stream_ordering FROM rk_selected WHERE NOT doomed)";
 
-/// P-14: what each user's and thread's summary counts of the doomed events. Binds `$1` room.
+/// P-14: what each user's and thread's summary counts of the doomed events. Binds `$1` room. Walks the key on room
+/// and event; left to itself SQLite walks every unread count of the room.
 const SUMMARY_DECREMENTS: &str = "
     SELECT a.user_id, a.thread_id,
            count(CASE WHEN a.notif = 1 THEN 1 END),
            count(CASE WHEN a.unread = 1 THEN 1 END)
-      FROM event_push_actions a
-      JOIN event_push_summary p
-        ON p.user_id = a.user_id AND p.room_id = a.room_id AND p.thread_id = a.thread_id
-     WHERE a.room_id = $1
-       AND a.event_id IN (SELECT event_id FROM rk_selected WHERE doomed)
+      FROM rk_selected s
+     CROSS JOIN event_push_actions a
+     CROSS JOIN event_push_summary p
+     WHERE s.doomed
+       AND a.room_id = $1
+       AND a.event_id = s.event_id
        AND a.stream_ordering <= (SELECT stream_ordering FROM event_push_summary_stream_ordering)
+       AND p.user_id = a.user_id
+       AND p.room_id = a.room_id
+       AND p.thread_id = a.thread_id
        AND (p.last_receipt_stream_ordering IS NULL OR a.stream_ordering > p.last_receipt_stream_ordering)
      GROUP BY a.user_id, a.thread_id";
 
@@ -234,11 +240,16 @@ const LOWER_SUMMARY: &str = "
            unread_count = CASE WHEN coalesce(unread_count, 0) > $2 THEN unread_count - $2 ELSE 0 END
      WHERE room_id = $3 AND user_id = $4 AND thread_id = $5";
 
-/// P-20: threads whose root goes. Binds `$1` room.
+/// P-20: threads whose root goes. Binds `$1` room. Walks the key on room and root.
 const DROP_ROOTLESS_THREADS: &str = "
     DELETE FROM threads
-     WHERE room_id = $1
-       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
+     WHERE rowid IN (
+           SELECT t.rowid
+             FROM rk_selected s
+            CROSS JOIN threads t
+            WHERE s.doomed
+              AND t.room_id = $1
+              AND t.thread_id = s.event_id)";
 
 /// Threads whose latest reply goes. Binds `$1` room, `$2` depth that survives. Walks `threads_ordering_idx`.
 const THREADS_LOSING_LATEST: &str = "
@@ -274,16 +285,20 @@ const SLIDING_SYNC_DOOMED: &str = "
       JOIN rk_selected s ON s.stream_ordering = j.event_stream_ordering
      WHERE j.room_id = $1 AND s.doomed";
 
-/// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives.
+/// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives. Walks
+/// `events_room_stream` backwards and stops at once: without the upper bound and the plus SQLite would sort all that
+/// survives.
 const NEWEST_SURVIVOR: &str = "
     SELECT stream_ordering FROM events
-     WHERE room_id = $1 AND topological_ordering >= $2 AND NOT outlier
+     WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
+       AND +topological_ordering >= $2 AND NOT outlier
      ORDER BY stream_ordering DESC LIMIT 1";
 
 /// The same among the types that bump a room in the list (D-48).
 const NEWEST_BUMP: &str = "
     SELECT stream_ordering FROM events
-     WHERE room_id = $1 AND topological_ordering >= $2 AND NOT outlier
+     WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
+       AND +topological_ordering >= $2 AND NOT outlier
        AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
                     'm.poll.start', 'm.beacon_info')
      ORDER BY stream_ordering DESC LIMIT 1";

@@ -1,0 +1,480 @@
+//! No statement of a purge reads a large table from end to end, or a whole room, whatever SQLite believes of the
+//! database: with no statistics, with true ones, with wrong ones, and with every index that real servers have.
+//!
+//! The statements are not listed here: purges run, what they execute is heard in the log, and SQLite is asked how it
+//! would go about each of them. A statement that is new is judged the first time a purge runs it.
+
+mod sample;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use parking_lot::{Mutex, MutexGuard};
+use roomkeeper::config::Homeserver;
+use roomkeeper::{Config, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
+use rusqlite::Connection;
+
+/// Tables that grow with the server: a scan of one of them takes as long as the server is old.
+const LARGE: &[&str] = &[
+    "events",
+    "event_json",
+    "event_edges",
+    "event_auth",
+    "event_auth_chains",
+    "event_to_state_groups",
+    "event_relations",
+    "event_push_actions",
+    "event_labels",
+    "redactions",
+    "rejections",
+    "state_events",
+    "state_groups",
+    "state_groups_state",
+    "state_group_edges",
+    "current_state_events",
+    "room_memberships",
+    "threads",
+    "event_search",
+    "event_search_content",
+    "event_search_docsize",
+];
+
+/// What may be walked all the same: a piece of the statement, the table, and why.
+const ALLOWED: &[(&str, &str, &str)] = &[
+    (
+        "INSERT OR IGNORE INTO rk_search",
+        "event_search_content",
+        "once a job, and then only what is newer than the last look: the index has no key on event ids",
+    ),
+    (
+        "FROM event_search_content c\n     CROSS JOIN rk_selected s",
+        "event_search_content",
+        "once a dry run",
+    ),
+    (
+        "SELECT count(*) FROM event_search_docsize",
+        "event_search_docsize",
+        "offline strides only, which are long: decides between two ways that both cost far more",
+    ),
+    (
+        "FROM redactions r\n            CROSS JOIN rk_selected own",
+        "redactions",
+        "where the table is smaller than the selection",
+    ),
+    (
+        "SELECT count(*) FROM events",
+        "events",
+        "once an offline job: decides whether it leaps",
+    ),
+    (
+        "SELECT EXISTS (SELECT 1 FROM event_push_actions WHERE room_id = $1)",
+        "event_push_actions",
+        "stops at the first",
+    ),
+];
+
+/// How a statement begins that walks from the side of a table which [`present`](roomkeeper::store::event_rows) has
+/// found to be smaller than the selection.
+const FROM_SMALLER: &str = " t CROSS JOIN rk_selected s";
+
+/// What real databases have besides ours: indexes of schemas 72 to 94, made by deltas and background updates, and
+/// tables that come and go with the schema.
+const AS_ON_REAL_SERVERS: &str = "
+    CREATE INDEX events_jump_to_date_idx ON events (room_id, origin_server_ts) WHERE NOT outlier;
+    CREATE INDEX received_ts_idx ON events (received_ts) WHERE type = 'm.room.member';
+    CREATE INDEX event_contains_url_index_72 ON events (room_id, topological_ordering, stream_ordering);
+    CREATE INDEX event_push_actions_highlights_index
+        ON event_push_actions (user_id, room_id, topological_ordering, stream_ordering) WHERE highlight = 1;
+    CREATE INDEX event_push_actions_highlights_index_72
+        ON event_push_actions (user_id, room_id, topological_ordering, stream_ordering);
+    CREATE INDEX event_push_actions_stream_highlight_index
+        ON event_push_actions (highlight, stream_ordering) WHERE highlight = 0;
+    CREATE INDEX event_push_actions_u_highlight ON event_push_actions (user_id, stream_ordering);
+    CREATE INDEX event_push_actions_thread_id_null ON event_push_actions (thread_id) WHERE thread_id IS NULL;
+    CREATE INDEX event_push_summary_index_room_id ON event_push_summary (room_id);
+    CREATE INDEX event_push_summary_thread_id_null ON event_push_summary (thread_id) WHERE thread_id IS NULL;
+    CREATE INDEX event_expiry_expiry_ts_idx ON event_expiry (expiry_ts);
+    CREATE INDEX partial_state_events_room_id_idx ON partial_state_events (room_id);
+    CREATE TABLE event_txn_id (
+        event_id TEXT NOT NULL REFERENCES events (event_id) ON DELETE CASCADE, room_id TEXT NOT NULL, user_id TEXT NOT NULL,
+        token_id BIGINT NOT NULL, txn_id TEXT NOT NULL, inserted_ts BIGINT NOT NULL);
+    CREATE UNIQUE INDEX event_txn_id_event_id ON event_txn_id (event_id);
+    CREATE TABLE event_txn_id_device_id (
+        event_id TEXT NOT NULL REFERENCES events (event_id) ON DELETE CASCADE, room_id TEXT NOT NULL, user_id TEXT NOT NULL,
+        device_id TEXT NOT NULL, txn_id TEXT NOT NULL, inserted_ts BIGINT NOT NULL);
+    CREATE UNIQUE INDEX event_txn_id_device_id_event_id ON event_txn_id_device_id (event_id);
+    CREATE TABLE un_partial_stated_event_stream (
+        stream_id BIGINT PRIMARY KEY NOT NULL, instance_name TEXT NOT NULL,
+        event_id TEXT NOT NULL REFERENCES events (event_id) ON DELETE CASCADE, rejection_status_changed BOOLEAN NOT NULL);
+    CREATE UNIQUE INDEX un_partial_stated_event_stream_room_id ON un_partial_stated_event_stream (event_id);
+    CREATE TABLE thread_subscriptions (
+        stream_id INTEGER PRIMARY KEY, instance_name TEXT NOT NULL, room_id TEXT NOT NULL,
+        event_id TEXT NOT NULL REFERENCES events (event_id) ON DELETE CASCADE, user_id TEXT NOT NULL, subscribed BOOLEAN NOT NULL);
+    CREATE INDEX thread_subscriptions_by_event ON thread_subscriptions (event_id);
+    INSERT INTO event_txn_id SELECT event_id, room_id, sender, 1, event_id, 1 FROM events WHERE stream_ordering % 40 = 1;
+    INSERT INTO event_txn_id_device_id SELECT event_id, room_id, sender, 'D', event_id, 1 FROM events WHERE stream_ordering % 40 = 1;
+    INSERT INTO un_partial_stated_event_stream SELECT stream_ordering, 'master', event_id, FALSE FROM events WHERE stream_ordering % 40 = 1;
+    INSERT INTO thread_subscriptions SELECT stream_ordering, 'master', room_id, event_id, sender, TRUE FROM events WHERE stream_ordering % 40 = 1;";
+
+/// What the process has said of its statements. One purge at a time is listened to.
+static HEARD: Mutex<Vec<Said>> = Mutex::new(Vec::new());
+static LISTENING: Mutex<()> = Mutex::new(());
+
+#[derive(Clone)]
+enum Said {
+    Statement(String),
+    Batch(String),
+}
+
+struct Ear;
+
+impl log::Log for Ear {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target() == "roomkeeper::store::db"
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let line = record.args().to_string();
+        let said = if let Some(batch) = line.strip_prefix("a batch: ") {
+            Said::Batch(batch.to_owned())
+        } else if let Some((_, sql)) = line.split_once(" ms: ") {
+            Said::Statement(sql.to_owned())
+        } else {
+            return;
+        };
+        HEARD.lock().push(said);
+    }
+
+    fn flush(&self) {}
+}
+
+/// What there is to judge: every statement once, and of the batches those that it needs. One that comes again before
+/// the next new statement does nothing that its repetition does not.
+fn essence(heard: Vec<Said>) -> Vec<Said> {
+    let mut seen = BTreeSet::new();
+    let mut kept: Vec<Said> = heard
+        .into_iter()
+        .filter(|said| match said {
+            Said::Batch(_) => true,
+            Said::Statement(sql) => seen.insert(sql.clone()),
+        })
+        .collect();
+    kept.reverse();
+    let mut later = BTreeSet::new();
+    kept.retain(|said| match said {
+        Said::Batch(sql) => later.insert(sql.clone()),
+        Said::Statement(_) => {
+            later.clear();
+            true
+        }
+    });
+    kept.reverse();
+    kept
+}
+
+/// Everything that `work` had SQLite do, in order.
+fn listen(work: impl FnOnce()) -> Vec<Said> {
+    static START: Once = Once::new();
+    START.call_once(|| {
+        log::set_logger(&Ear).expect("no other logger");
+        log::set_max_level(log::LevelFilter::Trace);
+    });
+    let _one_at_a_time: MutexGuard<'_, ()> = LISTENING.lock();
+    HEARD.lock().clear();
+    work();
+    std::mem::take(&mut *HEARD.lock())
+}
+
+/// A database with two rooms, and a directory to copy it in.
+struct Server {
+    directory: tempfile::TempDir,
+    database: PathBuf,
+    events: i64,
+}
+
+/// Events in each room: sixty strides of a hundred.
+const EVENTS: i64 = 6_000;
+
+/// Events of a room that goes in one leap, where its first 20,000 go.
+const EVENTS_TO_LEAP: i64 = 22_000;
+
+impl Server {
+    fn new(rooms: &[&str], events: i64, more: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let database = directory.path().join("homeserver.db");
+        sample::create(&database, rooms, events);
+        let conn = Connection::open(&database).expect("opens");
+        conn.execute_batch(more).expect("what is more");
+        Self {
+            directory,
+            database,
+            events,
+        }
+    }
+
+    /// What a purge of room a executes, a dry run before it included, on a copy of this database.
+    fn purge(&self, name: &str, delete_local_events: bool, change: fn(&mut Config)) -> Vec<Said> {
+        let copy = self.directory.path().join(name);
+        std::fs::copy(&self.database, &copy).expect("copies");
+        let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
+        config.homeserver = Homeserver::AssumeStopped;
+        change(&mut config);
+        let room = RoomId::new(sample::room_id("a"));
+        let options = PurgeOptions {
+            delete_local_events,
+        };
+        listen(|| {
+            let keeper = Keeper::open(config).expect("opens");
+            for point in [
+                PurgePoint::BeforeTs(Millis(sample::FIRST_TS + (self.events - 100) * 1_000)),
+                PurgePoint::BeforeEvent(sample::event_id("a", self.events).as_str().into()),
+            ] {
+                keeper.plan_purge(&room, &point, options).expect("plans");
+            }
+            let point = PurgePoint::BeforeToken(sample::token(self.events - 300));
+            let job = keeper.purge_history(&room, point, options).expect("begins");
+            keeper.wait(&job).expect("purges");
+        })
+    }
+
+    /// What purges in strides execute: offline, and beside a homeserver.
+    fn purges(&self) -> Vec<Said> {
+        let mut heard = self.purge("offline", true, |_| {});
+        heard.extend(self.purge("beside", false, |config| {
+            config.homeserver = Homeserver::Beside;
+            config.stride.events = 100;
+            config.stride.rest = std::time::Duration::ZERO;
+        }));
+        essence(heard)
+    }
+}
+
+/// One step of a plan, as `EXPLAIN QUERY PLAN` words it.
+#[derive(Debug)]
+struct Step {
+    does: String,
+    /// Whether it is done once, and not once for every row of another.
+    is_outermost: bool,
+}
+
+fn plan_of(conn: &Connection, sql: &str) -> Vec<Step> {
+    let mut statement = conn
+        .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
+        .unwrap_or_else(|e| panic!("{e}: {sql}"));
+    let rows = statement
+        .raw_query()
+        .mapped(|row| Ok((row.get(0)?, row.get(1)?, row.get(3)?)))
+        .collect::<Result<Vec<(i64, i64, String)>, _>>();
+    let mut steps: Vec<Step> = Vec::new();
+    // Loops stand under their parent in the order of nesting; what is done for each row of another is correlated.
+    let (mut begun, mut inner) = (BTreeSet::new(), BTreeSet::new());
+    for (id, parent, does) in rows.expect("a plan") {
+        let is_loop = does.starts_with("SCAN") || does.starts_with("SEARCH");
+        let is_inner = inner.contains(&parent) || (is_loop && !begun.insert(parent));
+        if is_inner || does.starts_with("CORRELATED") {
+            inner.insert(id);
+        }
+        steps.push(Step {
+            does,
+            is_outermost: !is_inner,
+        });
+    }
+    steps
+}
+
+/// What the names in a plan stand for: the tables of a statement by the aliases it gives them.
+fn tables_by_alias(sql: &str) -> HashMap<&str, &str> {
+    let words: Vec<&str> = sql
+        .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+        .filter(|word| !word.is_empty())
+        .collect();
+    let mut tables = HashMap::new();
+    for pair in words.windows(2) {
+        let [table, alias] = pair else { continue };
+        if LARGE.contains(table) {
+            tables.insert(*table, *table);
+            // A keyword is no alias; and none of ours is longer than this.
+            if alias.chars().all(char::is_lowercase) {
+                tables.insert(*alias, *table);
+            }
+        }
+    }
+    tables
+}
+
+/// The large table that a step reads from end to end, or a whole room of.
+fn reads_all_of<'a>(step: &str, tables: &HashMap<&str, &'a str>) -> Option<&'a str> {
+    let mut words = step.split(' ');
+    let (how, name) = (words.next()?, words.next()?);
+    let name = match how {
+        // "BLOOM FILTER ON t": made of every row.
+        "BLOOM" => words.next_back()?,
+        _ => name,
+    };
+    let by = step.rsplit_once('(').map_or("", |(_, by)| by);
+    let does = match how {
+        // Full-text index 1 is a look-up by number.
+        "SCAN" => !step.contains("VIRTUAL TABLE INDEX 1:"),
+        "BLOOM" => true,
+        "SEARCH" => {
+            // An index made for this one statement, or leapt through value by value.
+            step.contains("AUTOMATIC") || step.contains("ANY(")
+                // A whole room, or all of it from some depth on.
+                || by == "room_id=?)"
+                || by == "room_id=? AND topological_ordering>?)"
+        }
+        _ => false,
+    };
+    tables.get(name).copied().filter(|_| does)
+}
+
+/// Whether somebody has thought about it.
+fn is_allowed(sql: &str, plan: &[Step], table: &str) -> bool {
+    // Walking a room along an index and stopping at the first row that will do.
+    if sql.trim_end().ends_with("DESC LIMIT 1")
+        && !plan.iter().any(|s| s.does.contains("TEMP B-TREE"))
+    {
+        return true;
+    }
+    let from_smaller = format!("{table}{FROM_SMALLER}");
+    sql.contains(&from_smaller)
+        || ALLOWED
+            .iter()
+            .any(|(piece, of, _)| *of == table && sql.contains(piece))
+}
+
+/// Replays what was heard on a database that SQLite may think of as it likes: what makes temporary tables is
+/// done, everything else is explained.
+fn judge(database: &Path, heard: &[Said], believing: &str, may_read: fn(&Step) -> bool) -> usize {
+    let conn = Connection::open(database).expect("opens");
+    conn.execute_batch(&format!(
+        "PRAGMA synchronous = OFF; BEGIN; {believing}; COMMIT"
+    ))
+    .expect("statistics");
+    // They are read when a connection first looks at the tables.
+    drop(conn);
+    let conn = Connection::open(database).expect("opens");
+    let mut judged = 0;
+    for said in heard {
+        match said {
+            Said::Batch(sql) => conn.execute_batch(sql).expect("runs"),
+            Said::Statement(sql) => {
+                judged += 1;
+                let (tables, plan) = (tables_by_alias(sql), plan_of(&conn, sql));
+                for step in plan.iter().filter(|step| !may_read(step)) {
+                    if let Some(table) = reads_all_of(&step.does, &tables) {
+                        assert!(
+                            is_allowed(sql, &plan, table),
+                            "{} would read all of {table}\n  in {sql}\n  {plan:#?}\n  believing {believing}",
+                            step.does
+                        );
+                    }
+                }
+            }
+        }
+    }
+    judged
+}
+
+/// Columns with few values; what else an index begins with names one event, one group, one thing.
+const COARSE: &[&str] = &[
+    "room_id",
+    "user_id",
+    "state_key",
+    "type",
+    "highlight",
+    "lock_name",
+    "label",
+];
+
+/// The smallest table that statistics tell of. One that was analysed with fewer rows than about fifty is read from end
+/// to end once a stride, however large it has become.
+const ANALYSED_WITH: u64 = 100;
+
+/// The smallest room that statistics tell of, on the average: told that a room is as good as an event id, SQLite
+/// takes the room.
+const SMALLEST_ROOM: u64 = 2;
+
+/// How many kinds of wrong statistics are tried.
+const INVENTIONS: u64 = 32;
+
+/// Statistics out of thin air, of every table and index there is; the same for the same seed.
+fn invented_statistics(conn: &Connection, seed: u64) -> String {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    // Numbers of every size up to ten million, evenly spread over their lengths.
+    let mut number = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        10_f64.powf((state % 7_000) as f64 / 1_000.0) as u64
+    };
+    let mut indexes = conn
+        .prepare(
+            "SELECT m.name, i.name, c.name, i.\"unique\" AND c.seqno = (SELECT max(seqno) FROM pragma_index_info(i.name))
+               FROM sqlite_master m, pragma_index_list(m.name) i, pragma_index_info(i.name) c
+              WHERE m.type = 'table' ORDER BY m.name, i.name, c.seqno",
+        )
+        .expect("prepares");
+    let columns: Vec<(String, String, String, bool)> = indexes
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?)))
+        .and_then(Iterator::collect)
+        .expect("indexes");
+    let mut sizes: HashMap<String, u64> = HashMap::new();
+    // Rows in all, then rows that are equal in the first column, in the first two, and so on: fewer and fewer.
+    let mut stats: BTreeMap<(String, String), Vec<u64>> = BTreeMap::new();
+    for (table, index, column, is_unique) in columns {
+        let rows = *sizes
+            .entry(table.clone())
+            .or_insert_with(|| ANALYSED_WITH + number());
+        let stat = stats.entry((table, index)).or_insert_with(|| vec![rows]);
+        let most = stat.last().copied().unwrap_or(rows);
+        stat.push(match (is_unique, COARSE.contains(&column.as_str())) {
+            (true, _) => 1,
+            (false, true) => number().max(SMALLEST_ROOM).min(most),
+            (false, false) => (number() % 16 + 1).min(most),
+        });
+    }
+    let mut sql = String::from("ANALYZE; DELETE FROM sqlite_stat1;");
+    for ((table, index), stat) in stats {
+        let stat: Vec<String> = stat.iter().map(u64::to_string).collect();
+        let stat = stat.join(" ");
+        sql.push_str(&format!(
+            "INSERT INTO sqlite_stat1 VALUES ('{table}', '{index}', '{stat}');"
+        ));
+    }
+    sql
+}
+
+#[test]
+fn no_stride_reads_a_whole_table_or_room_whatever_sqlite_believes() {
+    for more in ["", AS_ON_REAL_SERVERS] {
+        let server = Server::new(&["a", "b"], EVENTS, more);
+        let heard = server.purges();
+        let conn = Connection::open(&server.database).expect("opens");
+        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
+        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
+        drop(conn);
+        for believing in &beliefs {
+            let statements = judge(&server.database, &heard, believing, |_| false);
+            assert!(statements > 70, "only {statements} statements were heard");
+        }
+    }
+}
+
+#[test]
+fn a_leap_reads_each_table_once() {
+    let server = Server::new(&["a"], EVENTS_TO_LEAP, AS_ON_REAL_SERVERS);
+    let heard = server.purge("leap", true, |_| {});
+    let is_leap =
+        |said: &Said| matches!(said, Said::Statement(sql) if sql.contains("INTO rk_stays"));
+    assert!(heard.iter().any(is_leap), "it leapt");
+    for believing in ["", "ANALYZE"] {
+        judge(&server.database, &heard, believing, |step| {
+            step.is_outermost
+        });
+    }
+}
