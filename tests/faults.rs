@@ -8,16 +8,18 @@
 //! ROOMKEEPER_FAULTS=all cargo test --release --lib faults -- --nocapture
 //! ```
 
+#[path = "support/child.rs"]
+mod child;
 mod support;
 
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
+use child::{CHILD_TEST, Trouble, Way};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use roomkeeper::jobs::ledger::Ledger;
 use rusqlite::Connection;
-use support::child::{self, CHILD_TEST, Trouble, Way};
 use support::rooms::Recipe;
 use support::samples::deepest_cut;
 use support::tables::{Tables, assert_same};

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use roomkeeper::{Config, Keeper, PurgeOptions, RoomId};
 
-use super::work::{Ask, Site};
+use crate::support::work::{Ask, Site};
 
 /// How the purge goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,9 +166,7 @@ fn count_file(site: &Site) -> PathBuf {
 }
 
 fn of_program(site: &Site) -> Command {
-    // Cargo names it to the suites under `tests/`, not to tests inside the library.
-    let program = option_env!("CARGO_BIN_EXE_roomkeeper").expect("a suite under tests/");
-    let mut command = Command::new(program);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
     command.arg("--database").arg(&site.database).args([
         "--server-name",
         &site.server_name,

@@ -3,7 +3,6 @@
 //! Every suite takes what it needs; none takes everything.
 #![allow(dead_code)]
 
-pub mod child;
 pub mod draft;
 pub mod extras;
 pub mod groups;
