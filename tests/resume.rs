@@ -119,7 +119,7 @@ fn a_purge_that_was_stopped_goes_on_at_the_next_start_to_the_same_end() {
             keeper.job(&id).expect("read").expect("known").state,
             State::Queued
         );
-        assert_eq!(keeper.resume().expect("resumed"), [id.clone()]);
+        assert_eq!(keeper.resume().expect("resumed"), std::slice::from_ref(&id));
         let done = keeper.wait(&id).expect("complete");
         keeper.stop();
         let total = whole.tables().rows("events").len();
