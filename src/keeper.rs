@@ -289,7 +289,12 @@ impl Keeper {
         match job.state {
             State::Complete => Ok(job),
             State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
-            State::Queued | State::Running => Err(Error::Stopping),
+            State::Queued | State::Running if self.is_stopping() => Err(Error::Stopping),
+            State::Queued | State::Running => Err(Error::JobFailed(
+                "it ended early, and that could not be written into the ledger (the log says why): it is taken up again \
+                 at the next start"
+                    .into(),
+            )),
         }
     }
 
