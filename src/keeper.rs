@@ -141,6 +141,9 @@ impl Keeper {
         point: PurgePoint,
         options: PurgeOptions,
     ) -> Result<JobId, Error> {
+        if self.is_stopping() {
+            return Err(Error::Stopping);
+        }
         let now = self.shared.config.clock.now();
         let point = self.shared.with_reader(|db| {
             let point = points::resolve(db, room, &point, now)?;
@@ -282,7 +285,12 @@ impl Keeper {
         match job.state {
             State::Complete => Ok(job),
             State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
-            State::Queued | State::Running => Err(Error::Stopping),
+            State::Queued | State::Running if self.is_stopping() => Err(Error::Stopping),
+            State::Queued | State::Running => Err(Error::JobFailed(
+                "it ended early, and that could not be written into the ledger (the log says why): it is taken up again \
+                 at the next start"
+                    .into(),
+            )),
         }
     }
 

@@ -1,5 +1,9 @@
 //! roomkeeper
 
+// What the suites under `tests/` share is also used by tests in here, and names this crate by its name.
+#[cfg(test)]
+extern crate self as roomkeeper;
+
 #[cfg(feature = "daemon")]
 pub mod cli;
 #[cfg(feature = "daemon")]

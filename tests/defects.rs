@@ -92,7 +92,7 @@ fn a_purge_of_nothing_leaves_the_extremities_and_the_depth_alone() {
     draft.add(
         Event::message("$c", ROOM, RITA, 1, 2)
             .state("m.room.create", "")
-            .as_outlier(),
+            .outside(),
     );
     draft.add(message("$first", 10, 3).after(&["$missing"]));
     draft.add(message("$last", 11, 4).after(&["$first"]));
@@ -125,7 +125,7 @@ fn a_gap_above_the_cut_stays_marked() {
 #[test]
 fn an_outlier_that_points_below_the_cut_makes_no_extremity() {
     let mut draft = plain_room(6);
-    draft.add(message("$outside", 20, 30).after(&["$m4"]).as_outlier());
+    draft.add(message("$outside", 20, 30).after(&["$m4"]).outside());
     let site = Site::of(draft);
     site.purge(&Ask::all_of(ROOM, 7)).expect("purged");
     assert_eq!(backward_extremities(&site.tables()), ["$m6"]);

@@ -70,12 +70,15 @@ fn found(site: &Site, word: &str) -> (usize, i64) {
     )
 }
 
+/// How a purge goes about it.
+type Way = fn(&Site) -> Config;
+
 /// All ways of going about it: in one stride, in many, in a leap, beside a homeserver.
-fn ways(site: &Site) -> Vec<(&'static str, Site, fn(&Site) -> Config)> {
-    let all: [(&str, fn(&Site) -> Config); 4] = [
+fn ways(site: &Site) -> Vec<(&'static str, Site, Way)> {
+    let all: [(&str, Way); 4] = [
         ("one stride", |s| s.config()),
         ("many strides", |s| s.in_strides_of(2)),
-        ("a leap", |s| s.in_strides_of(60)),
+        ("a leap", |s| s.leaping()),
         ("beside", |s| s.beside(7, 60_000)),
     ];
     all.into_iter()

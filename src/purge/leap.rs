@@ -9,7 +9,7 @@ use super::run::{Worksite, hold};
 use crate::error::Error;
 use crate::store::db::Db;
 use crate::store::event_rows::{self, Removal, RowCounts};
-use crate::store::history::{self, Cut};
+use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::RowLock;
 use crate::store::{search, space};
 use crate::stride::Leap;
@@ -110,7 +110,7 @@ fn leap_unchecked(
             Ok(())
         };
         hold(db, lock, now)?;
-        let selected = history::select(db, &cut)?;
+        let selected = history::select(db, &cut, Extent::Whole)?;
         if selected.events == 0 {
             // P-7: an empty selection touches nothing.
             return Ok(RowCounts::new());

@@ -1,5 +1,7 @@
 //! History purges (behaviour.md section 4): what a request would remove, and removing it in strides.
 
+#[cfg(test)]
+mod faults;
 mod leap;
 mod overwrite;
 mod pace;

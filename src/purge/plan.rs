@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
-use crate::store::history::{self, Cut};
+use crate::store::history::{self, Cut, Extent};
 use crate::store::state_groups::{self, References};
 use crate::store::{search, space};
 
@@ -44,7 +44,7 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
             delete_local_events: request.delete_local_events,
             server_name,
         };
-        let selected = history::select(db, &cut)?;
+        let selected = history::select(db, &cut, Extent::Whole)?;
         let mut plan = Plan {
             room_id: room.clone(),
             point: request.point.to_string(),

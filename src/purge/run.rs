@@ -23,7 +23,7 @@ use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::erase::RawFile;
 use crate::store::event_rows::{self, Removal, RowCounts};
-use crate::store::history::{self, Cut};
+use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{self, RowLock, Watch};
 use crate::store::search::{self, Documents};
 use crate::store::space;
@@ -312,7 +312,7 @@ fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Er
     };
     site.db
         .read("look for events with partial state", |db| {
-            history::select(db, &whole)
+            history::select(db, &whole, Extent::Whole)
         })
         .map(drop)
 }
@@ -355,7 +355,7 @@ fn stride(
             _ => Ok(()),
         };
         hold(db, lock, now)?;
-        let selected = history::select(db, cut)?;
+        let selected = history::select(db, cut, Extent::Stride)?;
         if selected.events == 0 {
             // P-7: an empty selection touches nothing.
             return Ok((0, RowCounts::new()));

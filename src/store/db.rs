@@ -127,6 +127,7 @@ impl Db {
         sql: &str,
         work: impl FnOnce(&mut Statement<'_>) -> rusqlite::Result<(T, i64)>,
     ) -> Result<T, Error> {
+        tell(sql);
         let started = Instant::now();
         let done = self
             .conn
@@ -211,6 +212,7 @@ impl Db {
 
     /// Runs statements without parameters, as PRAGMAs and temporary tables need.
     pub fn batch(&self, doing: &'static str, sql: &str) -> Result<(), Error> {
+        tell(sql);
         self.conn.execute_batch(sql).doing(doing)?;
         log::trace!("a batch: {sql}");
         Ok(())
@@ -243,12 +245,14 @@ impl Db {
         doing: &'static str,
         work: &mut impl FnMut(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        tell("BEGIN IMMEDIATE");
         let outcome = self
             .conn
             .execute_batch("BEGIN IMMEDIATE")
             .doing(doing)
             .and_then(|()| work(self))
             .and_then(|done| {
+                tell("COMMIT");
                 self.conn
                     .execute_batch("COMMIT")
                     .doing(doing)
@@ -257,6 +261,7 @@ impl Db {
         // A `BEGIN` that reports an interrupt may have begun, and an interrupt can end a rollback as well:
         // so ask, and do not leave before the connection is out of the transaction.
         while !self.conn.is_autocommit() {
+            tell("ROLLBACK");
             if let Err(e) = self.conn.execute_batch("ROLLBACK") {
                 log::warn!("rolling back: {e}");
                 std::thread::sleep(Duration::from_millis(1));
@@ -293,6 +298,7 @@ impl Db {
     /// Moves the write-ahead log into the database file and truncates it. Answers whether it could: a reader
     /// that still needs the log prevents it.
     pub fn checkpoint(&self) -> Result<bool, Error> {
+        tell("PRAGMA wal_checkpoint(TRUNCATE)");
         let busy = self
             .conn
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
@@ -303,6 +309,7 @@ impl Db {
 
     /// Reads one integer PRAGMA.
     pub fn pragma(&self, name: &str) -> Result<i64, Error> {
+        tell(name);
         self.conn
             .pragma_query_value(None, name, |row| row.get(0))
             .doing("read a setting of the database")
@@ -310,15 +317,37 @@ impl Db {
 
     /// Sets one PRAGMA.
     pub fn set_pragma(&self, name: &str, value: impl ToSql) -> Result<(), Error> {
+        tell(name);
         self.conn
             .pragma_update(None, name, value)
             .doing("set up the connection")
     }
 
-    /// The connection itself, for drivers' features (tests set fault hooks on it).
+    /// The connection itself, for tests to set fault hooks on.
+    #[cfg(test)]
+    pub(crate) fn raw_mut(&mut self) -> &mut Connection {
+        &mut self.conn
+    }
+
+    /// The connection itself, for drivers' features.
     pub(crate) fn raw(&self) -> &Connection {
         &self.conn
     }
+}
+
+/// Tells a test which statement comes next, so that it can stop every one of them.
+#[cfg(not(test))]
+fn tell(_sql: &str) {}
+
+#[cfg(test)]
+fn tell(sql: &str) {
+    TOLD.with_borrow_mut(|told| sql.clone_into(told));
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The statement that this thread asked for last.
+    pub(crate) static TOLD: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
 }
 
 /// Opens the file and sets what every connection of ours needs.

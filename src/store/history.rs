@@ -25,6 +25,15 @@ pub struct Cut<'a> {
     pub server_name: &'a str,
 }
 
+/// How much a selection may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// A stride: its index is kept while it is filled.
+    Stride,
+    /// All there is below the point: it is indexed when it is full, which is cheaper.
+    Whole,
+}
+
 /// What a selection holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
@@ -41,12 +50,12 @@ const TEMPORARY_TABLES: &str = "
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
     DELETE FROM rk_selected;
-    DELETE FROM rk_extremities;
-    DROP INDEX IF EXISTS rk_selected_event_id;";
+    DELETE FROM rk_extremities;";
 
-/// Made after filling, which is cheaper than keeping it up to date meanwhile.
 const INDEX_SELECTED: &str =
-    "CREATE UNIQUE INDEX temp.rk_selected_event_id ON rk_selected (event_id)";
+    "CREATE UNIQUE INDEX IF NOT EXISTS temp.rk_selected_event_id ON rk_selected (event_id)";
+
+const DROP_INDEX: &str = "DROP INDEX IF EXISTS temp.rk_selected_event_id";
 
 /// P-2: the greatest depth among forward extremities that are held. Binds `$1` room.
 const DEEPEST_EXTREMITY: &str = "
@@ -418,9 +427,14 @@ pub fn shares(db: &Db) -> Result<Shares, Error> {
 ///
 /// # Errors
 /// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
-pub fn select(db: &Db, cut: &Cut<'_>) -> Result<Selected, Error> {
-    db.batch("make the temporary tables", TEMPORARY_TABLES)?;
+pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error> {
     let doing = "select the events to purge";
+    db.batch(doing, TEMPORARY_TABLES)?;
+    // A schema that changes has every statement prepared anew: little to pay once, much to pay in every stride.
+    match extent {
+        Extent::Stride => db.batch(doing, INDEX_SELECTED)?,
+        Extent::Whole => db.batch(doing, DROP_INDEX)?,
+    }
     db.execute(
         doing,
         SELECT_BELOW,

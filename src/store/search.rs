@@ -179,7 +179,7 @@ pub fn optimize(db: &Db) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::store::db::OpenOptions;
-    use crate::store::history::{self, Cut};
+    use crate::store::history::{self, Cut, Extent};
     use crate::store::schema;
 
     /// A database with one event of depth 1.
@@ -210,7 +210,7 @@ mod tests {
             delete_local_events: true,
             server_name: "example.org",
         };
-        history::select(db, &cut).expect("selected");
+        history::select(db, &cut, Extent::Stride).expect("selected");
         documents.remove(db, true).expect("removed")
     }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::Connection;
 
 use super::groups::Groups;
+use super::ids::word_of;
 use super::tables::{Row, Value, insert, row};
 
 /// How an event refers to another.
@@ -58,7 +59,7 @@ impl Event {
             soft_failed: false,
             redacts: None,
             relates: None,
-            body: format!("words {id}"),
+            body: format!("they say {}", word_of(id)),
             membership: None,
             received_ts: Some(FIRST_TS + stream * 1_000),
         }
@@ -102,7 +103,7 @@ impl Event {
     }
 
     /// Is held without being part of the timeline.
-    pub fn as_outlier(mut self) -> Self {
+    pub fn outside(mut self) -> Self {
         self.outlier = true;
         self
     }

@@ -9,6 +9,7 @@ pub mod groups;
 pub mod ids;
 pub mod model;
 pub mod rooms;
+pub mod samples;
 pub mod state_model;
 pub mod tables;
 pub mod work;

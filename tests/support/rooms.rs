@@ -313,7 +313,7 @@ impl<'a> Story<'a> {
         let at = rng.random_range(0..self.events.len());
         let prevs = vec![self.events[at].id.clone()];
         let depth = self.depth_after(&prevs) + rng.random_range(0..3);
-        let mut event = self.event(rng, sender, depth, prevs).as_outlier();
+        let mut event = self.event(rng, sender, depth, prevs).outside();
         if rng.random() {
             let user = self.people.any(rng);
             event = event.member(&user, "invite");

@@ -5,6 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::groups::State;
 use super::tables::Tables;
 
+/// The tables of state groups: how they are stored is free, what they say is not.
+pub const STATE: &[&str] = &[
+    "state_groups",
+    "state_groups_state",
+    "state_group_edges",
+    "state_groups_pending_deletion",
+    "sqlite_sequence",
+];
+
 /// What must hold of the state tables afterwards.
 #[derive(Clone, Debug, Default)]
 pub struct Collected {
@@ -77,6 +86,20 @@ impl Graph {
             at = self.base.get(&here).copied();
         }
         state
+    }
+
+    /// The resolved state after every event that has one.
+    pub fn of_events(tables: &Tables) -> BTreeMap<String, State> {
+        let graph = Self::of(tables);
+        let groups = tables.rows("event_to_state_groups").iter();
+        groups
+            .map(|r| {
+                (
+                    r.word("event_id").to_owned(),
+                    graph.state(r.number("state_group")),
+                )
+            })
+            .collect()
     }
 
     fn size(&self, group: i64) -> usize {

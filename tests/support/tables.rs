@@ -278,11 +278,7 @@ fn read(conn: &Connection, table: &str) -> Vec<Row> {
     let mut statement = conn
         .prepare(&format!("SELECT * FROM \"{table}\""))
         .expect("the table is there");
-    let columns: Vec<String> = statement
-        .column_names()
-        .into_iter()
-        .map(String::from)
-        .collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut found = statement.query([]).expect("the table is read");
     let mut rows = Vec::new();
     while let Some(row) = found.next().expect("the table is read") {

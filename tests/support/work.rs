@@ -1,5 +1,6 @@
 //! A database file and a keeper on it: what the suites do over and over.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,11 @@ use roomkeeper::stride::{Leap, StrideBounds};
 use roomkeeper::time::ManualClock;
 use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
 
+use rusqlite::Connection;
+
 use super::draft::{Draft, FIRST_TS};
+use super::ids::word_of;
+use super::model::Wanted;
 use super::rooms::{self, Recipe};
 use super::tables::Tables;
 
@@ -21,7 +26,7 @@ pub const NOW: Millis = Millis(FIRST_TS + 86_400_000);
 
 /// A homeserver's database in a directory of its own.
 pub struct Site {
-    pub directory: tempfile::TempDir,
+    directory: Option<tempfile::TempDir>,
     pub database: PathBuf,
     pub server_name: String,
     pub clock: Arc<ManualClock>,
@@ -60,13 +65,24 @@ impl Ask {
 impl Site {
     fn new(server_name: &str) -> Self {
         let directory = directory();
-        let database = directory.path().join("homeserver.db");
+        let mut site = Self::at(&directory.path().join("homeserver.db"), server_name);
+        site.directory = Some(directory);
+        site
+    }
+
+    /// A database of somebody else, who takes it away in the end.
+    pub fn at(database: &Path, server_name: &str) -> Self {
         Self {
-            directory,
-            database,
+            directory: None,
+            database: database.to_owned(),
             server_name: server_name.to_owned(),
             clock: Arc::new(ManualClock::at(NOW)),
         }
+    }
+
+    /// The directory of the database.
+    pub fn directory(&self) -> &Path {
+        self.database.parent().expect("a file is in a directory")
     }
 
     /// A random sample.
@@ -149,6 +165,16 @@ impl Site {
         outcome.map(|record| progress_of(&record))
     }
 
+    /// The same, as the model takes it.
+    pub fn wanted<'a>(&'a self, ask: &'a Ask) -> Wanted<'a> {
+        Wanted {
+            room: &ask.room,
+            below: ask.below,
+            delete_local_events: ask.delete_local_events,
+            server_name: &self.server_name,
+        }
+    }
+
     /// What such a purge would do.
     pub fn plan(&self, ask: &Ask) -> Result<Plan, Error> {
         let viewer = roomkeeper::keeper::Viewer::open(self.config())?;
@@ -166,6 +192,43 @@ impl Site {
         let violations =
             roomkeeper::keeper::check_offline(&self.config(), |_, _| ()).expect("checked");
         assert!(violations.is_empty(), "{about}: {violations:#?}");
+    }
+}
+
+impl Site {
+    /// Fails when a word of an event that was deleted since `before` is found in the file, its log or the index.
+    #[track_caller]
+    pub fn assert_forgotten(&self, before: &Tables, about: &str) {
+        let ids = |tables: &Tables| -> BTreeSet<String> {
+            let events = tables.rows("events").iter();
+            events.map(|e| e.word("event_id").to_owned()).collect()
+        };
+        let log = PathBuf::from(format!("{}-wal", self.database.display()));
+        let mut bytes = fs::read(&self.database).expect("read");
+        bytes.extend(fs::read(log).unwrap_or_default());
+        let text = String::from_utf8_lossy(&bytes).to_lowercase();
+        let deleted = ids(before)
+            .difference(&ids(&self.tables()))
+            .cloned()
+            .collect::<Vec<_>>();
+        let found: Vec<&String> = deleted
+            .iter()
+            .filter(|id| text.contains(&word_of(id)))
+            .collect();
+        assert!(
+            found.is_empty(),
+            "{about}: words of {found:?} are still there"
+        );
+        let conn = Connection::open(&self.database).expect("opens");
+        let mut asked = conn
+            .prepare("SELECT count(*) FROM event_search WHERE value MATCH ?")
+            .expect("prepared");
+        for id in deleted {
+            let found: i64 = asked
+                .query_row([word_of(&id)], |r| r.get(0))
+                .expect("asked");
+            assert_eq!(found, 0, "{about}: the index finds {id}");
+        }
     }
 }
 

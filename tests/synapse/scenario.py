@@ -13,7 +13,6 @@ PLAIN = "10"
 # Older releases do not know all of them; 9 is known to all that we test.
 OLD_PLAIN = "9"
 
-BIG_ROOM_MESSAGES = 1200
 TEN_YEARS = 10 * 365 * 24 * 3600 * 1000
 
 
@@ -25,7 +24,7 @@ class People:
         self.admin, self.ann, self.bob, self.cem, self.dee = users.values()
 
 
-def build(server) -> dict:
+def build(server, big_room_messages) -> dict:
     """Fills an empty server and returns what a manifest needs to know of it."""
     people = People(server)
     known = people.ann.client.get("/_matrix/client/v3/capabilities")["capabilities"]["m.room_versions"]["available"]
@@ -36,7 +35,7 @@ def build(server) -> dict:
     with Peer(server) as eve:
         rooms += [shape(people, plain, eve) for shape in (federated, braided, frayed, late, patchy)]
     # The biggest last: the newest event of the server should stay in a joined room that is not purged to its end.
-    rooms += [big(people, plain), untouched(people, plain)]
+    rooms += [big(people, plain, big_room_messages), untouched(people, plain)]
     return {
         "accounts": people.accounts,
         "rooms": [
@@ -146,7 +145,7 @@ def state_heavy(people, version) -> Room:
     room = ann.create_room("state-heavy", version)
     room.join(bob)
     room.let_many_speak(ann)
-    for n in range(130):
+    for n in range(115):
         room.topic(ann if n % 2 else bob, f"topic {n}")
         if n % 5 == 0:
             room.say(bob, f"said under topic {n}")
@@ -303,14 +302,14 @@ def untouched(people, version) -> Room:
     return room
 
 
-def big(people, version) -> Room:
+def big(people, version, messages) -> Room:
     """Enough events for strides, batches and pages; listed in the public directory."""
     ann, bob, cem = people.ann, people.bob, people.cem
     room = ann.create_room("big", version, room_alias_name="big", visibility="public")
     room.join(bob)
     room.join(cem)
     speakers = (ann, bob, cem)
-    for n in range(BIG_ROOM_MESSAGES):
+    for n in range(messages):
         event = room.say(speakers[n % 3], f"message {n} of many words")
         if n % 50 == 0:
             room.topic(ann, f"after {n} messages")

@@ -19,7 +19,7 @@ INGREDIENTS = (
 
 def fingerprint(release: Release) -> str:
     here = Path(__file__).parent
-    digest = hashlib.sha256(release.pins.encode())
+    digest = hashlib.sha256(f"{release.pins} {release.big_room_messages}".encode())
     for name in INGREDIENTS:
         digest.update((here / name).read_bytes())
     return digest.hexdigest()[:12]
@@ -38,7 +38,7 @@ def make(release: Release, home: Path):
     python = python_of(release)
     with Server(python, home, building=True) as server:
         server.await_background_updates()
-        manifest = scenario.build(server)
+        manifest = scenario.build(server, release.big_room_messages)
         server.await_summaries()
     with sqlite3.connect(server.database) as database:
         scenario.operate(database, manifest["rooms"])

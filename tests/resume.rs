@@ -1,0 +1,299 @@
+//! Jobs that are cancelled, stopped and taken up again; statuses; and what is refused.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use roomkeeper::jobs::ledger::State;
+use roomkeeper::jobs::pool::QUEUE_DEPTH;
+use roomkeeper::time::days;
+use roomkeeper::{Config, Error, JobId, Keeper, Millis, PurgeOptions, RoomId};
+use rusqlite::Connection;
+use support::rooms::Recipe;
+use support::samples::{deepest_cut, for_each_sample};
+use support::state_model::{Graph, STATE};
+use support::tables::{assert_same, row};
+use support::work::{Ask, Site, progress_of};
+
+/// A sample in which a purge has something to do: its first room, up to its newest event.
+fn sample(seed: u64) -> (Site, Ask) {
+    let recipe = Recipe {
+        rooms: 1..3,
+        events: 40..60,
+        may_be_long: false,
+    };
+    let site = Site::random(seed, &recipe);
+    let ask = deepest_cut(&site.tables());
+    (site, ask)
+}
+
+const OPTIONS: PurgeOptions = PurgeOptions {
+    delete_local_events: true,
+};
+
+fn start(keeper: &Keeper, ask: &Ask) -> Result<JobId, Error> {
+    keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), OPTIONS)
+}
+
+/// Waits until the job has done some strides and not all.
+fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let job = keeper.job(id).expect("read").expect("there");
+        let far = serde_json::from_value(job.progress.clone())
+            .map_or(0, |p: roomkeeper::purge::Progress| p.strides);
+        if far >= strides || job.state.is_ended() {
+            return;
+        }
+        assert!(Instant::now() < until, "it does not get anywhere: {job:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Small strides, slow enough to be met in the middle.
+fn slowly(site: &Site) -> Config {
+    let mut config = site.beside(3, 60_000);
+    config.stride.rest = Duration::from_millis(20);
+    config
+}
+
+#[test]
+fn a_cancelled_purge_leaves_a_whole_room_and_can_be_asked_for_again() {
+    for_each_sample(3, |seed, _| {
+        let (site, ask) = sample(seed);
+        let whole = site.copy();
+        whole.purge(&ask).expect("purged");
+        let keeper = Keeper::open(slowly(&site)).expect("opens");
+        let id = start(&keeper, &ask).expect("started");
+        wait_for_strides(&keeper, &id, 2);
+        keeper.cancel(&id).expect("cancelled");
+        let ended = keeper
+            .wait(&id)
+            .expect_err("it did not complete")
+            .to_string();
+        assert_eq!(ended, "cancelled", "seed {seed}");
+        let status = keeper
+            .purge_status(id.as_str())
+            .expect("read")
+            .expect("known");
+        assert_eq!(
+            (status.status, status.error.as_deref()),
+            ("failed", Some("cancelled"))
+        );
+        let job = keeper.job(&id).expect("read").expect("known");
+        assert!(progress_of(&job).strides >= 2, "{job:?}");
+        keeper.cancel(&id).expect("ending it twice is no error");
+        keeper.stop();
+        let (half, end) = (site.tables(), whole.tables());
+        assert!(
+            half.rows("events").len() > end.rows("events").len(),
+            "seed {seed}"
+        );
+        site.assert_sound(&format!("seed {seed}: cancelled"));
+        site.purge(&ask).expect("purged");
+        site.assert_sound(&format!("seed {seed}: purged again"));
+        assert_same(
+            &end.clone().without(STATE),
+            &site.tables().without(STATE),
+            &format!("seed {seed}"),
+        );
+        assert_eq!(Graph::of_events(&end), Graph::of_events(&site.tables()));
+    });
+}
+
+#[test]
+fn a_purge_that_was_stopped_goes_on_at_the_next_start_to_the_same_end() {
+    for_each_sample(3, |seed, _| {
+        let (site, ask) = sample(seed);
+        let whole = site.copy();
+        whole
+            .purge_with(whole.beside(1_000, 60_000), &ask)
+            .expect("purged");
+        let keeper = Keeper::open(slowly(&site)).expect("opens");
+        let id = start(&keeper, &ask).expect("started");
+        wait_for_strides(&keeper, &id, 3);
+        keeper.stop();
+        site.assert_sound(&format!("seed {seed}: stopped"));
+        let keeper = Keeper::open(slowly(&site)).expect("opens");
+        assert_eq!(
+            keeper.job(&id).expect("read").expect("known").state,
+            State::Queued
+        );
+        assert_eq!(keeper.resume().expect("resumed"), std::slice::from_ref(&id));
+        let done = keeper.wait(&id).expect("complete");
+        keeper.stop();
+        let total = whole.tables().rows("events").len();
+        assert_eq!(site.tables().rows("events").len(), total);
+        assert!(progress_of(&done).strides > 3, "both lives are counted");
+        assert_same(&whole.tables(), &site.tables(), &format!("seed {seed}"));
+        site.assert_sound(&format!("seed {seed}: resumed"));
+    });
+}
+
+#[test]
+fn opening_with_resume_takes_up_what_was_left() {
+    let (site, ask) = sample(7);
+    let keeper = Keeper::open(slowly(&site)).expect("opens");
+    let id = start(&keeper, &ask).expect("started");
+    wait_for_strides(&keeper, &id, 1);
+    keeper.stop();
+    let mut config = site.config();
+    config.resume = true;
+    let keeper = Keeper::open(config).expect("opens");
+    keeper.wait(&id).expect("complete");
+    keeper.stop();
+    site.assert_sound("resumed at the start");
+}
+
+#[test]
+fn a_job_that_waits_for_the_next_start_can_be_cancelled() {
+    let (site, ask) = sample(8);
+    let keeper = Keeper::open(slowly(&site)).expect("opens");
+    let id = start(&keeper, &ask).expect("started");
+    wait_for_strides(&keeper, &id, 1);
+    keeper.stop();
+    let keeper = Keeper::open(site.config()).expect("opens");
+    keeper.cancel(&id).expect("cancelled");
+    let job = keeper.job(&id).expect("read").expect("known");
+    assert_eq!(
+        (job.state, job.error.as_deref()),
+        (State::Failed, Some("cancelled"))
+    );
+    assert!(keeper.resume().expect("nothing to resume").is_empty());
+    keeper.stop();
+    site.assert_sound("cancelled between two lives");
+    // What it left (state groups, words to be overwritten) falls to the next purge.
+    site.purge(&ask).expect("purged");
+    site.assert_sound("purged by another job");
+}
+
+/// S-1, S-2, S-3, S-10.
+#[test]
+fn a_status_is_active_then_complete_or_failed_and_is_forgotten_after_24_hours() {
+    let (site, ask) = sample(9);
+    let keeper = Keeper::open(slowly(&site)).expect("opens");
+    let id = start(&keeper, &ask).expect("started");
+    let status = |id: &JobId| {
+        keeper
+            .purge_status(id.as_str())
+            .expect("read")
+            .map(|s| (s.status, s.error))
+    };
+    assert_eq!(status(&id), Some(("active", None)));
+    keeper.wait(&id).expect("complete");
+    let too_far = Ask {
+        below: 1_000_000,
+        ..ask
+    };
+    let failed = start(&keeper, &too_far).expect("started");
+    keeper.wait(&failed).expect_err("refused");
+    let complete = Some(("complete", None));
+    let said = "400: topological_ordering is greater than forward extremities".to_owned();
+    assert_eq!(
+        (status(&id), status(&failed)),
+        (complete.clone(), Some(("failed", Some(said))))
+    );
+    site.clock.advance(days(1) - Millis(1));
+    assert_eq!(status(&id), complete);
+    site.clock.advance(Millis(1));
+    assert_eq!((status(&id), status(&failed)), (None, None));
+    assert_eq!(status(&JobId::from("AAAAAAAAAAAAAAAA")), None);
+    // On record it stays.
+    assert_eq!(keeper.jobs().expect("listed").len(), 2);
+    keeper.stop();
+}
+
+/// L-1, L-2, L-8.
+#[test]
+fn a_room_that_is_being_purged_is_refused_and_another_is_not() {
+    let (site, ask) = sample(10);
+    let keeper = Keeper::open(slowly(&site)).expect("opens");
+    let id = start(&keeper, &ask).expect("started");
+    let refused = start(&keeper, &ask).expect_err("busy");
+    assert_eq!(
+        refused.to_string(),
+        format!("History purge already in progress for {}", ask.room)
+    );
+    assert_eq!(
+        (refused.class().status, refused.class().errcode),
+        (400, "M_UNKNOWN")
+    );
+    let other =
+        start(&keeper, &Ask::all_of("!other:example.org", 5)).expect("another room is free");
+    keeper.wait(&id).expect("complete");
+    keeper.wait(&other).expect("complete");
+    let again = start(&keeper, &ask).expect("free again");
+    keeper.wait(&again).expect("complete");
+    keeper.stop();
+    let conn = Connection::open(&site.database).expect("opens");
+    support::tables::insert(
+        &conn,
+        "scheduled_tasks",
+        &row([
+            ("id", "x".into()),
+            ("action", "shutdown_and_purge_room".into()),
+            ("status", "active".into()),
+            ("timestamp", 1.into()),
+            ("resource_id", (&ask.room).into()),
+        ]),
+    );
+    drop(conn);
+    let keeper = Keeper::open(site.config()).expect("opens");
+    let refused = start(&keeper, &ask).expect_err("the homeserver deletes the room itself");
+    assert!(matches!(refused, Error::RoomBusy { .. }), "{refused}");
+    keeper.stop();
+}
+
+#[test]
+fn a_full_queue_refuses_and_leaves_no_trace_of_what_it_refused() {
+    let (site, ask) = sample(11);
+    let keeper = Keeper::open(site.config()).expect("opens");
+    // The only worker waits for the database.
+    let writer = Connection::open(&site.database).expect("opens");
+    writer.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    let first = start(&keeper, &ask).expect("started");
+    let until = Instant::now() + Duration::from_secs(30);
+    while keeper.job(&first).expect("read").expect("there").state == State::Queued {
+        assert!(Instant::now() < until, "no worker takes it");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for n in 0..QUEUE_DEPTH {
+        start(&keeper, &Ask::all_of(&format!("!r{n}:example.org"), 5)).expect("there is a place");
+    }
+    let one_more = Ask::all_of("!one-more:example.org", 5);
+    let refused = start(&keeper, &one_more).expect_err("no place is left");
+    assert!(matches!(refused, Error::QueueFull), "{refused}");
+    assert_eq!(keeper.jobs().expect("listed").len(), QUEUE_DEPTH + 1);
+    writer.execute_batch("COMMIT").expect("unlocks");
+    keeper.wait(&first).expect("complete");
+    // The room is not taken by what was refused: as soon as there is a place it is accepted.
+    let until = Instant::now() + Duration::from_secs(30);
+    while let Err(refused) = start(&keeper, &one_more) {
+        assert!(
+            matches!(refused, Error::QueueFull) && Instant::now() < until,
+            "{refused}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    keeper.stop();
+    // What waited is handed back, not lost.
+    let keeper = Keeper::open(site.config()).expect("opens");
+    let unended = keeper
+        .jobs()
+        .expect("listed")
+        .iter()
+        .filter(|j| !j.state.is_ended())
+        .count();
+    assert!(unended > 0);
+    keeper.stop();
+}
+
+#[test]
+fn a_keeper_that_stops_starts_nothing_more() {
+    let (site, ask) = sample(12);
+    let keeper = Keeper::open(site.config()).expect("opens");
+    let other = keeper.clone();
+    keeper.stop();
+    assert!(matches!(start(&other, &ask), Err(Error::Stopping)));
+    other.stop();
+}
