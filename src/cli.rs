@@ -19,7 +19,7 @@ use crate::point::PurgePoint;
 use crate::store::schema;
 use crate::time::{Millis, parse_duration};
 
-/// Purges, retains, deletes and pages the rooms of a Synapse homeserver's database.
+/// Purges the history of rooms in a Synapse homeserver's database.
 #[derive(Parser)]
 #[command(name = "roomkeeper", version, max_term_width = 100)]
 struct Cli {

@@ -255,3 +255,47 @@ fn an_interrupted_command_ends_with_130_and_can_go_on() {
     assert_eq!(home.events(), 101 + 3 + (EVENTS - 101) / 100);
     home.assert_sound();
 }
+
+/// The words of a simple shell command: quotes are the single ones, and a `#` begins a comment.
+fn words_of(command: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for (number, piece) in command.split('\'').enumerate() {
+        if number % 2 == 1 {
+            words.push(piece.to_owned());
+        } else {
+            let plain = piece.split_whitespace().take_while(|word| *word != "#");
+            words.extend(plain.map(str::to_owned));
+        }
+    }
+    words
+}
+
+#[test]
+fn every_command_of_the_readme_is_understood() {
+    let readme = include_str!("../../README.md");
+    let mut in_shell = false;
+    let mut understood = 0;
+    for line in readme.lines() {
+        if line.starts_with("```") {
+            in_shell = line == "```sh";
+        }
+        let command = line
+            .strip_prefix("roomkeeper ")
+            .or_else(|| line.strip_prefix("cargo run --release -- "))
+            .filter(|_| in_shell);
+        let Some(command) = command else { continue };
+        // With this the words are looked at and nothing is done.
+        let mut program = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
+        let ran = Ran::of(
+            program
+                .args(words_of(command))
+                .arg("--help")
+                .output()
+                .expect("runs"),
+        );
+        assert_eq!(ran.code, Some(0), "{line}: {ran:?}");
+        assert!(ran.out.contains("Usage: roomkeeper"), "{line}: {ran:?}");
+        understood += 1;
+    }
+    assert!(understood >= 5, "only {understood} commands were found");
+}
