@@ -1,4 +1,4 @@
-//! roomkeeper
+#![doc = include_str!("../README.md")]
 
 // What the suites under `tests/` share is also used by tests in here, and names this crate by its name.
 #[cfg(test)]
