@@ -14,6 +14,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use crate::config::{Config, Homeserver, file};
 use crate::error::{Chain, EXIT_FAILED, Error};
 use crate::ids::{EventId, JobId, RoomId};
+use crate::jobs::ledger::{Record, State};
 use crate::keeper::{self, Keeper, PurgeOptions, Viewer, job_view};
 use crate::point::PurgePoint;
 use crate::store::schema;
@@ -238,6 +239,19 @@ fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<Ex
     finish(&keeper, &id, json)
 }
 
+/// Shows what a job did, and gives the exit code for it. The record is the whole answer, so an error is told to
+/// people alone.
+fn ended(job: &Record, json: bool) -> ExitCode {
+    output::job_done(json, job);
+    match job.state {
+        State::Failed => {
+            eprintln!("roomkeeper: {}", job.error.as_deref().unwrap_or("failed"));
+            ExitCode::from(EXIT_FAILED)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
 /// Shows a job's progress until it has ended, then what it did. SIGINT and SIGTERM stop it at a whole point.
 fn finish(keeper: &Keeper, id: &JobId, json: bool) -> Result<ExitCode, Error> {
     let stop = signals()?;
@@ -255,11 +269,17 @@ fn finish(keeper: &Keeper, id: &JobId, json: bool) -> Result<ExitCode, Error> {
         }
     }
     bar.clear();
-    let outcome = keeper.wait(id);
-    if let Some(job) = keeper.job(id)? {
-        output::job_done(json, &job);
+    match keeper.wait(id) {
+        Ok(job) => Ok(ended(&job, json)),
+        Err(Error::JobFailed(_)) => {
+            let job = keeper.job(id)?;
+            Ok(ended(
+                &job.ok_or_else(|| Error::NoSuchJob(id.clone()))?,
+                json,
+            ))
+        }
+        Err(e) => Err(e),
     }
-    outcome.map(|_| ExitCode::SUCCESS)
 }
 
 /// A flag that the first SIGINT or SIGTERM sets; the second ends the process.
@@ -289,13 +309,14 @@ fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Resul
         keeper.cancel(&JobId::from(id))?;
     }
     if resume {
-        let mut failed = None;
+        let mut outcome = ExitCode::SUCCESS;
         for id in keeper.resume()? {
-            if let Err(e) = finish(&keeper, &id, json) {
-                failed = Some(e);
+            let ended = finish(&keeper, &id, json)?;
+            if ended != ExitCode::SUCCESS {
+                outcome = ended;
             }
         }
-        return failed.map_or(Ok(ExitCode::SUCCESS), Err);
+        return Ok(outcome);
     }
     let records = keeper.jobs()?;
     output::jobs(

@@ -86,11 +86,7 @@ impl Keeper {
     /// [`Error::Owned`] while another roomkeeper owns the ledger; [`Error::Unsafe`] while a homeserver seems to be
     /// running (unless told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
-        if !config.database.is_file() {
-            // Before a ledger appears beside nothing.
-            drop(Db::open(&config.database, &OpenOptions::default())?);
-        }
-        let ledger = Ledger::open(&config.ledger)?;
+        let ledger = own_ledger(&config)?;
         let raw = RawFile::open(&config.database)?;
         refuse_running_homeserver(&config)?;
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
@@ -469,6 +465,15 @@ fn options(access: Access) -> OpenOptions {
     }
 }
 
+/// Becomes the owner of the ledger, and so of the work on the database.
+fn own_ledger(config: &Config) -> Result<Ledger, Error> {
+    if !config.database.is_file() {
+        // Before a ledger appears beside nothing.
+        drop(Db::open(&config.database, &OpenOptions::default())?);
+    }
+    Ledger::open(&config.ledger)
+}
+
 /// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
 fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
     if config.homeserver != Homeserver::Refuse {
@@ -536,7 +541,7 @@ impl Viewer {
 
     /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.
     pub fn check(&self, each: impl FnMut(&str, &str)) -> Result<Vec<Violation>, Error> {
-        check::check(&self.db, each)
+        check::check(&self.db, self.config.clock.now(), each)
     }
 
     /// Bytes of the database file that hold nothing any more.
@@ -553,12 +558,12 @@ pub fn check_offline(
     config: &Config,
     each: impl FnMut(&str, &str),
 ) -> Result<Vec<Violation>, Error> {
-    let _owner = Ledger::open(&config.ledger)?;
+    let _owner = own_ledger(config)?;
     refuse_running_homeserver(config)?;
     let mut db = Db::open(&config.database, &OpenOptions::default())?;
     // As every start does: a roomkeeper that was killed leaves its lock on the room.
     homeserver::release_leftover_locks(&mut db)?;
-    check::check(&db, each)
+    check::check(&db, config.clock.now(), each)
 }
 
 /// Gives free pages back to the file system. Nothing else may have the database open.
@@ -566,7 +571,7 @@ pub fn check_offline(
 /// # Errors
 /// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
 pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
-    let ledger = Ledger::open(&config.ledger)?;
+    let ledger = own_ledger(config)?;
     // Only a stopped homeserver will do here, whatever the configuration accepts.
     let alone = Config {
         homeserver: Homeserver::Refuse,

@@ -107,11 +107,7 @@ pub(super) fn purge_history(
             State::Queued | State::Running => bar.show(&job),
             State::Complete | State::Failed => {
                 bar.clear();
-                output::job_done(as_json, &job);
-                return match job.state {
-                    State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
-                    _ => Ok(ExitCode::SUCCESS),
-                };
+                return Ok(super::ended(&job, as_json));
             }
         }
         thread::sleep(ASK_EVERY);

@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::db::Db;
-use super::homeserver::INSTANCE_NAME;
+use super::homeserver;
 use crate::error::Error;
+use crate::time::Millis;
 
 /// A rule and how often the database breaks it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -302,16 +303,16 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// I-19 asks who is running; the caller knows whether a job of ours is.
-const LEFTOVER_LOCKS: &str =
-    "SELECT count(*) FROM worker_read_write_locks WHERE instance_name = $1";
-
 /// Tests the database against every rule that applies to it; empty when it breaks none. `each` hears of a rule
 /// before it is tested.
 ///
 /// # Errors
 /// Only when the database cannot be read.
-pub fn check(db: &Db, mut each: impl FnMut(&str, &str)) -> Result<Vec<Violation>, Error> {
+pub fn check(
+    db: &Db,
+    now: Millis,
+    mut each: impl FnMut(&str, &str),
+) -> Result<Vec<Violation>, Error> {
     let mut violations = Vec::new();
     for rule in RULES {
         if !rule.needs.iter().all(|need| match need.split_once('.') {
@@ -344,20 +345,14 @@ pub fn check(db: &Db, mut each: impl FnMut(&str, &str)) -> Result<Vec<Violation>
             });
         }
     }
-    if db.catalog().has("worker_read_write_locks") {
-        let rows = db.count(
-            "check the database",
-            LEFTOVER_LOCKS,
-            rusqlite::params![INSTANCE_NAME],
-        )?;
-        if rows > 0 {
-            violations.push(Violation {
-                rule: "I-19",
-                meaning: "no lock of ours is left when nothing runs",
-                rows,
-                example: INSTANCE_NAME.to_owned(),
-            });
-        }
+    let leftover = homeserver::leftover_locks(db, now)?;
+    if leftover > 0 {
+        violations.push(Violation {
+            rule: "I-19",
+            meaning: "no lock of ours is left when nothing runs",
+            rows: leftover,
+            example: homeserver::INSTANCE_NAME.to_owned(),
+        });
     }
     if db.catalog().has("event_search") {
         each("I-18", "the full-text index agrees with its content");

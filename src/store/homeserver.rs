@@ -253,6 +253,20 @@ pub fn has_locks(db: &Db) -> bool {
     db.catalog().has("worker_read_write_locks") && db.catalog().has("worker_read_write_locks_mode")
 }
 
+/// Lock rows of ours that nobody renews (I-19). A younger one is that of a job which runs, or ran just now.
+pub fn leftover_locks(db: &Db, now: Millis) -> Result<i64, Error> {
+    const LEFTOVER: &str = "
+        SELECT count(*) FROM worker_read_write_locks WHERE instance_name = $1 AND last_renewed_ts < $2";
+    if !has_locks(db) {
+        return Ok(0);
+    }
+    db.count(
+        "look for locks that were left behind",
+        LEFTOVER,
+        params![INSTANCE_NAME, (now - LOCK_TIMEOUT).0],
+    )
+}
+
 /// Removes lock rows that an earlier, killed roomkeeper left; only where no other one can be running.
 pub fn release_leftover_locks(db: &mut Db) -> Result<(), Error> {
     const DELETE: &str = "DELETE FROM worker_read_write_locks WHERE instance_name = $1";

@@ -1,0 +1,257 @@
+//! One-shot commands: how they end, and what they refuse.
+
+use std::process::{Command, Stdio};
+
+use roomkeeper::store::catalog::NEWEST_SCHEMA;
+use rusqlite::Connection;
+use rustix::process::Signal;
+
+use crate::home::{Home, Ran, signal, until};
+use crate::sample;
+
+fn purge(home: &Home, below: i64, more: &[&str]) -> Ran {
+    let (room, token) = (sample::room_id("a"), sample::token(below));
+    let mut words = vec!["purge-history", room.as_str(), "--before-token", &token];
+    words.extend_from_slice(more);
+    home.run(&words)
+}
+
+#[test]
+fn what_is_done_ends_with_0() {
+    let home = Home::new(300, "");
+    assert_eq!(purge(&home, 200, &["--dry-run"]).code, Some(0));
+    let done = purge(&home, 200, &[]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(
+        done.out.contains("`roomkeeper reclaim` would give"),
+        "{}",
+        done.out
+    );
+    home.assert_sound();
+    assert_eq!(home.run(&["jobs"]).code, Some(0));
+    let reclaimed = home.run(&["reclaim"]);
+    assert_eq!(reclaimed.code, Some(0), "{reclaimed:?}");
+    home.assert_sound();
+    // And without a configuration file, on a database of our own making.
+    let file = home.path("new.db");
+    let file = file.to_str().expect("UTF-8");
+    let made = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
+        command.args(["--database", file, "--server-name", "example.org"]);
+        Ran::of(command.args(words).output().expect("runs"))
+    };
+    assert_eq!(made(&["init"]).code, Some(0));
+    made(&["init"]).assert_ended(2, "exists already and is left as it is");
+    assert_eq!(made(&["check"]).code, Some(0));
+}
+
+#[test]
+fn a_job_that_failed_and_a_check_that_found_something_end_with_1() {
+    let home = Home::new(300, "");
+    purge(&home, 302, &[]).assert_ended(
+        1,
+        "topological_ordering is greater than forward extremities",
+    );
+    let room = sample::room_id("a");
+    home.run(&["purge-history", &room, "--before-event", "$none"])
+        .assert_ended(1, "Could not find event $none");
+    home.run(&["jobs", "--cancel", "nothing"])
+        .assert_ended(1, "no job nothing is known");
+    home.sql("DELETE FROM event_json WHERE event_id = '$a150'");
+    let found = home.run(&["check"]);
+    assert_eq!(found.code, Some(1), "{found:?}");
+    assert!(
+        found
+            .out
+            .contains("I-2 is violated by 1 rows, such as $a150"),
+        "{}",
+        found.out
+    );
+    let found = home.run(&["check", "--json"]);
+    assert_eq!(found.code, Some(1));
+    assert_eq!(found.json()["violations"][0]["example"], "$a150");
+}
+
+#[test]
+fn wrong_usage_and_configuration_end_with_2() {
+    let home = Home::new(10, "wokers: 3");
+    for words in [&["serve"][..], &["jobs"], &["check"]] {
+        home.run(words)
+            .assert_ended(2, "roomkeeper.wokers is not a key; the keys are");
+    }
+    home.configure("", "");
+    home.run(&["purge-history", "!a:b"])
+        .assert_ended(2, "--before-event");
+    home.run(&["purge-history", "!a:b", "--older-than", "90 days"])
+        .assert_ended(2, "is not a duration");
+    home.run(&["purge-history", "!a:b", "--before-token", "s5"])
+        .assert_ended(2, "Invalid room stream token 's5'");
+    home.run(&["explode"])
+        .assert_ended(2, "unrecognized subcommand");
+    let empty = Home::new(10, "");
+    std::fs::remove_file(empty.database()).expect("removes");
+    for words in [&["check"][..], &["reclaim"], &["jobs"], &["serve"]] {
+        empty
+            .run(words)
+            .assert_ended(2, "there is no database file");
+    }
+    let no_ledger = !empty.path("homeserver.db.roomkeeper").exists();
+    assert!(no_ledger, "none is made beside nothing");
+    let nothing = Command::new(env!("CARGO_BIN_EXE_roomkeeper"))
+        .arg("check")
+        .output();
+    Ran::of(nothing.expect("runs")).assert_ended(2, "say which database");
+}
+
+#[test]
+fn errors_are_json_where_json_was_asked_for() {
+    let home = Home::new(10, "");
+    let failed = purge(&home, 11 + 1, &["--json"]);
+    assert_eq!(failed.code, Some(1));
+    // The job's record is the document; the sentence is for people.
+    assert_eq!(failed.json()["state"], "failed", "{failed:?}");
+}
+
+#[test]
+fn what_could_harm_is_refused_with_3_and_says_what_to_do() {
+    let home = Home::new(100, "");
+    let commands = |says: &str, what_to_do: &str| {
+        for words in [
+            &["serve"][..],
+            &["reclaim"],
+            &["purge-history", "!a:example.org", "--older-than", "1d"],
+        ] {
+            let refused = home.run(words);
+            refused.assert_ended(3, says);
+            refused.assert_ended(3, what_to_do);
+        }
+        assert_eq!(home.events(), 101, "nothing was changed");
+    };
+
+    // A homeserver has the database open, though it does nothing at the moment.
+    let synapse = Connection::open(home.database()).expect("opens");
+    let _: i64 = synapse
+        .query_row("SELECT count(*) FROM events", [], |row| row.get(0))
+        .expect("counts");
+    commands("a homeserver seems to be running", "Stop it first");
+    // Beside it, work is possible; giving space back is not.
+    let room = sample::room_id("a");
+    let beside = home.run(&[
+        "purge-history",
+        &room,
+        "--before-token",
+        "t50-0",
+        "--beside",
+        "--dry-run",
+    ]);
+    assert_eq!(beside.code, Some(0), "{beside:?}");
+    home.run(&["reclaim", "--beside"])
+        .assert_ended(3, "Stop it first");
+    assert_eq!(home.run(&["check", "--beside"]).code, Some(0));
+    drop(synapse);
+
+    // Its process runs, or a listener answers.
+    home.configure("", &format!("pid_file: '{}'", home.path("pid").display()));
+    std::fs::write(home.path("pid"), std::process::id().to_string()).expect("writes");
+    commands("the homeserver's pid_file names process", "Stop it first");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let port = listener.local_addr().expect("bound").port();
+    home.configure(
+        "",
+        &format!("listeners: [{{port: {port}, bind_addresses: ['127.0.0.1'], type: http}}]"),
+    );
+    commands("the homeserver's listener 127.0.0.1:", "Stop it first");
+    drop(listener);
+    home.configure("", "");
+
+    // It holds a lock that it renewed just now.
+    let now = "CAST(strftime('%s', 'now') AS INTEGER) * 1000";
+    home.sql(&format!(
+        "INSERT INTO worker_read_write_locks (lock_name, lock_key, instance_name, write_lock, token, last_renewed_ts)
+         VALUES ('purge_pagination_lock', '!a:example.org', 'master', FALSE, 'x', {now})"
+    ));
+    commands(
+        "the database holds a lock that a homeserver renewed",
+        "Stop it first",
+    );
+    home.sql("DELETE FROM worker_read_write_locks");
+
+    // A database that only newer programs may touch.
+    let newer = NEWEST_SCHEMA + 1;
+    home.sql(&format!(
+        "UPDATE schema_compat_version SET compat_version = {newer}"
+    ));
+    commands(
+        &format!("programs that know schema {newer} or newer"),
+        "use a newer roomkeeper",
+    );
+    home.sql("UPDATE schema_compat_version SET compat_version = 84");
+
+    // One that is too old.
+    home.sql("UPDATE schema_version SET version = 71");
+    commands("the database has schema 71", "upgrade Synapse first");
+    home.sql("UPDATE schema_version SET version = 94");
+
+    // An upgrade that was not finished.
+    home.sql(&format!(
+        "INSERT INTO applied_schema_deltas VALUES ({newer}, '{newer}/01_delta.sql')"
+    ));
+    commands(
+        "an upgrade of the database from schema 94 was not finished",
+        "start Synapse",
+    );
+    home.sql("DELETE FROM applied_schema_deltas");
+
+    // Not a homeserver's at all.
+    home.sql("ALTER TABLE state_groups RENAME TO other");
+    commands(
+        "this is not a Synapse database: it has no table state_groups",
+        "in a second database",
+    );
+    home.sql("ALTER TABLE other RENAME TO state_groups");
+
+    // Data in several databases.
+    home.configure(
+        "",
+        "databases: {main: {name: sqlite3}, state: {name: sqlite3}}",
+    );
+    commands(
+        "the configuration splits the data over several databases",
+        "one that holds everything",
+    );
+    home.configure("", "");
+    home.assert_sound();
+}
+
+#[test]
+fn an_interrupted_command_ends_with_130_and_can_go_on() {
+    const EVENTS: i64 = 4_000;
+    let home = Home::new(EVENTS, "stride: {events: 100}");
+    let room = sample::room_id("a");
+    let token = sample::token(EVENTS - 100);
+    let words = [
+        "purge-history",
+        &room,
+        "--before-token",
+        &token,
+        "--delete-local-events",
+        "--beside",
+    ];
+    let purge = home
+        .command(&words)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    until("some progress", || (home.events() < EVENTS).then_some(()));
+    signal(&purge, Signal::INT);
+    let ended = Ran::of(purge.wait_with_output().expect("ends"));
+    ended.assert_ended(130, "`roomkeeper jobs --resume` goes on from here");
+    let left = home.events();
+    assert!(left > EVENTS / 10, "it was interrupted: {left}");
+    home.assert_sound();
+    let resumed = home.run(&["jobs", "--resume"]);
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    assert_eq!(home.events(), 101 + 3 + (EVENTS - 101) / 100);
+    home.assert_sound();
+}

@@ -1,0 +1,288 @@
+//! `serve`: what systemd hears, what a signal does, what stands in the log.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::time::Duration;
+
+use roomkeeper::client::Client;
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::home::{Daemon, Home, Ran, until};
+use crate::sample;
+
+/// Strides that take a while: enough of them, with the rests between, for a signal to come in the middle.
+const SLOWLY: &str = "stride: {events: 100}, homeserver: {running: beside}";
+
+/// What systemd allows a service to take for stopping, less what a busy machine needs.
+const TO_STOP: Duration = Duration::from_secs(10);
+
+#[test]
+fn systemd_hears_that_the_daemon_is_ready_alive_and_stopping() {
+    let home = Home::new(100, "");
+    let program = env!("CARGO_BIN_EXE_roomkeeper");
+    let mut daemon = Daemon::start_with(&home, |command| {
+        // The id of the process to be watched is known only when it is there.
+        let mut shell = Command::new("sh");
+        let script = format!("WATCHDOG_PID=$$ exec {program} -c homeserver.yaml serve");
+        shell.args(["-c", &script]).env("WATCHDOG_USEC", "900000");
+        for (key, value) in command.get_envs() {
+            shell.env(key, value.expect("set"));
+        }
+        shell.current_dir(command.get_current_dir().expect("set"));
+        *command = shell;
+    });
+    for _ in 0..3 {
+        daemon.wait_to_hear("WATCHDOG=1");
+    }
+    let (status, took) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < TO_STOP, "{took:?}");
+}
+
+#[test]
+fn a_purge_that_a_signal_interrupts_goes_on_at_the_next_start() {
+    const EVENTS: i64 = 6_000;
+    let home = Home::new(EVENTS, SLOWLY);
+    let mut daemon = Daemon::start(&home);
+    let id = daemon.purge(EVENTS - 100);
+    let is_under_way = |daemon: &Daemon<'_>, beyond: i64| {
+        until("some progress", || {
+            let done = daemon.job(&id)["progress"]["events_done"].as_i64();
+            done.filter(|done| *done > beyond)
+        })
+    };
+    let killed_at = is_under_way(&daemon, 0);
+    daemon.send(Signal::KILL);
+    assert_eq!(daemon.wait().signal(), Some(9));
+    drop(daemon);
+    let left = home.events();
+    assert!(left < EVENTS, "something was purged");
+    home.assert_sound();
+
+    let daemon = Daemon::start(&home);
+    is_under_way(&daemon, killed_at);
+    let (status, took) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < TO_STOP, "{took:?}");
+    assert!(home.events() < left, "more was purged");
+    home.assert_sound();
+    let job = home.job();
+    assert_eq!((&job["id"], &job["state"]), (&json!(id), &json!("queued")));
+    let listed = home.run(&["jobs"]);
+    assert!(
+        listed.out.contains("interrupted (`jobs --resume` goes on)"),
+        "{}",
+        listed.out
+    );
+
+    home.configure("homeserver: {running: beside}", "");
+    let daemon = Daemon::start(&home);
+    let done = daemon.wait_until_complete(&id);
+    // State events stay, every hundredth; and what lies at the point and above it.
+    assert_eq!(home.events(), 101 + 3 + (EVENTS - 101) / 100);
+    // The database and the ledger do not commit together: what was killed may have deleted one stride more than it noted.
+    let deleted = done["progress"]["events_deleted"]
+        .as_i64()
+        .expect("a number");
+    let gone = EVENTS + 1 - home.events();
+    assert!(
+        (gone - 100..=gone).contains(&deleted),
+        "{deleted} of {gone}"
+    );
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    home.assert_sound();
+}
+
+#[test]
+fn one_long_transaction_is_given_up_when_the_daemon_stops() {
+    const EVENTS: i64 = 40_000;
+    let home = Home::new(EVENTS, "");
+    let daemon = Daemon::start(&home);
+    let id = daemon.purge(EVENTS - 100);
+    until("the leap", || {
+        (daemon.job(&id)["progress"]["phase"] == "events").then_some(())
+    });
+    let (status, took) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < TO_STOP, "{took:?}");
+    home.assert_sound();
+    let resumed = home.run(&["jobs", "--resume"]);
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    assert_eq!(home.job()["state"], "complete");
+    assert_eq!(home.events(), 101 + 3 + (EVENTS - 101) / 100);
+    home.assert_sound();
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let home = Home::new(100, "");
+    let mut daemon = Daemon::start(&home);
+    // While a client keeps a request open, the first one waits for it.
+    daemon.send(Signal::INT);
+    daemon.send(Signal::INT);
+    let status = daemon.wait();
+    assert!([Some(0), Some(130)].contains(&status.code()), "{status}");
+}
+
+#[test]
+fn two_daemons_never_share_a_ledger() {
+    let home = Home::new(100, "");
+    let daemon = Daemon::start(&home);
+    home.run(&["serve"])
+        .assert_ended(3, "another roomkeeper is at work: it owns the ledger");
+    assert_eq!(
+        daemon
+            .client()
+            .get("/_roomkeeper/v1/health")
+            .expect("answers")
+            .status,
+        200
+    );
+}
+
+#[test]
+fn no_secret_stands_in_the_log() {
+    let home = Home::new(
+        100,
+        "listen: ['127.0.0.1:0', 'unix:homeserver.db.roomkeeper.sock'], admin_token_path: token",
+    );
+    std::fs::write(home.path("token"), "StaticSecret0123456789\n").expect("writes");
+    home.sql(
+        "INSERT INTO users (name, admin) VALUES ('@admin:example.org', 1);
+         INSERT INTO access_tokens (id, user_id, token) VALUES (1, '@admin:example.org', 'syt_AccessSecret_0123456789');",
+    );
+    let daemon = Daemon::start_with(&home, |command| {
+        command.env("ROOMKEEPER_LOG", "trace");
+    });
+    let address = until("an address", || {
+        let log = daemon.log();
+        let at = log.find("listening on 127.0.0.1:")?;
+        log[at + "listening on ".len()..]
+            .split_whitespace()
+            .next()
+            .map(str::to_owned)
+    });
+    let secrets = [
+        "StaticSecret0123456789",
+        "syt_AccessSecret_0123456789",
+        "syt_WrongSecret_0123456789",
+    ];
+    for (token, status) in secrets.into_iter().zip([200, 200, 401]) {
+        let by_header = Client::tcp(address.clone(), token);
+        assert_eq!(
+            by_header
+                .get("/_roomkeeper/v1/jobs")
+                .expect("answers")
+                .status,
+            status,
+            "{token}"
+        );
+        let by_query = format!("/_roomkeeper/v1/jobs?access_token={token}");
+        assert_eq!(
+            daemon.client().get(&by_query).expect("answers").status,
+            status,
+            "{token}"
+        );
+        let both = by_header.get(&by_query).expect("answers");
+        assert!(both.status >= 400, "{token}: {}", both.status);
+        assert!(!both.body.to_string().contains(token));
+        // Misplaced ones.
+        by_header
+            .get(&format!(
+                "/_roomkeeper/v1/nothing&access_token={token}?x=y&access_token={token}"
+            ))
+            .expect("answers");
+    }
+    let id = daemon.purge(90);
+    daemon.wait_until_complete(&id);
+    let log = daemon.log();
+    assert!(
+        log.contains("/_roomkeeper/v1/jobs") && log.contains("TRACE"),
+        "{log}"
+    );
+    for secret in secrets {
+        assert!(!log.contains(secret), "{secret} stands in the log: {log}");
+    }
+    // Nor what people wrote.
+    assert!(!log.contains("words of"), "{log}");
+    drop(daemon);
+
+    // A token that cannot be one is not shown, either.
+    std::fs::write(home.path("token"), "Two Secrets0123456789\n").expect("writes");
+    let refused = home.run(&["serve"]);
+    refused.assert_ended(2, "should hold one token on one line");
+    assert!(!refused.err.contains("Secrets"), "{}", refused.err);
+}
+
+#[test]
+fn one_shot_commands_ask_the_daemon_that_is_at_work() {
+    const EVENTS: i64 = 2_000;
+    let home = Home::new(EVENTS, SLOWLY);
+    let daemon = Daemon::start(&home);
+    let room = sample::room_id("a");
+    let purge = |below: i64, more: &[&str]| -> Ran {
+        let token = sample::token(below);
+        let mut words = vec!["purge-history", &room, "--before-token", &token];
+        words.extend_from_slice(more);
+        home.run(&words)
+    };
+    let asking = "a daemon (process ";
+
+    // A dry run asks nobody.
+    let planned = purge(1_000, &["--dry-run"]);
+    assert_eq!((planned.code, planned.err.as_str()), (Some(0), ""));
+    assert!(
+        planned.out.contains("Nothing was changed."),
+        "{}",
+        planned.out
+    );
+    assert_eq!(home.events(), EVENTS + 1);
+
+    let done = purge(500, &["--delete-local-events"]);
+    done.assert_ended(0, asking);
+    assert!(done.out.contains("is complete"), "{}", done.out);
+    let done = purge(600, &["--delete-local-events", "--json"]);
+    done.assert_ended(0, asking);
+    assert_eq!(done.json()["state"], "complete");
+
+    // What the daemon refuses is a failure here.
+    purge(EVENTS + 1, &[]).assert_ended(
+        1,
+        "topological_ordering is greater than forward extremities",
+    );
+
+    // One that is cancelled.
+    let id = daemon.purge(EVENTS - 100);
+    until("some progress", || {
+        (daemon.job(&id)["progress"]["events_done"].as_i64()? > 0).then_some(())
+    });
+    let cancelled = home.run(&["jobs", "--cancel", &id]);
+    cancelled.assert_ended(0, asking);
+    until("the end of the job", || {
+        (daemon.job(&id)["state"] == "failed").then_some(())
+    });
+    assert_eq!(daemon.job(&id)["error"], "cancelled");
+
+    let listed = home.run(&["jobs", "--json"]);
+    listed.assert_ended(0, asking);
+    assert_eq!(listed.json()["jobs"].as_array().map(Vec::len), Some(4));
+
+    // Looking does no harm; giving the file another shape would.
+    let checked = home.run(&["check"]);
+    assert_eq!(
+        (checked.code, checked.out.as_str()),
+        (Some(0), "every invariant holds\n")
+    );
+    home.run(&["reclaim"])
+        .assert_ended(3, "another roomkeeper is at work");
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    let reclaimed = home.run(&["reclaim", "--json"]).json();
+    assert!(
+        reclaimed["bytes_after"].as_i64() < reclaimed["bytes_before"].as_i64(),
+        "{reclaimed}"
+    );
+    home.assert_sound();
+}
