@@ -1,5 +1,6 @@
 //! The command line: words into library calls, outcomes into text and exit codes.
 
+mod demo;
 mod output;
 mod remote;
 mod serve;
@@ -146,7 +147,7 @@ fn start_logging(verbose: u8, is_daemon: bool) {
 fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
     let json = cli.global.json;
     match &cli.command {
-        Command::Demo => Err(Error::Config("demo is not built yet".into())),
+        Command::Demo => demo::demo(json),
         Command::Init => {
             let (Some(database), Some(_)) = (&cli.global.database, &cli.global.server_name) else {
                 return Err(Error::Config(

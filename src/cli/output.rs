@@ -18,7 +18,8 @@ pub fn json(value: &Value) {
     let _ = writeln!(std::io::stdout(), "{value}");
 }
 
-fn say(text: &str) {
+/// Prints a line.
+pub fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 

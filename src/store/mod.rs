@@ -11,6 +11,7 @@ pub mod event_rows;
 pub mod history;
 pub mod homeserver;
 pub mod points;
+pub mod sample;
 pub mod schema;
 pub mod search;
 pub mod space;

@@ -21,7 +21,13 @@ UNTOUCHABLE = (
 def verify(case):
     """All promises; what is broken becomes a complaint of the case."""
     verify_rows(case)
-    _verify(case, (database_is_sound, no_text_stays, file_is_whole, check_agrees, repetition_changes_nothing))
+    _verify(
+        case,
+        (
+            database_is_sound, text_is_overwritten, file_is_whole, check_agrees, repetition_changes_nothing,
+            reclaim_gives_all_back,
+        ),
+    )
 
 
 def verify_rows(case):
@@ -199,20 +205,43 @@ def spared_room_is_untouched(case):
             yield difference
 
 
-def no_text_stays(case):
-    """What is deleted is overwritten: no body of a deleted message stands in the file or in its write-ahead log."""
-    if not sqlite3.connect(":memory:").execute("PRAGMA secure_delete").fetchone()[0]:
-        # Then Synapse itself has left copies of its rows in the template's free pages.
-        return
-    home = case.keeper
-    files = [path.read_bytes() for path in home.glob("homeserver.db*") if not path.name.endswith("-shm")]
+# SQLite's `secure_delete` overwrites what is deleted, not what it had copied to another page to balance a tree: of a
+# thousand texts one or two stay in the slack of a page, with Synapse as with us.  Only `reclaim` removes these.
+SLACK = 0.01
+
+
+def text_is_overwritten(case):
+    """What is deleted is overwritten: its text stands neither in the file nor in its write-ahead log, slack apart."""
+    readable, deleted = _deleted_text(case)
+    if len(readable) > max(3, SLACK * deleted):
+        yield f"the text of {len(readable)} of {deleted} deleted events can still be read: {readable[:3]}"
+
+
+def _deleted_text(case) -> tuple[list, int]:
+    """Deleted bodies that stand in the files, and how many bodies were deleted."""
+    files = [path.read_bytes() for path in case.keeper.glob("homeserver.db*") if not path.name.endswith("-shm")]
     bodies = case.template.bodies
     table = case.keeper_tables["event_json"]
     stay = "\n".join(row[table.columns.index("json")] for row in table.rows)
-    for event_id in bodies.keys() - case.promised.events.keys():
-        text = bodies[event_id]
-        if text not in stay and any(text.encode() in file for file in files):
-            yield f"{text!r} of deleted {event_id} can still be read"
+    gone = {bodies[event_id] for event_id in bodies.keys() - case.promised.events.keys()}
+    gone = {text for text in gone if text not in stay}
+    return [text for text in sorted(gone) if any(text.encode() in file for file in files)], len(gone)
+
+
+def reclaim_gives_all_back(case):
+    """`reclaim` changes no row, leaves no deleted text, and the file is not larger than before."""
+    database = case.keeper / "homeserver.db"
+    size = database.stat().st_size
+    done = case.hand.run("reclaim")
+    if done.returncode != 0:
+        yield f"exit {done.returncode}: {(done.stdout + done.stderr)[-500:]}"
+    for difference in rows.differences(case.keeper_tables, rows.read_all(database)):
+        yield difference
+    if readable := _deleted_text(case)[0]:
+        yield f"can still be read: {readable[:5]}"
+    if database.stat().st_size > size:
+        yield f"{database.stat().st_size} bytes, {size} before"
+    yield from database_is_sound(case)
 
 
 def file_is_whole(case):
