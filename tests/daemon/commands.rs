@@ -294,6 +294,7 @@ fn every_command_of_the_readme_is_understood() {
         let mut program = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
         let ran = Ran::of(
             program
+                .args(before)
                 .args(words_of(command))
                 .arg("--help")
                 .output()
