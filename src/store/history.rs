@@ -53,7 +53,7 @@ const TEMPORARY_TABLES: &str = "
     DELETE FROM rk_extremities;";
 
 const INDEX_SELECTED: &str =
-    "CREATE UNIQUE INDEX IF NOT EXISTS temp.rk_selected_event_id ON rk_selected (event_id)";
+    "CREATE UNIQUE INDEX IF NOT EXISTS temp.rk_selected_event_id ON rk_selected (event_id, doomed)";
 
 const DROP_INDEX: &str = "DROP INDEX IF EXISTS temp.rk_selected_event_id";
 
@@ -525,12 +525,6 @@ pub fn remove(
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
-    fill_extremities(db, cut, removal)?;
-    let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
-    let own = db.execute(doing, DROP_OWN_EXTREMITIES, &[])?;
-    add(&mut counts, "event_backward_extremities", dropped - own);
-    db.execute(doing, NOTE_OWN_EXTREMITIES, params![room])?;
-    db.execute(doing, ADD_EXTREMITIES, params![room])?;
     lower_summaries(db, room)?;
     repoint_sliding_sync(db, cut, survives)?;
     // Before the rows of doomed events go, so that the rule can see whether another extremity remains.
@@ -548,6 +542,13 @@ pub fn remove(
         add(&mut counts, "threads", gone);
     }
     event_rows::remove(db, room, selected.events, removal, &mut counts, each)?;
+    // When the edges of doomed events have gone, hardly any edge to a selected event is left to be looked at.
+    fill_extremities(db, cut, removal)?;
+    let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
+    let own = db.execute(doing, DROP_OWN_EXTREMITIES, &[])?;
+    add(&mut counts, "event_backward_extremities", dropped - own);
+    db.execute(doing, NOTE_OWN_EXTREMITIES, params![room])?;
+    db.execute(doing, ADD_EXTREMITIES, params![room])?;
     db.execute(doing, TURN_OUTLIER, &[])?;
     // Last: Synapse waits for this row whenever it stores an event (P-11).
     db.execute(doing, LOWEST_DEPTH, params![room])?;
