@@ -148,7 +148,7 @@ impl Register {
             register: self.clone(),
             room: room.clone(),
             live,
-            is_ended: false,
+            has_left: false,
         })
     }
 
@@ -237,8 +237,14 @@ impl Register {
         }
     }
 
-    fn leave(&self, room: &RoomId) {
-        self.busy.lock().by_room.remove(room);
+    /// Writes down how a job ended and frees its room, as one step: whoever has read that it ended may start the next.
+    fn leave(&self, room: &RoomId, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
+        let mut busy = self.busy.lock();
+        if let Err(e) = note(&self.ledger) {
+            // The ledger still says that it runs; the next start finds nothing left to do and says so.
+            log::error!("room {room}: {}", crate::error::Chain(&e));
+        }
+        busy.by_room.remove(room);
         self.ended.notify_all();
     }
 }
@@ -248,7 +254,7 @@ pub struct Ticket {
     register: Arc<Register>,
     room: RoomId,
     live: Arc<Live>,
-    is_ended: bool,
+    has_left: bool,
 }
 
 impl Ticket {
@@ -276,53 +282,41 @@ impl Ticket {
 
     /// The job ended: well, or with the public text of its error (S-3).
     pub fn end(mut self, error: Option<&str>) {
-        self.note_end(error);
+        self.leave_ended(error);
     }
 
     /// The process stops: the job goes back into the ledger and is resumed at the next start.
     pub fn suspend(mut self) {
-        self.is_ended = true;
-        if let Err(e) = self
-            .register
-            .ledger
-            .suspend(self.id(), &self.live.progress())
-        {
-            log::error!("job {}: {}", self.id(), crate::error::Chain(&e));
-        }
+        let live = self.live.clone();
+        self.leave(|ledger| ledger.suspend(&live.id, &live.progress()));
     }
 
     /// The job never was: it could not be queued.
     pub fn withdraw(mut self) {
-        self.is_ended = true;
-        if let Err(e) = self.register.ledger.withdraw(self.id()) {
-            log::error!("job {}: {}", self.id(), crate::error::Chain(&e));
-        }
+        let live = self.live.clone();
+        self.leave(|ledger| ledger.withdraw(&live.id));
     }
 
     fn forget(mut self) {
-        self.is_ended = true;
+        self.leave(|_| Ok(()));
     }
 
-    fn note_end(&mut self, error: Option<&str>) {
-        self.is_ended = true;
-        let now = self.register.clock.now();
-        if let Err(e) = self
-            .register
-            .ledger
-            .end(self.id(), error, &self.live.progress(), now)
-        {
-            // The ledger still says that it runs; the next start finds nothing left to do and says so.
-            log::error!("job {}: {}", self.id(), crate::error::Chain(&e));
-        }
+    fn leave_ended(&mut self, error: Option<&str>) {
+        let (live, now) = (self.live.clone(), self.register.clock.now());
+        self.leave(|ledger| ledger.end(&live.id, error, &live.progress(), now));
+    }
+
+    fn leave(&mut self, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
+        self.has_left = true;
+        self.register.leave(&self.room, note);
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !self.is_ended {
-            self.note_end(Some("the job stopped without saying why"));
+        if !self.has_left {
+            self.leave_ended(Some("the job stopped without saying why"));
         }
-        self.register.leave(&self.room);
     }
 }
 
