@@ -209,8 +209,10 @@ fn purge_events(
     progress: &mut Progress,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
-    // Strides say themselves when the log is copied.
-    site.db.set_pragma("wal_autocheckpoint", 0)?;
+    if site.gait == Gait::Offline {
+        // Strides say themselves when the log is copied.
+        site.db.set_pragma("wal_autocheckpoint", 0)?;
+    }
     let below = request.point.topological;
     refuse_to_empty(&site.db, site.room, request)?;
     refuse_partial_state(site, request)?;
@@ -390,14 +392,10 @@ fn stride(
     });
     let took = begun.elapsed();
     let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
-    match site.gait {
-        // The log is empty again before the next stride; with readers about, it is when they have gone.
-        Gait::Offline => {
-            site.db.checkpoint()?;
-        }
-        // Pages that several strides touch are copied once, and nobody is made to wait for that.
-        Gait::Beside if wal_bytes > LOG_BESIDE => site.db.checkpoint_passively()?,
-        Gait::Beside => {}
+    if site.gait == Gait::Offline {
+        // The log is empty again before the next stride; with readers about, it is when they have gone. Beside a
+        // server each commit copies what it can: left to pile up, the log would never start anew.
+        site.db.checkpoint()?;
     }
     drop(writer);
     if result.is_err() && gave_up {
@@ -411,9 +409,6 @@ fn stride(
         wal_bytes,
     }))
 }
-
-/// Log beside a live server, in bytes, above which strides copy it into the file.
-const LOG_BESIDE: u64 = 240 * 1024 * 1024;
 
 /// W-4: a lock that was lost stops the job before its next destructive transaction.
 pub(super) fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {

@@ -307,13 +307,6 @@ impl Db {
         Ok(busy.doing("empty the write-ahead log")? == 0)
     }
 
-    /// Moves as much of the write-ahead log into the database file as can be without waiting for anybody.
-    pub fn checkpoint_passively(&self) -> Result<(), Error> {
-        self.conn
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-            .doing("copy the write-ahead log")
-    }
-
     /// Reads one integer PRAGMA.
     pub fn pragma(&self, name: &str) -> Result<i64, Error> {
         tell(name);
