@@ -176,7 +176,7 @@ class User(threading.Thread):
 
     def __init__(self, hs, about):
         super().__init__(daemon=True)
-        self.hs, self.room, self.token = hs, homeserver.quote(about["other_room_id"]), about["admin_token"]
+        self.hs, self.room, self.token = hs, homeserver.quote(about["other_room_id"]), about["other_room_token"]
         self.waits, self.failed, self.done = [], 0, threading.Event()
 
     def run(self):
