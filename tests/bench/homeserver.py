@@ -226,7 +226,7 @@ def make_server(directory, room_version="10", members=40, python=sys.executable)
     finally:
         hs.stop()
     (directory / "base.json").write_text(json.dumps({
-        "server_name": "bench.example", "room_id": room, "admin": admin, "admin_token": token, "other_room_id": small}, indent=1) + "\n")
+        "server_name": "bench.example", "room_id": room, "admin_token": token}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -459,12 +459,18 @@ def multiply(base, out, events, room_id=None, token=None):
                                 " ORDER BY topological_ordering DESC, stream_ordering DESC LIMIT 1 OFFSET ?", (room_id, int(events * KEPT) - 1)).fetchone()
     below, state = db.execute("SELECT count(*), count(s.event_id) FROM events e LEFT JOIN state_events s USING (event_id)"
                               " WHERE e.room_id = ? AND NOT outlier AND topological_ordering < ?", (room_id, cut_depth)).fetchone()
+    # Somebody who may speak in the room, and in another one.
+    member_of = ("SELECT c.room_id, t.token FROM events c JOIN local_current_membership m ON m.room_id = c.room_id AND m.user_id = c.sender AND m.membership = 'join'"
+                 " JOIN access_tokens t ON t.user_id = m.user_id WHERE c.type = 'm.room.create' AND c.room_id {} ? ORDER BY c.stream_ordering LIMIT 1")
+    _, member_token = db.execute(member_of.format("="), (room_id,)).fetchone()
+    other, other_token = db.execute(member_of.format("<>"), (room_id,)).fetchone()
     db.execute("PRAGMA journal_mode = WAL").fetchall()
     db.close()
     (out / "bench.json").write_text(json.dumps({
         "server_name": server_name, "room_id": room_id, "admin_token": token, "events": events, "newest_event_id": prev[0],
         "cut_event_id": cut, "cut_depth": cut_depth, "events_below_cut": below, "state_events_below_cut": state,
-        "other_room_id": known.get("other_room_id"), "seed": SEED}, indent=1) + "\n")
+        "member_token": member_token,
+        "other_room_id": other, "other_room_token": other_token, "seed": SEED}, indent=1) + "\n")
 
 
 def prove(out, python=sys.executable):
@@ -487,8 +493,9 @@ def prove(out, python=sys.executable):
         key = SigningKey(b64decode(seed + "=" * (-len(seed) % 4)))
         verify = decode_verify_key_bytes(f"ed25519:{key_version}", bytes(key.verify_key))
         sample = 0
-        rows = db.execute("SELECT event_id, json, internal_metadata FROM event_json WHERE rowid % 97 = 0 OR event_id IN (SELECT event_id FROM state_events)")
-        for event_id, text, _ in rows:
+        rows = db.execute("SELECT event_id, json FROM event_json WHERE room_id = ? AND (rowid % 97 = 0 OR event_id IN (SELECT event_id FROM state_events))",
+                          (about["room_id"],))
+        for event_id, text in rows:
             event = make_event_from_dict(json.loads(text), version)
             assert event.event_id == event_id, event_id
             verify_signed_json(prune_event(event).get_pdu_json(), about["server_name"], verify)
@@ -504,7 +511,7 @@ def prove(out, python=sys.executable):
         db.execute("ANALYZE")  # without it Synapse's paging is slow (measurements.md)
         db.commit()
         db.close()
-        room, token = homeserver.quote(about["room_id"]), about["admin_token"]
+        room, token = homeserver.quote(about["room_id"]), about["member_token"]
         with homeserver.Homeserver(copy, python) as hs:
             print("  Synapse starts")
             seen, at = 0, ""

@@ -14,8 +14,9 @@ What is measured, for all ways alike:
 - RSS      VmHWM (Synapse: reset before the request)
 - WAL      the biggest size of `-wal`, looked at every 5 ms
 - longest  the longest transaction: the floor has one; roomkeeper reports it (`longest_transaction_ms`)
-- waited   beside: another process writes one row every 10 ms with a busy timeout of 5 s; its longest wait, and how often
-           it was told "database is locked". In the ways `…_in_use`: the slowest of the messages that a user of a running
+- waited   beside: another process changes one row every 10 ms with a busy timeout of 5 s, and like Synapse's connections it
+           checkpoints when the log is over 1,000 pages: its longest wait, how often it was told "database is locked", and how
+           many writes a second it managed. In the ways `…_in_use`: the slowest of the messages that a user of a running
            Synapse sends five times a second, and how many failed
 
 Single times are not stable on a shared machine: compare the ratios of one run.
@@ -175,7 +176,7 @@ class User(threading.Thread):
 
     def __init__(self, hs, about):
         super().__init__(daemon=True)
-        self.hs, self.room, self.token = hs, homeserver.quote(about["other_room_id"]), about["admin_token"]
+        self.hs, self.room, self.token = hs, homeserver.quote(about["other_room_id"]), about["other_room_token"]
         self.waits, self.failed, self.done = [], 0, threading.Event()
 
     def run(self):
@@ -324,10 +325,11 @@ def report(results):
                 return f"{mine / theirs:.3f}" if theirs else "–"
             longest_s, waited = median(rows, "longest"), median(rows, "waited")
             locked = sum(run.get("locked", 0) for run in rows)
+            rate = None if waited is None else sum(run["writes"] for run in rows) / sum(run["wall"] for run in rows)
             lines.append(f"| {way} | {median(rows, 'wall'):.2f} s | {median(rows, 'cpu'):.2f} s | {median(rows, 'written') / 1e9:.2f} GB"
                          f" | {median(rows, 'rss') / 1e6:.0f} MB | {median(rows, 'wal') / 1e6:.0f} MB"
                          f" | {'–' if longest_s is None else f'{longest_s:.2f} s'}"
-                         f" | {'–' if waited is None else f'{waited:.2f} s, locked {locked}×'}"
+                         f" | {'–' if waited is None else f'{waited:.2f} s, locked {locked}×, {rate:.0f} writes/s'}"
                          f" | {ratio('cpu', 'synapse')} | {ratio('cpu', 'floor')} | {ratio('written', 'synapse')} | {ratio('written', 'floor')} |")
     sizes = list(results)
     if len(sizes) > 1:
