@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import beside
 import judge
 import rows
 from keeper import Keeper
@@ -93,7 +94,11 @@ class Case:
         self.keeper = self.template.copy(self.scratch / f"{self.plan.name}-roomkeeper")
         # Plans of several steps name things the other way, so that both ways are walked.
         self.hand = Keeper(self.keeper, other_way=len(self.plan.steps) > 1)
-        self.answers = [self.hand.purge(order) for order in self.purges]
+        if self.plan.beside:
+            self.answers, troubles = beside.purge_all(self)
+            self.problems += troubles
+        else:
+            self.answers = [self.hand.purge(order) for order in self.purges]
 
     def compare_outcomes(self, deviations):
         """Both must do, or decline, the same purges; the models follow what was done."""

@@ -23,6 +23,8 @@ class Keeper:
     def __init__(self, home: Path, other_way: bool = False):
         """`other_way`: name the database by its configuration file, and points by token."""
         self.home = home
+        # Set while a Synapse runs on the same database.
+        self.beside = False
         self.by_token = other_way
         self.address = (
             ["-c", "homeserver.yaml"]
@@ -31,7 +33,7 @@ class Keeper:
         )
 
     def run(self, *arguments) -> subprocess.CompletedProcess:
-        command = [binary(), *self.address, *arguments]
+        command = [binary(), *self.address, *["--beside"] * self.beside, *arguments]
         return subprocess.run(command, cwd=self.home, capture_output=True, text=True, timeout=300)
 
     def purge(self, order, dry_run: bool = False) -> tuple[int, str]:

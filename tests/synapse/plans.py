@@ -19,6 +19,8 @@ class Plan:
     quick: bool = False
     # Whether Synapse is started on the result afterwards; a third of the suite's time, so not for every plan.
     lives_on: bool = False
+    # roomkeeper works while Synapse runs on the same file, is read from, and deletes the state groups (P-45).
+    beside: bool = False
 
 
 PLANS = (
@@ -31,6 +33,7 @@ PLANS = (
     Plan("nothing", (Step("ts", -1.0, True), Step("event", 0.0, True))),
     Plan("twice-by-event", (Step("event", 0.3, False), Step("event", 0.7, True)), quick=True),
     Plan("twice-by-ts", (Step("ts", 0.25, True), Step("ts", 0.6, False)), lives_on=True),
+    Plan("beside-by-event", (Step("event", 0.4, False), Step("event", 0.8, True)), quick=True, lives_on=True, beside=True),
 )
 
 # Every row of this room must survive every plan (I-40).

@@ -38,6 +38,11 @@ class Release:
     # Sending is what takes the time of building a server: some 30 ms of processor each.
     big_room_messages: int = 700
 
+    @property
+    def marks_state_groups(self) -> bool:
+        """Whether Synapse itself deletes the state groups that others mark (P-40)."""
+        return self.schema >= 89
+
 
 RELEASES = {
     release.version: release

@@ -12,6 +12,7 @@ VOLATILE = (
     ("access_tokens", {"used"}, "set when a token is first used"),
     ("devices", {"last_seen", "ip", "user_agent"}, "written when a token is used"),
     ("scheduled_tasks", ANY, "Synapse's own jobs; ours are in the ledger (S-20)"),
+    ("destinations", ANY, "whom Synapse tried to reach for backfill, when it was paged"),
     ("room_forgetter_stream_pos", ANY, "how far a chore has read"),
     ("sqlite_sequence", ANY, "a counter of rows that came and went"),
 )
