@@ -17,7 +17,7 @@ use crate::jobs::register::{Register, Ticket};
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
-use crate::purge::{self, Gait, Plan, Progress, Request, Worksite};
+use crate::purge::{self, Gait, Plan, Request, Worksite};
 use crate::store::check::{self, Violation};
 use crate::store::db::{
     Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
@@ -77,6 +77,23 @@ struct Threads {
     shared: Arc<Shared>,
     pool: Option<Pool>,
     timer: Option<Timer>,
+}
+
+/// What a job is to do: its kind and parameters in the ledger, as values.
+enum Work {
+    PurgeHistory(Request),
+}
+
+impl Work {
+    /// What a job on record was to do; `None` when this roomkeeper does not know.
+    fn of_record(record: Record) -> Option<Self> {
+        match record.kind.as_str() {
+            PURGE_HISTORY => serde_json::from_value(record.params)
+                .ok()
+                .map(Self::PurgeHistory),
+            _ => None,
+        }
+    }
 }
 
 impl Keeper {
@@ -160,7 +177,7 @@ impl Keeper {
         let ticket = self.shared.register.admit(PURGE_HISTORY, room, params)?;
         let id = ticket.id().clone();
         log::info!("room {room}: purge {id} up to {point} is queued");
-        self.submit(ticket, request)?;
+        self.submit(ticket, Work::PurgeHistory(request))?;
         Ok(id)
     }
 
@@ -174,14 +191,14 @@ impl Keeper {
         Viewer::open(self.shared.config.clone())?.plan_purge(room, point, options)
     }
 
-    fn submit(&self, ticket: Ticket, request: Request) -> Result<(), Error> {
+    fn submit(&self, ticket: Ticket, work: Work) -> Result<(), Error> {
         let shared = self.shared.clone();
         // The ticket outlives a refusal, so that it can be withdrawn.
         let slot = Arc::new(Mutex::new(Some(ticket)));
         let taken = slot.clone();
         let job = Box::new(move || {
             if let Some(ticket) = taken.lock().take() {
-                shared.run_purge(ticket, &request);
+                shared.run_job(ticket, &work);
             }
         });
         let pool = self.threads.pool.as_ref().ok_or(Error::Stopping)?;
@@ -205,21 +222,17 @@ impl Keeper {
                 continue;
             };
             let id = record.id.clone();
-            match serde_json::from_value(record.params) {
-                Ok(request) if record.kind == PURGE_HISTORY => {
-                    log::info!(
-                        "room {}: purge {id} goes on where it was interrupted",
-                        record.subject
-                    );
-                    match self.submit(ticket, request) {
-                        Ok(()) => resumed.push(id),
-                        // It stands in the ledger and is taken up at the next start.
-                        Err(e) => log::warn!("purge {id} could not be taken up again: {e}"),
-                    }
-                }
-                _ => ticket.end(Some(
+            let Some(work) = Work::of_record(record) else {
+                ticket.end(Some(
                     "interrupted, and this roomkeeper does not know how to go on",
-                )),
+                ));
+                continue;
+            };
+            log::info!("{ticket} goes on where it was interrupted");
+            match self.submit(ticket, work) {
+                Ok(()) => resumed.push(id),
+                // It stands in the ledger and is taken up at the next start.
+                Err(e) => log::warn!("{id} could not be taken up again: {e}"),
             }
         }
         Ok(resumed)
@@ -360,29 +373,25 @@ impl Shared {
         answer
     }
 
-    fn run_purge(&self, ticket: Ticket, request: &Request) {
+    fn run_job(&self, ticket: Ticket, work: &Work) {
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
         if is_stopping() {
             return ticket.suspend();
         }
-        let outcome = ticket
-            .start()
-            .and_then(|()| self.purge(&ticket, request, &is_stopping));
-        let (id, room) = (ticket.id().clone(), ticket.room().clone());
+        let outcome = ticket.start().and_then(|()| match work {
+            Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+        });
         match outcome {
-            Ok(progress) => {
-                log::info!(
-                    "room {room}: purge {id} is complete: {} events deleted",
-                    progress.events_deleted
-                );
+            Ok(summary) => {
+                log::info!("{ticket} is complete: {summary}");
                 ticket.end(None);
             }
             Err(Error::Stopping) => {
-                log::info!("room {room}: purge {id} is interrupted and goes on at the next start");
+                log::info!("{ticket} is interrupted and goes on at the next start");
                 ticket.suspend();
             }
             Err(e) => {
-                log::error!("room {room}: purge {id} failed: {}", Chain(&e));
+                log::error!("{ticket} failed: {}", Chain(&e));
                 ticket.end(Some(&e.status_text()));
             }
         }
@@ -393,7 +402,7 @@ impl Shared {
         ticket: &Ticket,
         request: &Request,
         is_stopping: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Progress, Error> {
+    ) -> Result<String, Error> {
         let config = &self.config;
         let gait = match config.homeserver {
             Homeserver::Beside => Gait::Beside,
@@ -430,7 +439,8 @@ impl Shared {
             clock: &*config.clock,
             is_stopping,
         };
-        purge::run(&mut site, request)
+        let progress = purge::run(&mut site, request)?;
+        Ok(format!("{} events deleted", progress.events_deleted))
     }
 }
 

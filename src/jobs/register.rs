@@ -4,6 +4,7 @@
 //! worker has gone. One subject (a room) has at most one job at a time (L-1, L-2).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -22,6 +23,8 @@ pub type Interrupt = Box<dyn Fn() + Send>;
 pub struct Live {
     /// Its id.
     pub id: JobId,
+    /// Its kind, as the ledger has it.
+    pub kind: String,
     cancelled: AtomicBool,
     interrupt: Mutex<Option<Interrupt>>,
     progress: Mutex<Value>,
@@ -108,7 +111,7 @@ impl Register {
             started_ms: None,
             ended_ms: None,
         };
-        let ticket = self.claim(&record.id, room, Value::Null)?;
+        let ticket = self.claim(&record, room, Value::Null)?;
         match self.ledger.insert(&record) {
             Ok(()) => Ok(ticket),
             Err(e) => {
@@ -121,7 +124,7 @@ impl Register {
     /// Admits a job that the ledger has from an earlier life.
     pub fn readmit(self: &Arc<Self>, record: &Record) -> Result<Ticket, Error> {
         self.claim(
-            &record.id,
+            record,
             &RoomId::new(record.subject.clone()),
             record.progress.clone(),
         )
@@ -129,7 +132,7 @@ impl Register {
 
     fn claim(
         self: &Arc<Self>,
-        id: &JobId,
+        record: &Record,
         room: &RoomId,
         progress: Value,
     ) -> Result<Ticket, Error> {
@@ -138,7 +141,8 @@ impl Register {
             return Err(Error::RoomBusy { room: room.clone() });
         }
         let live = Arc::new(Live {
-            id: id.clone(),
+            id: record.id.clone(),
+            kind: record.kind.clone(),
             cancelled: AtomicBool::new(false),
             interrupt: Mutex::new(None),
             progress: Mutex::new(progress),
@@ -309,6 +313,14 @@ impl Ticket {
     fn leave(&mut self, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
         self.has_left = true;
         self.register.leave(&self.room, note);
+    }
+}
+
+/// How a line of the log names the job.
+impl fmt::Display for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = self.live.kind.replace('_', " ");
+        write!(f, "room {}: {kind} {}", self.room, self.live.id)
     }
 }
 

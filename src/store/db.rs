@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use rusqlite::{Connection, InterruptHandle, OpenFlags, Row, Statement, ToSql};
+use rusqlite::{Connection, InterruptHandle, OpenFlags, Statement, ToSql};
+pub use rusqlite::{Row, params};
 
 use super::catalog::Catalog;
 use crate::error::{Doing, Error};
@@ -76,6 +77,9 @@ pub struct Db {
     path: PathBuf,
     catalog: Arc<Catalog>,
 }
+
+/// What reading a row answers.
+pub type RowResult<T> = rusqlite::Result<T>;
 
 /// What a statement binds.
 pub type Params<'a> = &'a [&'a dyn ToSql];
@@ -159,7 +163,7 @@ impl Db {
         doing: &'static str,
         sql: &str,
         params: Params<'_>,
-        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        mut read: impl FnMut(&Row<'_>) -> RowResult<T>,
     ) -> Result<Vec<T>, Error> {
         let mut all = Vec::new();
         self.for_each(doing, sql, params, |row| {
@@ -175,7 +179,7 @@ impl Db {
         doing: &'static str,
         sql: &str,
         params: Params<'_>,
-        mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+        mut each: impl FnMut(&Row<'_>) -> RowResult<()>,
     ) -> Result<(), Error> {
         self.run(doing, sql, |statement| {
             let mut met = 0;
@@ -194,7 +198,7 @@ impl Db {
         doing: &'static str,
         sql: &str,
         params: Params<'_>,
-        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+        read: impl FnOnce(&Row<'_>) -> RowResult<T>,
     ) -> Result<Option<T>, Error> {
         self.run(doing, sql, |statement| {
             let mut rows = statement.query(params)?;

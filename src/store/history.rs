@@ -3,9 +3,7 @@
 //! The selection is a temporary table, `rk_selected`, that every statement joins; nothing is carried back and
 //! forth. A dry run counts with the same joins that a purge deletes with.
 
-use rusqlite::params;
-
-use super::db::Db;
+use super::db::{Db, params};
 use super::event_rows::{self, Removal, RowCounts, add};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};

@@ -1,8 +1,6 @@
 //! From an event or a time to a point in a room's history (H-20, R-20 … R-24).
 
-use rusqlite::params;
-
-use super::db::Db;
+use super::db::{Db, params};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 use crate::point::{Point, PurgePoint};

@@ -1,9 +1,7 @@
 //! A small made-up homeserver, for the demo: two rooms, a few people, some weeks of talk. Its event ids are no hashes, so
 //! no homeserver would start on it.
 
-use rusqlite::params;
-
-use super::db::Db;
+use super::db::{Db, params};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId, UserId};
 use crate::time::Millis;

@@ -3,9 +3,7 @@
 //! A delete by event id would read the whole index once a stride, which makes a long purge quadratic. So the
 //! content table is walked once a job, and what it says of the room is kept in a temporary table.
 
-use rusqlite::params;
-
-use super::db::Db;
+use super::db::{Db, params};
 use super::event_rows;
 use crate::error::Error;
 use crate::ids::RoomId;

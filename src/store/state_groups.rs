@@ -6,9 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-use rusqlite::params;
-
-use super::db::Db;
+use super::db::{Db, params};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::time::Millis;

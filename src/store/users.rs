@@ -1,8 +1,6 @@
 //! Who holds an access token (U-2 … U-12). Nothing is written, ever (U-11).
 
-use rusqlite::params;
-
-use super::db::Db;
+use super::db::{Db, params};
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::time::Millis;
