@@ -18,6 +18,7 @@ pub mod keeper;
 pub mod locks;
 pub mod point;
 pub mod purge;
+pub mod room_version;
 pub mod store;
 pub mod stride;
 pub mod time;
