@@ -9,6 +9,7 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod client;
 pub mod config;
+pub mod deletion;
 pub mod error;
 #[cfg(feature = "daemon")]
 pub mod http;
@@ -23,6 +24,7 @@ pub mod store;
 pub mod stride;
 pub mod time;
 pub mod whereabouts;
+pub mod worksite;
 
 pub use config::Config;
 pub use error::Error;

@@ -19,8 +19,10 @@ const FLOORS: &[&[&str]] = &[
     &["error", "point", "locks"],
     // Machines.
     &["config", "store", "jobs"],
+    // What the rooms work with.
+    &["worksite"],
     // Rooms.
-    &["purge"],
+    &["purge", "deletion"],
     // The landing.
     &["keeper"],
     // Doors.
