@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     // Words.
     &["ids", "time", "room_version", "stride", "whereabouts"],
     // Grammar.
-    &["error", "point", "locks"],
+    &["error", "point", "policy", "locks"],
     // Machines.
     &["config", "store", "jobs"],
     // What the rooms work with.
