@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod keeper;
 pub mod locks;
 pub mod point;
+pub mod policy;
 pub mod purge;
 pub mod room_version;
 pub mod store;
