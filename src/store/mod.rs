@@ -3,6 +3,7 @@
 //! One SQL text serves both engines where it can; parameters are `$1 … $n` in order of first appearance.
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
 
+pub mod append;
 pub mod catalog;
 pub mod check;
 pub mod db;
