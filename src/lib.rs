@@ -9,6 +9,7 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod client;
 pub mod config;
+pub mod database;
 pub mod error;
 #[cfg(feature = "daemon")]
 pub mod http;

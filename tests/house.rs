@@ -14,7 +14,7 @@ use source::{Source, sources};
 /// the crate's documentation says what each is for.
 const FLOORS: &[&[&str]] = &[
     // Words.
-    &["ids", "time", "stride", "whereabouts"],
+    &["ids", "time", "stride", "whereabouts", "database"],
     // Grammar.
     &["error", "point", "locks"],
     // Machines.
