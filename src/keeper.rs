@@ -17,7 +17,7 @@ use crate::jobs::register::{Register, Ticket};
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
-use crate::purge::{self, Gait, Plan, Request, Worksite};
+use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
 use crate::store::db::{
     Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
@@ -28,6 +28,7 @@ use crate::store::points;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
+use crate::worksite::{Gait, Worksite, overwrite};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
@@ -596,11 +597,11 @@ pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
     drop(db);
     let reclaimed = space::reclaim(&config.database)?;
     // Nothing that was deleted is in the new file.
-    for duty in [purge::EMPTY_LOG, purge::ERASE_PAGES] {
+    for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
         ledger.settle(duty)?;
     }
     if config.overwrite_deleted {
-        ledger.settle(purge::MERGE_INDEX)?;
+        ledger.settle(overwrite::MERGE_INDEX)?;
     }
     Ok(reclaimed)
 }

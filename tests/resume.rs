@@ -41,7 +41,7 @@ fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
     loop {
         let job = keeper.job(id).expect("read").expect("there");
         let far = serde_json::from_value(job.progress.clone())
-            .map_or(0, |p: roomkeeper::purge::Progress| p.strides);
+            .map_or(0, |p: roomkeeper::worksite::Progress| p.strides);
         if far >= strides || job.state.is_ended() {
             return;
         }

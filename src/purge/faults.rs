@@ -17,7 +17,7 @@ use support::state_model::{Graph, STATE};
 use support::tables::{Tables, assert_same};
 use support::work::{Ask, NOW, Site};
 
-use super::{Gait, Request, Worksite, run};
+use super::{Request, run};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::Ledger;
@@ -29,6 +29,7 @@ use crate::store::erase::RawFile;
 use crate::store::{check, homeserver};
 use crate::stride::{Leap, StrideBounds};
 use crate::time::ManualClock;
+use crate::worksite::{Gait, Worksite};
 
 #[path = "../../tests/support/mod.rs"]
 mod support;

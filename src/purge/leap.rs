@@ -3,9 +3,7 @@
 
 use std::time::Instant;
 
-use super::overwrite;
-use super::request::{Phase, Progress, Request};
-use super::run::{Worksite, hold};
+use super::request::Request;
 use crate::error::Error;
 use crate::store::db::Db;
 use crate::store::event_rows::{self, Removal, RowCounts};
@@ -13,6 +11,7 @@ use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::RowLock;
 use crate::store::{search, space};
 use crate::stride::Leap;
+use crate::worksite::{Phase, Progress, Worksite, hold, overwrite};
 
 /// Bytes of surviving rows that one leap may put aside and write again; bounds its log, of which it needs about
 /// twice that.

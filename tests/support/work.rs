@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use roomkeeper::config::Homeserver;
 use roomkeeper::jobs::ledger::Record;
-use roomkeeper::purge::{Plan, Progress};
+use roomkeeper::purge::Plan;
 use roomkeeper::stride::{Leap, StrideBounds};
 use roomkeeper::time::ManualClock;
+use roomkeeper::worksite::Progress;
 use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
 
 use rusqlite::Connection;

@@ -6,9 +6,7 @@
 use std::thread;
 use std::time::Duration;
 
-use super::pace::Gait;
-use super::request::{Phase, Progress};
-use super::run::{LOOK_UP_EVERY, Worksite};
+use super::{Gait, LOOK_UP_EVERY, Phase, Progress, Worksite};
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
 use crate::store::db::Db;
@@ -24,7 +22,7 @@ pub(crate) const EMPTY_LOG: &str = "empty the write-ahead log";
 pub(crate) const ERASE_PAGES: &str = "overwrite free pages";
 
 /// Notes what a transaction that deletes events leaves to be done; before that commits.
-pub(super) fn owe(ledger: &Ledger, gait: Gait, is_searched: bool) -> Result<(), Error> {
+pub(crate) fn owe(ledger: &Ledger, gait: Gait, is_searched: bool) -> Result<(), Error> {
     ledger.owe(EMPTY_LOG)?;
     if gait == Gait::Offline {
         ledger.owe(ERASE_PAGES)?;
@@ -45,7 +43,7 @@ const OVERWRITE_TRIES: usize = 20;
 const PATIENCE_BESIDE: Duration = Duration::from_millis(200);
 
 /// Makes good what was promised of deleted content, and says how much `reclaim` would return.
-pub(super) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+pub(crate) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
     progress.phase = Phase::Tidying;
     site.publish(progress);
     if (site.is_stopping)() {
