@@ -10,6 +10,7 @@ pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
+pub mod newest;
 pub mod points;
 pub mod sample;
 pub mod schema;
