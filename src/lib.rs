@@ -11,6 +11,7 @@ pub mod client;
 pub mod config;
 pub mod deletion;
 pub mod error;
+pub mod event;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod ids;

@@ -16,7 +16,7 @@ const FLOORS: &[&[&str]] = &[
     // Words.
     &["ids", "time", "room_version", "stride", "whereabouts"],
     // Grammar.
-    &["error", "point", "policy", "locks"],
+    &["error", "point", "policy", "locks", "event"],
     // Machines.
     &["config", "store", "jobs"],
     // What the rooms work with.
