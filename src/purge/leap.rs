@@ -7,7 +7,7 @@ use super::request::Request;
 use crate::error::Error;
 use crate::store::db::Db;
 use crate::store::event_rows::{self, Removal, RowCounts};
-use crate::store::history::{self, Cut, Extent};
+use crate::store::history::{self, Extent};
 use crate::store::homeserver::RowLock;
 use crate::store::{search, space};
 use crate::stride::Leap;
@@ -93,13 +93,7 @@ fn leap_unchecked(
     lock: &mut Option<&mut RowLock>,
 ) -> Result<bool, Error> {
     let below = request.point.topological;
-    let cut = Cut {
-        room: site.room,
-        from: i64::MIN,
-        below,
-        delete_local_events: request.delete_local_events,
-        server_name: site.server_name,
-    };
+    let cut = request.cut(site.room, site.server_name);
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
     let (ledger, live) = (site.ledger, site.live);

@@ -12,6 +12,7 @@ pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
+pub mod newest;
 pub mod points;
 #[cfg(feature = "postgres")]
 mod postgres;
