@@ -14,12 +14,12 @@ use serde_json::{Value, json};
 
 pub use self::groups::StateMap;
 pub use self::numbers::Numbers;
-pub use self::tip::{RoomRow, Tip, room_row};
+pub use self::tip::{RoomRow, Tip, room_row, version_by_create_event};
 use crate::error::Error;
 use crate::event::{CREATE, Event, MEMBER};
 use crate::ids::{EventId, RoomId, UserId};
 use crate::room_version::RoomVersion;
-use crate::store::db::{Db, params};
+use crate::store::db::{Db, Engine, params};
 use crate::time::Millis;
 
 const DOING: &str = "store an event";
@@ -63,6 +63,11 @@ const INSERT_DEPTH: &str = "
 
 const INSERT_WORDS: &str = "
     INSERT INTO event_search (event_id, room_id, key, value) VALUES ($1, $2, $3, $4)";
+
+/// As [`INSERT_WORDS`]. Binds `$1` event, `$2` room, `$3` key, `$4` the words, `$5` stream ordering, `$6` when.
+const INSERT_WORDS_INTO_POSTGRES: &str = "-- PostgreSQL
+    INSERT INTO event_search (event_id, room_id, key, vector, stream_ordering, origin_server_ts)
+    VALUES ($1, $2, $3, to_tsvector('english', $4), $5, $6)";
 
 /// Who speaks takes part. Binds `$1` the member event.
 const TAKE_PART: &str = "UPDATE room_memberships SET participant = TRUE WHERE event_id = $1";
@@ -125,7 +130,7 @@ impl<'a> Arrival<'a> {
         }
         current::insert_membership(db, event, stream)?;
         current::change(db, &self.numbers, tip, event, stream, replaced.as_ref())?;
-        self.make_known(tip, event)
+        self.make_known(tip, event, stream)
     }
 
     /// Stores a membership outside the timeline: the answer to an invitation into a room that this server is not in.
@@ -144,7 +149,7 @@ impl<'a> Arrival<'a> {
     /// `events`, `event_json`, `state_events`.
     fn insert(&mut self, event: &Event, outlier: bool) -> Result<i64, Error> {
         let db = self.db;
-        let stream = self.numbers.next_stream();
+        let stream = self.numbers.next_stream(db)?;
         let (id, room) = (event.id.as_str(), event.room.as_str());
         let has_url = event.content.get("url").is_some_and(Value::is_string);
         db.execute(
@@ -219,7 +224,7 @@ impl<'a> Arrival<'a> {
     }
 
     /// The full-text index, and who takes part.
-    fn make_known(&self, tip: &mut Tip, event: &Event) -> Result<(), Error> {
+    fn make_known(&self, tip: &Tip, event: &Event, stream: i64) -> Result<(), Error> {
         let db = self.db;
         for (kind, member, key) in SEARCHED {
             if event.kind == *kind
@@ -227,7 +232,16 @@ impl<'a> Arrival<'a> {
                 && db.catalog().has("event_search")
             {
                 let (id, room) = (event.id.as_str(), event.room.as_str());
-                db.execute(DOING, INSERT_WORDS, params![id, room, *key, words])?;
+                match db.engine() {
+                    Engine::Sqlite => {
+                        db.execute(DOING, INSERT_WORDS, params![id, room, *key, words])?
+                    }
+                    Engine::Postgres => db.execute(
+                        DOING,
+                        INSERT_WORDS_INTO_POSTGRES,
+                        params![id, room, *key, words, stream, event.at.0],
+                    )?,
+                };
             }
         }
         if event.kind == "m.room.message"

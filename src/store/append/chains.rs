@@ -133,7 +133,7 @@ impl Chains {
             }
             self.ends.insert(chain, end);
         }
-        let chain = numbers.next_chain();
+        let chain = numbers.next_chain(db)?;
         self.ends.insert(chain, 1);
         self.links.insert(chain, Vec::new());
         Ok((chain, 1))

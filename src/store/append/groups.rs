@@ -91,7 +91,7 @@ pub(super) fn empty(
     room: &RoomId,
     event: &EventId,
 ) -> Result<Group, Error> {
-    let id = numbers.next_group();
+    let id = numbers.next_group(db)?;
     db.execute(
         "store the state after an event",
         INSERT_GROUP,

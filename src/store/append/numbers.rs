@@ -1,7 +1,7 @@
 //! The numbers that new rows get: stream orderings, state groups, auth chains (D-49).
 
 use crate::error::Error;
-use crate::store::db::{Db, params};
+use crate::store::db::{Db, Engine, params};
 
 /// Synapse's name for its only writer, where there are no others.
 const MASTER: &str = "master";
@@ -65,7 +65,16 @@ const SET_POSITION: &str = "
     UPDATE stream_positions SET stream_id = $1
      WHERE stream_name = 'events' AND instance_name = $2 AND stream_id < $1";
 
-/// Hands out numbers within one transaction: no other writer may come in between.
+const NEXT_STREAM: &str = "-- PostgreSQL
+    SELECT nextval('events_stream_seq')";
+
+const NEXT_GROUP: &str = "-- PostgreSQL
+    SELECT nextval('state_group_id_seq')";
+
+const NEXT_CHAIN: &str = "-- PostgreSQL
+    SELECT nextval('event_auth_chain_id')";
+
+/// Hands out numbers within one transaction: no other writer may come in between. PostgreSQL has sequences for them.
 #[derive(Clone, Debug)]
 pub struct Numbers {
     stream: i64,
@@ -74,21 +83,28 @@ pub struct Numbers {
     writer: String,
 }
 
+const DOING: &str = "find the next number";
+
 impl Numbers {
     /// Looks where the numbers stand; inside the transaction that uses them. The homeserver looks at the same tables
     /// when it starts.
     pub fn read(db: &Db) -> Result<Self, Error> {
-        let doing = "read the newest numbers";
         let writer = match db.catalog().has("stream_positions") {
-            true => db.row(doing, WRITER, &[], |r| r.get(0))?,
+            true => db.row(DOING, WRITER, &[], |r| r.get(0))?,
             false => None,
         };
-        Ok(Self {
-            stream: largest(db, LARGEST_STREAM)?.max(1),
-            group: largest(db, LARGEST_GROUP)?,
-            chain: largest(db, LARGEST_CHAIN)?,
+        let mut numbers = Self {
+            stream: 1,
+            group: 0,
+            chain: 0,
             writer: writer.unwrap_or_else(|| MASTER.to_owned()),
-        })
+        };
+        if db.engine() == Engine::Sqlite {
+            numbers.stream = largest(db, LARGEST_STREAM)?.max(1);
+            numbers.group = largest(db, LARGEST_GROUP)?;
+            numbers.chain = largest(db, LARGEST_CHAIN)?;
+        }
+        Ok(numbers)
     }
 
     /// The writer that the new events have as `instance_name`.
@@ -97,21 +113,18 @@ impl Numbers {
     }
 
     /// The next stream ordering.
-    pub(super) fn next_stream(&mut self) -> i64 {
-        self.stream += 1;
-        self.stream
+    pub(super) fn next_stream(&mut self, db: &Db) -> Result<i64, Error> {
+        next(db, NEXT_STREAM, &mut self.stream)
     }
 
     /// The next state group.
-    pub(super) fn next_group(&mut self) -> i64 {
-        self.group += 1;
-        self.group
+    pub(super) fn next_group(&mut self, db: &Db) -> Result<i64, Error> {
+        next(db, NEXT_GROUP, &mut self.group)
     }
 
     /// The next auth chain.
-    pub(super) fn next_chain(&mut self) -> i64 {
-        self.chain += 1;
-        self.chain
+    pub(super) fn next_chain(&mut self, db: &Db) -> Result<i64, Error> {
+        next(db, NEXT_CHAIN, &mut self.chain)
     }
 
     /// Writes down how far the events go; at the end of the transaction.
@@ -127,11 +140,19 @@ impl Numbers {
     }
 }
 
+fn next(db: &Db, sequence: &str, last: &mut i64) -> Result<i64, Error> {
+    *last = match db.engine() {
+        Engine::Sqlite => *last + 1,
+        Engine::Postgres => db.count(DOING, sequence, &[])?,
+    };
+    Ok(*last)
+}
+
 fn largest(db: &Db, tables: &[(&str, &str)]) -> Result<i64, Error> {
     let mut largest = 0;
     for (table, sql) in tables {
         if db.catalog().has(table) {
-            largest = largest.max(db.count("read the newest numbers", sql, &[])?);
+            largest = largest.max(db.count(DOING, sql, &[])?);
         }
     }
     Ok(largest)

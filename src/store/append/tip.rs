@@ -56,6 +56,29 @@ pub fn room_row(db: &Db, room: &RoomId) -> Result<Option<RoomRow>, Error> {
     })
 }
 
+/// The version that a room's create event names: for rooms whose row does not. `None` where the event is not held.
+pub fn version_by_create_event(db: &Db, room: &RoomId) -> Result<Option<String>, Error> {
+    // The room's part of `events_order_room`, from its beginning: where the create event is, purged or not.
+    const CREATE_EVENT: &str = "
+        SELECT j.json
+          FROM events e
+          JOIN event_json j ON j.event_id = e.event_id
+         WHERE e.room_id = $1 AND e.type = 'm.room.create'
+         ORDER BY e.topological_ordering, e.stream_ordering
+         LIMIT 1";
+    let json: Option<String> = db.row(
+        "read the room's version",
+        CREATE_EVENT,
+        params![room.as_str()],
+        |r| r.get(0),
+    )?;
+    let event = json.and_then(|json| serde_json::from_str::<serde_json::Value>(&json).ok());
+    Ok(event.map(|event| {
+        let version = event["content"]["room_version"].as_str();
+        version.unwrap_or("1").to_owned()
+    }))
+}
+
 /// An event that nothing follows yet.
 #[derive(Clone, Debug)]
 pub(super) struct Extremity {
