@@ -5,6 +5,11 @@
 //! transactions itself, tells what it has done so far, and picks up again what an interrupted run has told. What remains
 //! is rows.
 
+mod aliases;
+mod author;
+mod members;
 mod request;
+mod shutdown;
+mod successor;
 
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};

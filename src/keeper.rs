@@ -441,6 +441,7 @@ impl Shared {
             ledger: self.register.ledger(),
             live: ticket.live(),
             raw: &self.raw,
+            authorship: &config.authorship,
             watch,
             clock: &*config.clock,
             is_stopping,

@@ -162,8 +162,7 @@ pub(crate) fn shut_down(
     let to = successor.as_ref().map(|(_, to)| to);
     if let Some(version) = means.version {
         // Those who are only invited first: with the last who is joined, the room's current state goes (D-24).
-        let (joined, others): (Vec<_>, Vec<_>) =
-            people.into_iter().partition(|(_, m)| m == "join");
+        let (joined, others): (Vec<_>, Vec<_>) = people.into_iter().partition(|(_, m)| m == "join");
         let people: Vec<Person> = others.into_iter().chain(joined).collect();
         for batch in people.chunks(BATCH) {
             let moved = move_batch(site, &means.author, version, to, batch, &mut shutdown, told)?;
@@ -239,7 +238,9 @@ fn move_batch(
     site.still_alone()?;
     // Told before it is done: who is named here and did not leave is seen in the database.
     let mut planned = shutdown.clone();
-    planned.kicked_users.extend(batch.iter().map(|(user, _)| user.clone()));
+    planned
+        .kicked_users
+        .extend(batch.iter().map(|(user, _)| user.clone()));
     told(&planned);
     let way = Way {
         author,
@@ -251,7 +252,8 @@ fn move_batch(
     };
     let _room = site.locks.write(site.room);
     let _writer = site.writer.lock();
-    site.db.write("move the room's people", |db| way.go(db, batch))
+    site.db
+        .write("move the room's people", |db| way.go(db, batch))
 }
 
 /// The notice and the aliases, in one transaction; answers the aliases.

@@ -201,7 +201,9 @@ fn refuse_powerless(plan: &Plan<'_>) -> Result<(), Error> {
             "default_power_level_content_override.public_chat: {what}"
         )))
     };
-    let of_creator = levels.get("users").and_then(|u| u.get(plan.creator.as_str()));
+    let of_creator = levels
+        .get("users")
+        .and_then(|u| u.get(plan.creator.as_str()));
     if plan.version.have_creators_power {
         return match of_creator {
             Some(_) => refused("the creator of a room has no level in `users` there".into()),

@@ -121,6 +121,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         .progress_handler(1, Some(watched))
         .expect("set");
     let is_stopping = || wants_to_stop.load(Ordering::SeqCst);
+    let authorship = Default::default();
     let mut site = Worksite {
         db,
         room,
@@ -135,6 +136,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         raw: &raw,
         watch: None,
         clock: &*clock,
+        authorship: &authorship,
         is_stopping: &is_stopping,
     };
     let outcome = run(&mut site, &request).map(drop);

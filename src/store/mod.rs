@@ -14,9 +14,11 @@ pub mod event_rows;
 pub mod history;
 pub mod homeserver;
 pub mod newest;
+pub mod people;
 pub mod points;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod room_rows;
 pub mod sample;
 pub mod schema;
 pub mod search;

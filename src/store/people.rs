@@ -100,12 +100,7 @@ pub fn invitation(db: &Db, room: &RoomId, user: &UserId) -> Result<Option<Invita
 }
 
 /// Lets a room's aliases lead to another, in somebody's name (D-30). Walks `room_aliases_id`.
-pub fn move_aliases(
-    db: &Db,
-    room: &RoomId,
-    to: &RoomId,
-    requester: &UserId,
-) -> Result<i64, Error> {
+pub fn move_aliases(db: &Db, room: &RoomId, to: &RoomId, requester: &UserId) -> Result<i64, Error> {
     const MOVE: &str = "UPDATE room_aliases SET room_id = $1, creator = $2 WHERE room_id = $3";
     db.execute(
         "move the room's aliases",
