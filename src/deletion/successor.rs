@@ -49,7 +49,7 @@ pub(super) fn version(db: &Db, authorship: &Authorship) -> Result<&'static RoomV
     let catalog = db.catalog();
     let by_age = if catalog.has("profile_updates") {
         VERSIONS_BY_AGE.2
-    } else if catalog.has("state_groups_pending_deletion") {
+    } else if catalog.has("thread_subscriptions") {
         VERSIONS_BY_AGE.1
     } else {
         VERSIONS_BY_AGE.0
