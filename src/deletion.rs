@@ -7,6 +7,8 @@
 
 mod aliases;
 mod author;
+#[cfg(all(test, feature = "events"))]
+mod faults;
 mod members;
 mod request;
 mod shutdown;

@@ -59,7 +59,10 @@ fn draft() -> Draft {
         let cells = [("room_alias", alias.into()), ("room_id", OLD.into())];
         draft.row("room_aliases", row(cells));
     }
-    let cells = [("room_alias", "#c:example.org".into()), ("room_id", "!other:example.org".into())];
+    let cells = [
+        ("room_alias", "#c:example.org".into()),
+        ("room_id", "!other:example.org".into()),
+    ];
     draft.row("room_aliases", row(cells));
     draft.row(
         "profiles",
@@ -76,6 +79,7 @@ fn draft() -> Draft {
 fn signing(site: &Site) -> Config {
     let mut config = site.config();
     config.authorship.signing_key = Some(SigningKey::Text(Secret::new(KEY)));
+    config.authorship.room_version = Some("12".into());
     config
 }
 
@@ -130,7 +134,10 @@ fn before<'a>(tables: &Tables, room: &'a str, version: &str) -> Room<'a> {
 
 fn newest(tables: &Tables) -> i64 {
     let streams = tables.rows("events").iter();
-    streams.map(|r| r.number("stream_ordering")).max().unwrap_or(0)
+    streams
+        .map(|r| r.number("stream_ordering"))
+        .max()
+        .unwrap_or(0)
 }
 
 fn rows<'a>(tables: &'a Tables, table: &str, room: &str) -> impl Iterator<Item = &'a Row> {
@@ -142,7 +149,12 @@ fn rows<'a>(tables: &'a Tables, table: &str, room: &str) -> impl Iterator<Item =
 /// Local memberships of a room, by user.
 fn memberships(tables: &Tables, room: &str) -> BTreeMap<String, String> {
     rows(tables, "local_current_membership", room)
-        .map(|r| (r.word("user_id").to_owned(), r.word("membership").to_owned()))
+        .map(|r| {
+            (
+                r.word("user_id").to_owned(),
+                r.word("membership").to_owned(),
+            )
+        })
         .collect()
 }
 
@@ -151,7 +163,12 @@ fn contents(tables: &Tables, room: &str) -> BTreeMap<String, serde_json::Value> 
     rows(tables, "event_json", room)
         .map(|r| serde_json::from_str::<serde_json::Value>(r.word("json")).expect("JSON"))
         .filter(|e| e["type"] != "m.room.member")
-        .map(|e| (e["type"].as_str().expect("a type").to_owned(), e["content"].clone()))
+        .map(|e| {
+            (
+                e["type"].as_str().expect("a type").to_owned(),
+                e["content"].clone(),
+            )
+        })
         .collect()
 }
 
@@ -204,7 +221,12 @@ fn everybody_of_this_server_leaves_and_forgets_and_nobody_else() {
     assert_eq!(state.len(), room.state.len());
     // The aliases stay, and so does everything of other rooms.
     assert_eq!(after.rows("room_aliases"), tables.rows("room_aliases"));
-    for table in ["events", "current_state_events", "room_memberships", "state_groups"] {
+    for table in [
+        "events",
+        "current_state_events",
+        "room_memberships",
+        "state_groups",
+    ] {
         let of = |tables: &Tables| -> Vec<Row> {
             rows(tables, table, "!other:example.org").cloned().collect()
         };
@@ -250,10 +272,13 @@ fn those_who_were_in_the_room_find_a_new_one_with_the_notice_and_the_aliases() {
     assert_current(&after, new.as_str(), &state);
     assert_chains_cover(&after, new.as_str());
     // Ann was there already; who was only invited or knocking is not moved.
-    assert_eq!(memberships(&after, new.as_str()), BTreeMap::from([
-        (user("ann"), "join".to_owned()),
-        (user("bob"), "join".to_owned()),
-    ]));
+    assert_eq!(
+        memberships(&after, new.as_str()),
+        BTreeMap::from([
+            (user("ann"), "join".to_owned()),
+            (user("bob"), "join".to_owned()),
+        ])
+    );
     let said = contents(&after, new.as_str());
     assert_eq!(said["m.room.message"]["body"], "Ask the moderators.");
     assert_eq!(said["m.room.name"]["name"], "Gone");
@@ -263,13 +288,19 @@ fn those_who_were_in_the_room_find_a_new_one_with_the_notice_and_the_aliases() {
         .expect("bob");
     assert_eq!(bob.text("display_name"), Some("Bob the \"Builder\" ü"));
     assert_eq!(bob.text("avatar_url"), Some("mxc://example.org/bob"));
-    let listed = rows(&after, "sliding_sync_joined_rooms", new.as_str()).next().expect("listed");
+    let listed = rows(&after, "sliding_sync_joined_rooms", new.as_str())
+        .next()
+        .expect("listed");
     assert_eq!(listed.text("room_name"), Some("Gone"));
     assert_eq!(listed.number("event_stream_ordering"), newest(&after));
     assert_eq!(listed.number("bump_stamp"), newest(&after));
     let conn = Connection::open(&site.database).expect("opens");
     let found: i64 = conn
-        .query_row("SELECT count(*) FROM event_search WHERE value MATCH 'moderators'", [], |r| r.get(0))
+        .query_row(
+            "SELECT count(*) FROM event_search WHERE value MATCH 'moderators'",
+            [],
+            |r| r.get(0),
+        )
         .expect("asked");
     assert_eq!(found, 1);
     let aliases: Vec<(&str, &str, Option<&str>)> = after
@@ -278,11 +309,14 @@ fn those_who_were_in_the_room_find_a_new_one_with_the_notice_and_the_aliases() {
         .map(|r| (r.word("room_alias"), r.word("room_id"), r.text("creator")))
         .collect();
     let admin = Some("@admin:example.org");
-    assert_eq!(aliases, [
-        ("#a:example.org", new.as_str(), admin),
-        ("#b:example.org", new.as_str(), admin),
-        ("#c:example.org", "!other:example.org", None),
-    ]);
+    assert_eq!(
+        aliases,
+        [
+            ("#a:example.org", new.as_str(), admin),
+            ("#b:example.org", new.as_str(), admin),
+            ("#c:example.org", "!other:example.org", None),
+        ]
+    );
 }
 
 #[test]
@@ -297,7 +331,11 @@ fn rooms_of_every_version_are_made_and_left() {
         let tables = site.tables();
         let room = before(&tables, first.as_str(), &version);
         let second = shut_down(config, first.as_str(), with_new_room()).expect("shut down");
-        assert_eq!(second.kicked_users, users(&["ann", "bob"]), "version {version}");
+        assert_eq!(
+            second.kicked_users,
+            users(&["ann", "bob"]),
+            "version {version}"
+        );
         site.assert_sound(&format!("version {version}"));
         let after = site.tables();
         let (events, _) = room.told(&after, SERVER);
@@ -388,8 +426,11 @@ fn what_is_missing_is_said_before_anything_is_touched() {
     };
     let still_joining = |site: &Site, _: &mut Config| {
         let conn = Connection::open(&site.database).expect("opens");
-        conn.execute("INSERT INTO partial_state_rooms (room_id) VALUES (?1)", [OLD])
-            .expect("changed");
+        conn.execute(
+            "INSERT INTO partial_state_rooms (room_id) VALUES (?1)",
+            [OLD],
+        )
+        .expect("changed");
     };
     let powerless = |_: &Site, config: &mut Config| {
         let users = serde_json::json!({"@admin:example.org": 100});
@@ -448,8 +489,14 @@ fn an_invitation_into_a_room_elsewhere_is_declined_outside_the_timeline() {
             .outside(),
     );
     for (table, cells) in [
-        ("local_current_membership", vec![("event_id", "$invited"), ("membership", "invite")]),
-        ("event_auth", vec![("event_id", "$invited"), ("auth_id", "$create")]),
+        (
+            "local_current_membership",
+            vec![("event_id", "$invited"), ("membership", "invite")],
+        ),
+        (
+            "event_auth",
+            vec![("event_id", "$invited"), ("auth_id", "$create")],
+        ),
     ] {
         let mut cells: Vec<(&str, &str)> = cells;
         cells.push(("room_id", there));

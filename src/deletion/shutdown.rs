@@ -164,7 +164,8 @@ pub(crate) fn shut_down(
         // Those who are only invited first: with the last who is joined, the room's current state goes (D-24).
         let (joined, others): (Vec<_>, Vec<_>) = people.into_iter().partition(|(_, m)| m == "join");
         let people: Vec<Person> = others.into_iter().chain(joined).collect();
-        for batch in people.chunks(BATCH) {
+        let bound = usize::try_from(site.bounds.events_offline).unwrap_or(BATCH);
+        for batch in people.chunks(bound.clamp(1, BATCH)) {
             let moved = move_batch(site, &means.author, version, to, batch, &mut shutdown, told)?;
             shutdown.kicked_users.extend(moved.kicked);
             shutdown.failed_to_kick_users.extend(moved.failed);

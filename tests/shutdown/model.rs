@@ -86,7 +86,9 @@ impl Room<'_> {
         let mut told = Told::new();
         for row in events {
             let id = text(row, "event_id");
-            let held = of_event(tables, "event_json", &id).next().expect("its JSON");
+            let held = of_event(tables, "event_json", &id)
+                .next()
+                .expect("its JSON");
             assert_eq!(held.number("format_version"), self.version.event_format);
             let json: Value = serde_json::from_str(held.word("json")).expect("JSON");
             sealer
@@ -117,7 +119,10 @@ impl Room<'_> {
             let mut named = names(&json, "auth_events");
             if self.version.is_create_hash_room_id && !is_create {
                 let create = format!("${}", &self.id[1..]);
-                assert!(!named.contains(&create), "version 12 does not name the create event");
+                assert!(
+                    !named.contains(&create),
+                    "version 12 does not name the create event"
+                );
                 named.insert(create);
             }
             assert_eq!(named, wanted, "{id} is allowed by what the state says");
@@ -152,7 +157,11 @@ impl Room<'_> {
     }
 
     fn compare(&self, row: &Row, json: &Value) {
-        for (column, member) in [("type", "type"), ("sender", "sender"), ("state_key", "state_key")] {
+        for (column, member) in [
+            ("type", "type"),
+            ("sender", "sender"),
+            ("state_key", "state_key"),
+        ] {
             assert_eq!(row.text(column), json[member].as_str(), "{column}");
         }
         assert_eq!(row.number("depth"), json["depth"]);
@@ -160,7 +169,8 @@ impl Room<'_> {
         assert_eq!(row.number("origin_server_ts"), json["origin_server_ts"]);
         assert_eq!(json["unsigned"]["age_ts"], json["origin_server_ts"]);
         assert_eq!(row.word("instance_name"), "master");
-        let is_create_of_12 = self.version.is_create_hash_room_id && json["type"] == "m.room.create";
+        let is_create_of_12 =
+            self.version.is_create_hash_room_id && json["type"] == "m.room.create";
         let room = (!is_create_of_12).then_some(self.id);
         assert_eq!(json.get("room_id").and_then(Value::as_str), room);
         let has_id = self.version.ids == IdForm::Chosen;
@@ -188,7 +198,12 @@ pub fn assert_chains_cover(tables: &Tables, room: &str) {
     let places: BTreeMap<String, (i64, i64)> = tables
         .rows("event_auth_chains")
         .iter()
-        .map(|r| (text(r, "event_id"), (r.number("chain_id"), r.number("sequence_number"))))
+        .map(|r| {
+            (
+                text(r, "event_id"),
+                (r.number("chain_id"), r.number("sequence_number")),
+            )
+        })
         .collect();
     let links: Vec<[i64; 4]> = tables
         .rows("event_auth_chain_links")
@@ -204,7 +219,9 @@ pub fn assert_chains_cover(tables: &Tables, room: &str) {
         .collect();
     let mut auth: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for row in of_room(tables, "event_auth", room) {
-        auth.entry(text(row, "event_id")).or_default().push(text(row, "auth_id"));
+        auth.entry(text(row, "event_id"))
+            .or_default()
+            .push(text(row, "auth_id"));
     }
     let events: Vec<String> = of_room(tables, "state_events", room)
         .map(|r| text(r, "event_id"))
