@@ -15,12 +15,27 @@ pub const NEWEST_SCHEMA: i64 = 94;
 #[derive(Debug, Default)]
 pub struct Catalog {
     tables: HashMap<String, HashSet<String>>,
-    /// Tables that refer to `events` or `rooms` by a foreign key.
-    referring: Vec<String>,
+    /// Foreign keys on `events` and `rooms`.
+    references: Vec<Reference>,
     version: Option<i64>,
     compat: Option<i64>,
     newest_delta: Option<i64>,
     has_stalled_upgrade: bool,
+}
+
+/// A foreign key on `events` or `rooms`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The table that has it.
+    pub table: String,
+    /// Its column.
+    pub column: String,
+    /// `events` or `rooms`.
+    pub to: String,
+    /// The column there.
+    pub to_column: String,
+    /// Whether what it refers to cannot be deleted before it: its rows do not go along.
+    pub stops_delete: bool,
 }
 
 const COLUMNS: &str = "
@@ -29,7 +44,9 @@ const COLUMNS: &str = "
      WHERE m.type = 'table'";
 
 const REFERRING: &str = "
-    SELECT DISTINCT m.name
+    SELECT m.name, k.\"from\", k.\"table\",
+           coalesce(k.\"to\", CASE k.\"table\" WHEN 'rooms' THEN 'room_id' ELSE 'stream_ordering' END),
+           k.on_delete NOT IN ('CASCADE', 'SET NULL', 'SET DEFAULT')
       FROM sqlite_master m, pragma_foreign_key_list(m.name) k
      WHERE m.type = 'table' AND k.\"table\" IN ('events', 'rooms')";
 
@@ -49,8 +66,16 @@ impl Catalog {
                 .insert(row.get(1).doing(doing)?);
         }
         let mut referring = conn.prepare(REFERRING).doing(doing)?;
-        catalog.referring = referring
-            .query_map([], |row| row.get(0))
+        catalog.references = referring
+            .query_map([], |row| {
+                Ok(Reference {
+                    table: row.get(0)?,
+                    column: row.get(1)?,
+                    to: row.get(2)?,
+                    to_column: row.get(3)?,
+                    stops_delete: row.get(4)?,
+                })
+            })
             .and_then(Iterator::collect)
             .doing(doing)?;
         let number = |table: &str, sql: &str| -> Result<Option<i64>, Error> {
@@ -97,16 +122,17 @@ impl Catalog {
         self.tables.keys().map(String::as_str)
     }
 
-    /// Tables that refer to events or rooms and that we know nothing of (V-5): they may stop a delete.
+    /// Foreign keys on events and rooms of tables that we know nothing of (V-5): they may stop a delete.
+    pub fn unknown_references(&self) -> impl Iterator<Item = &Reference> {
+        let references = self.references.iter();
+        references.filter(|r| !KNOWN_REFERRING.contains(&r.table.as_str()))
+    }
+
+    /// The tables of these keys, in alphabetical order.
     pub fn unknown_referring(&self) -> Vec<&str> {
-        let mut unknown: Vec<&str> = self
-            .referring
-            .iter()
-            .map(String::as_str)
-            .filter(|t| !KNOWN_REFERRING.contains(t))
-            .collect();
-        unknown.sort_unstable();
-        unknown
+        let tables = self.unknown_references().map(|r| r.table.as_str());
+        let tables: std::collections::BTreeSet<&str> = tables.collect();
+        tables.into_iter().collect()
     }
 
     /// Refuses what we must not write to (V-1, V-2, V-9); warns of what is newer but compatible.

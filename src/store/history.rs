@@ -4,7 +4,7 @@
 //! forth. A dry run counts with the same joins that a purge deletes with.
 
 use super::db::{Db, params};
-use super::event_rows::{self, Removal, RowCounts, add};
+use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 
@@ -42,7 +42,7 @@ pub struct Selected {
 }
 
 /// The temporary tables of a purge. `doomed` is Synapse's `should_delete`.
-const TEMPORARY_TABLES: &str = "
+pub(super) const TEMPORARY_TABLES: &str = "
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
         stream_ordering INTEGER PRIMARY KEY, event_id TEXT NOT NULL, doomed BOOLEAN NOT NULL);
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -50,7 +50,7 @@ const TEMPORARY_TABLES: &str = "
     DELETE FROM rk_selected;
     DELETE FROM rk_extremities;";
 
-const INDEX_SELECTED: &str =
+pub(super) const INDEX_SELECTED: &str =
     "CREATE UNIQUE INDEX IF NOT EXISTS temp.rk_selected_event_id ON rk_selected (event_id, doomed)";
 
 const DROP_INDEX: &str = "DROP INDEX IF EXISTS temp.rk_selected_event_id";
@@ -487,7 +487,7 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
     let room = cut.room.as_str();
     let doing = "count the rows to purge";
     let mut counts = RowCounts::new();
-    event_rows::count(db, room, selected.events, &mut counts)?;
+    event_rows::count(db, Scope::History, room, selected.events, &mut counts)?;
     // This rule takes those of doomed events as well, which the table's own rule has counted.
     let all = db.count(doing, &counting(DROP_OUTLIER_EXTREMITIES), params![room])?;
     let doomed = counts
@@ -539,7 +539,15 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
-    event_rows::remove(db, room, selected.events, removal, &mut counts, each)?;
+    event_rows::remove(
+        db,
+        Scope::History,
+        room,
+        selected.events,
+        removal,
+        &mut counts,
+        each,
+    )?;
     // When the edges of doomed events have gone, hardly any edge to a selected event is left to be looked at.
     fill_extremities(db, cut, removal)?;
     let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
