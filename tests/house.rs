@@ -14,9 +14,9 @@ use source::{Source, sources};
 /// the crate's documentation says what each is for.
 const FLOORS: &[&[&str]] = &[
     // Words.
-    &["ids", "time", "stride", "whereabouts"],
+    &["ids", "time", "room_version", "stride", "whereabouts"],
     // Grammar.
-    &["error", "point", "locks"],
+    &["error", "point", "policy", "locks"],
     // Machines.
     &["config", "store", "jobs"],
     // What the rooms work with.
