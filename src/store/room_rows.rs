@@ -256,6 +256,7 @@ pub fn take_life(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), E
         let rows = db.execute(doing, DELETE_ALIAS_SERVERS, params![room.as_str()])?;
         add(counts, "room_alias_servers", rows);
     }
+    state_groups::forget_persisting(db, room, counts)?;
     delete_by_room(db, room, When::First, counts)
 }
 

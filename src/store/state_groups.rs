@@ -500,10 +500,30 @@ pub fn count_of_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(
             add(counts, table, db.count(doing, sql, params![room.as_str()])?);
         }
     }
+    if db.catalog().has("state_groups_persisting") {
+        let count = OF_ROOM_PERSISTING.replacen("DELETE", "SELECT count(*)", 1);
+        let rows = db.count(doing, &count, params![room.as_str()])?;
+        add(counts, "state_groups_persisting", rows);
+    }
     if db.catalog().has("state_groups_pending_deletion") {
         let count = FORGET_ORPHANS.replacen("DELETE", "SELECT count(*)", 1);
         let orphans = db.count(doing, &count, &[])?;
         add(counts, "state_groups_pending_deletion", orphans);
+    }
+    Ok(())
+}
+
+const OF_ROOM_PERSISTING: &str = "
+    DELETE FROM state_groups_persisting
+     WHERE state_group IN (SELECT id FROM state_groups WHERE room_id = $1)";
+
+/// Forgets that events of the room are being stored: nothing is any more, or it was in a homeserver that died, and the
+/// groups' numbers may be used again.
+pub fn forget_persisting(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    if db.catalog().has("state_groups_persisting") {
+        let doing = "forget state groups in use";
+        let rows = db.execute(doing, OF_ROOM_PERSISTING, params![room.as_str()])?;
+        add(counts, "state_groups_persisting", rows);
     }
     Ok(())
 }
