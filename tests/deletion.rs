@@ -114,7 +114,7 @@ fn litter(site: &Site) -> Vec<String> {
             &stats.map(|column| (column, one.clone())),
         );
         add("room_stats_earliest_token", &[("token", one.clone())]);
-        add("users_in_public_rooms", &[who.clone()]);
+        add("users_in_public_rooms", std::slice::from_ref(&who));
         add(
             "users_who_share_private_rooms",
             &[who.clone(), ("other_user_id", text.clone())],

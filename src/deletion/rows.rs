@@ -146,7 +146,11 @@ impl Work<'_, '_> {
             Ok((result, rows))
         });
         let took = begun.elapsed();
-        let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
+        let wal_bytes = site
+            .db
+            .wal_path()
+            .and_then(|wal| fs::metadata(wal).ok())
+            .map_or(0, |m| m.len());
         if gait == Gait::Offline {
             site.db.checkpoint()?;
         }

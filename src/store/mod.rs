@@ -7,15 +7,22 @@ pub mod blocks;
 pub mod catalog;
 pub mod check;
 pub mod db;
+#[cfg(feature = "postgres")]
+pub mod dialect;
 pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
+pub mod newest;
 pub mod points;
+#[cfg(feature = "postgres")]
+mod postgres;
 pub mod room_rows;
 pub mod sample;
 pub mod schema;
 pub mod search;
 pub mod space;
+mod sqlite;
 pub mod state_groups;
 pub mod users;
+pub mod value;

@@ -6,7 +6,7 @@
 
 use super::db::{Db, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
-use super::history::{INDEX_SELECTED, TEMPORARY_TABLES};
+use super::history::{self, Extent};
 use super::{search, state_groups};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
@@ -57,6 +57,8 @@ const TABLES: &[(&str, When)] = &[
     ("room_ban_redactions", When::First),
     ("event_backward_extremities", When::After),
     ("event_push_actions", When::After),
+    // On PostgreSQL a table like any other.
+    ("event_search", When::After),
     ("event_auth_chain_to_calculate", When::After),
     ("receipts_graph", When::After),
     ("receipts_linearized", When::After),
@@ -90,7 +92,6 @@ const KEPT: &[&str] = &[
     "sliding_sync_connection_lazy_members",
     "state_groups",
     "state_groups_state",
-    "event_search",
     "rooms",
 ];
 
@@ -277,9 +278,10 @@ const SELECT_NEWEST: &str = "
 /// Fills the temporary table with the next `events` events; answers how many there were.
 pub fn select_newest(db: &Db, room: &RoomId, events: i64) -> Result<i64, Error> {
     let doing = "select the room's events";
-    db.batch(doing, TEMPORARY_TABLES)?;
-    db.batch(doing, INDEX_SELECTED)?;
-    db.execute(doing, SELECT_NEWEST, params![room.as_str(), events])
+    history::begin_selection(db, Extent::Stride)?;
+    let selected = db.execute(doing, SELECT_NEWEST, params![room.as_str(), events])?;
+    history::end_selection(db)?;
+    Ok(selected)
 }
 
 /// Links of the auth chain cover that start at a selected event. A chain is of one room; the positions that go are
@@ -341,9 +343,17 @@ pub fn sweep(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error
 
 /// Tables that [`sweep_table`] takes, in its order.
 pub fn swept(db: &Db) -> Vec<&'static str> {
-    let tables = TABLES.iter().filter(|(_, when)| *when == When::After);
-    let tables = tables.map(|(table, _)| *table);
-    tables.filter(|table| db.catalog().has(table)).collect()
+    present(db, When::After).collect()
+}
+
+/// The tables of a step that the database has, SQLite's full-text index apart.
+fn present(db: &Db, when: When) -> impl Iterator<Item = &'static str> {
+    let has_index = db.catalog().has("event_search_content");
+    let tables = TABLES.iter().filter(move |(_, step)| *step == when);
+    tables
+        .map(|(table, _)| *table)
+        .filter(move |table| !(has_index && *table == "event_search"))
+        .filter(|table| db.catalog().has(table))
 }
 
 /// As [`sweep`], one table: for where others wait. Inside a transaction.
@@ -360,10 +370,8 @@ pub fn sweep_table(
 }
 
 fn delete_by_room(db: &Db, room: &RoomId, when: When, counts: &mut RowCounts) -> Result<(), Error> {
-    for (table, _) in TABLES.iter().filter(|(_, step)| *step == when) {
-        if db.catalog().has(table) {
-            sweep_table(db, room, table, counts)?;
-        }
+    for table in present(db, when) {
+        sweep_table(db, room, table, counts)?;
     }
     Ok(())
 }
@@ -400,10 +408,10 @@ pub fn count(db: &Db, room: &RoomId) -> Result<RowCounts, Error> {
         let rows = db.count(doing, &count, params![id])?;
         add(&mut counts, "room_alias_servers", rows);
     }
-    for (table, _) in TABLES.iter().filter(|(table, _)| db.catalog().has(table)) {
+    for table in present(db, When::First).chain(present(db, When::After)) {
         let sql = format!("SELECT count(*) FROM {table} WHERE room_id = $1");
         // Rows that an event takes with it are among those of the room.
-        counts.remove(*table);
+        counts.remove(table);
         add(&mut counts, table, db.count(doing, &sql, params![id])?);
     }
     let rooms = db.count(

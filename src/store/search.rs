@@ -150,9 +150,6 @@ const NOTED: &str = "
     SELECT m.docid FROM rk_search m CROSS JOIN event_search_content c
      WHERE m.docid <= $1 AND c.docid = m.docid AND c.c1room_id = $2";
 
-/// The index in another form, of which only the columns are known. Binds `$1` room.
-const DELETE_OF_ROOM: &str = "DELETE FROM event_search WHERE room_id = $1";
-
 /// Notes every document of a room that is to go, whether or not its event is held; outside a write transaction.
 pub fn note_room(db: &Db, room: &RoomId) -> Result<(), Error> {
     let doing = "read the full-text index";
@@ -176,13 +173,7 @@ pub fn remove_room(
 ) -> Result<(i64, bool), Error> {
     let doing = "delete the room's full-text documents";
     if !is_present(db) {
-        if !db.catalog().has("event_search") {
-            return Ok((0, false));
-        }
-        return Ok((
-            db.execute(doing, DELETE_OF_ROOM, params![room.as_str()])?,
-            false,
-        ));
+        return Ok((0, false));
     }
     let seen = db.count(doing, SEEN, &[])?;
     db.execute(doing, NOTE_ROOM, params![seen, room.as_str()])?;
@@ -218,13 +209,10 @@ pub fn remove_room(
 /// How many documents the room has.
 pub fn count_of_room(db: &Db, room: &RoomId) -> Result<i64, Error> {
     let doing = "count the room's full-text documents";
-    let sql = if is_present(db) {
-        "SELECT count(*) FROM event_search_content WHERE c1room_id = $1"
-    } else if db.catalog().has("event_search") {
-        "SELECT count(*) FROM event_search WHERE room_id = $1"
-    } else {
+    if !is_present(db) {
         return Ok(0);
-    };
+    }
+    let sql = "SELECT count(*) FROM event_search_content WHERE c1room_id = $1";
     db.count(doing, sql, params![room.as_str()])
 }
 
@@ -299,6 +287,7 @@ mod tests {
             below: 2,
             delete_local_events: true,
             server_name: "example.org",
+            keep_received_after: None,
         };
         history::select(db, &cut, Extent::Stride).expect("selected");
         documents.remove(db, true).expect("removed")
