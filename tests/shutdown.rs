@@ -303,11 +303,12 @@ fn those_who_were_in_the_room_find_a_new_one_with_the_notice_and_the_aliases() {
         )
         .expect("asked");
     assert_eq!(found, 1);
-    let aliases: Vec<(&str, &str, Option<&str>)> = after
+    let mut aliases: Vec<(&str, &str, Option<&str>)> = after
         .rows("room_aliases")
         .iter()
         .map(|r| (r.word("room_alias"), r.word("room_id"), r.text("creator")))
         .collect();
+    aliases.sort_unstable();
     let admin = Some("@admin:example.org");
     assert_eq!(
         aliases,

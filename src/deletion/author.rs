@@ -10,7 +10,7 @@ use crate::room_version::RoomVersion;
 use crate::store::append::{Arrival, Tip};
 use crate::store::db::Db;
 use crate::store::people::Invitation;
-use crate::time::Clock;
+use crate::time::{Clock, Millis};
 use crate::worksite::Worksite;
 
 /// What makes the events of one shutdown.
@@ -37,13 +37,13 @@ impl Author {
         Ok(Self { sealer })
     }
 
-    /// Makes the first event of a room; where its hash is the room's id, `room` is absent.
+    /// Makes the first event of a room, said at `at`; where its hash is the room's id, `room` is absent.
     pub fn open(
         &self,
         version: &RoomVersion,
         room: Option<&RoomId>,
         saying: Saying<'_>,
-        clock: &dyn Clock,
+        at: Millis,
     ) -> Result<Event, EventError> {
         let draft = Draft {
             room,
@@ -55,7 +55,7 @@ impl Author {
             prev: Vec::new(),
             auth: Vec::new(),
             implied: None,
-            at: clock.now(),
+            at,
             replaces: None,
         };
         self.sealer.seal(version, draft)

@@ -129,7 +129,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
     let mut told = |shutdown: &Shutdown| {
         let value = serde_json::to_value(shutdown).expect("plain");
         ticket.live().set_progress(value.clone());
-        told_ledger.progress(&id, &value).expect("noted");
+        told_ledger.progress(&id, &value)
     };
     let outcome = shut_down(&mut worksite, &request, before, &mut told);
     drop(worksite);

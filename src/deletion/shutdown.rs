@@ -27,8 +27,11 @@ const BATCH: usize = 200;
 /// The longest notice: with everything else an event of it stays within what servers accept.
 const LONGEST_NOTICE: usize = 60_000;
 
+/// Who hears what has been done, and writes it down.
+pub(super) type Told<'a> = &'a mut dyn FnMut(&Shutdown) -> Result<(), Error>;
+
 /// Everything a shutdown needs that can be missing; found before anything is touched.
-pub(crate) struct Means {
+pub(super) struct Means {
     author: Author,
     /// The old room's version; none where nobody has to leave it.
     version: Option<&'static RoomVersion>,
@@ -40,7 +43,7 @@ pub(crate) struct Means {
 /// # Errors
 /// [`Error::Unsafe`] when something is missing, or a homeserver runs; [`Error::BadRequest`] for a creator of another
 /// server or too long a notice; [`Error::Config`] for a room that cannot be made. Nothing is touched.
-pub(crate) fn means(site: &Worksite<'_>, request: &Request) -> Result<Option<Means>, Error> {
+pub(super) fn means(site: &Worksite<'_>, request: &Request) -> Result<Option<Means>, Error> {
     if let Some(user) = &request.new_room_user_id
         && !user.is_local(site.server_name)
     {
@@ -138,11 +141,11 @@ fn version_of(site: &Worksite<'_>, row: &RoomRow) -> Result<&'static RoomVersion
 ///
 /// # Locking
 /// Takes the room alone, and the writer, for each transaction.
-pub(crate) fn shut_down(
+pub(super) fn shut_down(
     site: &mut Worksite<'_>,
     request: &Request,
     before: Shutdown,
-    told: &mut dyn FnMut(&Shutdown),
+    told: Told<'_>,
 ) -> Result<Shutdown, Error> {
     let Some(means) = means(site, request)? else {
         return left_behind(site, before);
@@ -169,12 +172,12 @@ pub(crate) fn shut_down(
             let moved = move_batch(site, &means.author, version, to, batch, &mut shutdown, told)?;
             shutdown.kicked_users.extend(moved.kicked);
             shutdown.failed_to_kick_users.extend(moved.failed);
-            told(&shutdown);
+            told(&shutdown)?;
         }
     }
     if let Some((creator, to)) = &successor {
         shutdown.local_aliases = finish(site, request, creator, &means, to)?;
-        told(&shutdown);
+        told(&shutdown)?;
     }
     Ok(shutdown)
 }
@@ -199,7 +202,7 @@ fn make_successor(
     creator: &UserId,
     means: &Means,
     shutdown: &mut Shutdown,
-    told: &mut dyn FnMut(&Shutdown),
+    told: Told<'_>,
 ) -> Result<Successor, Error> {
     if let Some(room) = &shutdown.new_room_id
         && let Some(row) = append::room_row(&site.db, room)?
@@ -214,7 +217,7 @@ fn make_successor(
     let (clock, author, version) = (site.clock, &means.author, plan.version);
     let opening = plan.open(&site.db, author, clock)?;
     shutdown.new_room_id = Some(opening.room.clone());
-    told(shutdown);
+    told(shutdown)?;
     let _writer = site.writer.lock();
     site.db.write("make the new room", |db| {
         plan.write(db, &opening, author, clock)
@@ -233,7 +236,7 @@ fn move_batch(
     to: Option<&Successor>,
     batch: &[Person],
     shutdown: &mut Shutdown,
-    told: &mut dyn FnMut(&Shutdown),
+    told: Told<'_>,
 ) -> Result<Moved, Error> {
     site.stay_or_go()?;
     site.still_alone()?;
@@ -242,7 +245,7 @@ fn move_batch(
     planned
         .kicked_users
         .extend(batch.iter().map(|(user, _)| user.clone()));
-    told(&planned);
+    told(&planned)?;
     let way = Way {
         author,
         clock: site.clock,

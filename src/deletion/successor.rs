@@ -11,13 +11,13 @@ use crate::ids::{RoomId, UserId, random_letters};
 use crate::room_version::RoomVersion;
 use crate::store::append::{self, Arrival, Tip};
 use crate::store::db::Db;
-use crate::time::Clock;
+use crate::time::{Clock, Millis};
 
 /// Letters of a room id (behaviour.md section 12).
 const ROOM_LETTERS: usize = 18;
 
 /// How often a room id is drawn again that is taken (D-21).
-const ROOM_DRAWS: u32 = 5;
+const ROOM_DRAWS: i64 = 5;
 
 /// The version of rooms that are made when the configuration names none: that of the release which wrote the database,
 /// as far as its tables tell (D-20).
@@ -67,38 +67,37 @@ impl Plan<'_> {
     /// Makes the room's first event, and thereby its id. Writes nothing.
     pub fn open(&self, db: &Db, author: &Author, clock: &dyn Clock) -> Result<Opening, Error> {
         refuse_powerless(self)?;
-        let room = match self.version.is_create_hash_room_id {
-            true => None,
-            false => Some(self.draw(db)?),
-        };
         let mut content = Map::from_iter([("room_version".to_owned(), self.version.name.into())]);
         if !self.version.has_new_redactions {
             content.insert("creator".to_owned(), json!(self.creator));
         }
-        let saying = Saying {
-            kind: CREATE,
-            sender: self.creator,
-            state_key: Some(""),
-            content,
-        };
-        let create = author
-            .open(self.version, room.as_ref(), saying, clock)
-            .map_err(refusal)?;
-        Ok(Opening {
-            room: create.room.clone(),
-            create,
-        })
-    }
-
-    fn draw(&self, db: &Db) -> Result<RoomId, Error> {
-        for _ in 0..ROOM_DRAWS {
-            let letters = random_letters(ROOM_LETTERS);
-            let room = RoomId::new(format!("!{letters}:{}", self.creator.domain()));
-            if append::room_row(db, &room)?.is_none() {
-                return Ok(room);
+        let now = clock.now();
+        for draw in 0..ROOM_DRAWS {
+            // Where the id is a hash, a room that was made in the same millisecond would have the same one.
+            let (room, at) = match self.version.is_create_hash_room_id {
+                true => (None, now + Millis(draw)),
+                false => (Some(self.draw()), now),
+            };
+            let saying = Saying {
+                kind: CREATE,
+                sender: self.creator,
+                state_key: Some(""),
+                content: content.clone(),
+            };
+            let create = author
+                .open(self.version, room.as_ref(), saying, at)
+                .map_err(refusal)?;
+            if append::room_row(db, &create.room)?.is_none() {
+                let room = create.room.clone();
+                return Ok(Opening { room, create });
             }
         }
         Err(Error::Bug("every room id that was drawn is taken".into()))
+    }
+
+    fn draw(&self) -> RoomId {
+        let letters = random_letters(ROOM_LETTERS);
+        RoomId::new(format!("!{letters}:{}", self.creator.domain()))
     }
 
     /// Writes the room with everything but its people and the notice, inside one transaction.

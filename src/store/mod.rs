@@ -4,6 +4,7 @@
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
 
 pub mod append;
+pub mod blocks;
 pub mod catalog;
 pub mod check;
 pub mod db;
