@@ -28,6 +28,7 @@ use crate::stride::StrideBounds;
 use crate::time::ManualClock;
 use crate::worksite::{Gait, Worksite};
 
+#[allow(clippy::duplicate_mod, reason = "other tests of this crate share it")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 

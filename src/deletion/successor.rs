@@ -41,6 +41,9 @@ pub(super) struct Opening {
     create: crate::event::Event,
 }
 
+/// A state event to be: type, state key, content.
+type StateContent = (&'static str, String, Map<String, Value>);
+
 /// The version of new rooms.
 ///
 /// # Errors
@@ -127,7 +130,7 @@ impl Plan<'_> {
     }
 
     /// The state of the new room after its create event, in order (D-22).
-    fn contents(&self, db: &Db) -> Result<Vec<(&'static str, String, Map<String, Value>)>, Error> {
+    fn contents(&self, db: &Db) -> Result<Vec<StateContent>, Error> {
         let object = |value: Value| match value {
             Value::Object(map) => map,
             _ => Map::new(),

@@ -4,6 +4,7 @@
 //! stored where no other way leads.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::numbers::Numbers;
 use crate::error::Error;
@@ -155,16 +156,18 @@ impl Chains {
     }
 
     fn links_of(&mut self, db: &Db, chain: i64) -> Result<&mut Vec<Link>, Error> {
-        if !self.links.contains_key(&chain) {
-            let links = db.rows(DOING, LINKS, params![chain], |r| {
-                Ok(Link {
-                    from: r.get(0)?,
-                    to: (r.get(1)?, r.get(2)?),
-                })
-            })?;
-            self.links.insert(chain, links);
+        match self.links.entry(chain) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(unknown) => {
+                let links = db.rows(DOING, LINKS, params![chain], |r| {
+                    Ok(Link {
+                        from: r.get(0)?,
+                        to: (r.get(1)?, r.get(2)?),
+                    })
+                })?;
+                Ok(unknown.insert(links))
+            }
         }
-        Ok(self.links.entry(chain).or_default())
     }
 
     /// Whether `to` can be reached from `from`.
