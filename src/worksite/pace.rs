@@ -20,6 +20,10 @@ pub enum Gait {
 /// the next stride can cost four times what this one told.
 const WAL_AIM: u64 = 256 * 1024 * 1024;
 
+/// Time that one stride aims at on a stopped homeserver's PostgreSQL server: its locks hold nobody up, but what it did
+/// is lost when it is interrupted.
+const SERVER_AIM: Duration = Duration::from_secs(4);
+
 /// Events of the first stride offline; it tells how much log an event costs in this database.
 const FIRST_OFFLINE: i64 = 10_000;
 
@@ -34,12 +38,14 @@ const FEWEST: i64 = 50;
 pub struct Pace {
     gait: Gait,
     bounds: StrideBounds,
+    on_server: bool,
     events: i64,
 }
 
 impl Pace {
-    /// The pace at which a job starts.
-    pub fn new(gait: Gait, bounds: StrideBounds) -> Self {
+    /// The pace at which a job starts. On a PostgreSQL server strides hold up nobody but those who want the same rows,
+    /// so they need no rests, and are bounded in time instead of in log.
+    pub fn new(gait: Gait, bounds: StrideBounds, on_server: bool) -> Self {
         let events = match gait {
             Gait::Offline => FIRST_OFFLINE.min(bounds.events_offline),
             Gait::Beside => FIRST_BESIDE.min(bounds.events),
@@ -47,6 +53,7 @@ impl Pace {
         Self {
             gait,
             bounds,
+            on_server,
             events,
         }
     }
@@ -64,14 +71,18 @@ impl Pace {
     /// Learns from a stride: what it dealt with, how long it held the write lock, how large the log became.
     pub fn learn(&mut self, events: i64, took: Duration, wal_bytes: u64) {
         let events = events.max(1);
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
         let (aim, spent, most) = match self.gait {
+            Gait::Offline if self.on_server => {
+                (millis(SERVER_AIM), millis(took), self.bounds.events_offline)
+            }
             Gait::Offline => (WAL_AIM, wal_bytes.max(1), self.bounds.events_offline),
             Gait::Beside => {
                 // Three quarters of the bound, so that most strides keep it.
                 let aim = u64::try_from(self.bounds.millis).unwrap_or(1) * 3 / 4;
                 (
                     aim,
-                    u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1),
+                    millis(took),
                     self.bounds.events,
                 )
             }
@@ -101,8 +112,8 @@ impl Pace {
     /// The rest that others are owed after a stride.
     pub fn rest(&self) -> Duration {
         match self.gait {
-            Gait::Offline => Duration::ZERO,
-            Gait::Beside => self.bounds.rest,
+            Gait::Beside if !self.on_server => self.bounds.rest,
+            _ => Duration::ZERO,
         }
     }
 }
@@ -113,7 +124,7 @@ mod tests {
 
     #[test]
     fn strides_beside_a_server_settle_below_their_time() {
-        let mut pace = Pace::new(Gait::Beside, StrideBounds::default());
+        let mut pace = Pace::new(Gait::Beside, StrideBounds::default(), false);
         for _ in 0..20 {
             // A machine that deals with two events a millisecond.
             let took = Duration::from_millis(u64::try_from(pace.events() / 2).expect("positive"));
@@ -127,7 +138,7 @@ mod tests {
 
     #[test]
     fn offline_strides_settle_below_their_log() {
-        let mut pace = Pace::new(Gait::Offline, StrideBounds::default());
+        let mut pace = Pace::new(Gait::Offline, StrideBounds::default(), false);
         for _ in 0..20 {
             pace.learn(
                 pace.events(),
