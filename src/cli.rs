@@ -177,9 +177,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
 /// The configuration that the global options mean.
 fn config(global: &Global) -> Result<Config, Error> {
     let mut config = match (&global.database, &global.server_name) {
-        (Some(database), Some(name)) => {
-            Config::for_database(Database::of_path(database), name)
-        }
+        (Some(database), Some(name)) => Config::for_database(Database::of_path(database), name),
         _ if global.config.is_empty() => {
             return Err(Error::Config(
                 "say which database: -c homeserver.yaml, or --database PATH_OR_URL and --server-name NAME"

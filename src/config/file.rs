@@ -257,11 +257,12 @@ fn read_ours(
                 config.overwrite_deleted = boolean("roomkeeper.overwrite_deleted", value)?
             }
             "foreign_keys" => {
-                config.stride.keys_in_sets = match string("roomkeeper.foreign_keys", value)?.as_str() {
-                    "auto" => true,
-                    "server" => false,
-                    _ => return Err(wrong("roomkeeper.foreign_keys", value, "auto or server")),
-                };
+                config.stride.keys_in_sets =
+                    match string("roomkeeper.foreign_keys", value)?.as_str() {
+                        "auto" => true,
+                        "server" => false,
+                        _ => return Err(wrong("roomkeeper.foreign_keys", value, "auto or server")),
+                    };
             }
             "keep_jobs" => config.keep_jobs = duration("roomkeeper.keep_jobs", value)?,
             "homeserver" => {
@@ -444,7 +445,8 @@ mod tests {
         assert!(!format!("{:?}", config.database).contains("hunter2"));
         assert_eq!(config.ledger, Path::new("/l"));
         assert!(!config.stride.keys_in_sets);
-        let other = read("server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h}}");
+        let other =
+            read("server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h}}");
         let ledger = other.expect("reads").ledger;
         assert!(ledger.ends_with("example.org_8448.ledger"), "{ledger:?}");
     }

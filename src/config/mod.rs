@@ -123,17 +123,21 @@ impl Config {
                 ledger.into()
             }
             // One ledger for each homeserver; the database's address may be written in many ways.
-            Database::Server(_) => state_directory().join(format!(
-                "{}.ledger",
-                server_name.replace(['/', ':'], "_")
-            )),
+            Database::Server(_) => {
+                state_directory().join(format!("{}.ledger", server_name.replace(['/', ':'], "_")))
+            }
         };
+        let mut stride = StrideBounds::default();
+        if let Database::Server(_) = database {
+            // There a stride holds up only who wants the same rows.
+            stride.rest = std::time::Duration::ZERO;
+        }
         Self {
             database,
             server_name: server_name.to_owned(),
             ledger,
             workers: WORKERS,
-            stride: StrideBounds::default(),
+            stride,
             overwrite_deleted: true,
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),

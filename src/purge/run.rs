@@ -145,7 +145,11 @@ fn purge_events(
                 continue;
             }
             Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
-                log::warn!("room {}: {}; trying again", site.room, crate::error::Chain(&e));
+                log::warn!(
+                    "room {}: {}; trying again",
+                    site.room,
+                    crate::error::Chain(&e)
+                );
                 site.rest(LOST_REST);
                 continue;
             }

@@ -108,7 +108,9 @@ fn foreign_session(db: &Db) -> Result<Option<String>, Error> {
     db.row(doing, FOREIGN_SESSION, &[], |r| {
         let user = r.get::<_, Option<String>>(1)?.unwrap_or_default();
         let pid = r.get::<_, i64>(0)?;
-        Ok(format!("session {pid} of {user} is connected to the database"))
+        Ok(format!(
+            "session {pid} of {user} is connected to the database"
+        ))
     })
 }
 

@@ -44,7 +44,7 @@ pub struct Pace {
 
 impl Pace {
     /// The pace at which a job starts. On a PostgreSQL server strides hold up nobody but those who want the same rows,
-    /// so they need no rests, and are bounded in time instead of in log.
+    /// so offline they are bounded in time instead of in log.
     pub fn new(gait: Gait, bounds: StrideBounds, on_server: bool) -> Self {
         let events = match gait {
             Gait::Offline => FIRST_OFFLINE.min(bounds.events_offline),
@@ -80,11 +80,7 @@ impl Pace {
             Gait::Beside => {
                 // Three quarters of the bound, so that most strides keep it.
                 let aim = u64::try_from(self.bounds.millis).unwrap_or(1) * 3 / 4;
-                (
-                    aim,
-                    millis(took),
-                    self.bounds.events,
-                )
+                (aim, millis(took), self.bounds.events)
             }
         };
         let fitting = (events as f64 * (aim as f64 / spent as f64)) as i64;
@@ -112,8 +108,8 @@ impl Pace {
     /// The rest that others are owed after a stride.
     pub fn rest(&self) -> Duration {
         match self.gait {
-            Gait::Beside if !self.on_server => self.bounds.rest,
-            _ => Duration::ZERO,
+            Gait::Offline => Duration::ZERO,
+            Gait::Beside => self.bounds.rest,
         }
     }
 }

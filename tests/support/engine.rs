@@ -20,6 +20,14 @@ pub fn current() -> Engine {
     CURRENT.get()
 }
 
+/// How many of so many samples this engine gets: on a server each of them is a database that has to be made.
+pub fn share_of(samples: u64) -> u64 {
+    match current() {
+        Engine::Sqlite => samples,
+        Engine::Postgres => samples.div_ceil(6),
+    }
+}
+
 /// Runs a test on an engine; on none where there is no server to start, which was said then.
 pub fn run(engine: Engine, test: impl FnOnce()) {
     #[cfg(feature = "postgres")]
@@ -30,23 +38,15 @@ pub fn run(engine: Engine, test: impl FnOnce()) {
     test();
 }
 
-/// Makes of every function a test on SQLite and one on PostgreSQL.
+/// Runs the tests that are named on PostgreSQL as well.
 #[macro_export]
-macro_rules! on_both_engines {
-    ($($(#[$about:meta])* fn $name:ident() $body:block)+) => {
-        mod on_sqlite {
-            #[allow(unused_imports)]
-            use super::*;
-            $($(#[$about])* #[test] fn $name() {
-                $crate::support::engine::run($crate::support::engine::Engine::Sqlite, || $body);
-            })+
-        }
+macro_rules! also_on_postgres {
+    ($($name:ident),+ $(,)?) => {
         #[cfg(feature = "postgres")]
         mod on_postgres {
-            #[allow(unused_imports)]
-            use super::*;
-            $($(#[$about])* #[test] fn $name() {
-                $crate::support::engine::run($crate::support::engine::Engine::Postgres, || $body);
+            $(#[test]
+            fn $name() {
+                $crate::support::engine::run($crate::support::engine::Engine::Postgres, super::$name);
             })+
         }
     };

@@ -60,28 +60,17 @@ impl OnServer {
             .expect("emptied");
         for table in names(&mut client) {
             let rows = match table.as_str() {
-                "event_search" => tables.rows("event_search_content").iter().map(indexed).collect(),
+                "event_search" => tables
+                    .rows("event_search_content")
+                    .iter()
+                    .map(indexed)
+                    .collect(),
                 _ => tables.rows(&table).to_vec(),
             };
             if rows.is_empty() {
                 continue;
             }
-            let json: Vec<serde_json::Value> = rows.iter().map(to_json).collect();
-            let columns: Vec<String> = rows[0]
-                .0
-                .keys()
-                .map(|c| format!("\"{}\"", c.to_lowercase()))
-                .collect();
-            let columns = columns.join(", ");
-            client
-                .execute(
-                    &format!(
-                        "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE
-                         SELECT {columns} FROM json_populate_recordset(NULL::{table}, $1::TEXT::JSON)"
-                    ),
-                    &[&serde_json::Value::from(json).to_string()],
-                )
-                .unwrap_or_else(|e| panic!("{table}: {e:?}"));
+            insert(&mut client, &table, &rows);
         }
         client
             .batch_execute(
@@ -105,6 +94,11 @@ impl OnServer {
         the_cluster().database(&self.name)
     }
 
+    /// Rows go into a table.
+    pub fn insert(&self, table: &str, rows: &[Row]) {
+        insert(&mut self.client(), table, rows);
+    }
+
     /// A connection past roomkeeper.
     pub fn client(&self) -> Client {
         the_cluster().client(&self.name)
@@ -124,9 +118,9 @@ impl OnServer {
                 .get(0);
             let rows: Vec<BTreeMap<String, serde_json::Value>> =
                 serde_json::from_str(&json).expect("rows");
-            let rows = rows.into_iter().map(|row| {
-                Row(row.into_iter().map(|(c, v)| (c, of_json(v))).collect())
-            });
+            let rows = rows
+                .into_iter()
+                .map(|row| Row(row.into_iter().map(|(c, v)| (c, of_json(v))).collect()));
             let (name, mut rows): (_, Vec<Row>) = match table.as_str() {
                 "event_search" => ("event_search_content", rows.map(as_content).collect()),
                 table => (table, rows.collect()),
@@ -136,6 +130,25 @@ impl OnServer {
         }
         Tables(tables)
     }
+}
+
+fn insert(client: &mut Client, table: &str, rows: &[Row]) {
+    let json: Vec<serde_json::Value> = rows.iter().map(to_json).collect();
+    let columns: Vec<String> = rows[0]
+        .0
+        .keys()
+        .map(|c| format!("\"{}\"", c.to_lowercase()))
+        .collect();
+    let columns = columns.join(", ");
+    client
+        .execute(
+            &format!(
+                "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE
+                 SELECT {columns} FROM json_populate_recordset(NULL::{table}, $1::TEXT::JSON)"
+            ),
+            &[&serde_json::Value::from(json).to_string()],
+        )
+        .unwrap_or_else(|e| panic!("{table}: {e:?}"));
 }
 
 fn names(client: &mut Client) -> Vec<String> {

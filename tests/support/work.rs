@@ -21,7 +21,7 @@ use super::engine::Engine;
 use super::ids::word_of;
 use super::model::Wanted;
 use super::rooms::{self, Recipe};
-use super::tables::Tables;
+use super::tables::{Row, Tables};
 
 /// The time in the samples: a day after their events.
 pub const NOW: Millis = Millis(FIRST_TS + 86_400_000);
@@ -220,6 +220,16 @@ impl Site {
             return server.tables();
         }
         Tables::read(&self.database)
+    }
+
+    /// A row goes into a table.
+    pub fn insert(&self, table: &str, row: &Row) {
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            return server.insert(table, std::slice::from_ref(row));
+        }
+        let conn = Connection::open(&self.database).expect("opens");
+        super::tables::insert(&conn, table, row);
     }
 
     /// Fails when the database breaks an invariant.
