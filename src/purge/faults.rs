@@ -175,7 +175,6 @@ impl Example {
             rest: std::time::Duration::ZERO,
             events_offline: 6,
             leap,
-            ..StrideBounds::default()
         };
         let mut example = Self {
             ask: deepest_cut(&site.tables()),
