@@ -1,8 +1,10 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
+mod deletion;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -33,11 +35,16 @@ use crate::store::users::{self, Requester};
 use crate::time::Millis;
 use crate::worksite::{Gait, Worksite, overwrite};
 
+pub use self::deletion::DeleteStatus;
+
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
 
 /// Read-only connections kept open for questions: one for each handler thread of the doors.
 const READERS: usize = 8;
+
+/// Workers that a keeper can have.
+const MOST_WORKERS: usize = 64;
 
 /// How a purge is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,6 +80,8 @@ struct Shared {
     register: Arc<Register>,
     locks: RoomLocks,
     writer: Mutex<()>,
+    writers: [Mutex<()>; MOST_WORKERS],
+    turn: AtomicUsize,
     readers: Mutex<Vec<Db>>,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
@@ -89,6 +98,7 @@ struct Threads {
 /// What a job is to do: its kind and parameters in the ledger, as values.
 enum Work {
     PurgeHistory(Request),
+    DeleteRoom(deletion::Deletion),
 }
 
 impl Work {
@@ -98,7 +108,7 @@ impl Work {
             PURGE_HISTORY => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::PurgeHistory),
-            _ => None,
+            _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
 }
@@ -121,6 +131,8 @@ impl Keeper {
             register,
             locks: RoomLocks::default(),
             writer: Mutex::new(()),
+            writers: std::array::from_fn(|_| Mutex::default()),
+            turn: AtomicUsize::new(0),
             readers: Mutex::new(Vec::new()),
             is_stopping: AtomicBool::new(false),
             raw,
@@ -388,6 +400,7 @@ impl Shared {
         }
         let outcome = ticket.start().and_then(|()| match work {
             Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+            Work::DeleteRoom(deletion) => self.delete_room(&ticket, deletion, &is_stopping),
         });
         match outcome {
             Ok(summary) => {
@@ -411,6 +424,28 @@ impl Shared {
         request: &Request,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
+        let progress = purge::run(&mut self.worksite(ticket, is_stopping)?, request)?;
+        Ok(format!("{} events deleted", progress.events_deleted))
+    }
+
+    /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
+    /// more of them than there are turns run for no keeper.
+    fn turn_to_write(&self) -> &Mutex<()> {
+        match self.config.database {
+            Database::File(_) => &self.writer,
+            Database::Server(_) => {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                &self.writers[turn % MOST_WORKERS]
+            }
+        }
+    }
+
+    /// What a job works with, its own connection among it.
+    fn worksite<'a>(
+        &'a self,
+        ticket: &'a Ticket,
+        is_stopping: &'a (dyn Fn() -> bool + Sync),
+    ) -> Result<Worksite<'a>, Error> {
         let config = &self.config;
         let gait = match config.homeserver {
             Homeserver::Beside => Gait::Beside,
@@ -431,9 +466,7 @@ impl Shared {
         };
         let watch = (config.homeserver == Homeserver::Refuse)
             .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        // On a server those who purge different rooms are not in each other's way.
-        let own_writer = Mutex::default();
-        let mut site = Worksite {
+        Ok(Worksite {
             db: Db::open(&config.database, &options)?,
             room: ticket.room(),
             server_name: &config.server_name,
@@ -441,19 +474,14 @@ impl Shared {
             bounds: config.stride,
             overwrite_deleted: config.overwrite_deleted,
             locks: &self.locks,
-            writer: match config.database {
-                Database::File(_) => &self.writer,
-                Database::Server(_) => &own_writer,
-            },
+            writer: self.turn_to_write(),
             ledger: self.register.ledger(),
             live: ticket.live(),
             raw: self.raw.as_ref(),
             watch,
             clock: &*config.clock,
             is_stopping,
-        };
-        let progress = purge::run(&mut site, request)?;
-        Ok(format!("{} events deleted", progress.events_deleted))
+        })
     }
 }
 

@@ -49,8 +49,12 @@ pub(crate) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(
     if (site.is_stopping)() {
         return Err(Error::Stopping);
     }
-    // What a server does with deleted rows is its own affair: they go when it vacuums.
-    if site.overwrite_deleted && site.db.engine() == Engine::Sqlite {
+    if site.db.engine() == Engine::Postgres {
+        // What a server does with deleted rows is its own affair: they go when it vacuums.
+        for duty in [MERGE_INDEX, EMPTY_LOG, ERASE_PAGES] {
+            site.ledger.settle(duty)?;
+        }
+    } else if site.overwrite_deleted {
         let is_merged = merge_index(site, progress)?;
         // The merge is only safe on the disk, and its own traces gone, when the log is empty.
         if empty_log(site, progress, is_merged)? && is_merged {

@@ -43,9 +43,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The pace at which a job starts. On a PostgreSQL server strides hold up nobody but those who want the same rows,
-    /// so offline they are bounded in time instead of in log.
-    pub fn new(gait: Gait, bounds: StrideBounds, on_server: bool) -> Self {
+    /// The pace at which a job starts.
+    pub fn new(gait: Gait, bounds: StrideBounds) -> Self {
         let events = match gait {
             Gait::Offline => FIRST_OFFLINE.min(bounds.events_offline),
             Gait::Beside => FIRST_BESIDE.min(bounds.events),
@@ -53,9 +52,16 @@ impl Pace {
         Self {
             gait,
             bounds,
-            on_server,
+            on_server: false,
             events,
         }
+    }
+
+    /// The same on a PostgreSQL server, where strides hold up nobody but those who want the same rows, so that offline
+    /// they are bounded in time instead of in log.
+    pub fn on_server(mut self, on_server: bool) -> Self {
+        self.on_server = on_server;
+        self
     }
 
     /// The gait.
@@ -120,7 +126,7 @@ mod tests {
 
     #[test]
     fn strides_beside_a_server_settle_below_their_time() {
-        let mut pace = Pace::new(Gait::Beside, StrideBounds::default(), false);
+        let mut pace = Pace::new(Gait::Beside, StrideBounds::default());
         for _ in 0..20 {
             // A machine that deals with two events a millisecond.
             let took = Duration::from_millis(u64::try_from(pace.events() / 2).expect("positive"));
@@ -134,7 +140,7 @@ mod tests {
 
     #[test]
     fn offline_strides_settle_below_their_log() {
-        let mut pace = Pace::new(Gait::Offline, StrideBounds::default(), false);
+        let mut pace = Pace::new(Gait::Offline, StrideBounds::default());
         for _ in 0..20 {
             pace.learn(
                 pace.events(),
