@@ -406,6 +406,12 @@ pub fn shares(db: &Db) -> Result<Shares, Error> {
     })
 }
 
+/// What an event takes in the file with everything that belongs to it: the file's use, by the number of events.
+pub fn bytes_of_one_event(db: &Db) -> Result<i64, Error> {
+    let shares = shares(db)?;
+    Ok(shares.used_bytes / shares.events.max(1))
+}
+
 /// Fills the temporary table with what `cut` takes.
 ///
 /// # Errors

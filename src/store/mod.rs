@@ -12,6 +12,7 @@ pub mod history;
 pub mod homeserver;
 pub mod newest;
 pub mod points;
+pub mod policies;
 pub mod sample;
 pub mod schema;
 pub mod search;
