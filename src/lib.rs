@@ -9,6 +9,7 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod client;
 pub mod config;
+pub mod database;
 pub mod deletion;
 pub mod error;
 pub mod event;

@@ -68,7 +68,10 @@ fn is_cheaper(db: &Db, left: i64) -> Result<bool, Error> {
     let shares = history::shares(db)?;
     let stay = shares.events - left;
     let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
-    let free = space::free_bytes(db.path())? as f64;
+    let Some(path) = db.path() else {
+        return Ok(false);
+    };
+    let free = space::free_bytes(path)? as f64;
     Ok(stay <= left / 2 && written <= LEAP_WRITES && free >= written * LEAP_SPACE)
 }
 

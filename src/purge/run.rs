@@ -268,7 +268,10 @@ fn stride(
         Ok((selected.events, rows))
     });
     let took = begun.elapsed();
-    let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
+    let wal = site.db.wal_path();
+    let wal_bytes = wal
+        .and_then(|w| fs::metadata(w).ok())
+        .map_or(0, |m| m.len());
     if site.gait == Gait::Offline {
         // The log is empty again before the next stride; with readers about, it is when they have gone. Beside a
         // server each commit copies what it can: left to pile up, the log would never start anew.

@@ -3,7 +3,7 @@
 //! The selection is a temporary table, `rk_selected`, that every statement joins; nothing is carried back and
 //! forth. A dry run counts with the same joins that a purge deletes with.
 
-use super::db::{Db, params};
+use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, add};
 use super::newest;
 use crate::error::Error;
@@ -54,6 +54,20 @@ const TEMPORARY_TABLES: &str = "
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
     DELETE FROM rk_selected;
     DELETE FROM rk_extremities;";
+
+/// The same. The statistics of a table that was emptied and filled again are not its own until it is analysed.
+const TEMPORARY_TABLES_ON_POSTGRES: &str = "-- PostgreSQL
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
+        stream_ordering BIGINT PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, doomed BOOLEAN NOT NULL);
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY);
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY);
+    TRUNCATE rk_selected, rk_extremities;";
+
+const ANALYZE_SELECTED: &str = "-- PostgreSQL
+    ANALYZE rk_selected";
+
+const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
+    ANALYZE rk_extremities";
 
 const INDEX_SELECTED: &str =
     "CREATE UNIQUE INDEX IF NOT EXISTS temp.rk_selected_event_id ON rk_selected (event_id, doomed)";
@@ -281,6 +295,11 @@ const DROP_ROOTLESS_THREADS: &str = "
               AND t.room_id = $1
               AND t.thread_id = s.event_id)";
 
+const DROP_ROOTLESS_THREADS_ON_POSTGRES: &str = "-- PostgreSQL
+    DELETE FROM threads
+     WHERE room_id = $1
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
+
 /// Threads whose latest reply goes. Binds `$1` room, `$2` depth that survives. Walks `threads_ordering_idx`.
 const THREADS_LOSING_LATEST: &str = "
     SELECT thread_id FROM threads
@@ -418,11 +437,16 @@ pub fn bytes_of_one_event(db: &Db) -> Result<i64, Error> {
 /// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
 pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error> {
     let doing = "select the events to purge";
-    db.batch(doing, TEMPORARY_TABLES)?;
+    db.batch(
+        doing,
+        db.text(TEMPORARY_TABLES, TEMPORARY_TABLES_ON_POSTGRES),
+    )?;
+    let on_sqlite = db.engine() == Engine::Sqlite;
     // A schema that changes has every statement prepared anew: little to pay once, much to pay in every stride.
     match extent {
-        Extent::Stride => db.batch(doing, INDEX_SELECTED)?,
-        Extent::Whole => db.batch(doing, DROP_INDEX)?,
+        Extent::Stride if on_sqlite => db.batch(doing, INDEX_SELECTED)?,
+        Extent::Whole if on_sqlite => db.batch(doing, DROP_INDEX)?,
+        _ => {}
     }
     db.execute(
         doing,
@@ -436,10 +460,13 @@ pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error>
             cut.keep_received_after.map(|after| after.0)
         ],
     )?;
-    db.batch(doing, INDEX_SELECTED)?;
+    db.batch(doing, db.text(INDEX_SELECTED, ANALYZE_SELECTED))?;
     let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
-    // No table has more rows than its greatest rowid.
-    let redactions = db.count(doing, "SELECT max(rowid) FROM redactions", &[])?;
+    // No table has more rows than its greatest rowid. PostgreSQL finds by itself from which side to walk.
+    let redactions = match db.engine() {
+        Engine::Sqlite => db.count(doing, "SELECT max(rowid) FROM redactions", &[])?,
+        Engine::Postgres => i64::MAX,
+    };
     let keep = if redactions < selected {
         KEEP_FEW_REDACTIONS
     } else {
@@ -491,7 +518,8 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
     let dropped = db.count(doing, &counting(DROP_EXTREMITIES), params![room])?;
     add(&mut counts, "event_backward_extremities", dropped);
     if db.catalog().has("threads") {
-        let mut threads = db.count(doing, &counting(DROP_ROOTLESS_THREADS), params![room])?;
+        let rootless = db.text(DROP_ROOTLESS_THREADS, DROP_ROOTLESS_THREADS_ON_POSTGRES);
+        let mut threads = db.count(doing, &counting(rootless), params![room])?;
         for thread in threads_losing_latest(db, cut)? {
             threads += i64::from(latest_reply(db, room, &thread)?.is_none());
         }
@@ -525,7 +553,8 @@ pub fn remove(
     );
     if db.catalog().has("threads") {
         let losing = threads_losing_latest(db, cut)?;
-        let mut gone = db.execute(doing, DROP_ROOTLESS_THREADS, params![room])?;
+        let rootless = db.text(DROP_ROOTLESS_THREADS, DROP_ROOTLESS_THREADS_ON_POSTGRES);
+        let mut gone = db.execute(doing, rootless, params![room])?;
         for thread in losing {
             gone += repair_thread(db, room, &thread)?;
         }
@@ -566,6 +595,9 @@ fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Erro
         )?,
     };
     db.execute(doing, KEPT_EXTREMITIES, params![room])?;
+    if db.engine() == Engine::Postgres {
+        db.batch(doing, ANALYZE_EXTREMITIES)?;
+    }
     Ok(())
 }
 

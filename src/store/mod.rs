@@ -6,6 +6,8 @@
 pub mod catalog;
 pub mod check;
 pub mod db;
+#[cfg(feature = "postgres")]
+pub mod dialect;
 pub mod erase;
 pub mod event_rows;
 pub mod history;
@@ -13,9 +15,13 @@ pub mod homeserver;
 pub mod newest;
 pub mod points;
 pub mod policies;
+#[cfg(feature = "postgres")]
+mod postgres;
 pub mod sample;
 pub mod schema;
 pub mod search;
 pub mod space;
+mod sqlite;
 pub mod state_groups;
 pub mod users;
+pub mod value;
