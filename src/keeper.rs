@@ -1,5 +1,7 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
+mod retention;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

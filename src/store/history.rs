@@ -501,6 +501,18 @@ pub fn selected_groups(db: &Db) -> Result<Vec<i64>, Error> {
     )
 }
 
+/// Bytes of the JSON of doomed events.
+const DOOMED_BYTES: &str = "
+    SELECT CAST(sum(octet_length(j.json) + octet_length(j.internal_metadata)) AS BIGINT)
+      FROM rk_selected s
+     CROSS JOIN event_json j
+     WHERE s.doomed AND j.event_id = s.event_id";
+
+/// Bytes of the JSON of the doomed events.
+pub fn doomed_bytes(db: &Db) -> Result<i64, Error> {
+    db.count("measure the events to purge", DOOMED_BYTES, &[])
+}
+
 /// Counts what [`remove`] would remove, table by table.
 pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Error> {
     let room = cut.room.as_str();
