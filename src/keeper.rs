@@ -1,5 +1,6 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
+mod deletion;
 mod retention;
 
 use std::sync::Arc;
@@ -32,6 +33,8 @@ use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
 use crate::time::Millis;
 use crate::worksite::{Gait, Worksite, overwrite};
+
+pub use self::deletion::DeleteStatus;
 
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
@@ -89,6 +92,7 @@ struct Threads {
 /// What a job is to do: its kind and parameters in the ledger, as values.
 enum Work {
     PurgeHistory(Request),
+    DeleteRoom(deletion::Deletion),
 }
 
 impl Work {
@@ -98,7 +102,7 @@ impl Work {
             PURGE_HISTORY => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::PurgeHistory),
-            _ => None,
+            _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
 }
@@ -388,6 +392,7 @@ impl Shared {
         }
         let outcome = ticket.start().and_then(|()| match work {
             Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+            Work::DeleteRoom(deletion) => self.delete_room(&ticket, deletion, &is_stopping),
         });
         match outcome {
             Ok(summary) => {
@@ -411,6 +416,16 @@ impl Shared {
         request: &Request,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
+        let progress = purge::run(&mut self.worksite(ticket, is_stopping)?, request)?;
+        Ok(format!("{} events deleted", progress.events_deleted))
+    }
+
+    /// What a job works with, its own connection among it.
+    fn worksite<'a>(
+        &'a self,
+        ticket: &'a Ticket,
+        is_stopping: &'a (dyn Fn() -> bool + Sync),
+    ) -> Result<Worksite<'a>, Error> {
         let config = &self.config;
         let gait = match config.homeserver {
             Homeserver::Beside => Gait::Beside,
@@ -431,7 +446,7 @@ impl Shared {
         };
         let watch = (config.homeserver == Homeserver::Refuse)
             .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        let mut site = Worksite {
+        Ok(Worksite {
             db: Db::open(&config.database, &options)?,
             room: ticket.room(),
             server_name: &config.server_name,
@@ -446,9 +461,7 @@ impl Shared {
             watch,
             clock: &*config.clock,
             is_stopping,
-        };
-        let progress = purge::run(&mut site, request)?;
-        Ok(format!("{} events deleted", progress.events_deleted))
+        })
     }
 }
 
