@@ -3,6 +3,7 @@
 mod demo;
 mod output;
 mod remote;
+mod retention;
 mod serve;
 
 use std::path::PathBuf;
@@ -73,6 +74,9 @@ enum Command {
     Serve,
     /// Purge a room's history before a point; what lies at the point stays.
     PurgeHistory(PurgeHistory),
+    /// What the retention policies say.
+    #[command(subcommand)]
+    Retention(retention::Retention),
     /// What ran, runs, and how it ended.
     Jobs {
         /// Take up what was interrupted, and wait for it.
@@ -162,6 +166,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         }
         Command::Serve => serve::serve(config(&cli.global)?),
         Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, json),
+        Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
         Command::Jobs { resume, cancel } => {
             jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)
         }

@@ -1,6 +1,7 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
 mod deletion;
+mod retention;
 
 use std::path::Path;
 use std::sync::Arc;
