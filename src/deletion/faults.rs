@@ -120,7 +120,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         writer: &Mutex::new(()),
         ledger: register.ledger(),
         live: ticket.live(),
-        raw: &raw,
+        raw: Some(&raw),
         authorship: &authorship,
         watch: None,
         clock: &*clock,

@@ -17,6 +17,7 @@ pub mod homeserver;
 pub mod newest;
 pub mod people;
 pub mod points;
+pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod room_rows;
