@@ -13,6 +13,7 @@ use support::draft::{Draft, Event};
 use support::tables::{Tables, assert_same, row};
 use support::work::{NOW, Site, seed};
 
+use super::super::support;
 use super::request::{Request, Shutdown};
 use super::shutdown::shut_down;
 use crate::config::{Authorship, Secret, SigningKey};
@@ -27,10 +28,6 @@ use crate::store::erase::RawFile;
 use crate::stride::StrideBounds;
 use crate::time::ManualClock;
 use crate::worksite::{Gait, Worksite};
-
-#[allow(clippy::duplicate_mod, reason = "other tests of this crate share it")]
-#[path = "../../tests/support/mod.rs"]
-mod support;
 
 const ROOM: &str = "!room:example.org";
 

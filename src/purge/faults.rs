@@ -17,6 +17,7 @@ use support::state_model::{Graph, STATE};
 use support::tables::{Tables, assert_same};
 use support::work::{Ask, NOW, Site};
 
+use super::super::support;
 use super::{Request, run};
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -30,9 +31,6 @@ use crate::store::{check, homeserver};
 use crate::stride::{Leap, StrideBounds};
 use crate::time::ManualClock;
 use crate::worksite::{Gait, Worksite};
-
-#[path = "../../tests/support/mod.rs"]
-mod support;
 
 /// What happens to one run of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
