@@ -18,6 +18,7 @@ pub mod points;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod room_rows;
+pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;
