@@ -15,6 +15,7 @@ pub mod history;
 pub mod homeserver;
 pub mod newest;
 pub mod points;
+pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod room_rows;
