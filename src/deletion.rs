@@ -17,6 +17,6 @@ mod run;
 mod shutdown;
 mod successor;
 
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
 pub use run::{Extent, SHUTDOWN_ROOM, run};

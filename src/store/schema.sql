@@ -25,6 +25,9 @@ CREATE TABLE account_validity (
 CREATE TABLE profiles (
     user_id TEXT NOT NULL UNIQUE, displayname TEXT, avatar_url TEXT, full_user_id TEXT, fields JSONB);
 CREATE UNIQUE INDEX profiles_full_user_id_key ON profiles (full_user_id);
+CREATE TABLE devices (
+    user_id TEXT NOT NULL, device_id TEXT NOT NULL, display_name TEXT, last_seen BIGINT, ip TEXT, user_agent TEXT,
+    hidden BOOLEAN DEFAULT FALSE, CONSTRAINT device_uniqueness UNIQUE (user_id, device_id));
 CREATE TABLE erased_users (user_id TEXT NOT NULL UNIQUE);
 CREATE TABLE ignored_users (ignorer_user_id TEXT NOT NULL, ignored_user_id TEXT NOT NULL, UNIQUE (ignorer_user_id, ignored_user_id));
 
