@@ -24,6 +24,7 @@ use crate::store::db::{
 };
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
+use crate::store::log::Writer;
 use crate::store::points;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
@@ -65,7 +66,7 @@ struct Shared {
     config: Config,
     register: Arc<Register>,
     locks: RoomLocks,
-    writer: Mutex<()>,
+    writer: Mutex<Writer>,
     readers: Mutex<Vec<Db>>,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
@@ -113,7 +114,7 @@ impl Keeper {
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
             readers: Mutex::new(Vec::new()),
             is_stopping: AtomicBool::new(false),
             raw,

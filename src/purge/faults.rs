@@ -127,7 +127,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         bounds: way.bounds,
         overwrite_deleted: true,
         locks: &RoomLocks::default(),
-        writer: &Mutex::new(()),
+        writer: &Mutex::default(),
         ledger: register.ledger(),
         live: ticket.live(),
         raw: &raw,

@@ -311,6 +311,49 @@ impl Db {
         Ok(busy.doing("empty the write-ahead log")? == 0)
     }
 
+    /// Bytes of the write-ahead log that are in use; the file may be longer.
+    pub fn log_bytes(&self) -> Result<i64, Error> {
+        let doing = "measure the write-ahead log";
+        let frames = self
+            .conn
+            .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| {
+                row.get::<_, i64>(1)
+            });
+        Ok(frames
+            .doing(doing)?
+            .saturating_mul(self.pragma("page_size")?))
+    }
+
+    /// Moves of the write-ahead log into the database file what nobody needs in the log, and holds nobody up.
+    pub fn copy_log(&self) -> Result<(), Error> {
+        tell("PRAGMA wal_checkpoint(PASSIVE)");
+        self.conn
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            .doing("copy the write-ahead log")
+    }
+
+    /// As [`Db::copy_log`], and lets the next writer start at the log's beginning, waiting for readers no longer than
+    /// `patience`: other writers wait as long. Answers whether it could.
+    pub fn restart_log(&self, patience: Duration) -> Result<bool, Error> {
+        let doing = "copy the write-ahead log";
+        tell("PRAGMA wal_checkpoint(RESTART)");
+        self.conn.busy_timeout(patience).doing(doing)?;
+        let busy = self
+            .conn
+            .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
+                row.get::<_, i64>(0)
+            });
+        self.conn.busy_timeout(BUSY_TIMEOUT).doing(doing)?;
+        Ok(busy.doing(doing)? == 0)
+    }
+
+    /// Begins to read, and goes on until this connection is closed.
+    pub fn hold_snapshot(&self) -> Result<(), Error> {
+        self.conn
+            .execute_batch("BEGIN DEFERRED; SELECT 1 FROM sqlite_master LIMIT 1")
+            .doing("hold a snapshot")
+    }
+
     /// Reads one integer PRAGMA.
     pub fn pragma(&self, name: &str) -> Result<i64, Error> {
         tell(name);

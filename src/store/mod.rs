@@ -10,6 +10,8 @@ pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
+pub mod keys;
+pub mod log;
 pub mod points;
 pub mod sample;
 pub mod schema;
