@@ -416,10 +416,11 @@ impl Shared {
             } else {
                 CACHE_BESIDE_KIB
             },
-            secure_delete: match (config.overwrite_deleted, gait) {
-                (false, _) => SecureDelete::Off,
-                (true, Gait::Offline) => SecureDelete::Fast,
-                (true, Gait::Beside) => SecureDelete::On,
+            // Pages that become free are overwritten at the end.
+            secure_delete: if config.overwrite_deleted {
+                SecureDelete::Fast
+            } else {
+                SecureDelete::Off
             },
         };
         let watch = (config.homeserver == Homeserver::Refuse)

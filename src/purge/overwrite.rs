@@ -12,7 +12,8 @@ use super::run::{LOOK_UP_EVERY, Worksite};
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
 use crate::store::db::Db;
-use crate::store::{erase, search, space};
+use crate::store::erase::{Erased, Manner, Pass};
+use crate::store::{search, space};
 
 /// The full-text index still knows deleted words.
 pub(crate) const MERGE_INDEX: &str = "merge the full-text index";
@@ -20,15 +21,13 @@ pub(crate) const MERGE_INDEX: &str = "merge the full-text index";
 /// The write-ahead log still holds deleted content.
 pub(crate) const EMPTY_LOG: &str = "empty the write-ahead log";
 
-/// Free pages still hold deleted content: strides offline leave that to the end.
+/// Free pages still hold deleted content: strides leave that to the end.
 pub(crate) const ERASE_PAGES: &str = "overwrite free pages";
 
 /// Notes what a transaction that deletes events leaves to be done; before that commits.
-pub(super) fn owe(ledger: &Ledger, gait: Gait, is_searched: bool) -> Result<(), Error> {
+pub(super) fn owe(ledger: &Ledger, is_searched: bool) -> Result<(), Error> {
     ledger.owe(EMPTY_LOG)?;
-    if gait == Gait::Offline {
-        ledger.owe(ERASE_PAGES)?;
-    }
+    ledger.owe(ERASE_PAGES)?;
     if is_searched {
         ledger.owe(MERGE_INDEX)?;
     }
@@ -40,6 +39,9 @@ const MERGE_BESIDE: i64 = 8 * 1024 * 1024;
 
 /// How often emptying the log is tried before readers are left alone.
 const OVERWRITE_TRIES: usize = 20;
+
+/// How long emptying the log waits for readers when nobody writes: as long as any statement does.
+const PATIENCE_OFFLINE: Duration = Duration::from_secs(5);
 
 /// How long emptying the log waits for readers beside a live server, which cannot write meanwhile.
 const PATIENCE_BESIDE: Duration = Duration::from_millis(200);
@@ -82,38 +84,49 @@ fn merge_index(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<bool,
     Ok(true)
 }
 
-/// Empties the log and, where strides left it to the end, overwrites the pages that became free. Answers whether
-/// nothing of it remains to be done.
+/// Empties the log and overwrites the pages that became free. Answers whether nothing of it remains to be done.
 fn empty_log(
     site: &mut Worksite<'_>,
     progress: &mut Progress,
     is_merged: bool,
 ) -> Result<bool, Error> {
-    let is_owed = is_merged || site.ledger.owes(EMPTY_LOG) || site.ledger.owes(ERASE_PAGES);
-    if !is_owed {
+    if !is_merged && !site.ledger.owes(EMPTY_LOG) && !site.ledger.owes(ERASE_PAGES) {
         return Ok(true);
     }
-    let erases = site.gait == Gait::Offline;
-    // Readers come and go. Offline, each try waits for them as long as any statement does.
-    for attempt in 1..=OVERWRITE_TRIES {
-        let done = {
+    let manner = match site.gait {
+        Gait::Offline => Manner {
+            patience: PATIENCE_OFFLINE,
+            slice: None,
+        },
+        Gait::Beside => Manner {
+            patience: PATIENCE_BESIDE,
+            slice: Some(Duration::from_millis(
+                u64::try_from(site.bounds.millis / 2).unwrap_or(0),
+            )),
+        },
+    };
+    let mut pass = Pass::default();
+    let mut tries = 0;
+    loop {
+        let erased = {
             let _writer = site.writer.lock();
-            if erases {
-                erase::erase_free_pages(&mut site.db, site.raw)?.is_some()
-            } else {
-                site.db.checkpoint_within(PATIENCE_BESIDE)?
-            }
+            pass.go_on(&mut site.db, site.raw, manner)?
         };
-        if done {
-            if erases {
+        match erased {
+            Erased::All(_) => {
                 site.ledger.settle(ERASE_PAGES)?;
+                site.ledger.settle(EMPTY_LOG)?;
+                return Ok(true);
             }
-            site.ledger.settle(EMPTY_LOG)?;
-            return Ok(true);
+            // Readers come and go.
+            Erased::LogInUse if tries == OVERWRITE_TRIES => break,
+            Erased::LogInUse => tries += 1,
+            Erased::Part => tries = 0,
         }
-        if attempt < OVERWRITE_TRIES {
-            thread::sleep(LOOK_UP_EVERY.max(site.bounds.rest));
+        if (site.is_stopping)() {
+            return Err(Error::Stopping);
         }
+        thread::sleep(LOOK_UP_EVERY.max(site.bounds.rest));
     }
     progress.notes.push(
         "the write-ahead log is in use and was not emptied: it and free pages still hold deleted content until the \

@@ -435,7 +435,7 @@ fn stride(
             );
         }
         if overwrites && selected.doomed > 0 {
-            overwrite::owe(ledger, gait, !rows.is_empty())?;
+            overwrite::owe(ledger, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
         rows.extend(history::remove(

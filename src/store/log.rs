@@ -12,7 +12,7 @@ use super::db::{Access, Db, OpenOptions};
 use crate::error::Error;
 
 /// The length, in bytes, at which the log is copied into the database.
-pub const LOG_AIM: i64 = 240 * 1024 * 1024;
+pub const LOG_AIM: i64 = 720 * 1024 * 1024;
 
 /// How long starting the log anew waits for readers; others cannot write meanwhile. Tried again after the next stride.
 const PATIENCE: Duration = Duration::from_millis(100);
