@@ -17,7 +17,7 @@ use crate::jobs::register::{Register, Ticket};
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
-use crate::purge::{self, Gait, Plan, Request, Worksite};
+use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
 use crate::store::db::{
     Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
@@ -29,6 +29,8 @@ use crate::store::points;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
+use crate::time::Millis;
+use crate::worksite::{Gait, Worksite, overwrite};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
@@ -41,6 +43,9 @@ const READERS: usize = 8;
 pub struct PurgeOptions {
     /// Whether local users' messages go as well as remote ones.
     pub delete_local_events: bool,
+    /// What this server received live after this stays, whatever its depth; of what was backfilled, what was also sent
+    /// after it.
+    pub keep_received_after: Option<Millis>,
 }
 
 /// The status of a history purge, in Synapse's terms (S-1, S-2).
@@ -173,6 +178,7 @@ impl Keeper {
         let request = Request {
             point,
             delete_local_events: options.delete_local_events,
+            keep_received_after: options.keep_received_after,
         };
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
         let ticket = self.shared.register.admit(PURGE_HISTORY, room, params)?;
@@ -425,6 +431,7 @@ impl Shared {
         };
         let watch = (config.homeserver == Homeserver::Refuse)
             .then(|| Watch::new(config.whereabouts.clone(), &config.database));
+        let leaves_the_rest = || self.register.leaves_the_rest_to_others(ticket.id());
         let mut site = Worksite {
             db: Db::open(&config.database, &options)?,
             room: ticket.room(),
@@ -439,6 +446,7 @@ impl Shared {
             raw: &self.raw,
             watch,
             clock: &*config.clock,
+            leaves_the_rest: &leaves_the_rest,
             is_stopping,
         };
         let progress = purge::run(&mut site, request)?;
@@ -522,6 +530,7 @@ fn plan_purge(
     let request = Request {
         point,
         delete_local_events: options.delete_local_events,
+        keep_received_after: options.keep_received_after,
     };
     purge::plan(db, room, &request, &config.server_name)
 }
@@ -598,11 +607,11 @@ pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
     drop(db);
     let reclaimed = space::reclaim(&config.database)?;
     // Nothing that was deleted is in the new file.
-    for duty in [purge::EMPTY_LOG, purge::ERASE_PAGES] {
+    for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
         ledger.settle(duty)?;
     }
     if config.overwrite_deleted {
-        ledger.settle(purge::MERGE_INDEX)?;
+        ledger.settle(overwrite::MERGE_INDEX)?;
     }
     Ok(reclaimed)
 }

@@ -9,7 +9,10 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod client;
 pub mod config;
+pub mod database;
+pub mod deletion;
 pub mod error;
+pub mod event;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod ids;
@@ -17,11 +20,14 @@ pub mod jobs;
 pub mod keeper;
 pub mod locks;
 pub mod point;
+pub mod policy;
 pub mod purge;
+pub mod room_version;
 pub mod store;
 pub mod stride;
 pub mod time;
 pub mod whereabouts;
+pub mod worksite;
 
 pub use config::Config;
 pub use error::Error;

@@ -33,6 +33,25 @@ impl From<Duration> for Millis {
     }
 }
 
+impl Millis {
+    /// A length of time in the largest unit of Synapse's that needs no fraction: `90d`, `36h`, `1500`.
+    pub fn in_words(self) -> String {
+        const UNITS: [(i64, char); 4] = [
+            (86_400_000, 'd'),
+            (3_600_000, 'h'),
+            (60_000, 'm'),
+            (1_000, 's'),
+        ];
+        UNITS
+            .iter()
+            .find(|(length, _)| self.0 != 0 && self.0 % length == 0)
+            .map_or_else(
+                || self.0.to_string(),
+                |(length, letter)| format!("{}{letter}", self.0 / length),
+            )
+    }
+}
+
 /// A length of `count` days of 24 hours.
 pub const fn days(count: i64) -> Millis {
     Millis(count.saturating_mul(24 * 60 * 60 * 1000))
@@ -105,6 +124,7 @@ pub fn parse_duration(text: &str) -> Result<Millis, String> {
         }
         _ => (trimmed, 1),
     };
+    let digits = digits.trim();
     let count: i64 = digits.replace('_', "").parse().map_err(|_| wrong())?;
     if digits.starts_with('_') || digits.ends_with('_') || digits.contains("__") {
         return Err(wrong());
@@ -117,6 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn lengths_are_told_in_units_that_can_be_typed() {
+        for text in ["90d", "36h", "90m", "5s", "1500", "0", "-1d"] {
+            let length = parse_duration(text).expect(text);
+            assert_eq!(length.in_words(), text);
+        }
+    }
+
+    #[test]
     fn durations_are_read_as_synapse_reads_them() {
         for (text, millis) in [
             ("5", 5),
@@ -127,6 +155,8 @@ mod tests {
             ("1w", 604_800_000),
             ("1y", 31_536_000_000),
             (" 1_000 ", 1_000),
+            ("1 d", 86_400_000),
+            ("+2s", 2_000),
         ] {
             assert_eq!(parse_duration(text), Ok(Millis(millis)), "{text}");
         }

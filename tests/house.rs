@@ -14,13 +14,22 @@ use source::{Source, sources};
 /// the crate's documentation says what each is for.
 const FLOORS: &[&[&str]] = &[
     // Words.
-    &["ids", "time", "stride", "whereabouts"],
+    &[
+        "ids",
+        "time",
+        "room_version",
+        "stride",
+        "whereabouts",
+        "database",
+    ],
     // Grammar.
-    &["error", "point", "locks"],
+    &["error", "point", "policy", "locks", "event"],
     // Machines.
     &["config", "store", "jobs"],
+    // What the rooms work with.
+    &["worksite"],
     // Rooms.
-    &["purge"],
+    &["purge", "deletion"],
     // The landing.
     &["keeper"],
     // Doors.

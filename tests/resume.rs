@@ -29,6 +29,7 @@ fn sample(seed: u64) -> (Site, Ask) {
 
 const OPTIONS: PurgeOptions = PurgeOptions {
     delete_local_events: true,
+    keep_received_after: None,
 };
 
 fn start(keeper: &Keeper, ask: &Ask) -> Result<JobId, Error> {
@@ -41,7 +42,7 @@ fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
     loop {
         let job = keeper.job(id).expect("read").expect("there");
         let far = serde_json::from_value(job.progress.clone())
-            .map_or(0, |p: roomkeeper::purge::Progress| p.strides);
+            .map_or(0, |p: roomkeeper::worksite::Progress| p.strides);
         if far >= strides || job.state.is_ended() {
             return;
         }

@@ -8,10 +8,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::jobs::ledger::{Record, State};
-use crate::purge::{Plan, Progress};
+use crate::purge::Plan;
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
 use crate::store::space::{Reclaimed, human};
+use crate::worksite::Progress;
 
 /// Prints one JSON document. A closed pipe is the reader's choice.
 pub fn json(value: &Value) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Config, Homeserver, Listen, Secret};
+use super::{Config, Homeserver, Listen, Secret, retention};
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::time::{Millis, parse_duration};
@@ -94,6 +94,7 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
     })?;
     let mut config = Config::for_sqlite(database(keys)?, &server_name);
     config.whereabouts = whereabouts(keys)?;
+    config.retention = retention::read(keys.get("retention"))?;
     config.delegated_auth = is_delegated(keys);
     config.account_validity = keys
         .get("account_validity")
@@ -314,7 +315,7 @@ fn refuse_unknown(
     }
 }
 
-fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
+pub(super) fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
     Error::Config(format!("{key} is {value}, and should be {wanted}"))
 }
 
@@ -332,7 +333,7 @@ fn string(key: &str, value: &Value) -> Result<String, Error> {
         .ok_or_else(|| wrong(key, value, "a text"))
 }
 
-fn mapping<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>, Error> {
+pub(super) fn mapping<'a>(key: &str, value: &'a Value) -> Result<&'a Map<String, Value>, Error> {
     value
         .as_object()
         .ok_or_else(|| wrong(key, value, "a block of keys"))
@@ -357,7 +358,7 @@ fn number(key: &str, value: &Value, least: i64, most: i64) -> Result<i64, Error>
         })
 }
 
-fn duration(key: &str, value: &Value) -> Result<Millis, Error> {
+pub(super) fn duration(key: &str, value: &Value) -> Result<Millis, Error> {
     match value {
         Value::String(text) => {
             parse_duration(text).map_err(|e| Error::Config(format!("{key}: {e}")))

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "daemon")]
 pub mod file;
+#[cfg(feature = "daemon")]
+mod retention;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::ids::UserId;
+use crate::policy::Retention;
 use crate::stride::StrideBounds;
 use crate::time::{Clock, Millis, SystemClock, days};
 use crate::whereabouts::Whereabouts;
@@ -81,6 +84,8 @@ pub struct Config {
     pub overwrite_deleted: bool,
     /// How long records of ended jobs are kept.
     pub keep_jobs: Millis,
+    /// How long messages stay, and the jobs that see to it: the homeserver's own `retention` block.
+    pub retention: Retention,
     /// What to do about a homeserver that may be running.
     pub homeserver: Homeserver,
     /// Where to look for one.
@@ -115,6 +120,7 @@ impl Config {
             stride: StrideBounds::default(),
             overwrite_deleted: true,
             keep_jobs: KEEP_JOBS,
+            retention: Retention::default(),
             homeserver: Homeserver::default(),
             whereabouts: Whereabouts::default(),
             resume: false,

@@ -16,6 +16,7 @@
 pub mod exchange;
 pub mod guest;
 pub mod head;
+pub mod lane;
 pub mod limits;
 pub mod listen;
 pub mod refusal;

@@ -7,6 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{Call, Site, health, jobs, purge_history};
 use crate::http::desk::Outbound;
+use crate::http::gate::lane::Lane;
 use crate::http::wire::Failure;
 
 /// Answers a request; its [`Call`] has the parameters in the order of the path.
@@ -34,6 +35,19 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
     ("GET", "/_roomkeeper/v1/health", health::get),
 ];
+
+/// The endpoints that may keep a handler for longer than some milliseconds. All others are quick.
+const SLOW: &[(&str, &str, Lane)] = &[];
+
+/// The lane of a request.
+pub fn lane(method: &str, target: &str) -> Lane {
+    let path = target.split('?').next().unwrap_or_default();
+    let method = if method == "HEAD" { "GET" } else { method };
+    let slow = SLOW
+        .iter()
+        .find(|(known, pattern, _)| *known == method && parameters(pattern, path).is_some());
+    slow.map_or(Lane::Quick, |(_, _, lane)| *lane)
+}
 
 /// What a path and a method lead to.
 pub enum Found {

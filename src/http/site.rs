@@ -73,7 +73,11 @@ pub fn serve(keeper: Keeper) -> Result<HttpDoor, Error> {
     };
     let site = Site { keeper, doorman };
     let handler = Arc::new(move |inbound| site.answer(inbound));
-    HttpDoor::open(&listen, Limits::default(), handler).map_err(Error::Config)
+    let limits = Limits {
+        lane: route::lane,
+        ..Limits::default()
+    };
+    HttpDoor::open(&listen, limits, handler).map_err(Error::Config)
 }
 
 /// What browsers need to hear before a page of another origin may use an answer (H-9). Tokens come in a header and

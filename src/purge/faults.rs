@@ -17,7 +17,7 @@ use support::state_model::{Graph, STATE};
 use support::tables::{Tables, assert_same};
 use support::work::{Ask, NOW, Site};
 
-use super::{Gait, Request, Worksite, run};
+use super::{Request, run};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::Ledger;
@@ -29,6 +29,7 @@ use crate::store::erase::RawFile;
 use crate::store::{check, homeserver};
 use crate::stride::{Leap, StrideBounds};
 use crate::time::ManualClock;
+use crate::worksite::{Gait, Worksite};
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
@@ -74,6 +75,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
             stream: 0,
         },
         delete_local_events: true,
+        keep_received_after: None,
     };
     let ticket = match register.ledger().unended().expect("read").first() {
         Some(record) => register.readmit(record),
@@ -133,6 +135,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         raw: &raw,
         watch: None,
         clock: &*clock,
+        leaves_the_rest: &|| false,
         is_stopping: &is_stopping,
     };
     let outcome = run(&mut site, &request).map(drop);

@@ -1,9 +1,11 @@
-//! What is asked of a purge, and how far it is; both as the ledger keeps them.
+//! What is asked of a purge, as the ledger keeps it.
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::RoomId;
 use crate::point::Point;
-use crate::store::event_rows::RowCounts;
+use crate::store::history::Cut;
+use crate::time::Millis;
 
 /// A purge of one room's history. What lies at the point survives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,73 +14,22 @@ pub struct Request {
     pub point: Point,
     /// Whether local users' messages go as well.
     pub delete_local_events: bool,
+    /// What this server received live after this stays, whatever its depth; of what was backfilled, what was also sent
+    /// after it. How retention keeps `allowed_lifetime_min`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_received_after: Option<Millis>,
 }
 
-/// What a job is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Waiting for a worker.
-    #[default]
-    Queued,
-    /// Counting what there is to do.
-    Counting,
-    /// Removing events.
-    Events,
-    /// Removing state groups that nothing refers to any more.
-    StateGroups,
-    /// Overwriting what was deleted: merging the full-text index, emptying the log.
-    Tidying,
-    /// Over.
-    Done,
-}
-
-/// How far a purge is, and what it has done.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Progress {
-    /// What it is doing.
-    pub phase: Phase,
-    /// The table being worked on, in a stride that takes long.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub table: Option<String>,
-    /// Events of the timeline below the point, when it began.
-    pub events_planned: i64,
-    /// Of these, events dealt with.
-    pub events_done: i64,
-    /// Events deleted.
-    pub events_deleted: i64,
-    /// Rows removed, by table.
-    pub rows_removed: RowCounts,
-    /// State groups removed.
-    pub state_groups_freed: i64,
-    /// State groups left to the running homeserver, which deletes them ten minutes later (P-41).
-    pub state_groups_marked: i64,
-    /// Transactions so far.
-    pub strides: i64,
-    /// Whether the large tables were refilled with what stays instead of deleted from.
-    pub leapt: bool,
-    /// The longest time that others could not write, in milliseconds.
-    pub longest_transaction_ms: i64,
-    /// Events a second, since this process took the job up.
-    pub events_per_second: i64,
-    /// Seconds left at that rate; only while events are removed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seconds_left: Option<i64>,
-    /// Bytes of the database file that hold nothing any more, and that `reclaim` would give back.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reclaimable_bytes: Option<u64>,
-    /// What a person should know: work left undone on purpose, and why.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-}
-
-impl Progress {
-    /// Adds the rows of one transaction.
-    pub fn add_rows(&mut self, rows: &RowCounts) {
-        for (table, count) in rows {
-            *self.rows_removed.entry(table.clone()).or_default() += count;
+impl Request {
+    /// What the whole of it takes.
+    pub(super) fn cut<'a>(&self, room: &'a RoomId, server_name: &'a str) -> Cut<'a> {
+        Cut {
+            room,
+            from: i64::MIN,
+            below: self.point.topological,
+            delete_local_events: self.delete_local_events,
+            server_name,
+            keep_received_after: self.keep_received_after,
         }
-        self.events_deleted = self.rows_removed.get("events").copied().unwrap_or(0);
     }
 }

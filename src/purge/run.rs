@@ -4,135 +4,23 @@
 //! not be forgotten (the state groups of events that are gone) is in the ledger before the stride commits.
 
 use std::fs;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::leap::leap;
-use super::overwrite::{self, tidy};
-use super::pace::{Gait, Pace};
 use super::plan::refuse_to_empty;
-use super::request::{Phase, Progress, Request};
+use super::request::Request;
 use super::state;
 use crate::error::Error;
-use crate::ids::RoomId;
-use crate::jobs::ledger::Ledger;
-use crate::jobs::register::Live;
-use crate::locks::RoomLocks;
-use crate::store::db::Db;
-use crate::store::erase::RawFile;
+use crate::store::db::SecureDelete;
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
-use crate::store::homeserver::{self, RowLock, Watch};
+use crate::store::homeserver::{PURGE_LOCK, RowLock};
 use crate::store::keys::Keys;
-use crate::store::log::Writer;
 use crate::store::search::{self, Documents};
 use crate::store::space;
-use crate::stride::StrideBounds;
-use crate::time::{Clock, Millis};
-
-/// How long a purge waits for a lock that the homeserver holds on the room, before it gives up.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
-
-/// First and longest wait between two tries at it (W-6).
-const LOCK_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// How often a cancelled or stopping job looks up from a rest.
-pub(super) const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
-
-/// What a purge works with: its own connection, and what it shares with others.
-pub struct Worksite<'a> {
-    /// A connection for this job alone.
-    pub db: Db,
-    /// The room it has.
-    pub room: &'a RoomId,
-    /// The server's name.
-    pub server_name: &'a str,
-    /// Offline or beside.
-    pub gait: Gait,
-    /// Bounds of strides beside a live server.
-    pub bounds: StrideBounds,
-    /// Whether what is deleted is overwritten at the end.
-    pub overwrite_deleted: bool,
-    /// The rooms' locks.
-    pub locks: &'a RoomLocks,
-    /// One writes at a time on SQLite; asking here first is fair, where the file's own lock is not.
-    pub writer: &'a Mutex<Writer>,
-    /// Where what must not be forgotten is noted.
-    pub ledger: &'a Ledger,
-    /// The job, as others see it.
-    pub live: &'a Live,
-    /// The database file past SQLite, for overwriting free pages; only where the gait is offline.
-    pub raw: &'a RawFile,
-    /// Looks for a homeserver that is running although it should not.
-    pub watch: Option<Watch>,
-    /// The time.
-    pub clock: &'a dyn Clock,
-    /// Whether the process is stopping.
-    pub is_stopping: &'a (dyn Fn() -> bool + Sync),
-}
-
-impl Worksite<'_> {
-    /// Ends the job between two transactions when somebody asked for it.
-    pub(super) fn stay_or_go(&self) -> Result<(), Error> {
-        if (self.is_stopping)() {
-            Err(Error::Stopping)
-        } else if self.live.is_cancelled() {
-            Err(Error::Cancelled)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// An interrupt of our own making is a wish to stop or to cancel.
-    pub(super) fn explain(&self, error: Error) -> Error {
-        if error.is_interrupt() {
-            self.stay_or_go().err().unwrap_or(error)
-        } else {
-            error
-        }
-    }
-
-    /// Refuses to go on when a homeserver has been started meanwhile (W-22).
-    pub(super) fn still_alone(&mut self) -> Result<(), Error> {
-        let Some(watch) = &mut self.watch else {
-            return Ok(());
-        };
-        match watch.sign_of_life(&self.db, self.clock.now())? {
-            None => Ok(()),
-            Some(sign) => Err(Error::Unsafe(format!(
-                "a homeserver seems to have been started: {sign}. Everything up to here is purged and whole; stop \
-                 the homeserver and purge again"
-            ))),
-        }
-    }
-
-    fn rest(&self, rest: Duration) {
-        let until = Instant::now() + rest;
-        while self.stay_or_go().is_ok() {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            thread::sleep(left.min(LOOK_UP_EVERY));
-        }
-    }
-
-    pub(super) fn publish(&self, progress: &Progress) {
-        self.live
-            .set_progress(serde_json::to_value(progress).unwrap_or_default());
-    }
-
-    /// Writes down how far the job is, so that a killed process has not forgotten it. What is not written is only not
-    /// told: the work itself is found in the database.
-    pub(super) fn keep(&self, progress: &Progress) {
-        let value = serde_json::to_value(progress).unwrap_or_default();
-        if let Err(e) = self.ledger.progress(&self.live.id, &value) {
-            log::warn!("room {}: {}", self.room, crate::error::Chain(&e));
-        }
-    }
-}
+use crate::worksite::{
+    BUSY_PATIENCE, Gait, Pace, Phase, Progress, Worksite, acquire_row_lock, hold, overwrite, tidy,
+};
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
 ///
@@ -153,7 +41,7 @@ pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error
     site.live
         .set_interrupt(Some(Box::new(move || handle.interrupt())));
     site.stay_or_go()?;
-    let mut row_lock = acquire_row_lock(site).map_err(|e| site.explain(e))?;
+    let mut row_lock = acquire_row_lock(site, PURGE_LOCK).map_err(|e| site.explain(e))?;
     let outcome = run_locked(site, request, &mut progress, row_lock.as_mut());
     site.live.set_interrupt(None);
     if let Some(lock) = row_lock
@@ -220,7 +108,7 @@ fn purge_events(
     refuse_to_empty(&site.db, site.room, request)?;
     refuse_partial_state(site, request)?;
     space::check_room_to_purge(&site.db)?;
-    let left = history::count_timeline(&site.db, site.room, i64::MIN, below)?;
+    let left = history::count_timeline(&site.db, &request.cut(site.room, site.server_name))?;
     progress.events_planned = progress.events_done + left;
     if site.gait == Gait::Offline && leap(site, request, progress, left, lock)? {
         return Ok(());
@@ -263,6 +151,7 @@ fn strides(
     lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
     let below = request.point.topological;
+    let secure_delete = overwrite::settle_on(site)?;
     let mut pace = Pace::new(site.gait, site.bounds);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
@@ -276,15 +165,14 @@ fn strides(
         // for the sake of events that are gone by now.
         let (from_depth, to_depth) = next.map_or((i64::MIN, below), |next| (from, next));
         let cut = Cut {
-            room: site.room,
             from: from_depth,
             below: to_depth,
-            delete_local_events: request.delete_local_events,
-            server_name: site.server_name,
+            ..request.cut(site.room, site.server_name)
         };
         let means = Means {
             documents,
             keys: keys.as_ref(),
+            secure_delete,
         };
         let stride = match stride(site, &cut, below, &pace, means, lock) {
             Ok(Outcome::Done(stride)) => stride,
@@ -344,22 +232,13 @@ fn strides(
     Ok(())
 }
 
-/// How long a purge beside a live server waits for the database to be free, before it ends with that reason.
-const BUSY_PATIENCE: Duration = Duration::from_secs(10 * 60);
-
 /// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
 /// costs more than a look.
 fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Error> {
     if !history::is_partially_joined(&site.db, site.room)? {
         return Ok(());
     }
-    let whole = Cut {
-        room: site.room,
-        from: i64::MIN,
-        below: request.point.topological,
-        delete_local_events: request.delete_local_events,
-        server_name: site.server_name,
-    };
+    let whole = request.cut(site.room, site.server_name);
     site.db
         .read("look for events with partial state", |db| {
             history::select(db, &whole, Extent::Whole)
@@ -388,6 +267,7 @@ struct Means<'a> {
     documents: Option<&'a Documents>,
     /// Looks after foreign keys while they are off.
     keys: Option<&'a Keys>,
+    secure_delete: SecureDelete,
 }
 
 fn stride(
@@ -435,7 +315,7 @@ fn stride(
             );
         }
         if overwrites && selected.doomed > 0 {
-            overwrite::owe(ledger, !rows.is_empty())?;
+            overwrite::owe(ledger, means.secure_delete, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
         rows.extend(history::remove(
@@ -456,7 +336,10 @@ fn stride(
         Ok((selected.events, rows))
     });
     let took = begun.elapsed();
-    let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
+    let wal = site.db.wal_path();
+    let wal_bytes = wal
+        .and_then(|w| fs::metadata(w).ok())
+        .map_or(0, |m| m.len());
     match site.gait {
         // The log is empty again before the next stride; with readers about, it is when they have gone.
         Gait::Offline => drop(site.db.checkpoint()?),
@@ -476,47 +359,4 @@ fn stride(
         took,
         wal_bytes,
     }))
-}
-
-/// W-4: a lock that was lost stops the job before its next destructive transaction.
-pub(super) fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {
-    let Some(lock) = lock else {
-        return Ok(());
-    };
-    if lock.is_held(db, now)? {
-        return Ok(());
-    }
-    Err(Error::Unsafe(
-        "the homeserver's lock on the room was lost (was this process stopped for more than two minutes?); \
-         everything up to here is purged and whole: purge again"
-            .into(),
-    ))
-}
-
-/// Waits for the room's lock row, where the homeserver has such rows (W-6).
-fn acquire_row_lock(site: &mut Worksite<'_>) -> Result<Option<RowLock>, Error> {
-    if !homeserver::has_locks(&site.db) {
-        return Ok(None);
-    }
-    let (mut wait, longest) = LOCK_RETRY;
-    let until = Instant::now() + LOCK_PATIENCE;
-    loop {
-        let now = site.clock.now();
-        let lock = {
-            let _writer = site.writer.lock();
-            RowLock::try_acquire(&mut site.db, homeserver::PURGE_LOCK, site.room, now)?
-        };
-        if lock.is_some() {
-            return Ok(lock);
-        }
-        if Instant::now() > until {
-            return Err(Error::Unsafe(format!(
-                "the homeserver has held its lock on room {} for ten minutes: it purges or pages the room itself",
-                site.room
-            )));
-        }
-        site.stay_or_go()?;
-        site.rest(wait);
-        wait = (wait * 2).min(longest);
-    }
 }

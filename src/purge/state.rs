@@ -5,11 +5,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::pace::Gait;
-use super::request::{Phase, Progress};
-use super::run::Worksite;
 use crate::error::Error;
 use crate::store::state_groups::{self, Freed, Rebase, References};
+use crate::worksite::{Gait, Phase, Progress, Worksite};
 
 /// Rows of state that one transaction deletes beside a live server: some 0.1 s.
 const ROWS_BESIDE: i64 = 5_000;

@@ -96,7 +96,8 @@ impl Pass {
         let wal = db.wal_path();
         let erased = db.write(doing, |db| {
             // Another writer may have come between the checkpoint and our lock.
-            if std::fs::metadata(&wal).is_ok_and(|m| m.len() > 0) {
+            let log = wal.as_ref().and_then(|w| std::fs::metadata(w).ok());
+            if log.is_some_and(|m| m.len() > 0) {
                 return Ok(Erased::LogInUse);
             }
             let page_size = usize::try_from(db.pragma("page_size")?).unwrap_or(0);

@@ -4,7 +4,7 @@
 //! look-ups an event, at random, most of them in tables that are small or were just cleared. The same question asked
 //! once for all deleted events, from the smaller side, costs next to nothing.
 
-use super::db::Db;
+use super::db::{Db, Engine};
 use super::event_rows;
 use crate::error::Error;
 
@@ -32,6 +32,9 @@ pub struct Keys {
 impl Keys {
     /// Reads them from the catalogue. `None` where a key is of a kind that only the engine can look after.
     pub fn read(db: &Db) -> Result<Option<Self>, Error> {
+        if db.engine() != Engine::Sqlite {
+            return Ok(None);
+        }
         let children = db.rows("read the foreign keys", CHILDREN, &[], |r| {
             Ok(Child {
                 table: r.get(0)?,

@@ -26,13 +26,13 @@ pub struct Writer {
 impl Writer {
     /// Keeps others from copying the log.
     pub fn pin(&mut self, db: &Db) -> Result<(), Error> {
-        if self.pin.is_none() {
+        if let (None, Some(path)) = (&self.pin, db.path()) {
             let options = OpenOptions {
                 access: Access::Ask,
                 cache_kib: 256,
                 ..OpenOptions::default()
             };
-            let pin = Db::open(db.path(), &options)?;
+            let pin = Db::open(path, &options)?;
             pin.hold_snapshot()?;
             self.pin = Some(pin);
         }

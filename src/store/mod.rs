@@ -6,16 +6,23 @@
 pub mod catalog;
 pub mod check;
 pub mod db;
+#[cfg(feature = "postgres")]
+pub mod dialect;
 pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
 pub mod keys;
 pub mod log;
+pub mod newest;
 pub mod points;
+#[cfg(feature = "postgres")]
+mod postgres;
 pub mod sample;
 pub mod schema;
 pub mod search;
 pub mod space;
+mod sqlite;
 pub mod state_groups;
 pub mod users;
+pub mod value;

@@ -3,9 +3,12 @@
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use roomkeeper::config::Listen;
+use roomkeeper::http::gate::lane::Lane;
 use roomkeeper::http::gate::limits::Limits;
 
 use crate::support::{Client, Server, answer, loopback};
@@ -113,4 +116,43 @@ fn ten_thousand_quick_connections_leave_nothing_behind() {
     println!("10000 connections came and went in {:?}", begun.elapsed());
     assert!(slowest_of_ten(&server) < Duration::from_secs(1));
     assert!(server.door.broken().is_empty());
+}
+
+#[test]
+fn fifty_slow_requests_wait_their_turn_and_nobody_else_does() {
+    let opened = Arc::new((Mutex::new(false), Condvar::new()));
+    let (slow_now, slow_most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let limits = Limits {
+        lane: |_, target| match target {
+            "/slow" => Lane::Slow,
+            _ => Lane::Quick,
+        },
+        ..Limits::default()
+    };
+    let most_allowed = limits.slow;
+    let (door, now, most) = (opened.clone(), slow_now.clone(), slow_most.clone());
+    let server = Server::start_with(limits, &[loopback()], move |inbound| {
+        if inbound.target == "/slow" {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            let (is_open, changed) = &*door;
+            let shut = is_open.lock().unwrap();
+            drop(changed.wait_while(shut, |is_open| !*is_open).unwrap());
+            now.fetch_sub(1, Ordering::SeqCst);
+        }
+        answer(inbound)
+    });
+    let mut slow: Vec<_> = (0..50).map(|_| server.connect()).collect();
+    for client in &mut slow {
+        client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    while slow_now.load(Ordering::SeqCst) < most_allowed {
+        std::thread::yield_now();
+    }
+    assert!(slowest_of_ten(&server) < Duration::from_secs(1));
+    *opened.0.lock().unwrap() = true;
+    opened.1.notify_all();
+    for client in &mut slow {
+        assert_eq!(client.answer().unwrap().status, 200);
+    }
+    assert_eq!(slow_most.load(Ordering::SeqCst), most_allowed);
 }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use roomkeeper::config::Homeserver;
 use roomkeeper::jobs::ledger::Record;
-use roomkeeper::purge::{Plan, Progress};
+use roomkeeper::purge::Plan;
 use roomkeeper::stride::{Leap, StrideBounds};
 use roomkeeper::time::ManualClock;
+use roomkeeper::worksite::Progress;
 use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
 
 use rusqlite::Connection;
@@ -38,6 +39,7 @@ pub struct Ask {
     pub room: String,
     pub below: i64,
     pub delete_local_events: bool,
+    pub keep_received_after: Option<i64>,
 }
 
 impl Ask {
@@ -47,6 +49,7 @@ impl Ask {
             room: room.to_owned(),
             below,
             delete_local_events: true,
+            keep_received_after: None,
         }
     }
 
@@ -58,6 +61,7 @@ impl Ask {
     fn options(&self) -> PurgeOptions {
         PurgeOptions {
             delete_local_events: self.delete_local_events,
+            keep_received_after: self.keep_received_after.map(Millis),
         }
     }
 }
@@ -171,6 +175,7 @@ impl Site {
             room: &ask.room,
             below: ask.below,
             delete_local_events: ask.delete_local_events,
+            keep_received_after: ask.keep_received_after,
             server_name: &self.server_name,
         }
     }

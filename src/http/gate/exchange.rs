@@ -8,6 +8,7 @@ use rustix::event::PollFlags;
 
 use super::Behind;
 use super::guest::{Request, is_transient};
+use super::lane::Lane;
 use super::limits::MAX_ANSWER;
 use super::refusal::{Refusal, reason};
 use crate::http::private;
@@ -26,6 +27,8 @@ pub struct Exchange {
     pub number: u64,
     /// Whose request it is. The client may be gone by now; the handler is busy all the same.
     pub guest: u64,
+    /// How long it may keep its handler.
+    pub lane: Lane,
     stream: UnixStream,
     output: Vec<u8>,
     sent: usize,
@@ -37,11 +40,17 @@ impl Exchange {
     ///
     /// # Errors
     /// Nobody accepts there any more, or there is no descriptor left.
-    pub fn begin(behind: &Behind, number: u64, guest: u64, request: &Request) -> io::Result<Self> {
+    pub fn begin(
+        behind: &Behind,
+        number: u64,
+        (guest, lane): (u64, Lane),
+        request: &Request,
+    ) -> io::Result<Self> {
         let stream = private::connect(&behind.socket)?;
         Ok(Self {
             number,
             guest,
+            lane,
             stream,
             output: serialise(request, &behind.secret),
             sent: 0,

@@ -8,6 +8,7 @@ use std::time::Instant;
 use rustix::event::PollFlags;
 
 use super::head::{Head, Scan};
+use super::lane::Lane;
 use super::limits::{Limits, MAX_HEAD};
 use super::listen::{Origin, Stream};
 use super::refusal::Refusal;
@@ -203,6 +204,16 @@ impl Guest {
             Stage::Waiting(_) => self.refuse(Refusal::BUSY, limits, now),
             Stage::Away { .. } => Step::Stay,
             Stage::Answer { .. } | Stage::Linger => Step::Gone,
+        }
+    }
+
+    /// The lane of the request that waits for a handler.
+    pub fn lane(&self, limits: &Limits) -> Lane {
+        match &self.stage {
+            Stage::Waiting(Some(request)) => {
+                (limits.lane)(&request.head.method, &request.head.target)
+            }
+            _ => Lane::Quick,
         }
     }
 

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Behind;
 use super::exchange::Exchange;
 use super::guest::{Guest, Step};
+use super::lane::{Lane, Traffic};
 use super::limits::{Limits, MAX_HEAD};
 use super::listen::{Listener, Stream};
 use super::refusal::Refusal;
@@ -33,7 +34,7 @@ pub struct Hall {
     /// By number of arrival, so that the order of the map is the order of arrival.
     guests: BTreeMap<u64, Guest>,
     arrivals: u64,
-    waiting: VecDeque<u64>,
+    waiting: VecDeque<(u64, Lane)>,
     exchanges: Vec<Option<Exchange>>,
     begun: u64,
     /// No accepting before this moment.
@@ -270,36 +271,47 @@ impl Hall {
             Step::Stay => {}
             Step::Gone => {
                 self.guests.remove(&id);
-                self.waiting.retain(|waiting| *waiting != id);
+                self.waiting.retain(|(waiting, _)| *waiting != id);
             }
-            Step::Complete
-                if self.waiting.len() < self.limits.waiting && self.closing.is_none() =>
-            {
-                self.waiting.push_back(id);
-            }
+            Step::Complete if self.closing.is_some() => self.refuse(id, Refusal::STOPPING, now),
             Step::Complete => {
-                let refusal = if self.closing.is_some() {
-                    Refusal::STOPPING
+                let lane = self.guests.get(&id).map(|guest| guest.lane(&self.limits));
+                let lane = lane.unwrap_or_default();
+                if !self.has_place(lane) {
+                    // Many came in this round, and handlers may be free.
+                    self.dispatch(now);
+                }
+                if self.has_place(lane) {
+                    self.waiting.push_back((id, lane));
                 } else {
-                    Refusal::BUSY
-                };
-                self.refuse(id, refusal, now);
+                    self.refuse(id, Refusal::BUSY, now);
+                }
             }
         }
     }
 
+    fn has_place(&self, lane: Lane) -> bool {
+        let waiting: Traffic = self.waiting.iter().map(|(_, lane)| *lane).collect();
+        waiting.has_place(lane, &self.limits)
+    }
+
     fn refuse(&mut self, id: u64, refusal: Refusal, now: Instant) {
-        self.waiting.retain(|waiting| *waiting != id);
+        self.waiting.retain(|(waiting, _)| *waiting != id);
         if let Some(guest) = self.guests.get_mut(&id) {
             let step = guest.refuse(refusal, &self.limits, now);
             self.follow(id, step, now);
         }
     }
 
-    /// Hands waiting requests to free handlers, in order of arrival.
+    /// Hands waiting requests to free handlers, in order of arrival; what has to wait for its lane is passed.
     fn dispatch(&mut self, now: Instant) {
         while let Some(slot) = self.exchanges.iter().position(Option::is_none) {
-            let Some(id) = self.waiting.pop_front() else {
+            let traffic: Traffic = self.exchanges.iter().flatten().map(|e| e.lane).collect();
+            let next = self
+                .waiting
+                .iter()
+                .position(|(_, lane)| traffic.lets_through(*lane, &self.limits));
+            let Some((id, lane)) = next.and_then(|next| self.waiting.remove(next)) else {
                 return;
             };
             let Some(request) = self.guests.get_mut(&id).and_then(Guest::take_request) else {
@@ -307,7 +319,7 @@ impl Hall {
             };
             let number = self.begun;
             self.begun += 1;
-            match Exchange::begin(&self.behind, number, id, &request) {
+            match Exchange::begin(&self.behind, number, (id, lane), &request) {
                 Ok(exchange) => self.exchanges[slot] = Some(exchange),
                 Err(error) => {
                     if matches!(
@@ -355,7 +367,7 @@ impl Hall {
         for id in due {
             if let Some(guest) = self.guests.get_mut(&id) {
                 let step = guest.expire(&self.limits, now);
-                self.waiting.retain(|waiting| *waiting != id);
+                self.waiting.retain(|(waiting, _)| *waiting != id);
                 self.follow(id, step, now);
             }
         }
@@ -375,7 +387,7 @@ impl Hall {
             if let Some(guest) = least.and_then(|(_, id)| self.guests.remove(&id)) {
                 guest.dismiss(Refusal::BUSY);
                 self.evicted.count += 1;
-            } else if let Some(id) = self.waiting.back().copied() {
+            } else if let Some((id, _)) = self.waiting.back().copied() {
                 self.refuse(id, Refusal::BUSY, now);
             } else {
                 return;
@@ -391,7 +403,7 @@ impl Hall {
     fn begin_to_stop(&mut self, now: Instant) {
         self.closing = Some(now + self.limits.stop);
         self.listeners.clear();
-        for id in std::mem::take(&mut self.waiting) {
+        for (id, _) in std::mem::take(&mut self.waiting) {
             self.refuse(id, Refusal::STOPPING, now);
         }
         let idle: Vec<u64> = self

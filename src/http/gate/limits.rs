@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::lane::Lane;
+
 /// Most bytes of one request head: the request line and all headers. The longest legal one is a `/messages`
 /// with a filter in its query, some kilobytes; 16 KiB is what other servers of this API take.
 pub const MAX_HEAD: usize = 16 * 1024;
@@ -30,6 +32,13 @@ pub struct Limits {
     /// Most requests at a time that are with a handler: one for each handler thread, so that nothing ever waits
     /// unseen inside `tiny_http`.
     pub exchanges: usize,
+    /// Most requests at a time of the slow lanes that are with a handler. Less than `exchanges`: the others are for
+    /// quick ones alone, so that somebody always answers whether we are alive.
+    pub slow: usize,
+    /// Most of these that take as long as a whole job.
+    pub long: usize,
+    /// The lane of a request, by its method and its target.
+    pub lane: fn(&str, &str) -> Lane,
     /// Most complete requests waiting for a handler; the next one is answered 503 at once. Eight for each
     /// handler is some seconds of ordinary work.
     pub waiting: usize,
@@ -71,6 +80,9 @@ impl Default for Limits {
             connections: 512,
             connections_per_listener: 448,
             exchanges: 8,
+            slow: 6,
+            long: 2,
+            lane: |_, _| Lane::Quick,
             waiting: 64,
             buffered: 64 * 1024 * 1024,
             requests_per_connection: 1000,

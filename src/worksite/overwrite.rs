@@ -6,12 +6,10 @@
 use std::thread;
 use std::time::Duration;
 
-use super::pace::Gait;
-use super::request::{Phase, Progress};
-use super::run::{LOOK_UP_EVERY, Worksite};
+use super::{Gait, LOOK_UP_EVERY, Phase, Progress, Worksite};
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
-use crate::store::db::Db;
+use crate::store::db::{Db, SecureDelete};
 use crate::store::erase::{Erased, Manner, Pass};
 use crate::store::{search, space};
 
@@ -25,13 +23,32 @@ pub(crate) const EMPTY_LOG: &str = "empty the write-ahead log";
 pub(crate) const ERASE_PAGES: &str = "overwrite free pages";
 
 /// Notes what a transaction that deletes events leaves to be done; before that commits.
-pub(super) fn owe(ledger: &Ledger, is_searched: bool) -> Result<(), Error> {
+pub(crate) fn owe(ledger: &Ledger, how: SecureDelete, is_searched: bool) -> Result<(), Error> {
     ledger.owe(EMPTY_LOG)?;
-    ledger.owe(ERASE_PAGES)?;
+    if how == SecureDelete::Fast {
+        ledger.owe(ERASE_PAGES)?;
+    }
     if is_searched {
         ledger.owe(MERGE_INDEX)?;
     }
     Ok(())
+}
+
+/// Free pages, in bytes, that are worth looking through for those that a job has added.
+const FEW_FREE: u64 = 1 << 30;
+
+/// How pages that become free are overwritten: all at the end, where the pass over the free pages is short enough, or
+/// each on its way.
+pub(crate) fn settle_on(site: &Worksite<'_>) -> Result<SecureDelete, Error> {
+    if !site.overwrite_deleted {
+        return Ok(SecureDelete::Off);
+    }
+    let how = match space::reclaimable_bytes(&site.db)? {
+        0..=FEW_FREE => SecureDelete::Fast,
+        _ => SecureDelete::On,
+    };
+    site.db.set_secure_delete(how)?;
+    Ok(how)
 }
 
 /// Largest full-text index, in bytes, that is merged in one statement beside a live server: some 0.2 s.
@@ -47,13 +64,13 @@ const PATIENCE_OFFLINE: Duration = Duration::from_secs(5);
 const PATIENCE_BESIDE: Duration = Duration::from_millis(200);
 
 /// Makes good what was promised of deleted content, and says how much `reclaim` would return.
-pub(super) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+pub(crate) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
     progress.phase = Phase::Tidying;
     site.publish(progress);
     if (site.is_stopping)() {
         return Err(Error::Stopping);
     }
-    if site.overwrite_deleted {
+    if site.overwrite_deleted && !(site.leaves_the_rest)() {
         let is_merged = merge_index(site, progress)?;
         // The merge is only safe on the disk, and its own traces gone, when the log is empty.
         if empty_log(site, progress, is_merged)? && is_merged {
