@@ -1,5 +1,7 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
+mod deletion;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -31,6 +33,8 @@ use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
 use crate::time::Millis;
 use crate::worksite::{Gait, Worksite, overwrite};
+
+pub use self::deletion::DeleteStatus;
 
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
@@ -88,6 +92,7 @@ struct Threads {
 /// What a job is to do: its kind and parameters in the ledger, as values.
 enum Work {
     PurgeHistory(Request),
+    DeleteRoom(deletion::Deletion),
 }
 
 impl Work {
@@ -97,7 +102,7 @@ impl Work {
             PURGE_HISTORY => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::PurgeHistory),
-            _ => None,
+            _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
 }
@@ -387,6 +392,7 @@ impl Shared {
         }
         let outcome = ticket.start().and_then(|()| match work {
             Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+            Work::DeleteRoom(deletion) => self.delete_room(&ticket, deletion, &is_stopping),
         });
         match outcome {
             Ok(summary) => {
@@ -410,6 +416,16 @@ impl Shared {
         request: &Request,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
+        let progress = purge::run(&mut self.worksite(ticket, is_stopping)?, request)?;
+        Ok(format!("{} events deleted", progress.events_deleted))
+    }
+
+    /// What a job works with, its own connection among it.
+    fn worksite<'a>(
+        &'a self,
+        ticket: &'a Ticket,
+        is_stopping: &'a (dyn Fn() -> bool + Sync),
+    ) -> Result<Worksite<'a>, Error> {
         let config = &self.config;
         let gait = match config.homeserver {
             Homeserver::Beside => Gait::Beside,
@@ -431,8 +447,7 @@ impl Shared {
         };
         let watch = (config.homeserver == Homeserver::Refuse)
             .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        let leaves_the_rest = || self.register.leaves_the_rest_to_others(ticket.id());
-        let mut site = Worksite {
+        Ok(Worksite {
             db: Db::open(&config.database, &options)?,
             room: ticket.room(),
             server_name: &config.server_name,
@@ -446,11 +461,9 @@ impl Shared {
             raw: &self.raw,
             watch,
             clock: &*config.clock,
-            leaves_the_rest: &leaves_the_rest,
+            register: &self.register,
             is_stopping,
-        };
-        let progress = purge::run(&mut site, request)?;
-        Ok(format!("{} events deleted", progress.events_deleted))
+        })
     }
 }
 

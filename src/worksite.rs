@@ -18,7 +18,7 @@ pub use self::progress::{Phase, Progress};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::Ledger;
-use crate::jobs::register::Live;
+use crate::jobs::register::{Live, Register};
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::erase::RawFile;
@@ -61,8 +61,8 @@ pub struct Worksite<'a> {
     pub watch: Option<Watch>,
     /// The time.
     pub clock: &'a dyn Clock,
-    /// Whether another job will do what is done once for all rooms.
-    pub leaves_the_rest: &'a (dyn Fn() -> bool + Sync),
+    /// The other jobs: what is done once for all rooms is left to the last of them.
+    pub register: &'a Register,
     /// Whether the process is stopping.
     pub is_stopping: &'a (dyn Fn() -> bool + Sync),
 }

@@ -135,7 +135,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         raw: &raw,
         watch: None,
         clock: &*clock,
-        leaves_the_rest: &|| false,
+        register: &register,
         is_stopping: &is_stopping,
     };
     let outcome = run(&mut site, &request).map(drop);

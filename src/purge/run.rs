@@ -41,7 +41,7 @@ pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error
     site.live
         .set_interrupt(Some(Box::new(move || handle.interrupt())));
     site.stay_or_go()?;
-    let mut row_lock = acquire_row_lock(site, PURGE_LOCK).map_err(|e| site.explain(e))?;
+    let mut row_lock = acquire_row_lock(site, &[PURGE_LOCK]).map_err(|e| site.explain(e))?;
     let outcome = run_locked(site, request, &mut progress, row_lock.as_mut());
     site.live.set_interrupt(None);
     if let Some(lock) = row_lock

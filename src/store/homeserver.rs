@@ -163,19 +163,22 @@ fn fresh_lock_row(db: &Db, now: Millis) -> Result<Option<String>, Error> {
 /// The lock that keeps other processes from purging or paginating the room (W-7).
 pub const PURGE_LOCK: &str = "purge_pagination_lock";
 
-/// A write lock in Synapse's own tables, where it has them.
+/// The lock that keeps the homeserver from putting events into the room (W-7).
+pub const NEW_EVENT_LOCK: &str = "new_event_during_purge_lock";
+
+/// Write locks on one room in Synapse's own tables, where it has them.
 pub struct RowLock {
-    name: &'static str,
+    names: &'static [&'static str],
     room: RoomId,
     token: String,
     renewed: Instant,
 }
 
 impl RowLock {
-    /// Tries once to take the lock; `None` when somebody else holds it (W-2).
+    /// Tries once to take the locks, all of them together (W-5); `None` when somebody else holds one (W-2).
     pub fn try_acquire(
         db: &mut Db,
-        name: &'static str,
+        names: &'static [&'static str],
         room: &RoomId,
         now: Millis,
     ) -> Result<Option<Self>, Error> {
@@ -188,20 +191,23 @@ impl RowLock {
         let doing = "take the homeserver's lock on the room";
         let token = random_letters(6);
         let taken = db.write(doing, |db| {
-            db.execute(
-                doing,
-                REAP,
-                params![name, room.as_str(), (now - LOCK_TIMEOUT).0],
-            )?;
-            db.execute(
-                doing,
-                INSERT,
-                params![name, room.as_str(), INSTANCE_NAME, token, now.0],
-            )
+            for name in names {
+                db.execute(
+                    doing,
+                    REAP,
+                    params![name, room.as_str(), (now - LOCK_TIMEOUT).0],
+                )?;
+                db.execute(
+                    doing,
+                    INSERT,
+                    params![name, room.as_str(), INSTANCE_NAME, token, now.0],
+                )?;
+            }
+            Ok(())
         });
         match taken {
-            Ok(_) => Ok(Some(Self {
-                name,
+            Ok(()) => Ok(Some(Self {
+                names,
                 room: room.clone(),
                 token,
                 renewed: Instant::now(),
@@ -211,7 +217,7 @@ impl RowLock {
         }
     }
 
-    /// Renews the lock when it is time to, and answers whether it is still ours (W-4). Inside a transaction.
+    /// Renews the locks when it is time to, and answers whether they are still ours (W-4). Inside a transaction.
     pub fn is_held(&mut self, db: &Db, now: Millis) -> Result<bool, Error> {
         const RENEW: &str = "
             UPDATE worker_read_write_locks SET last_renewed_ts = $1
@@ -219,27 +225,35 @@ impl RowLock {
         const HELD: &str = "
             SELECT count(*) FROM worker_read_write_locks WHERE lock_name = $1 AND lock_key = $2 AND token = $3";
         let doing = "renew the homeserver's lock on the room";
-        let (name, room, token) = (self.name, self.room.as_str(), &self.token);
-        if self.renewed.elapsed() < LOCK_RENEWAL {
-            return Ok(db.count(doing, HELD, params![name, room, token])? == 1);
+        let (room, token) = (self.room.as_str(), &self.token);
+        let renews = self.renewed.elapsed() >= LOCK_RENEWAL;
+        if renews {
+            self.renewed = Instant::now();
         }
-        self.renewed = Instant::now();
-        Ok(db.execute(doing, RENEW, params![now.0, name, room, token])? == 1)
+        for name in self.names {
+            let held = if renews {
+                db.execute(doing, RENEW, params![now.0, name, room, token])?
+            } else {
+                db.count(doing, HELD, params![name, room, token])?
+            };
+            if held != 1 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    /// Gives the lock back (W-3).
+    /// Gives the locks back (W-3).
     pub fn release(self, db: &mut Db) -> Result<(), Error> {
         const DELETE: &str = "
             DELETE FROM worker_read_write_locks WHERE lock_name = $1 AND lock_key = $2 AND token = $3";
         let doing = "give the homeserver's lock on the room back";
         db.write(doing, |db| {
-            db.execute(
-                doing,
-                DELETE,
-                params![self.name, self.room.as_str(), self.token],
-            )
-        })?;
-        Ok(())
+            for name in self.names {
+                db.execute(doing, DELETE, params![name, self.room.as_str(), self.token])?;
+            }
+            Ok(())
+        })
     }
 }
 

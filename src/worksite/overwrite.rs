@@ -70,7 +70,7 @@ pub(crate) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(
     if (site.is_stopping)() {
         return Err(Error::Stopping);
     }
-    if site.overwrite_deleted && !(site.leaves_the_rest)() {
+    if site.overwrite_deleted && !site.register.leaves_the_rest_to_others(&site.live.id) {
         let is_merged = merge_index(site, progress)?;
         // The merge is only safe on the disk, and its own traces gone, when the log is empty.
         if empty_log(site, progress, is_merged)? && is_merged {
