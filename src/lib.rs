@@ -22,6 +22,7 @@ pub mod locks;
 pub mod point;
 pub mod policy;
 pub mod purge;
+pub mod retention;
 pub mod room_version;
 pub mod store;
 pub mod stride;

@@ -29,7 +29,7 @@ const FLOORS: &[&[&str]] = &[
     // What the rooms work with.
     &["worksite"],
     // Rooms.
-    &["purge", "deletion"],
+    &["purge", "retention", "deletion"],
     // The landing.
     &["keeper"],
     // Doors.

@@ -11,7 +11,7 @@ use super::plan::refuse_to_empty;
 use super::request::Request;
 use super::state;
 use crate::error::Error;
-use crate::store::db::SecureDelete;
+use crate::store::db::{Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{PURGE_LOCK, RowLock};
@@ -60,7 +60,7 @@ fn run_locked(
     mut lock: Option<&mut RowLock>,
 ) -> Result<(), Error> {
     let strides = purge_events(site, request, progress, &mut lock).map_err(|e| site.explain(e));
-    if site.gait == Gait::Beside {
+    if site.gait == Gait::Beside && site.db.engine() == Engine::Sqlite {
         let_go_of_log(site, matches!(strides, Err(Error::Stopping)));
     }
     match &strides {
@@ -102,8 +102,11 @@ fn purge_events(
     progress: &mut Progress,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
-    // Strides say themselves when the log is copied.
-    site.db.set_pragma("wal_autocheckpoint", 0)?;
+    let on_server = site.db.engine() == Engine::Postgres;
+    if !on_server {
+        // Strides say themselves when the log is copied.
+        site.db.set_pragma("wal_autocheckpoint", 0)?;
+    }
     let below = request.point.topological;
     refuse_to_empty(&site.db, site.room, request)?;
     refuse_partial_state(site, request)?;
@@ -123,9 +126,13 @@ fn purge_events(
     progress.phase = Phase::Events;
     // Not inside a transaction, and each change has every statement prepared anew: so once for all strides.
     let mut keys = Keys::read(&site.db)?;
-    site.db.set_pragma("foreign_keys", keys.is_none())?;
+    if keys.is_some() {
+        site.db.set_pragma("foreign_keys", false)?;
+    }
     let outcome = strides(site, request, progress, documents.as_ref(), &mut keys, lock);
-    site.db.set_pragma("foreign_keys", true)?;
+    if !on_server {
+        site.db.set_pragma("foreign_keys", true)?;
+    }
     outcome
 }
 
@@ -152,7 +159,8 @@ fn strides(
 ) -> Result<(), Error> {
     let below = request.point.topological;
     let secure_delete = overwrite::settle_on(site)?;
-    let mut pace = Pace::new(site.gait, site.bounds);
+    let on_server = site.db.engine() == Engine::Postgres;
+    let mut pace = Pace::new(site.gait, site.bounds).on_server(on_server);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
     let mut waited_from = Instant::now();
@@ -190,9 +198,18 @@ fn strides(
                 site.rest(pace.rest());
                 continue;
             }
+            Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
+                log::warn!(
+                    "room {}: {}; trying again",
+                    site.room,
+                    crate::error::Chain(&e)
+                );
+                site.rest(LOST_REST);
+                continue;
+            }
             Err(e)
                 if e.is_busy()
-                    && site.gait == Gait::Beside
+                    && (site.gait == Gait::Beside || on_server)
                     && waited_from.elapsed() < BUSY_PATIENCE =>
             {
                 log::info!(
@@ -231,6 +248,9 @@ fn strides(
     progress.seconds_left = None;
     Ok(())
 }
+
+/// How long a job waits before it looks again for a server that was lost.
+const LOST_REST: Duration = Duration::from_secs(1);
 
 /// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
 /// costs more than a look.
@@ -314,7 +334,7 @@ fn stride(
                 documents.remove(db, gait == Gait::Offline)?,
             );
         }
-        if overwrites && selected.doomed > 0 {
+        if overwrites && selected.doomed > 0 && db.engine() == Engine::Sqlite {
             overwrite::owe(ledger, means.secure_delete, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
@@ -341,6 +361,7 @@ fn stride(
         .and_then(|w| fs::metadata(w).ok())
         .map_or(0, |m| m.len());
     match site.gait {
+        _ if site.db.engine() == Engine::Postgres => {}
         // The log is empty again before the next stride; with readers about, it is when they have gone.
         Gait::Offline => drop(site.db.checkpoint()?),
         Gait::Beside => writer.shorten(&site.db)?,

@@ -425,6 +425,12 @@ pub fn shares(db: &Db) -> Result<Shares, Error> {
     })
 }
 
+/// What an event takes in the file with everything that belongs to it: the file's use, by the number of events.
+pub fn bytes_of_one_event(db: &Db) -> Result<i64, Error> {
+    let shares = shares(db)?;
+    Ok(shares.used_bytes / shares.events.max(1))
+}
+
 /// Makes the temporary tables, or empties them.
 pub(super) fn begin_selection(db: &Db, extent: Extent) -> Result<(), Error> {
     let doing = "select events";
@@ -504,6 +510,18 @@ pub fn selected_groups(db: &Db) -> Result<Vec<i64>, Error> {
         &[],
         |r| r.get(0),
     )
+}
+
+/// Bytes of the JSON of doomed events.
+const DOOMED_BYTES: &str = "
+    SELECT CAST(sum(octet_length(j.json) + octet_length(j.internal_metadata)) AS BIGINT)
+      FROM rk_selected s
+     CROSS JOIN event_json j
+     WHERE s.doomed AND j.event_id = s.event_id";
+
+/// Bytes of the JSON of the doomed events.
+pub fn doomed_bytes(db: &Db) -> Result<i64, Error> {
+    db.count("measure the events to purge", DOOMED_BYTES, &[])
 }
 
 /// Counts what [`remove`] would remove, table by table.

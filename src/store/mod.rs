@@ -17,9 +17,11 @@ pub mod keys;
 pub mod log;
 pub mod newest;
 pub mod points;
+pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod room_rows;
+pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;

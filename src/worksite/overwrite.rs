@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Gait, LOOK_UP_EVERY, Phase, Progress, Worksite};
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
-use crate::store::db::{Db, SecureDelete};
+use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::erase::{Erased, Manner, Pass};
 use crate::store::{search, space};
 
@@ -40,7 +40,7 @@ const FEW_FREE: u64 = 1 << 30;
 /// How pages that become free are overwritten: all at the end, where the pass over the free pages is short enough, or
 /// each on its way.
 pub(crate) fn settle_on(site: &Worksite<'_>) -> Result<SecureDelete, Error> {
-    if !site.overwrite_deleted {
+    if !site.overwrite_deleted || site.db.engine() == Engine::Postgres {
         return Ok(SecureDelete::Off);
     }
     let how = match space::reclaimable_bytes(&site.db)? {
@@ -70,14 +70,21 @@ pub(crate) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(
     if (site.is_stopping)() {
         return Err(Error::Stopping);
     }
-    if site.overwrite_deleted && !site.register.leaves_the_rest_to_others(&site.live.id) {
+    if site.db.engine() == Engine::Postgres {
+        // What a server does with deleted rows is its own affair: they go when it vacuums.
+        for duty in [MERGE_INDEX, EMPTY_LOG, ERASE_PAGES] {
+            site.ledger.settle(duty)?;
+        }
+    } else if site.overwrite_deleted && !site.register.leaves_the_rest_to_others(&site.live.id) {
         let is_merged = merge_index(site, progress)?;
         // The merge is only safe on the disk, and its own traces gone, when the log is empty.
         if empty_log(site, progress, is_merged)? && is_merged {
             site.ledger.settle(MERGE_INDEX)?;
         }
     }
-    progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
+    if site.db.engine() == Engine::Sqlite {
+        progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
+    }
     progress.phase = Phase::Done;
     Ok(())
 }
@@ -110,6 +117,7 @@ fn empty_log(
     if !is_merged && !site.ledger.owes(EMPTY_LOG) && !site.ledger.owes(ERASE_PAGES) {
         return Ok(true);
     }
+    let Some(raw) = site.raw else { return Ok(true) };
     let manner = match site.gait {
         Gait::Offline => Manner {
             patience: PATIENCE_OFFLINE,
@@ -127,7 +135,7 @@ fn empty_log(
     loop {
         let erased = {
             let _writer = site.writer.lock();
-            pass.go_on(&mut site.db, site.raw, manner)?
+            pass.go_on(&mut site.db, raw, manner)?
         };
         match erased {
             Erased::All(_) => {
