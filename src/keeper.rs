@@ -1,5 +1,7 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
+mod messages;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -68,6 +70,7 @@ struct Shared {
     locks: RoomLocks,
     writer: Mutex<()>,
     readers: Mutex<Vec<Db>>,
+    queue: messages::Queue,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: RawFile,
@@ -116,6 +119,7 @@ impl Keeper {
             locks: RoomLocks::default(),
             writer: Mutex::new(()),
             readers: Mutex::new(Vec::new()),
+            queue: messages::Queue::default(),
             is_stopping: AtomicBool::new(false),
             raw,
             config,

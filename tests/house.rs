@@ -22,7 +22,7 @@ const FLOORS: &[&[&str]] = &[
     // What the rooms work with.
     &["worksite"],
     // Rooms.
-    &["purge", "deletion"],
+    &["purge", "deletion", "messages"],
     // The landing.
     &["keeper"],
     // Doors.

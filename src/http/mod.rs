@@ -13,6 +13,7 @@ pub mod wire;
 mod door;
 mod health;
 mod jobs;
+mod messages;
 mod private;
 mod purge_history;
 mod site;

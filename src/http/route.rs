@@ -5,7 +5,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{Call, Site, health, jobs, purge_history};
+use super::{Call, Site, health, jobs, messages, purge_history};
 use crate::http::desk::Outbound;
 use crate::http::gate::lane::Lane;
 use crate::http::wire::Failure;
@@ -30,6 +30,31 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
         "/_synapse/admin/v1/purge_history_status/{purge_id}",
         purge_history::status,
     ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/messages",
+        messages::admin,
+    ),
+    (
+        "GET",
+        "/_matrix/client/api/v1/rooms/{room_id}/messages",
+        messages::client,
+    ),
+    (
+        "GET",
+        "/_matrix/client/r0/rooms/{room_id}/messages",
+        messages::client,
+    ),
+    (
+        "GET",
+        "/_matrix/client/v3/rooms/{room_id}/messages",
+        messages::client,
+    ),
+    (
+        "GET",
+        "/_matrix/client/unstable/rooms/{room_id}/messages",
+        messages::client,
+    ),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -37,7 +62,33 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
 ];
 
 /// The endpoints that may keep a handler for longer than some milliseconds. All others are quick.
-const SLOW: &[(&str, &str, Lane)] = &[];
+const SLOW: &[(&str, &str, Lane)] = &[
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/api/v1/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/r0/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/v3/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/unstable/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+];
 
 /// The lane of a request.
 pub fn lane(method: &str, target: &str) -> Lane {
