@@ -218,6 +218,7 @@ fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<Ex
     let room = RoomId::new(wanted.room.clone());
     let options = PurgeOptions {
         delete_local_events: wanted.delete_local_events,
+        ..PurgeOptions::default()
     };
     let point = wanted.point()?;
     if wanted.dry_run {

@@ -131,34 +131,77 @@ pub enum StoreError {
     /// SQLite, with its own code and message; our statements carry no values.
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    /// A PostgreSQL server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// The file system.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// A column holds something else than it should.
+    #[error("column {at} of the answer is not {wanted}")]
+    Column {
+        /// Its place, from 0.
+        at: usize,
+        /// What it should be.
+        wanted: &'static str,
+    },
+}
+
+/// What a PostgreSQL server said, or that it could not be asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct ServerError {
+    /// SQLSTATE, where the server gave one.
+    pub code: Option<String>,
+    /// The server's message without its details: those can hold what is in a row.
+    pub text: String,
+    /// Whether the connection is gone.
+    pub is_lost: bool,
 }
 
 impl StoreError {
-    /// Whether another connection held the database for too long.
+    /// Whether others were in the way: another connection held the database for too long, or changed what we changed
+    /// (P-25).
     pub fn is_busy(&self) -> bool {
         matches!(
-            self.code(),
+            self.sqlite(),
             Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked)
-        )
+        ) || matches!(self.sqlstate(), Some("40001" | "40P01" | "55P03"))
+    }
+
+    /// Whether the server is gone, which it may not be the next time.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Server(e) if e.is_lost)
     }
 
     /// Whether somebody interrupted the statement.
     pub fn is_interrupt(&self) -> bool {
-        self.code() == Some(rusqlite::ErrorCode::OperationInterrupted)
+        self.sqlite() == Some(rusqlite::ErrorCode::OperationInterrupted)
+            || self.sqlstate() == Some("57014")
     }
 
     /// Whether the disk is full.
     pub fn is_full(&self) -> bool {
-        self.code() == Some(rusqlite::ErrorCode::DiskFull)
+        self.sqlite() == Some(rusqlite::ErrorCode::DiskFull) || self.sqlstate() == Some("53100")
     }
 
-    fn code(&self) -> Option<rusqlite::ErrorCode> {
+    /// Whether a constraint was about to be broken.
+    pub fn is_constraint(&self) -> bool {
+        self.sqlite() == Some(rusqlite::ErrorCode::ConstraintViolation)
+            || self.sqlstate().is_some_and(|code| code.starts_with("23"))
+    }
+
+    fn sqlite(&self) -> Option<rusqlite::ErrorCode> {
         match self {
             Self::Sqlite(e) => e.sqlite_error_code(),
-            Self::Io(_) => None,
+            _ => None,
+        }
+    }
+
+    fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Server(e) => e.code.as_deref(),
+            _ => None,
         }
     }
 }
@@ -214,6 +257,16 @@ impl Error {
     /// Whether trying the same transaction again may succeed.
     pub fn is_busy(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.is_busy())
+    }
+
+    /// Whether the server was lost, and may be there the next time.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_lost())
+    }
+
+    /// Whether a constraint was about to be broken.
+    pub fn is_constraint(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_constraint())
     }
 
     /// Whether a disk was full.

@@ -30,6 +30,7 @@ use crate::store::points;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
+use crate::time::Millis;
 use crate::worksite::{Gait, Worksite, overwrite};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
@@ -43,6 +44,9 @@ const READERS: usize = 8;
 pub struct PurgeOptions {
     /// Whether local users' messages go as well as remote ones.
     pub delete_local_events: bool,
+    /// What this server received live after this stays, whatever its depth; of what was backfilled, what was also sent
+    /// after it.
+    pub keep_received_after: Option<Millis>,
 }
 
 /// The status of a history purge, in Synapse's terms (S-1, S-2).
@@ -177,6 +181,7 @@ impl Keeper {
         let request = Request {
             point,
             delete_local_events: options.delete_local_events,
+            keep_received_after: options.keep_received_after,
         };
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
         let ticket = self.shared.register.admit(PURGE_HISTORY, room, params)?;
@@ -525,6 +530,7 @@ fn plan_purge(
     let request = Request {
         point,
         delete_local_events: options.delete_local_events,
+        keep_received_after: options.keep_received_after,
     };
     purge::plan(db, room, &request, &config.server_name)
 }

@@ -9,8 +9,10 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod client;
 pub mod config;
+pub mod database;
 pub mod deletion;
 pub mod error;
+pub mod event;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod ids;

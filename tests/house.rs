@@ -14,9 +14,16 @@ use source::{Source, sources};
 /// the crate's documentation says what each is for.
 const FLOORS: &[&[&str]] = &[
     // Words.
-    &["ids", "time", "room_version", "stride", "whereabouts"],
+    &[
+        "ids",
+        "time",
+        "room_version",
+        "stride",
+        "whereabouts",
+        "database",
+    ],
     // Grammar.
-    &["error", "point", "policy", "locks"],
+    &["error", "point", "policy", "locks", "event"],
     // Machines.
     &["config", "store", "jobs"],
     // What the rooms work with.

@@ -226,6 +226,7 @@ impl Server {
         let room = RoomId::new(sample::room_id("a"));
         let options = PurgeOptions {
             delete_local_events,
+            keep_received_after: None,
         };
         listen(|| {
             let keeper = Keeper::open(config).expect("opens");

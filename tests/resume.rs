@@ -29,6 +29,7 @@ fn sample(seed: u64) -> (Site, Ask) {
 
 const OPTIONS: PurgeOptions = PurgeOptions {
     delete_local_events: true,
+    keep_received_after: None,
 };
 
 fn start(keeper: &Keeper, ask: &Ask) -> Result<JobId, Error> {

@@ -73,6 +73,7 @@ pub(super) fn demo(as_json: bool) -> Result<ExitCode, Error> {
         PurgePoint::OlderThan(days(7)),
         PurgeOptions {
             delete_local_events: true,
+            ..PurgeOptions::default()
         },
     );
     let plan = Viewer::open(config.clone())?.plan_purge(garden, &point, options)?;

@@ -20,6 +20,7 @@ pub fn start(site: &Site, call: &Call) -> Result<Outbound, Failure> {
     let point = point(call.parameters.get(1).map(String::as_str), &body)?;
     let options = PurgeOptions {
         delete_local_events: wire::truthy(body.get("delete_local_events")),
+        ..PurgeOptions::default()
     };
     let id = site
         .keeper

@@ -75,6 +75,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
             stream: 0,
         },
         delete_local_events: true,
+        keep_received_after: None,
     };
     let ticket = match register.ledger().unended().expect("read").first() {
         Some(record) => register.readmit(record),

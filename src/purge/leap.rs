@@ -7,7 +7,7 @@ use super::request::Request;
 use crate::error::Error;
 use crate::store::db::Db;
 use crate::store::event_rows::{self, Removal, RowCounts};
-use crate::store::history::{self, Cut, Extent};
+use crate::store::history::{self, Extent};
 use crate::store::homeserver::RowLock;
 use crate::store::{search, space};
 use crate::stride::Leap;
@@ -68,7 +68,10 @@ fn is_cheaper(db: &Db, left: i64) -> Result<bool, Error> {
     let shares = history::shares(db)?;
     let stay = shares.events - left;
     let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
-    let free = space::free_bytes(db.path())? as f64;
+    let Some(path) = db.path() else {
+        return Ok(false);
+    };
+    let free = space::free_bytes(path)? as f64;
     Ok(stay <= left / 2 && written <= LEAP_WRITES && free >= written * LEAP_SPACE)
 }
 
@@ -90,13 +93,7 @@ fn leap_unchecked(
     lock: &mut Option<&mut RowLock>,
 ) -> Result<bool, Error> {
     let below = request.point.topological;
-    let cut = Cut {
-        room: site.room,
-        from: i64::MIN,
-        below,
-        delete_local_events: request.delete_local_events,
-        server_name: site.server_name,
-    };
+    let cut = request.cut(site.room, site.server_name);
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
     let (ledger, live) = (site.ledger, site.live);

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
-use crate::store::history::{self, Cut, Extent};
+use crate::store::history::{self, Extent};
 use crate::store::state_groups::{self, References};
 use crate::store::{search, space};
 
@@ -37,13 +37,7 @@ pub struct Plan {
 pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Result<Plan, Error> {
     db.read("plan a purge", |db| {
         refuse_to_empty(db, room, request)?;
-        let cut = Cut {
-            room,
-            from: i64::MIN,
-            below: request.point.topological,
-            delete_local_events: request.delete_local_events,
-            server_name,
-        };
+        let cut = request.cut(room, server_name);
         let selected = history::select(db, &cut, Extent::Whole)?;
         let mut plan = Plan {
             room_id: room.clone(),

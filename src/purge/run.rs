@@ -105,7 +105,7 @@ fn purge_events(
     refuse_to_empty(&site.db, site.room, request)?;
     refuse_partial_state(site, request)?;
     space::check_room_to_purge(&site.db)?;
-    let left = history::count_timeline(&site.db, site.room, i64::MIN, below)?;
+    let left = history::count_timeline(&site.db, &request.cut(site.room, site.server_name))?;
     progress.events_planned = progress.events_done + left;
     if site.gait == Gait::Offline && leap(site, request, progress, left, lock)? {
         return Ok(());
@@ -131,11 +131,9 @@ fn purge_events(
         // for the sake of events that are gone by now.
         let (from_depth, to_depth) = next.map_or((i64::MIN, below), |next| (from, next));
         let cut = Cut {
-            room: site.room,
             from: from_depth,
             below: to_depth,
-            delete_local_events: request.delete_local_events,
-            server_name: site.server_name,
+            ..request.cut(site.room, site.server_name)
         };
         let stride = match stride(site, &cut, below, &pace, documents.as_ref(), lock) {
             Ok(Outcome::Done(stride)) => stride,
@@ -192,13 +190,7 @@ fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Er
     if !history::is_partially_joined(&site.db, site.room)? {
         return Ok(());
     }
-    let whole = Cut {
-        room: site.room,
-        from: i64::MIN,
-        below: request.point.topological,
-        delete_local_events: request.delete_local_events,
-        server_name: site.server_name,
-    };
+    let whole = request.cut(site.room, site.server_name);
     site.db
         .read("look for events with partial state", |db| {
             history::select(db, &whole, Extent::Whole)
@@ -276,7 +268,10 @@ fn stride(
         Ok((selected.events, rows))
     });
     let took = begun.elapsed();
-    let wal_bytes = fs::metadata(site.db.wal_path()).map_or(0, |m| m.len());
+    let wal = site.db.wal_path();
+    let wal_bytes = wal
+        .and_then(|w| fs::metadata(w).ok())
+        .map_or(0, |m| m.len());
     if site.gait == Gait::Offline {
         // The log is empty again before the next stride; with readers about, it is when they have gone. Beside a
         // server each commit copies what it can: left to pile up, the log would never start anew.

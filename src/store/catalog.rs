@@ -2,9 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rusqlite::Connection;
-
-use crate::error::{Doing, Error};
+use super::db::Db;
+use crate::error::Error;
 
 /// The oldest schema we work on: the full snapshot that Synapse 1.66–1.79 ship (V-2).
 pub const OLDEST_SCHEMA: i64 = 72;
@@ -28,39 +27,46 @@ const COLUMNS: &str = "
       FROM sqlite_master m, pragma_table_info(m.name) c
      WHERE m.type = 'table'";
 
+const COLUMNS_ON_POSTGRES: &str = "-- PostgreSQL
+    SELECT c.relname, a.attname
+      FROM pg_class c
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_attribute a ON a.attrelid = c.oid
+     WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND a.attnum > 0 AND NOT a.attisdropped
+       AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND pg_table_is_visible(c.oid)";
+
 const REFERRING: &str = "
     SELECT DISTINCT m.name
       FROM sqlite_master m, pragma_foreign_key_list(m.name) k
      WHERE m.type = 'table' AND k.\"table\" IN ('events', 'rooms')";
 
+const REFERRING_ON_POSTGRES: &str = "-- PostgreSQL
+    SELECT DISTINCT c.relname
+      FROM pg_constraint k
+      JOIN pg_class c ON c.oid = k.conrelid
+     WHERE k.contype = 'f' AND k.confrelid IN (to_regclass('events'), to_regclass('rooms'))";
+
 impl Catalog {
     /// Reads the catalogue of an open database.
-    pub fn read(conn: &Connection) -> Result<Self, Error> {
+    pub fn read(db: &Db) -> Result<Self, Error> {
         let doing = "read the catalogue";
         let mut catalog = Self::default();
-        let mut columns = conn.prepare(COLUMNS).doing(doing)?;
-        let mut rows = columns.query([]).doing(doing)?;
-        while let Some(row) = rows.next().doing(doing)? {
-            let table: String = row.get(0).doing(doing)?;
-            catalog
-                .tables
-                .entry(table)
-                .or_default()
-                .insert(row.get(1).doing(doing)?);
-        }
-        let mut referring = conn.prepare(REFERRING).doing(doing)?;
-        catalog.referring = referring
-            .query_map([], |row| row.get(0))
-            .and_then(Iterator::collect)
-            .doing(doing)?;
+        db.for_each(doing, db.text(COLUMNS, COLUMNS_ON_POSTGRES), &[], |row| {
+            let columns = catalog.tables.entry(row.get(0)?).or_default();
+            columns.insert(row.get(1)?);
+            Ok(())
+        })?;
+        catalog.referring = db.rows(
+            doing,
+            db.text(REFERRING, REFERRING_ON_POSTGRES),
+            &[],
+            |row| row.get(0),
+        )?;
         let number = |table: &str, sql: &str| -> Result<Option<i64>, Error> {
             if !catalog.tables.contains_key(table) {
                 return Ok(None);
             }
-            let rows: Result<Vec<Option<i64>>, _> = conn
-                .prepare(sql)
-                .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect());
-            Ok(rows.doing(doing)?.into_iter().flatten().next())
+            Ok(db.row(doing, sql, &[], |row| row.get(0))?.flatten())
         };
         catalog.version = number("schema_version", "SELECT version FROM schema_version")?;
         catalog.compat = number(

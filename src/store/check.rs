@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::db::Db;
+use super::db::{Db, Engine, Value};
 use super::homeserver;
 use crate::error::Error;
 use crate::time::Millis;
@@ -326,11 +326,9 @@ pub fn check(
         db.for_each("check the database", rule.query, &[], |row| {
             rows += 1;
             if rows == 1 {
-                example = match row.get_ref(0)? {
-                    rusqlite::types::ValueRef::Text(text) => {
-                        String::from_utf8_lossy(text).into_owned()
-                    }
-                    rusqlite::types::ValueRef::Integer(number) => number.to_string(),
+                example = match row.value(0)? {
+                    Value::Text(text) => text.to_owned(),
+                    Value::Int(number) => number.to_string(),
                     _ => String::new(),
                 };
             }
@@ -354,7 +352,7 @@ pub fn check(
             example: homeserver::INSTANCE_NAME.to_owned(),
         });
     }
-    if db.catalog().has("event_search") {
+    if db.engine() == Engine::Sqlite && db.catalog().has("event_search") {
         each("I-18", "the full-text index agrees with its content");
         if let Err(e) = full_text_is_whole(db) {
             violations.push(Violation {
@@ -370,7 +368,7 @@ pub fn check(
 
 /// FTS4's own check is a command to the index, and needs a connection that may write; it changes nothing.
 fn full_text_is_whole(db: &Db) -> Result<(), Error> {
-    if db.pragma("query_only")? != 0 || db.raw().is_readonly("main").unwrap_or(true) {
+    if db.pragma("query_only")? != 0 || db.is_read_only() {
         return Ok(());
     }
     db.execute(

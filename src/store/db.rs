@@ -1,22 +1,25 @@
-//! One connection: opening it, one transaction at a time, reading rows.
+//! One connection: opening it, one transaction at a time, reading rows. Which engine answers is the affair of
+//! [`super::sqlite`] and [`super::postgres`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use rusqlite::{Connection, InterruptHandle, OpenFlags, Statement, ToSql};
-pub use rusqlite::{Row, params};
+use rusqlite::Connection;
 
 use super::catalog::Catalog;
-use crate::error::{Doing, Error};
+#[cfg(feature = "postgres")]
+use super::postgres::{self, Link};
+use super::sqlite;
+pub(crate) use super::value::params;
+pub use super::value::{Bind, Params, Row, RowResult, Value};
+use crate::database::Database;
+use crate::error::{Doing, Error, StoreError};
 
-/// How long one statement waits for another writer. Synapse's own writers wait 5 s, too.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often a transaction is begun again when the database stays busy; with the time-out above half a minute,
-/// after which a person should look who holds the database.
-const BUSY_ATTEMPTS: u32 = 5;
+/// How often a transaction is begun again when others are in its way; on SQLite, with the time-out of a statement, half
+/// a minute, after which a person should look who holds the database.
+const ATTEMPTS: u32 = 5;
 
 /// Page cache beside a live server, in KiB: the pages of one small stride.
 pub const CACHE_BESIDE_KIB: i64 = 32 * 1024;
@@ -71,34 +74,98 @@ impl Default for OpenOptions {
     }
 }
 
+/// Which engine answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// SQLite, in this process.
+    Sqlite,
+    /// A PostgreSQL server.
+    Postgres,
+}
+
 /// A connection to a homeserver's database, with what its catalogue holds.
 pub struct Db {
-    conn: Connection,
-    path: PathBuf,
+    conn: Conn,
+    path: Option<PathBuf>,
     catalog: Arc<Catalog>,
 }
 
-/// What reading a row answers.
-pub type RowResult<T> = rusqlite::Result<T>;
+enum Conn {
+    Sqlite(Connection),
+    #[cfg(feature = "postgres")]
+    Postgres(Box<Link>),
+}
 
-/// What a statement binds.
-pub type Params<'a> = &'a [&'a dyn ToSql];
+/// By which another thread stops the running statement.
+pub enum InterruptHandle {
+    /// Of a file.
+    Sqlite(rusqlite::InterruptHandle),
+    /// Of a server.
+    #[cfg(feature = "postgres")]
+    Postgres(postgres::Interrupt),
+}
+
+impl InterruptHandle {
+    /// Stops the statement that runs now, if one does.
+    pub fn interrupt(&self) {
+        match self {
+            Self::Sqlite(handle) => handle.interrupt(),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(handle) => handle.interrupt(),
+        }
+    }
+}
 
 impl Db {
-    /// Opens an existing database file; never creates one.
+    /// Opens an existing database; never creates one.
     ///
     /// # Errors
     /// [`Error::Config`] when there is no such file; [`Error::Unsafe`] when it is no Synapse database of a
     /// schema we know (V-1 … V-9).
-    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
-        let conn = connect(path, options)?;
-        let catalog = Arc::new(Catalog::read(&conn)?);
-        catalog.refuse_unknown_schema()?;
+    pub fn open(database: impl Into<Database>, options: &OpenOptions) -> Result<Self, Error> {
+        let mut db = Self::connect(&database.into(), options)?;
+        db.catalog = Arc::new(Catalog::read(&db)?);
+        db.catalog.refuse_unknown_schema()?;
+        Ok(db)
+    }
+
+    /// Opens a database and looks into nothing: it may be empty.
+    pub(super) fn connect(database: &Database, options: &OpenOptions) -> Result<Self, Error> {
+        let conn = match database {
+            Database::File(path) => Conn::Sqlite(sqlite::connect(path, options)?),
+            #[cfg(feature = "postgres")]
+            Database::Server(server) => {
+                Conn::Postgres(Box::new(Link::open(server, options.access)?))
+            }
+            #[cfg(not(feature = "postgres"))]
+            Database::Server(_) => {
+                return Err(Error::Config(
+                    "this roomkeeper was built without PostgreSQL: build it with the feature `postgres`".into(),
+                ));
+            }
+        };
         Ok(Self {
             conn,
-            path: path.to_owned(),
-            catalog,
+            path: database.file().map(Path::to_owned),
+            catalog: Arc::default(),
         })
+    }
+
+    /// Which engine answers.
+    pub fn engine(&self) -> Engine {
+        match self.conn {
+            Conn::Sqlite(_) => Engine::Sqlite,
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(_) => Engine::Postgres,
+        }
+    }
+
+    /// The text for this engine, where two really differ.
+    pub fn text<'a>(&self, sqlite: &'a str, postgres: &'a str) -> &'a str {
+        match self.engine() {
+            Engine::Sqlite => sqlite,
+            Engine::Postgres => postgres,
+        }
     }
 
     /// Tables and columns.
@@ -106,38 +173,38 @@ impl Db {
         &self.catalog
     }
 
-    /// The database file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The database file, where it is one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The write-ahead log beside it.
-    pub fn wal_path(&self) -> PathBuf {
-        let mut name = self.path.as_os_str().to_owned();
+    pub fn wal_path(&self) -> Option<PathBuf> {
+        let mut name = self.path.as_ref()?.as_os_str().to_owned();
         name.push("-wal");
-        PathBuf::from(name)
+        Some(PathBuf::from(name))
     }
 
     /// A handle by which another thread stops the running statement.
     pub fn interrupt_handle(&self) -> InterruptHandle {
-        self.conn.get_interrupt_handle()
+        match &self.conn {
+            Conn::Sqlite(conn) => InterruptHandle::Sqlite(conn.get_interrupt_handle()),
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => InterruptHandle::Postgres(link.interrupt_handle()),
+        }
     }
 
-    /// Prepares a statement and does `work` with it, which also says how many rows it met. All statements but those
-    /// of [`Db::batch`] come through here.
+    /// Has the engine do something, and says in the log what that was and how long it took. All statements but those
+    /// of [`Db::batch`] come through here. `work` also says how many rows it met.
     fn run<T>(
         &self,
         doing: &'static str,
         sql: &str,
-        work: impl FnOnce(&mut Statement<'_>) -> rusqlite::Result<(T, i64)>,
+        work: impl FnOnce(&Conn) -> Result<(T, i64), StoreError>,
     ) -> Result<T, Error> {
         tell(sql);
         let started = Instant::now();
-        let done = self
-            .conn
-            .prepare_cached(sql)
-            .and_then(|mut statement| work(&mut statement));
-        let (done, rows) = done.doing(doing)?;
+        let (done, rows) = work(&self.conn).doing(doing)?;
         // Statements hold no values, so they may be shown.
         log::trace!("{rows} rows in {} ms: {sql}", started.elapsed().as_millis());
         Ok(done)
@@ -150,9 +217,12 @@ impl Db {
         sql: &str,
         params: Params<'_>,
     ) -> Result<i64, Error> {
-        self.run(doing, sql, |statement| {
-            let rows = statement.execute(params)?;
-            let rows = i64::try_from(rows).unwrap_or(i64::MAX);
+        self.run(doing, sql, |conn| {
+            let rows = match conn {
+                Conn::Sqlite(conn) => sqlite::execute(conn, sql, params)?,
+                #[cfg(feature = "postgres")]
+                Conn::Postgres(link) => link.execute(sql, params)?,
+            };
             Ok((rows, rows))
         })
     }
@@ -181,15 +251,7 @@ impl Db {
         params: Params<'_>,
         mut each: impl FnMut(&Row<'_>) -> RowResult<()>,
     ) -> Result<(), Error> {
-        self.run(doing, sql, |statement| {
-            let mut met = 0;
-            let mut rows = statement.query(params)?;
-            while let Some(row) = rows.next()? {
-                met += 1;
-                each(row)?;
-            }
-            Ok(((), met))
-        })
+        self.query(doing, sql, params, &mut |row| each(row).map(|()| true))
     }
 
     /// The first row, if there is one.
@@ -200,11 +262,28 @@ impl Db {
         params: Params<'_>,
         read: impl FnOnce(&Row<'_>) -> RowResult<T>,
     ) -> Result<Option<T>, Error> {
-        self.run(doing, sql, |statement| {
-            let mut rows = statement.query(params)?;
-            let first = rows.next()?.map(read).transpose()?;
-            let met = i64::from(first.is_some());
-            Ok((first, met))
+        let (mut read, mut first) = (Some(read), None);
+        self.query(doing, sql, params, &mut |row| {
+            first = read.take().map(|read| read(row)).transpose()?;
+            Ok(false)
+        })?;
+        Ok(first)
+    }
+
+    fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+        each: &mut dyn FnMut(&Row<'_>) -> RowResult<bool>,
+    ) -> Result<(), Error> {
+        self.run(doing, sql, |conn| {
+            let met = match conn {
+                Conn::Sqlite(conn) => sqlite::for_each(conn, sql, params, each)?,
+                #[cfg(feature = "postgres")]
+                Conn::Postgres(link) => link.for_each(sql, params, each)?,
+            };
+            Ok(((), met))
         })
     }
 
@@ -217,16 +296,22 @@ impl Db {
     /// Runs statements without parameters, as PRAGMAs and temporary tables need.
     pub fn batch(&self, doing: &'static str, sql: &str) -> Result<(), Error> {
         tell(sql);
-        self.conn.execute_batch(sql).doing(doing)?;
+        match &self.conn {
+            Conn::Sqlite(conn) => conn.execute_batch(sql).doing(doing)?,
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.batch(sql).doing(doing)?,
+        }
         log::trace!("a batch: {sql}");
         Ok(())
     }
 
-    /// Runs `work` in one transaction that holds the write lock from its first moment.
+    /// Runs `work` in one transaction: on SQLite it holds the write lock from its first moment, on PostgreSQL it sees
+    /// one snapshot and fails where another has changed what it changes.
     ///
-    /// The transaction is begun again when the database is busy. After an error nothing of it remains, except
-    /// that a failed `COMMIT` may have committed all the same: whoever tries again must look at the database
-    /// first. Every caller of ours does, since each transaction starts by selecting what there is to do.
+    /// The transaction is begun again when others were in its way, and when a server was lost and is there again. After
+    /// an error nothing of it remains, except that a failed `COMMIT` may have committed all the same: whoever tries again
+    /// must look at the database first. Every caller of ours does, since each transaction starts by selecting what
+    /// there is to do.
     pub fn write<T>(
         &mut self,
         doing: &'static str,
@@ -236,8 +321,11 @@ impl Db {
         loop {
             attempt += 1;
             match self.write_once(doing, &mut work) {
-                Err(e) if e.is_busy() && attempt < BUSY_ATTEMPTS => {
-                    std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..200)));
+                Err(e) if (e.is_busy() || e.is_lost()) && attempt < ATTEMPTS => {
+                    log::debug!("{e}; trying again");
+                    // A server that starts anew needs a few seconds.
+                    let most = if e.is_lost() { 200 << attempt } else { 200 };
+                    std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..most)));
                 }
                 outcome => return outcome,
             }
@@ -250,28 +338,31 @@ impl Db {
         work: &mut impl FnMut(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
         tell("BEGIN IMMEDIATE");
-        let outcome = self
-            .conn
-            .execute_batch("BEGIN IMMEDIATE")
-            .doing(doing)
-            .and_then(|()| work(self))
-            .and_then(|done| {
-                tell("COMMIT");
-                self.conn
-                    .execute_batch("COMMIT")
-                    .doing(doing)
-                    .map(|()| done)
-            });
-        // A `BEGIN` that reports an interrupt may have begun, and an interrupt can end a rollback as well:
-        // so ask, and do not leave before the connection is out of the transaction.
-        while !self.conn.is_autocommit() {
-            tell("ROLLBACK");
-            if let Err(e) = self.conn.execute_batch("ROLLBACK") {
-                log::warn!("rolling back: {e}");
-                std::thread::sleep(Duration::from_millis(1));
+        let outcome = match &self.conn {
+            Conn::Sqlite(conn) => conn.execute_batch("BEGIN IMMEDIATE").doing(doing),
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.begin(postgres::Transaction::Write).doing(doing),
+        };
+        let outcome = outcome.and_then(|()| work(self)).and_then(|done| {
+            tell("COMMIT");
+            match &self.conn {
+                Conn::Sqlite(conn) => conn.execute_batch("COMMIT").doing(doing)?,
+                #[cfg(feature = "postgres")]
+                Conn::Postgres(link) => link.commit().doing(doing)?,
             }
-        }
+            Ok(done)
+        });
+        self.leave();
         outcome
+    }
+
+    /// Leaves whatever is left of a transaction.
+    fn leave(&self) {
+        match &self.conn {
+            Conn::Sqlite(conn) => sqlite::roll_back(conn),
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.roll_back(),
+        }
     }
 
     /// Runs `work` on one snapshot of the database that nothing of it can change.
@@ -280,71 +371,47 @@ impl Db {
         doing: &'static str,
         work: impl FnOnce(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.conn.execute_batch("BEGIN DEFERRED").doing(doing)?;
-        let outcome = work(self);
-        while !self.conn.is_autocommit() {
-            if self.conn.execute_batch("ROLLBACK").is_err() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+        match &self.conn {
+            Conn::Sqlite(conn) => conn.execute_batch("BEGIN DEFERRED").doing(doing)?,
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.begin(postgres::Transaction::Read).doing(doing)?,
         }
+        let outcome = work(self);
+        self.leave();
         outcome
     }
 
-    /// As [`Db::checkpoint`], but waits for readers no longer than `patience`: other writers wait as long.
-    pub fn checkpoint_within(&self, patience: Duration) -> Result<bool, Error> {
-        let doing = "set up the connection";
-        self.conn.busy_timeout(patience).doing(doing)?;
-        let emptied = self.checkpoint();
-        self.conn.busy_timeout(BUSY_TIMEOUT).doing(doing)?;
-        emptied
-    }
-
-    /// Moves the write-ahead log into the database file and truncates it. Answers whether it could: a reader
-    /// that still needs the log prevents it.
-    pub fn checkpoint(&self) -> Result<bool, Error> {
-        tell("PRAGMA wal_checkpoint(TRUNCATE)");
-        let busy = self
-            .conn
-            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
-                row.get::<_, i64>(0)
-            });
-        Ok(busy.doing("empty the write-ahead log")? == 0)
-    }
-
-    /// Reads one integer PRAGMA.
-    pub fn pragma(&self, name: &str) -> Result<i64, Error> {
-        tell(name);
-        self.conn
-            .pragma_query_value(None, name, |row| row.get(0))
-            .doing("read a setting of the database")
-    }
-
-    /// Sets one PRAGMA.
-    pub fn set_pragma(&self, name: &str, value: impl ToSql) -> Result<(), Error> {
-        tell(name);
-        self.conn
-            .pragma_update(None, name, value)
-            .doing("set up the connection")
+    /// The connection to a file, for what only SQLite has.
+    ///
+    /// # Errors
+    /// [`Error::Bug`] where there is a server instead.
+    pub(crate) fn sqlite(&self) -> Result<&Connection, Error> {
+        match &self.conn {
+            Conn::Sqlite(conn) => Ok(conn),
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(_) => Err(Error::Bug(
+                "PostgreSQL was asked for what only SQLite has".into(),
+            )),
+        }
     }
 
     /// The connection itself, for tests to set fault hooks on.
     #[cfg(test)]
     pub(crate) fn raw_mut(&mut self) -> &mut Connection {
-        &mut self.conn
-    }
-
-    /// The connection itself, for drivers' features.
-    pub(crate) fn raw(&self) -> &Connection {
-        &self.conn
+        match &mut self.conn {
+            Conn::Sqlite(conn) => conn,
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(_) => unreachable!("the tests of faults run on SQLite"),
+        }
     }
 }
 
 /// Tells a test which statement comes next, so that it can stop every one of them.
 #[cfg(not(test))]
-fn tell(_sql: &str) {}
+pub(super) fn tell(_sql: &str) {}
 
 #[cfg(test)]
-fn tell(sql: &str) {
+pub(super) fn tell(sql: &str) {
     TOLD.with_borrow_mut(|told| sql.clone_into(told));
 }
 
@@ -352,48 +419,4 @@ fn tell(sql: &str) {
 thread_local! {
     /// The statement that this thread asked for last.
     pub(crate) static TOLD: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
-}
-
-/// Opens the file and sets what every connection of ours needs.
-fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, Error> {
-    if !path.is_file() {
-        return Err(Error::Config(format!(
-            "there is no database file {}; `roomkeeper init` makes an empty one",
-            path.display()
-        )));
-    }
-    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | match options.access {
-            Access::ReadFile => OpenFlags::SQLITE_OPEN_READ_ONLY,
-            Access::Write | Access::Ask => OpenFlags::SQLITE_OPEN_READ_WRITE,
-        };
-    let conn = Connection::open_with_flags(path, flags).doing("open the database")?;
-    conn.busy_timeout(BUSY_TIMEOUT)
-        .doing("set up the connection")?;
-    conn.set_prepared_statement_cache_capacity(256);
-    let mut pragmas = String::new();
-    if options.access == Access::Write {
-        // As Synapse opens it; a database that nobody opened yet is switched over.
-        pragmas.push_str("PRAGMA journal_mode = WAL;");
-    }
-    pragmas.push_str(match options.secure_delete {
-        SecureDelete::On => "PRAGMA secure_delete = ON;",
-        SecureDelete::Fast => "PRAGMA secure_delete = FAST;",
-        SecureDelete::Off => "PRAGMA secure_delete = OFF;",
-    });
-    // V-0c: cascades and the lock tables rely on foreign keys.
-    // Temporary tables hold event ids, which must not be spilled to a disk that is full.
-    // `NORMAL` loses no consistency in WAL mode; the log is synced at every checkpoint.
-    pragmas.push_str(
-        "PRAGMA foreign_keys = ON;
-         PRAGMA temp_store = MEMORY;
-         PRAGMA synchronous = NORMAL;",
-    );
-    pragmas.push_str(&format!("PRAGMA cache_size = -{};", options.cache_kib));
-    if options.access == Access::Ask {
-        pragmas.push_str("PRAGMA query_only = ON;");
-    }
-    conn.execute_batch(&pragmas)
-        .doing("open the database (is it a SQLite database, and whole?)")?;
-    Ok(conn)
 }

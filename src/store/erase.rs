@@ -50,7 +50,11 @@ pub fn erase_free_pages(db: &mut Db, file: &RawFile) -> Result<Option<u64>, Erro
     let wal = db.wal_path();
     db.write("overwrite free pages", |db| {
         // Another writer may have come between the checkpoint and our lock.
-        if std::fs::metadata(&wal).is_ok_and(|m| m.len() > 0) {
+        if wal
+            .as_ref()
+            .and_then(|w| std::fs::metadata(w).ok())
+            .is_some_and(|m| m.len() > 0)
+        {
             return Ok(None);
         }
         let page_size = usize::try_from(db.pragma("page_size")?).unwrap_or(0);

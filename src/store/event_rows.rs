@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::db::{Db, Params};
+use super::db::{Db, Engine, Params};
 use crate::error::Error;
 
 /// Rows removed, or to be removed, by table.
@@ -56,6 +56,8 @@ const TABLES: &[(&str, Rows)] = &[
     ("event_json", Rows::Doomed),
     ("event_auth", Rows::Doomed),
     ("event_relations", Rows::Doomed),
+    // On PostgreSQL a table like any other.
+    ("event_search", Rows::Doomed),
     ("rejections", Rows::Doomed),
     ("redactions", Rows::Doomed),
     ("event_push_actions", Rows::DoomedInRoom),
@@ -96,7 +98,11 @@ pub fn remove(
         let rows = if removal == Removal::Refill && is_large {
             refill(db, found.table, &found.stays())?
         } else {
-            db.execute("purge the events", &found.delete(), found.params(&[&room]))?
+            let delete = match db.engine() {
+                Engine::Sqlite => found.delete(),
+                Engine::Postgres => found.delete_on_postgres(),
+            };
+            db.execute("purge the events", &delete, found.params(&[&room]))?
         };
         add(counts, found.table, rows);
     }
@@ -172,17 +178,21 @@ impl Found {
     /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
     /// table is the smaller one, from the table's.
     fn found_by(&self) -> String {
-        let table = self.table;
-        let condition = match self.rows {
-            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
-            Rows::Doomed => "t.event_id = s.event_id AND s.doomed",
-            Rows::Selected => "t.event_id = s.event_id",
-            Rows::DoomedInRoom => "t.event_id = s.event_id AND s.doomed AND t.room_id = $1",
-        };
+        let (table, condition) = (self.table, self.condition());
         if self.from_table {
             format!("{table} t CROSS JOIN rk_selected s WHERE {condition}")
         } else {
             format!("rk_selected s CROSS JOIN {table} t WHERE {condition}")
+        }
+    }
+
+    /// What makes a row of the table, `t`, one of the selection's, `s`.
+    fn condition(&self) -> &'static str {
+        match self.rows {
+            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
+            Rows::Doomed => "t.event_id = s.event_id AND s.doomed",
+            Rows::Selected => "t.event_id = s.event_id",
+            Rows::DoomedInRoom => "t.event_id = s.event_id AND s.doomed AND t.room_id = $1",
         }
     }
 
@@ -198,6 +208,15 @@ impl Found {
                 self.found_by()
             ),
         }
+    }
+
+    /// The server finds by itself how to go about it.
+    fn delete_on_postgres(&self) -> String {
+        format!(
+            "DELETE FROM {} t USING rk_selected s WHERE {}",
+            self.table,
+            self.condition()
+        )
     }
 
     /// The condition under which a row stays, for [`refill`].
@@ -223,7 +242,17 @@ impl Found {
 fn present(db: &Db, room: &str, selected: i64) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
     for &(table, rows) in TABLES {
-        if !db.catalog().has(table) {
+        // SQLite's full-text index has no key on event ids, and a way of its own.
+        let is_index = table == "event_search" && db.catalog().has("event_search_content");
+        if !db.catalog().has(table) || is_index {
+            continue;
+        }
+        if db.engine() == Engine::Postgres {
+            found.push(Found {
+                table,
+                rows,
+                from_table: false,
+            });
             continue;
         }
         let mut from_table = false;

@@ -3,10 +3,12 @@
 //! The selection is a temporary table, `rk_selected`, that every statement joins; nothing is carried back and
 //! forth. A dry run counts with the same joins that a purge deletes with.
 
-use super::db::{Db, params};
+use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, add};
+use super::newest;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
+use crate::time::Millis;
 
 /// A range of depths in one room, and what may go there.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +23,9 @@ pub struct Cut<'a> {
     pub delete_local_events: bool,
     /// The server's name: senders of this domain are local (P-6).
     pub server_name: &'a str,
+    /// What this server received live after this is left out, one by one, whatever its depth; of what was backfilled,
+    /// what was also sent after it. `None` spares nothing.
+    pub keep_received_after: Option<Millis>,
 }
 
 /// How much a selection may hold.
@@ -50,6 +55,20 @@ const TEMPORARY_TABLES: &str = "
     DELETE FROM rk_selected;
     DELETE FROM rk_extremities;";
 
+/// The same. The statistics of a table that was emptied and filled again are not its own until it is analysed.
+const TEMPORARY_TABLES_ON_POSTGRES: &str = "-- PostgreSQL
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
+        stream_ordering BIGINT PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, doomed BOOLEAN NOT NULL);
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY);
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY);
+    TRUNCATE rk_selected, rk_extremities;";
+
+const ANALYZE_SELECTED: &str = "-- PostgreSQL
+    ANALYZE rk_selected";
+
+const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
+    ANALYZE rk_extremities";
+
 const INDEX_SELECTED: &str =
     "CREATE UNIQUE INDEX IF NOT EXISTS temp.rk_selected_event_id ON rk_selected (event_id, doomed)";
 
@@ -65,8 +84,9 @@ const DEEPEST_EXTREMITY: &str = "
        AND e.room_id = f.room_id";
 
 /// P-4 to P-6: what lies in the range and either is in the timeline or may be deleted. `state_events` is the
-/// authority on what is state; a missing sender is not local. Binds `$1` delete local events, `$2` server name,
-/// `$3` room, `$4` lowest depth, `$5` depth that survives. Walks `events_order_room`.
+/// authority on what is state; a missing sender is not local, a missing time of arrival is long ago. Binds `$1` delete
+/// local events, `$2` server name, `$3` room, `$4` lowest depth, `$5` depth that survives, `$6` the time after which
+/// what was received is left out, or NULL. Walks `events_order_room`.
 const SELECT_BELOW: &str = "
     INSERT INTO rk_selected (stream_ordering, event_id, doomed)
     SELECT stream_ordering, event_id, deletable
@@ -77,7 +97,10 @@ const SELECT_BELOW: &str = "
               LEFT JOIN state_events s ON s.event_id = e.event_id
              WHERE e.room_id = $3
                AND e.topological_ordering >= $4
-               AND e.topological_ordering < $5) AS below
+               AND e.topological_ordering < $5
+               AND (coalesce(e.received_ts, 0) <= $6
+                    OR (e.stream_ordering < 0 AND coalesce(e.origin_server_ts, 0) <= $6)
+                    OR $6 IS NULL)) AS below
      WHERE NOT outlier OR deletable";
 
 /// P-21, defect E: a redaction whose target survives is kept, or the target would read as before it was
@@ -152,6 +175,20 @@ const NEW_EXTREMITIES_FROM_SURVIVORS: &str = "
      WHERE v.room_id = $1
        AND v.topological_ordering >= $2
        AND NOT v.outlier
+       AND g.event_id = v.event_id
+       AND s.event_id = g.prev_event_id";
+
+/// The same, where survivors may also lie below the cut. The doomed are gone already, so little of the room is left.
+/// Binds `$1` room.
+const NEW_EXTREMITIES_FROM_THE_REST: &str = "
+    INSERT INTO rk_extremities (event_id)
+    SELECT DISTINCT s.event_id
+      FROM events v
+     CROSS JOIN event_edges g
+     CROSS JOIN rk_selected s
+     WHERE v.room_id = $1
+       AND NOT v.outlier
+       AND NOT EXISTS (SELECT 1 FROM rk_selected t WHERE t.stream_ordering = v.stream_ordering)
        AND g.event_id = v.event_id
        AND s.event_id = g.prev_event_id";
 
@@ -258,6 +295,11 @@ const DROP_ROOTLESS_THREADS: &str = "
               AND t.room_id = $1
               AND t.thread_id = s.event_id)";
 
+const DROP_ROOTLESS_THREADS_ON_POSTGRES: &str = "-- PostgreSQL
+    DELETE FROM threads
+     WHERE room_id = $1
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
+
 /// Threads whose latest reply goes. Binds `$1` room, `$2` depth that survives. Walks `threads_ordering_idx`.
 const THREADS_LOSING_LATEST: &str = "
     SELECT thread_id FROM threads
@@ -285,49 +327,6 @@ const REPOINT_THREAD: &str = "
 
 const DROP_THREAD: &str = "DELETE FROM threads WHERE room_id = $1 AND thread_id = $2";
 
-/// P-19, defect D: the room whose newest event by arrival is doomed. Binds `$1` room.
-const SLIDING_SYNC_DOOMED: &str = "
-    SELECT j.bump_stamp
-      FROM sliding_sync_joined_rooms j
-      JOIN rk_selected s ON s.stream_ordering = j.event_stream_ordering
-     WHERE j.room_id = $1 AND s.doomed";
-
-/// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives. Walks
-/// `events_room_stream` backwards and stops at once: without the upper bound and the plus SQLite would sort all that
-/// survives.
-const NEWEST_SURVIVOR: &str = "
-    SELECT stream_ordering FROM events
-     WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
-       AND +topological_ordering >= $2 AND NOT outlier
-     ORDER BY stream_ordering DESC LIMIT 1";
-
-/// The same among the types that bump a room in the list (D-48).
-const NEWEST_BUMP: &str = "
-    SELECT stream_ordering FROM events
-     WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
-       AND +topological_ordering >= $2 AND NOT outlier
-       AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
-                    'm.poll.start', 'm.beacon_info')
-     ORDER BY stream_ordering DESC LIMIT 1";
-
-/// Whether the event that lifts the room in the list outlives the whole job: an earlier stride may have deleted
-/// it, and a later one may be going to. Binds `$1` its stream ordering, `$2` depth that survives, `$3` delete local
-/// events, `$4` server name.
-const BUMP_SURVIVES: &str = "
-    SELECT EXISTS (
-        SELECT 1 FROM events e
-          LEFT JOIN state_events s ON s.event_id = e.event_id
-         WHERE e.stream_ordering = $1
-           AND (e.topological_ordering >= $2
-                OR s.event_id IS NOT NULL
-                OR NOT ($3 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $4, TRUE))))";
-
-const REPOINT_SLIDING_SYNC: &str = "
-    UPDATE sliding_sync_joined_rooms SET event_stream_ordering = $1 WHERE room_id = $2";
-
-const REPOINT_BUMP_STAMP: &str = "
-    UPDATE sliding_sync_joined_rooms SET bump_stamp = $1 WHERE room_id = $2";
-
 /// P-11. Binds `$1` room.
 const LOWEST_DEPTH: &str = "
     UPDATE room_depth
@@ -349,10 +348,14 @@ const DEPTH_AFTER: &str = "
      ORDER BY topological_ordering, stream_ordering
      LIMIT 1 OFFSET $4";
 
-/// Events of the timeline below the cut. Binds `$1` room, `$2` lowest depth, `$3` depth that survives.
+/// Events of the timeline that a cut takes. Binds `$1` room, `$2` lowest depth, `$3` depth that survives, `$4` the time
+/// after which what was received stays, or NULL.
 const COUNT_TIMELINE: &str = "
     SELECT count(*) FROM events
-     WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier";
+     WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier
+       AND (coalesce(received_ts, 0) <= $4
+            OR (stream_ordering < 0 AND coalesce(origin_server_ts, 0) <= $4)
+            OR $4 IS NULL)";
 
 /// The greatest depth among the room's forward extremities that are held, if there is one (P-2).
 pub fn deepest_extremity(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
@@ -373,12 +376,13 @@ pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
         && db.count(doing, PARTIAL, params![room.as_str()])? > 0)
 }
 
-/// Events of the timeline from depth `from` up to, not including, `below`.
-pub fn count_timeline(db: &Db, room: &RoomId, from: i64, below: i64) -> Result<i64, Error> {
+/// Events of the timeline that `cut` takes.
+pub fn count_timeline(db: &Db, cut: &Cut<'_>) -> Result<i64, Error> {
+    let keep = cut.keep_received_after.map(|after| after.0);
     db.count(
         "count the events to purge",
         COUNT_TIMELINE,
-        params![room.as_str(), from, below],
+        params![cut.room.as_str(), cut.from, cut.below, keep],
     )
 }
 
@@ -427,11 +431,16 @@ pub fn shares(db: &Db) -> Result<Shares, Error> {
 /// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
 pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error> {
     let doing = "select the events to purge";
-    db.batch(doing, TEMPORARY_TABLES)?;
+    db.batch(
+        doing,
+        db.text(TEMPORARY_TABLES, TEMPORARY_TABLES_ON_POSTGRES),
+    )?;
+    let on_sqlite = db.engine() == Engine::Sqlite;
     // A schema that changes has every statement prepared anew: little to pay once, much to pay in every stride.
     match extent {
-        Extent::Stride => db.batch(doing, INDEX_SELECTED)?,
-        Extent::Whole => db.batch(doing, DROP_INDEX)?,
+        Extent::Stride if on_sqlite => db.batch(doing, INDEX_SELECTED)?,
+        Extent::Whole if on_sqlite => db.batch(doing, DROP_INDEX)?,
+        _ => {}
     }
     db.execute(
         doing,
@@ -441,13 +450,17 @@ pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error>
             cut.server_name,
             cut.room.as_str(),
             cut.from,
-            cut.below
+            cut.below,
+            cut.keep_received_after.map(|after| after.0)
         ],
     )?;
-    db.batch(doing, INDEX_SELECTED)?;
+    db.batch(doing, db.text(INDEX_SELECTED, ANALYZE_SELECTED))?;
     let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
-    // No table has more rows than its greatest rowid.
-    let redactions = db.count(doing, "SELECT max(rowid) FROM redactions", &[])?;
+    // No table has more rows than its greatest rowid. PostgreSQL finds by itself from which side to walk.
+    let redactions = match db.engine() {
+        Engine::Sqlite => db.count(doing, "SELECT max(rowid) FROM redactions", &[])?,
+        Engine::Postgres => i64::MAX,
+    };
     let keep = if redactions < selected {
         KEEP_FEW_REDACTIONS
     } else {
@@ -499,7 +512,8 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
     let dropped = db.count(doing, &counting(DROP_EXTREMITIES), params![room])?;
     add(&mut counts, "event_backward_extremities", dropped);
     if db.catalog().has("threads") {
-        let mut threads = db.count(doing, &counting(DROP_ROOTLESS_THREADS), params![room])?;
+        let rootless = db.text(DROP_ROOTLESS_THREADS, DROP_ROOTLESS_THREADS_ON_POSTGRES);
+        let mut threads = db.count(doing, &counting(rootless), params![room])?;
         for thread in threads_losing_latest(db, cut)? {
             threads += i64::from(latest_reply(db, room, &thread)?.is_none());
         }
@@ -524,7 +538,7 @@ pub fn remove(
     let doing = "purge the events";
     let mut counts = RowCounts::new();
     lower_summaries(db, room)?;
-    repoint_sliding_sync(db, cut, survives)?;
+    newest::repoint(db, cut, survives)?;
     // Before the rows of doomed events go, so that the rule can see whether another extremity remains.
     add(
         &mut counts,
@@ -533,7 +547,8 @@ pub fn remove(
     );
     if db.catalog().has("threads") {
         let losing = threads_losing_latest(db, cut)?;
-        let mut gone = db.execute(doing, DROP_ROOTLESS_THREADS, params![room])?;
+        let rootless = db.text(DROP_ROOTLESS_THREADS, DROP_ROOTLESS_THREADS_ON_POSTGRES);
+        let mut gone = db.execute(doing, rootless, params![room])?;
         for thread in losing {
             gone += repair_thread(db, room, &thread)?;
         }
@@ -563,6 +578,9 @@ fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Erro
     let room = cut.room.as_str();
     match removal {
         Removal::Rows => db.execute(doing, NEW_EXTREMITIES, params![room])?,
+        Removal::Refill if cut.keep_received_after.is_some() => {
+            db.execute(doing, NEW_EXTREMITIES_FROM_THE_REST, params![room])?
+        }
         // A whole purge leaves nothing in the timeline below the cut.
         Removal::Refill => db.execute(
             doing,
@@ -571,6 +589,9 @@ fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Erro
         )?,
     };
     db.execute(doing, KEPT_EXTREMITIES, params![room])?;
+    if db.engine() == Engine::Postgres {
+        db.batch(doing, ANALYZE_EXTREMITIES)?;
+    }
     Ok(())
 }
 
@@ -630,36 +651,4 @@ fn repair_thread(db: &Db, room: &str, thread: &str) -> Result<i64, Error> {
         }
         None => db.execute(doing, DROP_THREAD, params![room, thread]),
     }
-}
-
-/// P-19, defect D: lets go of an event that is doomed, in favour of one that outlives the whole job, so that
-/// the row is the same however the job is cut into strides.
-fn repoint_sliding_sync(db: &Db, cut: &Cut<'_>, survives: i64) -> Result<(), Error> {
-    let room = cut.room.as_str();
-    if !db.catalog().has("sliding_sync_joined_rooms") {
-        return Ok(());
-    }
-    let doing = "move the room's newest event";
-    let doomed = db.row(doing, SLIDING_SYNC_DOOMED, params![room], |r| {
-        r.get::<_, Option<i64>>(0)
-    })?;
-    let Some(bump) = doomed else {
-        return Ok(());
-    };
-    let newest = |sql| db.row(doing, sql, params![room, survives], |r| r.get::<_, i64>(0));
-    let Some(stream) = newest(NEWEST_SURVIVOR)? else {
-        return Ok(());
-    };
-    db.execute(doing, REPOINT_SLIDING_SYNC, params![stream, room])?;
-    let Some(bump) = bump else { return Ok(()) };
-    let local = params![bump, survives, cut.delete_local_events, cut.server_name];
-    // I-14: nothing lifts the room higher than its newest event.
-    if bump > stream || db.count(doing, BUMP_SURVIVES, local)? == 0 {
-        db.execute(
-            doing,
-            REPOINT_BUMP_STAMP,
-            params![newest(NEWEST_BUMP)?, room],
-        )?;
-    }
-    Ok(())
 }

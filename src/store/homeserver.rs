@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags};
 
-use super::db::Db;
+use super::db::{Db, params};
 use crate::error::{Doing, Error};
 use crate::ids::{RoomId, random_letters};
 use crate::time::Millis;
@@ -206,12 +206,7 @@ impl RowLock {
                 token,
                 renewed: Instant::now(),
             })),
-            Err(Error::Store {
-                source: crate::error::StoreError::Sqlite(e),
-                ..
-            }) if e.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {
-                Ok(None)
-            }
+            Err(e) if e.is_constraint() => Ok(None),
             Err(e) => Err(e),
         }
     }

@@ -6,18 +6,25 @@
 pub mod catalog;
 pub mod check;
 pub mod db;
+#[cfg(feature = "postgres")]
+pub mod dialect;
 pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
+pub mod newest;
 pub mod pages;
 pub mod points;
+#[cfg(feature = "postgres")]
+mod postgres;
 pub mod readers;
 pub mod relations;
 pub mod sample;
 pub mod schema;
 pub mod search;
 pub mod space;
+mod sqlite;
 pub mod state_groups;
 pub mod states;
 pub mod users;
+pub mod value;

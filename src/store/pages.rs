@@ -1,6 +1,6 @@
 //! Events of a room in the order of its history: a page of them, and single ones by id (M-10 … M-37).
 
-use super::db::{Db, Row, RowResult, params};
+use super::db::{Bind, Db, Row, RowResult, Value, params};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::{Direction, Point};
@@ -38,6 +38,14 @@ const JOINS: &str = "
       LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
       LEFT JOIN rejections r ON r.event_id = e.event_id";
 
+/// A text; what is none, is none: a damaged row costs an event, not the page.
+fn text(row: &Row<'_>, at: usize) -> RowResult<Option<String>> {
+    Ok(match row.value(at)? {
+        Value::Text(text) => Some(text.to_owned()),
+        _ => None,
+    })
+}
+
 fn event_row(row: &Row<'_>) -> RowResult<EventRow> {
     Ok(EventRow {
         event_id: row.get(0)?,
@@ -47,8 +55,8 @@ fn event_row(row: &Row<'_>) -> RowResult<EventRow> {
             stream: row.get(3)?,
         },
         writer: row.get(4)?,
-        json: row.get(5)?,
-        metadata: row.get(6)?,
+        json: text(row, 5)?,
+        metadata: text(row, 6)?,
         format: row.get(7)?,
         state_group: row.get(8)?,
         is_rejected: row.get(9)?,
@@ -140,16 +148,15 @@ pub fn page(
     limit: i64,
 ) -> Result<Vec<EventRow>, Error> {
     let room = room.as_str();
-    let mut bound = params![
-        room,
-        span.above.topological,
-        span.above.stream,
-        span.up_to.topological,
-        span.up_to.stream,
-        span.after,
-        span.by
-    ]
-    .to_vec();
+    let mut bound: Vec<&dyn Bind> = vec![
+        &room,
+        &span.above.topological,
+        &span.above.stream,
+        &span.up_to.topological,
+        &span.up_to.stream,
+        &span.after,
+        &span.by,
+    ];
     let mut sql = format!("{COLUMNS}{PAGE}");
     let clauses = Clauses::of(sieve);
     for clause in &clauses.0 {
@@ -157,7 +164,7 @@ pub fn page(
         sql.push_str("\n               AND ");
         for (n, piece) in clause.text.split('?').enumerate() {
             if n > 0 {
-                bound.extend_from_slice(params![clause.values[n - 1]]);
+                bound.push(&clause.values[n - 1]);
                 sql.push_str(&format!("${}", bound.len()));
             }
             sql.push_str(piece);
@@ -167,7 +174,7 @@ pub fn page(
         Direction::Forwards => FORWARDS,
         Direction::Backwards => BACKWARDS,
     });
-    bound.extend_from_slice(params![limit]);
+    bound.push(&limit);
     sql.push_str(&format!("${}) e{JOINS}", bound.len()));
     let mut rows = db.rows("read a page", &sql, &bound, event_row)?;
     rows.sort_unstable_by_key(|row| row.point);

@@ -26,6 +26,13 @@ pub fn fill(db: &mut Db, server: &str, messages: i64, now: Millis) -> Result<Vec
     })
 }
 
+const INDEX_TEXT: &str = "
+    INSERT INTO event_search (event_id, room_id, sender, key, value) VALUES ($1, $2, $3, 'content.body', $4)";
+
+const INDEX_TEXT_ON_POSTGRES: &str = "-- PostgreSQL
+    INSERT INTO event_search (event_id, room_id, sender, key, vector)
+    VALUES ($1, $2, $3, 'content.body', to_tsvector('english', $4))";
+
 /// The room while it is being written.
 struct Writer<'a> {
     db: &'a Db,
@@ -148,11 +155,9 @@ impl Writer<'_> {
         if let Some(key) = state_key {
             self.state(at, &event, kind, key, sender)?;
         } else {
-            let text = "INSERT INTO event_search (event_id, room_id, sender, key, value)
-                        VALUES ($1, $2, $3, 'content.body', $4)";
             db.execute(
                 doing,
-                text,
+                db.text(INDEX_TEXT, INDEX_TEXT_ON_POSTGRES),
                 params![event.as_str(), room, sender.as_str(), content],
             )?;
         }

@@ -5,16 +5,33 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
+use super::db::{Db, Engine, OpenOptions};
+use crate::database::Database;
 use crate::error::{Doing, Error};
 
 /// The tables of schema 94 that we read or write.
 const SCHEMA: &str = include_str!("schema.sql");
 
-/// Makes an empty database file, with the modes Synapse uses.
+/// What SQLite says in words of its own.
+const ON_SQLITE: &str = include_str!("schema_sqlite.sql");
+
+/// What PostgreSQL says in words of its own.
+const ON_POSTGRES: &str = include_str!("schema_postgres.sql");
+
+/// Makes an empty database: a file that must not exist yet, with the modes Synapse uses; or the tables in a database
+/// on a server, which must exist and hold none.
 ///
 /// # Errors
-/// [`Error::Config`] when the file exists already: nothing is ever overwritten.
-pub fn create(path: &Path) -> Result<(), Error> {
+/// [`Error::Config`] when there is something already: nothing is ever overwritten.
+pub fn create(database: impl Into<Database>) -> Result<(), Error> {
+    let database = database.into();
+    match &database {
+        Database::File(path) => create_file(path),
+        Database::Server(_) => create_on_server(&database),
+    }
+}
+
+fn create_file(path: &Path) -> Result<(), Error> {
     let doing = "make the database";
     // Claims the name, so that nothing can be overwritten.
     if let Err(e) = fs::File::create_new(path) {
@@ -32,8 +49,25 @@ pub fn create(path: &Path) -> Result<(), Error> {
     create_in(&conn)
 }
 
-/// Makes the tables in an open, empty database.
+fn create_on_server(database: &Database) -> Result<(), Error> {
+    const TABLES: &str = "-- PostgreSQL
+        SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()";
+    let doing = "make the tables";
+    let mut db = Db::connect(database, &OpenOptions::default())?;
+    debug_assert_eq!(db.engine(), Engine::Postgres);
+    db.write(doing, |db| {
+        if db.count(doing, TABLES, &[])? > 0 {
+            return Err(Error::Config(format!(
+                "{database} holds tables already and is left as it is"
+            )));
+        }
+        db.batch(doing, &SCHEMA.replace(" INTEGER", " BIGINT"))?;
+        db.batch(doing, ON_POSTGRES)
+    })
+}
+
+/// Makes the tables in an open, empty file.
 pub fn create_in(conn: &Connection) -> Result<(), Error> {
-    conn.execute_batch(&format!("BEGIN; {SCHEMA} COMMIT;"))
+    conn.execute_batch(&format!("BEGIN; {SCHEMA} {ON_SQLITE} COMMIT;"))
         .doing("make the tables")
 }

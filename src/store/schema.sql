@@ -1,5 +1,6 @@
 -- An empty database with the tables of Synapse's schema that roomkeeper reads or writes, under the same names and
 -- with the same columns, types, keys and indexes as schema 94. In our own words; a real homeserver makes more.
+-- Both engines read this text (on PostgreSQL every INTEGER is a BIGINT); what differs is in a file for each.
 
 CREATE TABLE schema_version (
     Lock CHAR(1) NOT NULL DEFAULT 'X' UNIQUE CHECK (Lock = 'X'), version INTEGER NOT NULL, upgraded BOOL NOT NULL);
@@ -49,7 +50,7 @@ CREATE TABLE event_json (
     format_version INTEGER);
 CREATE TABLE event_edges (
     event_id TEXT NOT NULL REFERENCES events (event_id), prev_event_id TEXT NOT NULL, room_id TEXT,
-    is_state BOOL NOT NULL DEFAULT 0);
+    is_state BOOL NOT NULL DEFAULT FALSE);
 CREATE UNIQUE INDEX event_edges_event_id_prev_event_id_idx ON event_edges (event_id, prev_event_id);
 CREATE INDEX ev_edges_prev_id ON event_edges (prev_event_id);
 CREATE TABLE event_auth (event_id TEXT NOT NULL, auth_id TEXT NOT NULL, room_id TEXT NOT NULL);
@@ -99,7 +100,6 @@ CREATE TABLE event_expiry (event_id TEXT PRIMARY KEY, expiry_ts BIGINT NOT NULL)
 CREATE TABLE event_reports (
     id BIGINT NOT NULL PRIMARY KEY, received_ts BIGINT NOT NULL, room_id TEXT NOT NULL, event_id TEXT NOT NULL,
     user_id TEXT NOT NULL, reason TEXT, content TEXT);
-CREATE VIRTUAL TABLE event_search USING fts4 (tokenize=porter, event_id, room_id, sender, key, value);
 
 -- Unread counts and receipts.
 CREATE TABLE event_push_actions (
@@ -161,10 +161,6 @@ CREATE INDEX state_groups_state_type_idx ON state_groups_state (state_group, typ
 CREATE TABLE state_group_edges (state_group BIGINT NOT NULL, prev_state_group BIGINT NOT NULL);
 CREATE INDEX state_group_edges_prev_idx ON state_group_edges (prev_state_group);
 CREATE UNIQUE INDEX state_group_edges_unique_idx ON state_group_edges (state_group, prev_state_group);
-CREATE TABLE state_groups_pending_deletion (
-    sequence_number INTEGER PRIMARY KEY AUTOINCREMENT, state_group BIGINT NOT NULL, insertion_ts BIGINT NOT NULL);
-CREATE UNIQUE INDEX state_groups_pending_deletion_state_group ON state_groups_pending_deletion (state_group);
-CREATE INDEX state_groups_pending_deletion_insertion_ts ON state_groups_pending_deletion (insertion_ts);
 CREATE TABLE state_groups_persisting (
     state_group BIGINT NOT NULL, instance_name TEXT NOT NULL, inserted_ts BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (state_group, instance_name));
@@ -195,42 +191,7 @@ CREATE TABLE partial_state_events (
     room_id TEXT NOT NULL REFERENCES partial_state_rooms (room_id),
     event_id TEXT NOT NULL UNIQUE REFERENCES events (event_id));
 
--- The homeserver's own locks and tasks.
-CREATE TABLE worker_read_write_locks_mode (
-    lock_name TEXT NOT NULL, lock_key TEXT NOT NULL, write_lock BOOLEAN NOT NULL, token TEXT NOT NULL,
-    FOREIGN KEY (lock_name, lock_key, token) REFERENCES worker_read_write_locks (lock_name, lock_key, token)
-        DEFERRABLE INITIALLY DEFERRED);
-CREATE UNIQUE INDEX worker_read_write_locks_mode_key ON worker_read_write_locks_mode (lock_name, lock_key);
-CREATE UNIQUE INDEX worker_read_write_locks_mode_type ON worker_read_write_locks_mode (lock_name, lock_key, write_lock);
-CREATE TABLE worker_read_write_locks (
-    lock_name TEXT NOT NULL, lock_key TEXT NOT NULL, instance_name TEXT NOT NULL, write_lock BOOLEAN NOT NULL,
-    token TEXT NOT NULL, last_renewed_ts BIGINT NOT NULL,
-    FOREIGN KEY (lock_name, lock_key, write_lock)
-        REFERENCES worker_read_write_locks_mode (lock_name, lock_key, write_lock));
-CREATE UNIQUE INDEX worker_read_write_locks_key ON worker_read_write_locks (lock_name, lock_key, token);
-CREATE UNIQUE INDEX worker_read_write_locks_write ON worker_read_write_locks (lock_name, lock_key) WHERE write_lock;
--- The mode row exists exactly while somebody holds the lock, in that mode.
-CREATE TRIGGER lock_mode_is_set BEFORE INSERT ON worker_read_write_locks
-BEGIN
-    DELETE FROM worker_read_write_locks_mode
-     WHERE lock_name = NEW.lock_name AND lock_key = NEW.lock_key
-       AND NOT EXISTS (SELECT 1 FROM worker_read_write_locks l
-                        WHERE l.lock_name = NEW.lock_name AND l.lock_key = NEW.lock_key);
-    INSERT INTO worker_read_write_locks_mode (lock_name, lock_key, write_lock, token)
-    VALUES (NEW.lock_name, NEW.lock_key, NEW.write_lock, NEW.token)
-        ON CONFLICT (lock_name, lock_key) DO UPDATE SET write_lock = excluded.write_lock, token = excluded.token;
-END;
-CREATE TRIGGER lock_mode_is_dropped AFTER DELETE ON worker_read_write_locks
-BEGIN
-    DELETE FROM worker_read_write_locks_mode
-     WHERE lock_name = OLD.lock_name AND lock_key = OLD.lock_key
-       AND NOT EXISTS (SELECT 1 FROM worker_read_write_locks l
-                        WHERE l.lock_name = OLD.lock_name AND l.lock_key = OLD.lock_key);
-    UPDATE worker_read_write_locks_mode
-       SET token = (SELECT l.token FROM worker_read_write_locks l
-                     WHERE l.lock_name = OLD.lock_name AND l.lock_key = OLD.lock_key)
-     WHERE lock_name = OLD.lock_name AND lock_key = OLD.lock_key;
-END;
+-- The homeserver's own tasks.
 CREATE TABLE scheduled_tasks (
     id TEXT PRIMARY KEY, action TEXT NOT NULL, status TEXT NOT NULL, timestamp BIGINT NOT NULL, resource_id TEXT,
     params TEXT, result TEXT, error TEXT);

@@ -207,6 +207,7 @@ mod tests {
             below: 2,
             delete_local_events: true,
             server_name: "example.org",
+            keep_received_after: None,
         };
         history::select(db, &cut, Extent::Stride).expect("selected");
         documents.remove(db, true).expect("removed")

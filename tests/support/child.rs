@@ -78,6 +78,7 @@ pub fn do_as_told() {
         if jobs.is_empty() {
             let options = PurgeOptions {
                 delete_local_events: true,
+                keep_received_after: ask.keep_received_after.map(roomkeeper::Millis),
             };
             jobs.push(keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), options)?);
         }

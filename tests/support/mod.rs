@@ -3,6 +3,8 @@
 //! Every suite takes what it needs; none takes everything.
 #![allow(dead_code)]
 
+#[cfg(feature = "postgres")]
+pub mod cluster;
 pub mod draft;
 pub mod extras;
 pub mod groups;

@@ -13,6 +13,7 @@ pub struct Wanted<'a> {
     pub room: &'a str,
     pub below: i64,
     pub delete_local_events: bool,
+    pub keep_received_after: Option<i64>,
     pub server_name: &'a str,
 }
 
@@ -110,6 +111,7 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
         .filter(|e| {
             e.word("room_id") == wanted.room && e.number("topological_ordering") < wanted.below
         })
+        .filter(|e| !is_promised(e, wanted.keep_received_after))
         .collect();
     let mut deletable: Ids = below
         .iter()
@@ -144,6 +146,16 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
         .filter(|id| !deletable.contains(id))
         .collect();
     (deletable, outliered)
+}
+
+/// Too young to go: received live after that time; or backfilled after it, and sent after it as well.
+fn is_promised(event: &Row, keep_received_after: Option<i64>) -> bool {
+    let Some(after) = keep_received_after else {
+        return false;
+    };
+    let is_later = |column: &str| event.int(column).is_some_and(|ts| ts > after);
+    let is_live = event.number("stream_ordering") > 0;
+    is_later("received_ts") && (is_live || is_later("origin_server_ts"))
 }
 
 /// Tables that lose the rows of deleted events, by `event_id` (P-13, P-15, P-17, P-20).

@@ -53,10 +53,17 @@ pub fn any_cut(tables: &Tables, rng: &mut StdRng) -> Ask {
     } else {
         rng.random_range(0..=deepest + 1)
     };
+    // Some events are too young to go, whatever their depth.
+    let arrivals: Vec<i64> = of_room("events")
+        .iter()
+        .filter_map(|e| e.int(["received_ts", "origin_server_ts"][rng.random_range(0..2)]))
+        .collect();
+    let keeps = rng.random_ratio(1, 3) && !arrivals.is_empty();
     Ask {
         room,
         below,
         delete_local_events: rng.random(),
+        keep_received_after: keeps.then(|| arrivals[rng.random_range(0..arrivals.len())]),
     }
 }
 

@@ -39,6 +39,7 @@ pub struct Ask {
     pub room: String,
     pub below: i64,
     pub delete_local_events: bool,
+    pub keep_received_after: Option<i64>,
 }
 
 impl Ask {
@@ -48,6 +49,7 @@ impl Ask {
             room: room.to_owned(),
             below,
             delete_local_events: true,
+            keep_received_after: None,
         }
     }
 
@@ -59,6 +61,7 @@ impl Ask {
     fn options(&self) -> PurgeOptions {
         PurgeOptions {
             delete_local_events: self.delete_local_events,
+            keep_received_after: self.keep_received_after.map(Millis),
         }
     }
 }
@@ -172,6 +175,7 @@ impl Site {
             room: &ask.room,
             below: ask.below,
             delete_local_events: ask.delete_local_events,
+            keep_received_after: ask.keep_received_after,
             server_name: &self.server_name,
         }
     }

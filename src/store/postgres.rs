@@ -1,0 +1,297 @@
+//! The driver for PostgreSQL: one connection, its transactions and prepared statements, and what becomes of it when it
+//! breaks. The client blocks; what is asynchronous inside it stays inside it.
+
+mod address;
+mod wire;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use postgres::types::ToSql;
+use postgres::{CancelToken, Client, Statement};
+
+use super::db::Access;
+use super::dialect;
+use super::value::{Of, Params, Row, RowResult, Value};
+use crate::database::Server;
+use crate::error::{Error, ServerError, StoreError};
+use wire::Bound;
+
+/// Statements that one connection keeps prepared; ours are some two hundred.
+const MOST_STATEMENTS: usize = 512;
+
+/// What a connection of ours is called in `pg_stat_activity`.
+pub(crate) const APPLICATION_NAME: &str = "roomkeeper";
+
+/// What a transaction is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transaction {
+    /// To change something.
+    Write,
+    /// To look at one snapshot. What a dry run needs to write down goes into temporary tables, and goes with it.
+    Read,
+}
+
+/// Both see one snapshot, as Synapse's transactions do (V-0e). Its time-outs are for short transactions; who waits ten
+/// seconds for a lock tries again. Compiling plans costs more than it gains in strides.
+const BEGIN: &str = "
+    BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
+    SET LOCAL statement_timeout = 0;
+    SET LOCAL idle_in_transaction_session_timeout = 0;
+    SET LOCAL lock_timeout = '10s';
+    SET LOCAL jit = off";
+
+const BEGIN_READ_ONLY: &str = "
+    BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    SET LOCAL statement_timeout = 0;
+    SET LOCAL idle_in_transaction_session_timeout = 0;
+    SET LOCAL jit = off";
+
+/// A connection to a server, and how to get another one.
+pub(super) struct Link {
+    server: Server,
+    access: Access,
+    client: RefCell<Client>,
+    statements: RefCell<HashMap<String, Statement>>,
+    token: Arc<Mutex<CancelToken>>,
+    in_transaction: Cell<bool>,
+}
+
+/// Stops the statement that a connection is running.
+pub struct Interrupt(Arc<Mutex<CancelToken>>);
+
+impl Interrupt {
+    /// Asks the server, over a connection of its own. What does not get there is asked again by who wants to stop.
+    pub(super) fn interrupt(&self) {
+        let token = self.0.lock().clone();
+        if let Err(e) = address::cancel(&token) {
+            log::debug!("asking the server to stop a statement: {}", error(&e));
+        }
+    }
+}
+
+impl Link {
+    /// Connects.
+    pub(super) fn open(server: &Server, access: Access) -> Result<Self, Error> {
+        let client = connect(server, access)?;
+        Ok(Self {
+            server: server.clone(),
+            access,
+            token: Arc::new(Mutex::new(client.cancel_token())),
+            client: RefCell::new(client),
+            statements: RefCell::default(),
+            in_transaction: Cell::new(false),
+        })
+    }
+
+    pub(super) fn interrupt_handle(&self) -> Interrupt {
+        Interrupt(self.token.clone())
+    }
+
+    pub(super) fn execute(&self, sql: &str, params: Params<'_>) -> Result<i64, StoreError> {
+        let rows = self.ask(sql, params, |client, statement, params| {
+            client.execute(statement, params)
+        })?;
+        Ok(i64::try_from(rows).unwrap_or(i64::MAX))
+    }
+
+    /// Every row is here before the first is handed on, so that `each` may ask again.
+    pub(super) fn for_each(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+        each: &mut dyn FnMut(&Row<'_>) -> RowResult<bool>,
+    ) -> Result<i64, StoreError> {
+        let rows = self.ask(sql, params, |client, statement, params| {
+            client.query(statement, params)
+        })?;
+        let mut met = 0;
+        for row in &rows {
+            met += 1;
+            if !each(&Row(Of::Postgres(row)))? {
+                break;
+            }
+        }
+        Ok(met)
+    }
+
+    pub(super) fn batch(&self, sql: &str) -> Result<(), StoreError> {
+        self.revive()?;
+        let text = dialect::to_postgres(sql);
+        let done = self.client.borrow_mut().batch_execute(&text);
+        done.map_err(|e| self.failed(&e).into())
+    }
+
+    /// Prepares a statement, or takes the one that was prepared before, and runs it.
+    fn ask<T>(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+        work: impl FnOnce(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
+    ) -> Result<T, StoreError> {
+        self.revive()?;
+        let bound: Vec<Bound<'_>> = params.iter().map(|v| Bound(v.value())).collect();
+        let bound: Vec<&(dyn ToSql + Sync)> =
+            bound.iter().map(|v| v as &(dyn ToSql + Sync)).collect();
+        let mut client = self.client.borrow_mut();
+        let known = self.statements.borrow().get(sql).cloned();
+        let done = match known {
+            Some(statement) => work(&mut client, &statement, &bound),
+            None => client
+                .prepare(&dialect::to_postgres(sql))
+                .and_then(|statement| {
+                    let mut statements = self.statements.borrow_mut();
+                    if statements.len() >= MOST_STATEMENTS {
+                        statements.clear();
+                    }
+                    statements.insert(sql.to_owned(), statement.clone());
+                    work(&mut client, &statement, &bound)
+                }),
+        };
+        drop(client);
+        done.map_err(|e| self.failed(&e).into())
+    }
+
+    pub(super) fn begin(&self, what: Transaction) -> Result<(), StoreError> {
+        self.revive()?;
+        let begin = if what == Transaction::Read && self.access == Access::Ask {
+            BEGIN_READ_ONLY
+        } else {
+            BEGIN
+        };
+        let begun = self.client.borrow_mut().batch_execute(begin);
+        // Even where it failed half way.
+        self.in_transaction.set(true);
+        begun.map_err(|e| self.failed(&e).into())
+    }
+
+    pub(super) fn commit(&self) -> Result<(), StoreError> {
+        let done = self.client.borrow_mut().batch_execute("COMMIT");
+        match done {
+            Ok(()) => {
+                self.in_transaction.set(false);
+                Ok(())
+            }
+            Err(e) => Err(self.failed(&e).into()),
+        }
+    }
+
+    /// Leaves the transaction; a connection on which that does not succeed is given up.
+    pub(super) fn roll_back(&self) {
+        if !self.in_transaction.replace(false) {
+            return;
+        }
+        // An interrupt that was meant for the statement before can hit this one.
+        for _ in 0..5 {
+            let mut client = self.client.borrow_mut();
+            if client.is_closed() {
+                return;
+            }
+            match client.batch_execute("ROLLBACK") {
+                Ok(()) => return,
+                Err(e) => log::debug!("rolling back: {}", error(&e)),
+            }
+        }
+        if let Err(e) = self.replace() {
+            log::debug!("replacing a connection: {e}");
+        }
+    }
+
+    /// A connection that broke is replaced, but never in the middle of a transaction.
+    fn revive(&self) -> Result<(), StoreError> {
+        if !self.client.borrow().is_closed() {
+            return Ok(());
+        }
+        if self.in_transaction.get() {
+            return Err(StoreError::Server(ServerError {
+                code: None,
+                text: "the connection to the server was lost".into(),
+                is_lost: true,
+            }));
+        }
+        log::debug!("the connection to the server was lost; connecting anew");
+        self.replace()
+    }
+
+    fn replace(&self) -> Result<(), StoreError> {
+        let client = match connect(&self.server, self.access) {
+            Ok(client) => client,
+            Err(Error::Store { source, .. }) => return Err(source),
+            Err(e) => {
+                return Err(StoreError::Server(ServerError {
+                    code: None,
+                    text: e.to_string(),
+                    is_lost: false,
+                }));
+            }
+        };
+        *self.token.lock() = client.cancel_token();
+        self.statements.borrow_mut().clear();
+        *self.client.borrow_mut() = client;
+        Ok(())
+    }
+
+    fn failed(&self, e: &postgres::Error) -> ServerError {
+        let mut error = error(e);
+        error.is_lost |= self.client.borrow().is_closed();
+        error
+    }
+}
+
+fn connect(server: &Server, access: Access) -> Result<Client, Error> {
+    let doing = "connect to the PostgreSQL server";
+    let lost = |e: &postgres::Error| {
+        let mut error = error(e);
+        // Whatever stands in the way of connecting may be gone the next time; a wrong password is not.
+        error.is_lost |= error.code.is_none();
+        error.text = format!("{server}: {}", error.text);
+        Error::Store {
+            doing,
+            source: error.into(),
+        }
+    };
+    let mut client = address::connect(server, |e| lost(&e))?;
+    let mut setup = String::from("SET client_encoding = 'UTF8'");
+    if access != Access::Write {
+        setup.push_str("; SET default_transaction_read_only = on");
+    }
+    client.batch_execute(&setup).map_err(|e| lost(&e))?;
+    Ok(client)
+}
+
+/// What the server said, without what it says of rows.
+fn error(e: &postgres::Error) -> ServerError {
+    let Some(said) = e.as_db_error() else {
+        let mut text = e.to_string();
+        if let Some(cause) = std::error::Error::source(e) {
+            text = format!("{text}: {cause}");
+        }
+        return ServerError {
+            code: None,
+            text,
+            is_lost: e.is_closed(),
+        };
+    };
+    let code = said.code().code();
+    let mut text = format!("{} ({code})", said.message());
+    if let Some(constraint) = said.constraint() {
+        let table = said.table().unwrap_or("a table");
+        text.push_str(&format!(", constraint {constraint} of {table}"));
+    }
+    ServerError {
+        code: Some(code.to_owned()),
+        text,
+        // An administrator or a crash ended the connection; the server starts or stops; the connection broke.
+        is_lost: matches!(code, "57P01" | "57P02" | "57P03" | "57P05") || code.starts_with("08"),
+    }
+}
+
+/// A column as it is.
+pub(super) fn value(row: &postgres::Row, at: usize) -> RowResult<Value<'_>> {
+    match row.try_get::<_, wire::Found<'_>>(at) {
+        Ok(found) => Ok(found.0),
+        Err(e) => Err(StoreError::Server(error(&e))),
+    }
+}

@@ -1,0 +1,176 @@
+//! The driver for SQLite, and what only SQLite has: settings of a connection, the write-ahead log.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OpenFlags, Statement, ToSql};
+
+use super::db::{Access, Db, OpenOptions, SecureDelete, tell};
+use super::value::{Bind, Of, Params, Row, RowResult, Value};
+use crate::error::{Doing, Error, StoreError};
+
+/// How long one statement waits for another writer. Synapse's own writers wait 5 s, too.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A bound value on its way to SQLite.
+struct Bound<'a>(&'a dyn Bind);
+
+impl ToSql for Bound<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self.0.value() {
+            Value::Null => ValueRef::Null,
+            Value::Int(n) => ValueRef::Integer(n),
+            Value::Bool(b) => ValueRef::Integer(b.into()),
+            Value::Real(n) => ValueRef::Real(n),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Bytes(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+fn bind<'a>(params: Params<'a>) -> impl rusqlite::Params + 'a {
+    rusqlite::params_from_iter(params.iter().map(|value| Bound(*value)))
+}
+
+/// A column as it is.
+pub(super) fn value<'r>(row: &'r rusqlite::Row<'_>, at: usize) -> RowResult<Value<'r>> {
+    Ok(match row.get_ref(at)? {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(n) => Value::Int(n),
+        ValueRef::Real(n) => Value::Real(n),
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => Value::Text(text),
+            Err(_) => Value::Bytes(text),
+        },
+        ValueRef::Blob(bytes) => Value::Bytes(bytes),
+    })
+}
+
+/// Runs a statement that returns no rows; gives the number of rows changed.
+pub(super) fn execute(conn: &Connection, sql: &str, params: Params<'_>) -> Result<i64, StoreError> {
+    let rows = conn.prepare_cached(sql)?.execute(bind(params))?;
+    Ok(i64::try_from(rows).unwrap_or(i64::MAX))
+}
+
+/// Hands each row to `each` until that says enough; answers how many it saw.
+pub(super) fn for_each(
+    conn: &Connection,
+    sql: &str,
+    params: Params<'_>,
+    each: &mut dyn FnMut(&Row<'_>) -> RowResult<bool>,
+) -> Result<i64, StoreError> {
+    let mut statement = conn.prepare_cached(sql)?;
+    let statement: &mut Statement<'_> = &mut statement;
+    let mut rows = statement.query(bind(params))?;
+    let mut met = 0;
+    while let Some(row) = rows.next()? {
+        met += 1;
+        if !each(&Row(Of::Sqlite(row)))? {
+            break;
+        }
+    }
+    Ok(met)
+}
+
+/// Opens the file and sets what every connection of ours needs.
+pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, Error> {
+    if !path.is_file() {
+        return Err(Error::Config(format!(
+            "there is no database file {}; `roomkeeper init` makes an empty one",
+            path.display()
+        )));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | match options.access {
+            Access::ReadFile => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            Access::Write | Access::Ask => OpenFlags::SQLITE_OPEN_READ_WRITE,
+        };
+    let conn = Connection::open_with_flags(path, flags).doing("open the database")?;
+    conn.busy_timeout(BUSY_TIMEOUT)
+        .doing("set up the connection")?;
+    conn.set_prepared_statement_cache_capacity(256);
+    let mut pragmas = String::new();
+    if options.access == Access::Write {
+        // As Synapse opens it; a database that nobody opened yet is switched over.
+        pragmas.push_str("PRAGMA journal_mode = WAL;");
+    }
+    pragmas.push_str(match options.secure_delete {
+        SecureDelete::On => "PRAGMA secure_delete = ON;",
+        SecureDelete::Fast => "PRAGMA secure_delete = FAST;",
+        SecureDelete::Off => "PRAGMA secure_delete = OFF;",
+    });
+    // V-0c: cascades and the lock tables rely on foreign keys.
+    // Temporary tables hold event ids, which must not be spilled to a disk that is full.
+    // `NORMAL` loses no consistency in WAL mode; the log is synced at every checkpoint.
+    pragmas.push_str(
+        "PRAGMA foreign_keys = ON;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA synchronous = NORMAL;",
+    );
+    pragmas.push_str(&format!("PRAGMA cache_size = -{};", options.cache_kib));
+    if options.access == Access::Ask {
+        pragmas.push_str("PRAGMA query_only = ON;");
+    }
+    conn.execute_batch(&pragmas)
+        .doing("open the database (is it a SQLite database, and whole?)")?;
+    Ok(conn)
+}
+
+/// Leaves the transaction, whatever happens. A `BEGIN` that reports an interrupt may have begun, and an interrupt can end
+/// a rollback as well: so ask, and do not leave before the connection is out of the transaction.
+pub(super) fn roll_back(conn: &Connection) {
+    while !conn.is_autocommit() {
+        tell("ROLLBACK");
+        if let Err(e) = conn.execute_batch("ROLLBACK") {
+            log::warn!("rolling back: {e}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// What only a file of SQLite's has. On PostgreSQL nothing may ask for it.
+impl Db {
+    /// As [`Db::checkpoint`], but waits for readers no longer than `patience`: other writers wait as long.
+    pub fn checkpoint_within(&self, patience: Duration) -> Result<bool, Error> {
+        let doing = "set up the connection";
+        self.sqlite()?.busy_timeout(patience).doing(doing)?;
+        let emptied = self.checkpoint();
+        self.sqlite()?.busy_timeout(BUSY_TIMEOUT).doing(doing)?;
+        emptied
+    }
+
+    /// Moves the write-ahead log into the database file and truncates it. Answers whether it could: a reader
+    /// that still needs the log prevents it.
+    pub fn checkpoint(&self) -> Result<bool, Error> {
+        tell("PRAGMA wal_checkpoint(TRUNCATE)");
+        let busy = self
+            .sqlite()?
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                row.get::<_, i64>(0)
+            });
+        Ok(busy.doing("empty the write-ahead log")? == 0)
+    }
+
+    /// Reads one integer PRAGMA.
+    pub fn pragma(&self, name: &str) -> Result<i64, Error> {
+        tell(name);
+        self.sqlite()?
+            .pragma_query_value(None, name, |row| row.get(0))
+            .doing("read a setting of the database")
+    }
+
+    /// Sets one PRAGMA.
+    pub fn set_pragma(&self, name: &str, value: impl ToSql) -> Result<(), Error> {
+        tell(name);
+        self.sqlite()?
+            .pragma_update(None, name, value)
+            .doing("set up the connection")
+    }
+
+    /// Whether a connection to a file may not write; one to a server always answers no.
+    pub fn is_read_only(&self) -> bool {
+        self.sqlite()
+            .is_ok_and(|conn| conn.is_readonly("main").unwrap_or(true))
+    }
+}
