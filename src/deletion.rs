@@ -5,6 +5,11 @@
 //! transactions itself, tells what it has done so far, and picks up again what an interrupted run has told. What remains
 //! is rows.
 
+mod plan;
 mod request;
+mod rows;
+mod run;
 
+pub use plan::{Plan, plan};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
+pub use run::{Extent, SHUTDOWN_ROOM, run};

@@ -68,6 +68,9 @@ pub enum Error {
     /// The point is past every forward extremity: no event would remain (P-2).
     #[error("topological_ordering is greater than forward extremities")]
     WouldEmptyRoom,
+    /// A room is to be deleted while local users are joined (E-1).
+    #[error("Users are still joined to this room")]
+    UsersStillJoined,
     /// The job queue is full; nothing was started.
     #[error("too many purges are waiting; try again when one has ended")]
     QueueFull,
@@ -224,9 +227,10 @@ impl Error {
             Self::EventNotFound(_) | Self::NothingThatOld | Self::NoSuchJob(_) => {
                 (404, "M_NOT_FOUND", EXIT_FAILED)
             }
-            Self::WrongRoom | Self::RoomBusy { .. } | Self::WouldEmptyRoom => {
-                (400, "M_UNKNOWN", EXIT_FAILED)
-            }
+            Self::WrongRoom
+            | Self::RoomBusy { .. }
+            | Self::WouldEmptyRoom
+            | Self::UsersStillJoined => (400, "M_UNKNOWN", EXIT_FAILED),
             Self::QueueFull => (503, "M_LIMIT_EXCEEDED", EXIT_FAILED),
             Self::Stopping => (503, "M_UNKNOWN", EXIT_INTERRUPTED),
             Self::Cancelled => (500, "M_UNKNOWN", EXIT_INTERRUPTED),

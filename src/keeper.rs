@@ -1,9 +1,12 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
+mod deletion;
 mod messages;
+mod retention;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +14,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::config::{Config, Homeserver};
+use crate::database::Database;
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::jobs::ledger::{Ledger, Record, State};
@@ -33,11 +37,16 @@ use crate::store::users::{self, Requester};
 use crate::time::Millis;
 use crate::worksite::{Gait, Worksite, overwrite};
 
+pub use self::deletion::DeleteStatus;
+
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
 
 /// Read-only connections kept open for questions: one for each handler thread of the doors.
 const READERS: usize = 8;
+
+/// Workers that a keeper can have.
+const MOST_WORKERS: usize = 64;
 
 /// How a purge is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,11 +82,13 @@ struct Shared {
     register: Arc<Register>,
     locks: RoomLocks,
     writer: Mutex<()>,
+    writers: [Mutex<()>; MOST_WORKERS],
+    turn: AtomicUsize,
     readers: Mutex<Vec<Db>>,
     queue: messages::Queue,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
-    raw: RawFile,
+    raw: Option<RawFile>,
 }
 
 /// The threads, and the way they end: dropping this.
@@ -90,6 +101,7 @@ struct Threads {
 /// What a job is to do: its kind and parameters in the ledger, as values.
 enum Work {
     PurgeHistory(Request),
+    DeleteRoom(deletion::Deletion),
 }
 
 impl Work {
@@ -99,7 +111,7 @@ impl Work {
             PURGE_HISTORY => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::PurgeHistory),
-            _ => None,
+            _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
 }
@@ -112,16 +124,18 @@ impl Keeper {
     /// running (unless told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
         let ledger = own_ledger(&config)?;
-        let raw = RawFile::open(&config.database)?;
+        let raw = config.database.file().map(RawFile::open).transpose()?;
         refuse_running_homeserver(&config)?;
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
-        homeserver::release_leftover_locks(&mut db)?;
+        homeserver::release_leftover_locks(&mut db, config.clock.now())?;
         drop(db);
         let register = Arc::new(Register::new(ledger, config.clock.clone()));
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
             writer: Mutex::new(()),
+            writers: std::array::from_fn(|_| Mutex::default()),
+            turn: AtomicUsize::new(0),
             readers: Mutex::new(Vec::new()),
             queue: messages::Queue::default(),
             is_stopping: AtomicBool::new(false),
@@ -346,7 +360,7 @@ impl Keeper {
     /// Whether the database answers.
     pub fn is_healthy(&self) -> bool {
         self.shared
-            .with_reader(|db| db.pragma("schema_version"))
+            .with_reader(|db| db.count("ask the database", "SELECT 1", &[]))
             .is_ok()
     }
 
@@ -390,6 +404,7 @@ impl Shared {
         }
         let outcome = ticket.start().and_then(|()| match work {
             Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+            Work::DeleteRoom(deletion) => self.delete_room(&ticket, deletion, &is_stopping),
         });
         match outcome {
             Ok(summary) => {
@@ -413,6 +428,28 @@ impl Shared {
         request: &Request,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
+        let progress = purge::run(&mut self.worksite(ticket, is_stopping)?, request)?;
+        Ok(format!("{} events deleted", progress.events_deleted))
+    }
+
+    /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
+    /// more of them than there are turns run for no keeper.
+    fn turn_to_write(&self) -> &Mutex<()> {
+        match self.config.database {
+            Database::File(_) => &self.writer,
+            Database::Server(_) => {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                &self.writers[turn % MOST_WORKERS]
+            }
+        }
+    }
+
+    /// What a job works with, its own connection among it.
+    fn worksite<'a>(
+        &'a self,
+        ticket: &'a Ticket,
+        is_stopping: &'a (dyn Fn() -> bool + Sync),
+    ) -> Result<Worksite<'a>, Error> {
         let config = &self.config;
         let gait = match config.homeserver {
             Homeserver::Beside => Gait::Beside,
@@ -433,7 +470,7 @@ impl Shared {
         };
         let watch = (config.homeserver == Homeserver::Refuse)
             .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        let mut site = Worksite {
+        Ok(Worksite {
             db: Db::open(&config.database, &options)?,
             room: ticket.room(),
             server_name: &config.server_name,
@@ -441,16 +478,14 @@ impl Shared {
             bounds: config.stride,
             overwrite_deleted: config.overwrite_deleted,
             locks: &self.locks,
-            writer: &self.writer,
+            writer: self.turn_to_write(),
             ledger: self.register.ledger(),
             live: ticket.live(),
-            raw: &self.raw,
+            raw: self.raw.as_ref(),
             watch,
             clock: &*config.clock,
             is_stopping,
-        };
-        let progress = purge::run(&mut site, request)?;
-        Ok(format!("{} events deleted", progress.events_deleted))
+        })
     }
 }
 
@@ -487,11 +522,26 @@ fn options(access: Access) -> OpenOptions {
 
 /// Becomes the owner of the ledger, and so of the work on the database.
 fn own_ledger(config: &Config) -> Result<Ledger, Error> {
-    if !config.database.is_file() {
+    match config.database.file() {
+        Some(file) if file.is_file() => {}
         // Before a ledger appears beside nothing.
-        drop(Db::open(&config.database, &OpenOptions::default())?);
+        Some(_) => drop(Db::open(&config.database, &OpenOptions::default())?),
+        None => make_directory_of(&config.ledger)?,
     }
     Ledger::open(&config.ledger)
+}
+
+/// The place for ledgers of databases that are no files is ours to make.
+fn make_directory_of(ledger: &Path) -> Result<(), Error> {
+    let Some(directory) = ledger.parent().filter(|d| !d.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(directory).map_err(|e| {
+        Error::Config(format!(
+            "the ledger's directory {} cannot be made: {e}; say another place with roomkeeper.ledger",
+            directory.display()
+        ))
+    })
 }
 
 /// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
@@ -501,7 +551,11 @@ fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
     }
     let sign = match Watch::new(config.whereabouts.clone(), &config.database).outside() {
         Some(sign) => Some(sign),
-        None if homeserver::is_open_elsewhere(&config.database)? => {
+        None if config
+            .database
+            .file()
+            .map_or(Ok(false), homeserver::is_open_elsewhere)? =>
+        {
             Some("another process has the database open".to_owned())
         }
         None => {
@@ -583,7 +637,7 @@ pub fn check_offline(
     refuse_running_homeserver(config)?;
     let mut db = Db::open(&config.database, &OpenOptions::default())?;
     // As every start does: a roomkeeper that was killed leaves its lock on the room.
-    homeserver::release_leftover_locks(&mut db)?;
+    homeserver::release_leftover_locks(&mut db, config.clock.now())?;
     check::check(&db, config.clock.now(), each)
 }
 
@@ -604,8 +658,11 @@ pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
         // Purges beside a running homeserver leave this to us.
         db.write("merge the full-text index", search::optimize)?;
     }
+    let Some(file) = config.database.file() else {
+        return space::vacuum(&db);
+    };
     drop(db);
-    let reclaimed = space::reclaim(&config.database)?;
+    let reclaimed = space::reclaim(file)?;
     // Nothing that was deleted is in the new file.
     for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
         ledger.settle(duty)?;

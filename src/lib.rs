@@ -23,6 +23,7 @@ pub mod messages;
 pub mod point;
 pub mod policy;
 pub mod purge;
+pub mod retention;
 pub mod room_version;
 pub mod store;
 pub mod stride;

@@ -52,6 +52,28 @@ impl Millis {
     }
 }
 
+impl Millis {
+    /// A point in time as a date in UTC, to the second: `2026-11-23 07:14:47`.
+    pub fn as_date(self) -> String {
+        let seconds = self.0.div_euclid(1_000);
+        let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+        // Years that begin in March, in eras of 400 of them: the leap day comes last, and every era is as long.
+        let day = day + 719_468;
+        let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+        let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year + year / 4 - year / 100);
+        let month = (5 * of_year + 2) / 153;
+        let (date, month) = (of_year - (153 * month + 2) / 5 + 1, (month + 2) % 12 + 1);
+        format!(
+            "{:04}-{month:02}-{date:02} {:02}:{:02}:{:02}",
+            era * 400 + year + i64::from(month <= 2),
+            second / 3_600,
+            second / 60 % 60,
+            second % 60
+        )
+    }
+}
+
 /// A length of `count` days of 24 hours.
 pub const fn days(count: i64) -> Millis {
     Millis(count.saturating_mul(24 * 60 * 60 * 1000))
@@ -135,6 +157,20 @@ pub fn parse_duration(text: &str) -> Result<Millis, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_told_as_dates() {
+        for (seconds, date) in [
+            (0, "1970-01-01 00:00:00"),
+            (-1, "1969-12-31 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_735_689_599, "2024-12-31 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(Millis(seconds * 1_000 + 999).as_date(), date);
+        }
+    }
 
     #[test]
     fn lengths_are_told_in_units_that_can_be_typed() {

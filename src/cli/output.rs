@@ -1,12 +1,12 @@
 //! What the command line prints: sentences and tables for people, one JSON document for machines.
 
 use std::io::{IsTerminal, Write};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use crate::database::Database;
 use crate::jobs::ledger::{Record, State};
 use crate::purge::Plan;
 use crate::store::check::Violation;
@@ -25,11 +25,11 @@ pub fn say(text: &str) {
 }
 
 /// What `init` made.
-pub fn created(as_json: bool, database: &Path) {
+pub fn created(as_json: bool, database: &Database) {
     if as_json {
-        json(&json!({"database": database}));
+        json(&json!({"database": database.to_string()}));
     } else {
-        say(&format!("made an empty database {}", database.display()));
+        say(&format!("made an empty database {database}"));
     }
 }
 

@@ -288,6 +288,21 @@ impl Ledger {
         }))
     }
 
+    /// The jobs of a subject and kind that have not ended, or ended less than 24 hours ago; oldest first (S-11, S-12).
+    pub fn of_subject(&self, subject: &str, kind: &str, now: Millis) -> Result<Vec<Record>, Error> {
+        let since = now - REMEMBER_ENDED_FOR;
+        let conn = self.conn.lock();
+        let run = || {
+            conn.prepare_cached(&format!(
+                "{RECORD} WHERE subject = $1 AND kind = $2 AND (ended_ms IS NULL OR ended_ms > $3)
+                 ORDER BY created_ms, rowid"
+            ))?
+            .query_map(params![subject, kind, since.0], record)?
+            .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        run().doing("read the ledger")
+    }
+
     /// All jobs, oldest first.
     pub fn list(&self) -> Result<Vec<Record>, Error> {
         let conn = self.conn.lock();

@@ -16,6 +16,9 @@ use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::time::{Clock, Millis};
 
+/// How often one who waits for a room looks up.
+const LOOK_UP_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// What stops a statement that is running now.
 pub type Interrupt = Box<dyn Fn() + Send>;
 
@@ -117,6 +120,33 @@ impl Register {
             Err(e) => {
                 ticket.forget();
                 Err(e)
+            }
+        }
+    }
+
+    /// As [`Register::admit`], but waits until no other job has the room; looks up now and then whether `give_up` says
+    /// to go.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`] when it gave up.
+    pub fn admit_when_free(
+        self: &Arc<Self>,
+        kind: &str,
+        room: &RoomId,
+        params: &Value,
+        give_up: impl Fn() -> bool,
+    ) -> Result<Ticket, Error> {
+        loop {
+            match self.admit(kind, room, params.clone()) {
+                Err(Error::RoomBusy { .. }) => {}
+                admitted => return admitted,
+            }
+            if give_up() {
+                return Err(Error::Stopping);
+            }
+            let mut busy = self.busy.lock();
+            if busy.by_room.contains_key(room) {
+                self.ended.wait_for(&mut busy, LOOK_UP_EVERY);
             }
         }
     }

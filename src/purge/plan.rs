@@ -85,6 +85,19 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
     })
 }
 
+/// Bytes of the JSON of the events that `request` would delete. Reads all of it.
+pub fn content_bytes(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+) -> Result<i64, Error> {
+    db.read("measure the events to purge", |db| {
+        history::select(db, &request.cut(room, server_name), Extent::Whole)?;
+        history::doomed_bytes(db)
+    })
+}
+
 /// P-2, the guard that is looked at before any change.
 pub(super) fn refuse_to_empty(db: &Db, room: &RoomId, request: &Request) -> Result<(), Error> {
     match history::deepest_extremity(db, room)? {

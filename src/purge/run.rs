@@ -11,6 +11,7 @@ use super::plan::refuse_to_empty;
 use super::request::Request;
 use super::state;
 use crate::error::Error;
+use crate::store::db::Engine;
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{PURGE_LOCK, RowLock};
@@ -39,7 +40,7 @@ pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error
     site.live
         .set_interrupt(Some(Box::new(move || handle.interrupt())));
     site.stay_or_go()?;
-    let mut row_lock = acquire_row_lock(site, PURGE_LOCK).map_err(|e| site.explain(e))?;
+    let mut row_lock = acquire_row_lock(site, &[PURGE_LOCK]).map_err(|e| site.explain(e))?;
     let outcome = run_locked(site, request, &mut progress, row_lock.as_mut());
     site.live.set_interrupt(None);
     if let Some(lock) = row_lock
@@ -97,7 +98,8 @@ fn purge_events(
     progress: &mut Progress,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
-    if site.gait == Gait::Offline {
+    let on_server = site.db.engine() == Engine::Postgres;
+    if site.gait == Gait::Offline && !on_server {
         // Strides say themselves when the log is copied.
         site.db.set_pragma("wal_autocheckpoint", 0)?;
     }
@@ -118,7 +120,7 @@ fn purge_events(
         documents.note(&site.db, site.room, below)?;
     }
     progress.phase = Phase::Events;
-    let mut pace = Pace::new(site.gait, site.bounds);
+    let mut pace = Pace::new(site.gait, site.bounds).on_server(on_server);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
     let mut waited_from = Instant::now();
@@ -142,9 +144,18 @@ fn purge_events(
                 site.rest(pace.rest());
                 continue;
             }
+            Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
+                log::warn!(
+                    "room {}: {}; trying again",
+                    site.room,
+                    crate::error::Chain(&e)
+                );
+                site.rest(LOST_REST);
+                continue;
+            }
             Err(e)
                 if e.is_busy()
-                    && site.gait == Gait::Beside
+                    && (site.gait == Gait::Beside || on_server)
                     && waited_from.elapsed() < BUSY_PATIENCE =>
             {
                 log::info!(
@@ -183,6 +194,9 @@ fn purge_events(
     progress.seconds_left = None;
     Ok(())
 }
+
+/// How long a job waits before it looks again for a server that was lost.
+const LOST_REST: Duration = Duration::from_secs(1);
 
 /// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
 /// costs more than a look.
@@ -252,7 +266,7 @@ fn stride(
                 documents.remove(db, gait == Gait::Offline)?,
             );
         }
-        if overwrites && selected.doomed > 0 {
+        if overwrites && selected.doomed > 0 && db.engine() == Engine::Sqlite {
             overwrite::owe(ledger, gait, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
@@ -272,7 +286,7 @@ fn stride(
     let wal_bytes = wal
         .and_then(|w| fs::metadata(w).ok())
         .map_or(0, |m| m.len());
-    if site.gait == Gait::Offline {
+    if site.gait == Gait::Offline && site.db.engine() == Engine::Sqlite {
         // The log is empty again before the next stride; with readers about, it is when they have gone. Beside a
         // server each commit copies what it can: left to pile up, the log would never start anew.
         site.db.checkpoint()?;

@@ -14,12 +14,27 @@ pub const NEWEST_SCHEMA: i64 = 94;
 #[derive(Debug, Default)]
 pub struct Catalog {
     tables: HashMap<String, HashSet<String>>,
-    /// Tables that refer to `events` or `rooms` by a foreign key.
-    referring: Vec<String>,
+    /// Foreign keys on `events` and `rooms`.
+    references: Vec<Reference>,
     version: Option<i64>,
     compat: Option<i64>,
     newest_delta: Option<i64>,
     has_stalled_upgrade: bool,
+}
+
+/// A foreign key on `events` or `rooms`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// The table that has it.
+    pub table: String,
+    /// Its column.
+    pub column: String,
+    /// `events` or `rooms`.
+    pub to: String,
+    /// The column there.
+    pub to_column: String,
+    /// Whether what it refers to cannot be deleted before it: its rows do not go along.
+    pub stops_delete: bool,
 }
 
 const COLUMNS: &str = "
@@ -36,14 +51,19 @@ const COLUMNS_ON_POSTGRES: &str = "-- PostgreSQL
        AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND pg_table_is_visible(c.oid)";
 
 const REFERRING: &str = "
-    SELECT DISTINCT m.name
+    SELECT m.name, k.\"from\", k.\"table\",
+           coalesce(k.\"to\", CASE k.\"table\" WHEN 'rooms' THEN 'room_id' ELSE 'stream_ordering' END),
+           k.on_delete NOT IN ('CASCADE', 'SET NULL', 'SET DEFAULT')
       FROM sqlite_master m, pragma_foreign_key_list(m.name) k
      WHERE m.type = 'table' AND k.\"table\" IN ('events', 'rooms')";
 
 const REFERRING_ON_POSTGRES: &str = "-- PostgreSQL
-    SELECT DISTINCT c.relname
+    SELECT c.relname, a.attname, p.relname, b.attname, k.confdeltype IN ('a', 'r')
       FROM pg_constraint k
       JOIN pg_class c ON c.oid = k.conrelid
+      JOIN pg_class p ON p.oid = k.confrelid
+      JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = k.conkey[1]
+      JOIN pg_attribute b ON b.attrelid = k.confrelid AND b.attnum = k.confkey[1]
      WHERE k.contype = 'f' AND k.confrelid IN (to_regclass('events'), to_regclass('rooms'))";
 
 impl Catalog {
@@ -56,11 +76,19 @@ impl Catalog {
             columns.insert(row.get(1)?);
             Ok(())
         })?;
-        catalog.referring = db.rows(
+        catalog.references = db.rows(
             doing,
             db.text(REFERRING, REFERRING_ON_POSTGRES),
             &[],
-            |row| row.get(0),
+            |row| {
+                Ok(Reference {
+                    table: row.get(0)?,
+                    column: row.get(1)?,
+                    to: row.get(2)?,
+                    to_column: row.get(3)?,
+                    stops_delete: row.get(4)?,
+                })
+            },
         )?;
         let number = |table: &str, sql: &str| -> Result<Option<i64>, Error> {
             if !catalog.tables.contains_key(table) {
@@ -103,16 +131,17 @@ impl Catalog {
         self.tables.keys().map(String::as_str)
     }
 
-    /// Tables that refer to events or rooms and that we know nothing of (V-5): they may stop a delete.
+    /// Foreign keys on events and rooms of tables that we know nothing of (V-5): they may stop a delete.
+    pub fn unknown_references(&self) -> impl Iterator<Item = &Reference> {
+        let references = self.references.iter();
+        references.filter(|r| !KNOWN_REFERRING.contains(&r.table.as_str()))
+    }
+
+    /// The tables of these keys, in alphabetical order.
     pub fn unknown_referring(&self) -> Vec<&str> {
-        let mut unknown: Vec<&str> = self
-            .referring
-            .iter()
-            .map(String::as_str)
-            .filter(|t| !KNOWN_REFERRING.contains(t))
-            .collect();
-        unknown.sort_unstable();
-        unknown
+        let tables = self.unknown_references().map(|r| r.table.as_str());
+        let tables: std::collections::BTreeSet<&str> = tables.collect();
+        tables.into_iter().collect()
     }
 
     /// Refuses what we must not write to (V-1, V-2, V-9); warns of what is newer but compatible.

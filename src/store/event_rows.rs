@@ -66,13 +66,68 @@ const TABLES: &[(&str, Rows)] = &[
     ("event_push_actions_staging", Rows::Doomed),
 ];
 
+/// The same where a whole room goes (E-8, E-9, E-10): everything that belongs to an event before the event itself.
+const ROOM_TABLES: &[(&str, Rows)] = &[
+    ("event_auth", Rows::Doomed),
+    ("event_edges", Rows::Doomed),
+    ("event_json", Rows::Doomed),
+    ("event_push_actions_staging", Rows::Doomed),
+    ("event_relations", Rows::Doomed),
+    ("event_to_state_groups", Rows::Doomed),
+    ("event_auth_chains", Rows::Doomed),
+    ("event_auth_chain_to_calculate", Rows::Doomed),
+    ("redactions", Rows::Doomed),
+    ("rejections", Rows::Doomed),
+    ("state_events", Rows::Doomed),
+    ("event_expiry", Rows::Doomed),
+    ("event_labels", Rows::Doomed),
+    ("event_txn_id", Rows::Doomed),
+    ("event_txn_id_device_id", Rows::Doomed),
+    ("un_partial_stated_event_stream", Rows::Doomed),
+    ("thread_subscriptions", Rows::Doomed),
+    ("room_memberships", Rows::Doomed),
+    ("event_search", Rows::Doomed),
+    ("event_forward_extremities", Rows::Doomed),
+    ("event_push_actions", Rows::DoomedInRoom),
+    ("events", Rows::Events),
+];
+
+/// What is removed with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The room stays: a history purge.
+    History,
+    /// The room goes.
+    Room,
+}
+
+impl Scope {
+    fn tables(self) -> &'static [(&'static str, Rows)] {
+        match self {
+            Self::History => TABLES,
+            Self::Room => ROOM_TABLES,
+        }
+    }
+}
+
+/// Whether rows of the table go with their events when a room goes.
+pub(super) fn goes_with_room(table: &str) -> bool {
+    ROOM_TABLES.iter().any(|(known, _)| *known == table)
+}
+
 /// Tables that hold something for nearly every event: walked from the selection, without asking how large
 /// they are.
 const PER_EVENT: &[&str] = &["event_to_state_groups", "event_edges", "event_json"];
 
 /// Counts what [`remove`] would remove.
-pub fn count(db: &Db, room: &str, selected: i64, counts: &mut RowCounts) -> Result<(), Error> {
-    for found in present(db, room, selected)? {
+pub fn count(
+    db: &Db,
+    scope: Scope,
+    room: &str,
+    selected: i64,
+    counts: &mut RowCounts,
+) -> Result<(), Error> {
+    for found in present(db, scope, room, selected)? {
         let sql = format!("SELECT count(*) FROM {}", found.found_by());
         let rows = db.count("count the rows to purge", &sql, found.params(&[&room]))?;
         add(counts, found.table, rows);
@@ -84,13 +139,14 @@ pub fn count(db: &Db, room: &str, selected: i64, counts: &mut RowCounts) -> Resu
 /// error ends the work.
 pub fn remove(
     db: &Db,
+    scope: Scope,
     room: &str,
     selected: i64,
     removal: Removal,
     counts: &mut RowCounts,
     each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    for found in present(db, room, selected)? {
+    for found in present(db, scope, room, selected)? {
         each(found.table)?;
         let is_large = found.rows == Rows::Events
             || PER_EVENT.contains(&found.table)
@@ -239,9 +295,9 @@ impl Found {
 }
 
 /// The rules that have anything to do here, and from which side to walk each.
-fn present(db: &Db, room: &str, selected: i64) -> Result<Vec<Found>, Error> {
+fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
-    for &(table, rows) in TABLES {
+    for &(table, rows) in scope.tables() {
         // SQLite's full-text index has no key on event ids, and a way of its own.
         let is_index = table == "event_search" && db.catalog().has("event_search_content");
         if !db.catalog().has(table) || is_index {

@@ -4,7 +4,7 @@
 //! forth. A dry run counts with the same joins that a purge deletes with.
 
 use super::db::{Db, Engine, params};
-use super::event_rows::{self, Removal, RowCounts, add};
+use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::newest;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
@@ -425,12 +425,15 @@ pub fn shares(db: &Db) -> Result<Shares, Error> {
     })
 }
 
-/// Fills the temporary table with what `cut` takes.
-///
-/// # Errors
-/// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
-pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error> {
-    let doing = "select the events to purge";
+/// What an event takes in the file with everything that belongs to it: the file's use, by the number of events.
+pub fn bytes_of_one_event(db: &Db) -> Result<i64, Error> {
+    let shares = shares(db)?;
+    Ok(shares.used_bytes / shares.events.max(1))
+}
+
+/// Makes the temporary tables, or empties them.
+pub(super) fn begin_selection(db: &Db, extent: Extent) -> Result<(), Error> {
+    let doing = "select events";
     db.batch(
         doing,
         db.text(TEMPORARY_TABLES, TEMPORARY_TABLES_ON_POSTGRES),
@@ -438,10 +441,24 @@ pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error>
     let on_sqlite = db.engine() == Engine::Sqlite;
     // A schema that changes has every statement prepared anew: little to pay once, much to pay in every stride.
     match extent {
-        Extent::Stride if on_sqlite => db.batch(doing, INDEX_SELECTED)?,
-        Extent::Whole if on_sqlite => db.batch(doing, DROP_INDEX)?,
-        _ => {}
+        Extent::Stride if on_sqlite => db.batch(doing, INDEX_SELECTED),
+        Extent::Whole if on_sqlite => db.batch(doing, DROP_INDEX),
+        _ => Ok(()),
     }
+}
+
+/// The selection is full: it is found by event id from here on.
+pub(super) fn end_selection(db: &Db) -> Result<(), Error> {
+    db.batch("select events", db.text(INDEX_SELECTED, ANALYZE_SELECTED))
+}
+
+/// Fills the temporary table with what `cut` takes.
+///
+/// # Errors
+/// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
+pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error> {
+    let doing = "select the events to purge";
+    begin_selection(db, extent)?;
     db.execute(
         doing,
         SELECT_BELOW,
@@ -454,7 +471,7 @@ pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error>
             cut.keep_received_after.map(|after| after.0)
         ],
     )?;
-    db.batch(doing, db.text(INDEX_SELECTED, ANALYZE_SELECTED))?;
+    end_selection(db)?;
     let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
     // No table has more rows than its greatest rowid. PostgreSQL finds by itself from which side to walk.
     let redactions = match db.engine() {
@@ -495,12 +512,24 @@ pub fn selected_groups(db: &Db) -> Result<Vec<i64>, Error> {
     )
 }
 
+/// Bytes of the JSON of doomed events.
+const DOOMED_BYTES: &str = "
+    SELECT CAST(sum(octet_length(j.json) + octet_length(j.internal_metadata)) AS BIGINT)
+      FROM rk_selected s
+     CROSS JOIN event_json j
+     WHERE s.doomed AND j.event_id = s.event_id";
+
+/// Bytes of the JSON of the doomed events.
+pub fn doomed_bytes(db: &Db) -> Result<i64, Error> {
+    db.count("measure the events to purge", DOOMED_BYTES, &[])
+}
+
 /// Counts what [`remove`] would remove, table by table.
 pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Error> {
     let room = cut.room.as_str();
     let doing = "count the rows to purge";
     let mut counts = RowCounts::new();
-    event_rows::count(db, room, selected.events, &mut counts)?;
+    event_rows::count(db, Scope::History, room, selected.events, &mut counts)?;
     // This rule takes those of doomed events as well, which the table's own rule has counted.
     let all = db.count(doing, &counting(DROP_OUTLIER_EXTREMITIES), params![room])?;
     let doomed = counts
@@ -554,7 +583,15 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
-    event_rows::remove(db, room, selected.events, removal, &mut counts, each)?;
+    event_rows::remove(
+        db,
+        Scope::History,
+        room,
+        selected.events,
+        removal,
+        &mut counts,
+        each,
+    )?;
     // When the edges of doomed events have gone, hardly any edge to a selected event is left to be looked at.
     fill_extremities(db, cut, removal)?;
     let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;

@@ -3,6 +3,7 @@
 //! One SQL text serves both engines where it can; parameters are `$1 … $n` in order of first appearance.
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
 
+pub mod blocks;
 pub mod catalog;
 pub mod check;
 pub mod db;
@@ -15,10 +16,12 @@ pub mod homeserver;
 pub mod newest;
 pub mod pages;
 pub mod points;
+pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod readers;
 pub mod relations;
+pub mod room_rows;
 pub mod sample;
 pub mod schema;
 pub mod search;

@@ -190,6 +190,68 @@ CREATE TABLE partial_state_rooms (
 CREATE TABLE partial_state_events (
     room_id TEXT NOT NULL REFERENCES partial_state_rooms (room_id),
     event_id TEXT NOT NULL UNIQUE REFERENCES events (event_id));
+CREATE TABLE partial_state_rooms_servers (
+    room_id TEXT NOT NULL REFERENCES partial_state_rooms (room_id), server_name TEXT NOT NULL, UNIQUE (room_id, server_name));
+
+-- What else knows of rooms: a deletion takes its rows.
+CREATE TABLE room_alias_servers (room_alias TEXT NOT NULL, server TEXT NOT NULL);
+CREATE INDEX room_alias_servers_alias ON room_alias_servers (room_alias);
+CREATE INDEX room_aliases_id ON room_aliases (room_id);
+CREATE TABLE destination_rooms (
+    destination TEXT NOT NULL, room_id TEXT NOT NULL REFERENCES rooms (room_id), stream_ordering BIGINT NOT NULL,
+    PRIMARY KEY (destination, room_id));
+CREATE INDEX destination_rooms_room_id ON destination_rooms (room_id);
+CREATE TABLE event_failed_pull_attempts (
+    room_id TEXT NOT NULL REFERENCES rooms (room_id), event_id TEXT NOT NULL, num_attempts INTEGER NOT NULL,
+    last_attempt_ts BIGINT NOT NULL, last_cause TEXT NOT NULL, PRIMARY KEY (room_id, event_id));
+CREATE TABLE federation_inbound_events_staging (
+    origin TEXT NOT NULL, room_id TEXT NOT NULL, event_id TEXT NOT NULL, received_ts BIGINT NOT NULL,
+    event_json TEXT NOT NULL, internal_metadata TEXT NOT NULL);
+CREATE INDEX federation_inbound_events_staging_room ON federation_inbound_events_staging (room_id, received_ts);
+CREATE TABLE event_auth_chain_to_calculate (
+    event_id TEXT PRIMARY KEY, room_id TEXT NOT NULL, type TEXT NOT NULL, state_key TEXT NOT NULL);
+CREATE INDEX event_auth_chain_to_calculate_rm_id ON event_auth_chain_to_calculate (room_id);
+CREATE TABLE sliding_sync_joined_rooms_to_recalculate (room_id TEXT NOT NULL PRIMARY KEY REFERENCES rooms (room_id));
+CREATE TABLE receipts_graph (
+    room_id TEXT NOT NULL, receipt_type TEXT NOT NULL, user_id TEXT NOT NULL, event_ids TEXT NOT NULL, thread_id TEXT,
+    data TEXT NOT NULL, CONSTRAINT receipts_graph_uniqueness_thread UNIQUE (room_id, receipt_type, user_id, thread_id));
+CREATE TABLE room_stats_state (
+    room_id TEXT PRIMARY KEY, name TEXT, canonical_alias TEXT, join_rules TEXT, history_visibility TEXT, encryption TEXT,
+    avatar TEXT, guest_access TEXT, is_federatable BOOLEAN, topic TEXT, room_type TEXT);
+CREATE TABLE room_stats_current (
+    room_id TEXT PRIMARY KEY, current_state_events INT NOT NULL, joined_members INT NOT NULL, invited_members INT NOT NULL,
+    left_members INT NOT NULL, banned_members INT NOT NULL, local_users_in_room INT NOT NULL,
+    completed_delta_stream_id BIGINT NOT NULL, knocked_members INT);
+CREATE TABLE room_stats_earliest_token (room_id TEXT NOT NULL UNIQUE, token BIGINT NOT NULL);
+CREATE TABLE users_in_public_rooms (user_id TEXT NOT NULL, room_id TEXT NOT NULL, UNIQUE (user_id, room_id));
+CREATE INDEX users_in_public_rooms_r_idx ON users_in_public_rooms (room_id);
+CREATE TABLE users_who_share_private_rooms (
+    user_id TEXT NOT NULL, other_user_id TEXT NOT NULL, room_id TEXT NOT NULL, UNIQUE (user_id, other_user_id, room_id));
+CREATE INDEX users_who_share_private_rooms_r_idx ON users_who_share_private_rooms (room_id);
+CREATE TABLE appservice_room_list (
+    appservice_id TEXT NOT NULL, network_id TEXT NOT NULL, room_id TEXT NOT NULL, UNIQUE (appservice_id, network_id, room_id));
+CREATE TABLE e2e_room_keys (
+    user_id TEXT NOT NULL, room_id TEXT NOT NULL, session_id TEXT NOT NULL, version BIGINT NOT NULL,
+    first_message_index INT, forwarded_count INT, is_verified BOOLEAN, session_data TEXT NOT NULL,
+    UNIQUE (user_id, version, room_id, session_id));
+CREATE TABLE pusher_throttle (
+    pusher BIGINT NOT NULL, room_id TEXT NOT NULL, last_sent_ts BIGINT, throttle_ms BIGINT, PRIMARY KEY (pusher, room_id));
+CREATE TABLE room_account_data (
+    user_id TEXT NOT NULL, room_id TEXT NOT NULL, account_data_type TEXT NOT NULL, stream_id BIGINT NOT NULL,
+    content TEXT NOT NULL, instance_name TEXT, UNIQUE (user_id, room_id, account_data_type));
+CREATE TABLE room_tags (
+    user_id TEXT NOT NULL, room_id TEXT NOT NULL, tag TEXT NOT NULL, content TEXT NOT NULL, UNIQUE (user_id, room_id, tag));
+CREATE TABLE timeline_gaps (room_id TEXT NOT NULL, instance_name TEXT NOT NULL, stream_ordering BIGINT NOT NULL);
+CREATE UNIQUE INDEX timeline_gaps_room_id ON timeline_gaps (room_id, stream_ordering);
+CREATE TABLE room_ban_redactions (
+    room_id TEXT NOT NULL, user_id TEXT NOT NULL, redacting_event_id TEXT NOT NULL, redact_end_ordering BIGINT,
+    UNIQUE (room_id, user_id));
+CREATE TABLE un_partial_stated_room_stream (
+    stream_id BIGINT PRIMARY KEY NOT NULL, instance_name TEXT NOT NULL,
+    room_id TEXT NOT NULL REFERENCES rooms (room_id) ON DELETE CASCADE);
+CREATE TABLE room_reports (
+    id BIGINT PRIMARY KEY NOT NULL, received_ts BIGINT NOT NULL, room_id TEXT NOT NULL, user_id TEXT NOT NULL,
+    reason TEXT NOT NULL);
 
 -- The homeserver's own tasks.
 CREATE TABLE scheduled_tasks (

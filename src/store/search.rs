@@ -136,6 +136,86 @@ impl Documents {
     }
 }
 
+/// Binds `$1` docid after which to look, `$2` room. Walks the content table once.
+const NOTE_ROOM: &str = "
+    INSERT INTO rk_search (stream_ordering, docid)
+    SELECT 0, c.docid FROM event_search_content c WHERE c.docid > $1 AND c.c1room_id = $2";
+
+/// The last of the next `$1` documents that are noted.
+const LAST_OF_NEXT: &str = "
+    SELECT max(docid) FROM (SELECT docid FROM rk_search ORDER BY stream_ordering, docid LIMIT $1) AS next";
+
+/// Of those noted up to `$1`, the ones that are still the room's, `$2`.
+const NOTED: &str = "
+    SELECT m.docid FROM rk_search m CROSS JOIN event_search_content c
+     WHERE m.docid <= $1 AND c.docid = m.docid AND c.c1room_id = $2";
+
+/// Notes every document of a room that is to go, whether or not its event is held; outside a write transaction.
+pub fn note_room(db: &Db, room: &RoomId) -> Result<(), Error> {
+    let doing = "read the full-text index";
+    if is_present(db) {
+        db.batch("make the temporary tables", TEMPORARY_TABLE)?;
+        db.execute(doing, NOTE_ROOM, params![i64::MIN, room.as_str()])?;
+        let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+        db.execute(doing, SET_SEEN, params![newest])?;
+    }
+    Ok(())
+}
+
+/// Removes the next `most` documents of a room that was noted, those that came since the look among them; answers how
+/// many went, and whether there are more. Inside a transaction. With `may_rebuild` the index may be rebuilt from what
+/// remains, where that is cheaper: one long statement.
+pub fn remove_room(
+    db: &Db,
+    room: &RoomId,
+    most: i64,
+    may_rebuild: bool,
+) -> Result<(i64, bool), Error> {
+    let doing = "delete the room's full-text documents";
+    if !is_present(db) {
+        return Ok((0, false));
+    }
+    let seen = db.count(doing, SEEN, &[])?;
+    db.execute(doing, NOTE_ROOM, params![seen, room.as_str()])?;
+    let noted = db.count(doing, "SELECT count(*) FROM rk_search", &[])?;
+    if noted == 0 {
+        return Ok((0, false));
+    }
+    let last = db.count(doing, LAST_OF_NEXT, params![most])?;
+    let left = db.count(doing, "SELECT count(*) FROM event_search_docsize", &[])? - noted;
+    let rebuild = may_rebuild && noted <= most && (left as f64) < noted as f64 * REBUILD_BELOW;
+    let table = if rebuild {
+        "event_search_content"
+    } else {
+        "event_search"
+    };
+    let delete = format!("DELETE FROM {table} WHERE docid IN ({NOTED})");
+    let removed = db.execute(doing, &delete, params![last, room.as_str()])?;
+    if rebuild {
+        let rebuild = "INSERT INTO event_search(event_search) VALUES ('rebuild')";
+        db.execute("rebuild the full-text index", rebuild, &[])?;
+    }
+    db.execute(
+        doing,
+        "DELETE FROM rk_search WHERE docid <= $1",
+        params![last],
+    )?;
+    // Numbers above the newest remaining document will be used again.
+    let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+    db.execute(doing, SET_SEEN, params![newest])?;
+    Ok((removed, noted > most))
+}
+
+/// How many documents the room has.
+pub fn count_of_room(db: &Db, room: &RoomId) -> Result<i64, Error> {
+    let doing = "count the room's full-text documents";
+    if !is_present(db) {
+        return Ok(0);
+    }
+    let sql = "SELECT count(*) FROM event_search_content WHERE c1room_id = $1";
+    db.count(doing, sql, params![room.as_str()])
+}
+
 /// Removes the documents of the doomed events by putting aside what stays, and rebuilds the index from it.
 pub fn refill(db: &Db) -> Result<i64, Error> {
     let stays =

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::db::{Db, params};
+use super::event_rows::{RowCounts, add};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::time::Millis;
@@ -464,6 +465,84 @@ pub fn mark(db: &Db, groups: &[i64], now: Millis) -> Result<(), Error> {
             MARK,
             params![group, now.0],
         )?;
+    }
+    Ok(())
+}
+
+/// The room's groups, newest first, which is children before parents (P-33). Walks `state_groups_room_id_idx`.
+pub fn of_room(db: &Db, room: &RoomId) -> Result<Vec<i64>, Error> {
+    const GROUPS: &str = "SELECT id FROM state_groups WHERE room_id = $1 ORDER BY id DESC";
+    let doing = "read the room's state groups";
+    db.rows(doing, GROUPS, params![room.as_str()], |r| r.get(0))
+}
+
+/// Counts the rows of the room's groups, and the orphans that [`forget_orphans`] would forget.
+pub fn count_of_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    const GROUPS: &str = "SELECT count(*) FROM state_groups WHERE room_id = $1";
+    const ENTRIES: &str = "
+        SELECT count(*) FROM state_groups g CROSS JOIN state_groups_state s
+         WHERE g.room_id = $1 AND s.state_group = g.id";
+    const EDGES: &str = "
+        SELECT count(*) FROM state_group_edges
+         WHERE state_group IN (SELECT id FROM state_groups WHERE room_id = $1)
+            OR prev_state_group IN (SELECT id FROM state_groups WHERE room_id = $1)";
+    const PENDING: &str = "
+        SELECT count(*) FROM state_groups_pending_deletion
+         WHERE state_group IN (SELECT id FROM state_groups WHERE room_id = $1)";
+    let doing = "count the room's state groups";
+    for (table, sql) in [
+        ("state_groups", GROUPS),
+        ("state_groups_state", ENTRIES),
+        ("state_group_edges", EDGES),
+        ("state_groups_pending_deletion", PENDING),
+    ] {
+        if db.catalog().has(table) {
+            add(counts, table, db.count(doing, sql, params![room.as_str()])?);
+        }
+    }
+    if db.catalog().has("state_groups_persisting") {
+        let count = OF_ROOM_PERSISTING.replacen("DELETE", "SELECT count(*)", 1);
+        let rows = db.count(doing, &count, params![room.as_str()])?;
+        add(counts, "state_groups_persisting", rows);
+    }
+    if db.catalog().has("state_groups_pending_deletion") {
+        let count = FORGET_ORPHANS.replacen("DELETE", "SELECT count(*)", 1);
+        let orphans = db.count(doing, &count, &[])?;
+        add(counts, "state_groups_pending_deletion", orphans);
+    }
+    Ok(())
+}
+
+const OF_ROOM_PERSISTING: &str = "
+    DELETE FROM state_groups_persisting
+     WHERE state_group IN (SELECT id FROM state_groups WHERE room_id = $1)";
+
+/// Forgets that events of the room are being stored: nothing is any more, or it was in a homeserver that died, and the
+/// groups' numbers may be used again.
+pub fn forget_persisting(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    if db.catalog().has("state_groups_persisting") {
+        let doing = "forget state groups in use";
+        let rows = db.execute(doing, OF_ROOM_PERSISTING, params![room.as_str()])?;
+        add(counts, "state_groups_persisting", rows);
+    }
+    Ok(())
+}
+
+/// P-46: rows that wait for the deletion of a group which is gone. Nothing else ever removes them.
+const FORGET_ORPHANS: &str = "
+    DELETE FROM state_groups_pending_deletion
+     WHERE NOT EXISTS (
+           SELECT 1 FROM state_groups g WHERE g.id = state_groups_pending_deletion.state_group)";
+
+/// Forgets them, whatever room they were of.
+pub fn forget_orphans(db: &Db, counts: &mut RowCounts) -> Result<(), Error> {
+    if db.catalog().has("state_groups_pending_deletion") {
+        let doing = "forget state groups that are gone";
+        add(
+            counts,
+            "state_groups_pending_deletion",
+            db.execute(doing, FORGET_ORPHANS, &[])?,
+        );
     }
     Ok(())
 }

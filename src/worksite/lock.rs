@@ -29,10 +29,10 @@ pub(crate) fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Res
     ))
 }
 
-/// Waits for the room's lock row, where the homeserver has such rows (W-6).
+/// Waits for the room's lock rows of these names, where the homeserver has such rows (W-6).
 pub(crate) fn acquire_row_lock(
     site: &mut Worksite<'_>,
-    name: &'static str,
+    names: &'static [&'static str],
 ) -> Result<Option<RowLock>, Error> {
     if !homeserver::has_locks(&site.db) {
         return Ok(None);
@@ -43,7 +43,7 @@ pub(crate) fn acquire_row_lock(
         let now = site.clock.now();
         let lock = {
             let _writer = site.writer.lock();
-            RowLock::try_acquire(&mut site.db, name, site.room, now)?
+            RowLock::try_acquire(&mut site.db, names, site.room, now)?
         };
         if lock.is_some() {
             return Ok(lock);

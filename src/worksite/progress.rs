@@ -14,6 +14,8 @@ pub enum Phase {
     Queued,
     /// Counting what there is to do.
     Counting,
+    /// Moving the people out of a room that is deleted.
+    ShuttingDown,
     /// Removing events.
     Events,
     /// Removing state groups that nothing refers to any more.

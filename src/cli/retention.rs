@@ -1,0 +1,167 @@
+//! `roomkeeper retention`: what the policies would do now.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::output;
+use crate::config::Config;
+use crate::error::Error;
+use crate::keeper::Viewer;
+use crate::policy::{Clamp, LifetimeRange, Source};
+use crate::retention::{Due, Plan};
+use crate::store::space::human;
+use crate::time::parse_duration;
+
+#[derive(Subcommand)]
+pub(super) enum Retention {
+    /// What the retention jobs would do now, room by room; reads, and takes no lock.
+    Plan {
+        #[command(flatten)]
+        which: Which,
+        /// Count every purge row by row: state groups and bytes too. Slow.
+        #[arg(long)]
+        exact: bool,
+    },
+}
+
+/// Which rooms.
+#[derive(Args)]
+pub(super) struct Which {
+    /// Only this one of the configuration's `purge_jobs`, counted from 1.
+    #[arg(long, value_name = "N", conflicts_with_all = ["shortest", "longest"])]
+    job: Option<usize>,
+    /// Instead of the jobs, the rooms whose lifetime is above this: 1d, 12h, …
+    #[arg(long, value_name = "DURATION")]
+    shortest: Option<String>,
+    /// Instead of the jobs, the rooms whose lifetime is this at most.
+    #[arg(long, value_name = "DURATION")]
+    longest: Option<String>,
+}
+
+impl Which {
+    /// The ranges that are meant: one on demand, one job's, or every job's.
+    pub(super) fn ranges(&self, config: &Config) -> Result<Vec<LifetimeRange>, Error> {
+        let length = |text: &Option<String>| match text {
+            Some(text) => parse_duration(text).map(Some).map_err(Error::Config),
+            None => Ok(None),
+        };
+        let jobs = &config.retention.purge_jobs;
+        if self.shortest.is_some() || self.longest.is_some() {
+            return Ok(vec![LifetimeRange {
+                shortest: length(&self.shortest)?,
+                longest: length(&self.longest)?,
+            }]);
+        }
+        let Some(number) = self.job else {
+            return Ok(jobs.iter().map(|job| job.range).collect());
+        };
+        match number.checked_sub(1).and_then(|at| jobs.get(at)) {
+            Some(job) => Ok(vec![job.range]),
+            None => Err(Error::Config(format!(
+                "there is no job {number}: the configuration has {} (retention.purge_jobs)",
+                jobs.len()
+            ))),
+        }
+    }
+}
+
+/// Plans.
+pub(super) fn retention(
+    config: Config,
+    wanted: &Retention,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    match wanted {
+        Retention::Plan { which, exact } => {
+            let ranges = which.ranges(&config)?;
+            let viewer = Viewer::open(config)?;
+            let mut plans = Vec::new();
+            for range in ranges {
+                let plan = viewer.plan_retention(range, *exact)?;
+                if !as_json {
+                    show(&plan);
+                }
+                plans.push(plan);
+            }
+            if as_json {
+                output::json(&serde_json::json!({ "plans": plans }));
+            } else {
+                output::say("Nothing was changed.");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A plan for people.
+fn show(plan: &Plan) {
+    output::say(&format!("Rooms with {}:", plan.range));
+    for due in &plan.rooms {
+        output::say(&format!("  {}", line(due)));
+    }
+    let mut reason = None;
+    for room in &plan.left_alone {
+        if reason != Some(room.reason) {
+            reason = Some(room.reason);
+            output::say(&format!("Left alone, because {}:", room.reason.in_words()));
+        }
+        output::say(&format!("  {}", room.room_id));
+    }
+    output::say(&format!(
+        "{} events of {} rooms would go, some {}; {} rooms are left alone.",
+        plan.events,
+        plan.rooms.len(),
+        human(u64::try_from(plan.estimated_bytes).unwrap_or(0)),
+        plan.left_alone.len()
+    ));
+}
+
+fn line(due: &Due) -> String {
+    let mut line = format!(
+        "{}  {} ({}{})  before {} ({})  {} events, some {}",
+        due.room_id,
+        due.lifetime.lifetime.in_words(),
+        match due.lifetime.source {
+            Source::Room => "the room's",
+            Source::Default => "the default",
+        },
+        match due.lifetime.clamp {
+            None => "",
+            Some(Clamp::AllowedLifetimeMin) => ", raised to allowed_lifetime_min",
+            Some(Clamp::AllowedLifetimeMax) => ", lowered to allowed_lifetime_max",
+        },
+        due.cut_off_ms.as_date(),
+        due.point,
+        due.events,
+        human(u64::try_from(due.estimated_bytes).unwrap_or(0)),
+    );
+    let stays = &due.stays;
+    let expired = [
+        (stays.state, "state"),
+        (stays.anchor, "the last expired one"),
+        (stays.at_or_above_the_cut, "at or above the cut's depth"),
+        (stays.redactions, "redactions of what stays"),
+        (
+            stays.younger_than_allowed_lifetime_min,
+            "younger than allowed_lifetime_min",
+        ),
+    ];
+    let told: Vec<String> = expired
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    if !told.is_empty() {
+        line.push_str(&format!("; stay: {}", told.join(", ")));
+    }
+    if let Some(exact) = &due.exact {
+        line.push_str(&format!(
+            "; exactly {} events with {} of JSON, and {} state groups",
+            exact.events,
+            human(u64::try_from(exact.content_bytes).unwrap_or(0)),
+            exact.state_groups
+        ));
+    }
+    line
+}

@@ -1,0 +1,270 @@
+//! Deleting rooms, blocking them, and what is known of both.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Keeper, Shared, Viewer, Work};
+use crate::config::Homeserver;
+use crate::deletion::{self, Extent, Plan, Request, SHUTDOWN_ROOM, Shutdown};
+use crate::error::Error;
+use crate::ids::{JobId, RoomId, UserId};
+use crate::jobs::ledger::{Record, State};
+use crate::jobs::register::Ticket;
+use crate::store::blocks;
+use crate::store::db::{Access, Db};
+use crate::store::homeserver::{self, Watch};
+use crate::worksite::{Phase, Progress};
+
+/// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
+const SHUTDOWN_AND_PURGE_ROOM: &str = "shutdown_and_purge_room";
+
+/// The kind of a deletion that is waited for (H-42); no status tells of it.
+const DELETE_ROOM: &str = "delete_room";
+
+/// The kind of a deletion of rows alone, waited for as well.
+const PURGE_ROOM: &str = "purge_room";
+
+/// A deletion, as a job.
+pub(super) struct Deletion {
+    request: Request,
+    extent: Extent,
+}
+
+impl Deletion {
+    pub(super) fn of_record(record: Record) -> Option<Self> {
+        let extent = match record.kind.as_str() {
+            SHUTDOWN_AND_PURGE_ROOM | DELETE_ROOM => Extent::Whole,
+            PURGE_ROOM => Extent::Rows,
+            _ => return None,
+        };
+        let request = serde_json::from_value(record.params).ok()?;
+        Some(Self { request, extent })
+    }
+}
+
+/// The status of a room's deletion, as Synapse's clients know it (S-5, S-18).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteStatus {
+    /// Its id.
+    pub delete_id: JobId,
+    /// The room.
+    pub room_id: RoomId,
+    /// `purging`, `shutting_down`, `complete` or `failed`.
+    pub status: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What its shutdown did, or has done so far.
+    pub shutdown_room: Shutdown,
+}
+
+impl DeleteStatus {
+    fn of(record: Record) -> Self {
+        let progress: Progress =
+            serde_json::from_value(record.progress.clone()).unwrap_or_default();
+        let status = match record.state {
+            State::Running if progress.phase == Phase::ShuttingDown => "shutting_down",
+            State::Queued | State::Running => "purging",
+            State::Complete => "complete",
+            State::Failed => "failed",
+        };
+        Self {
+            delete_id: record.id.clone(),
+            room_id: RoomId::new(record.subject.clone()),
+            status: status.to_owned(),
+            error: record.error.clone().filter(|text| !text.is_empty()),
+            shutdown_room: shutdown_of(&record),
+        }
+    }
+}
+
+/// What a job's shutdown did so far, by its progress.
+fn shutdown_of(record: &Record) -> Shutdown {
+    let told = record.progress.get(SHUTDOWN_ROOM).cloned();
+    told.and_then(|value| serde_json::from_value(value).ok())
+        .unwrap_or_default()
+}
+
+impl Keeper {
+    /// Starts the deletion of a room and returns at once; the work is a job (H-41).
+    ///
+    /// # Errors
+    /// An illegal room id; [`Error::RoomBusy`] while another job has the room (L-2, L-8); a `new_room_user_id` of another
+    /// server; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
+    pub fn shutdown_and_purge_room(&self, room: &RoomId, request: Request) -> Result<JobId, Error> {
+        refuse_illegal(room)?;
+        let shared = &self.shared;
+        let now = shared.config.clock.now();
+        let is_busy = shared.register.is_busy(room)
+            || shared.with_reader(|db| homeserver::has_own_task(db, room, now))?;
+        if is_busy {
+            return Err(Error::RoomBusy { room: room.clone() });
+        }
+        self.refuse_foreign(&request)?;
+        let deletion = self.deletion(request, Extent::Whole);
+        let params = params_of(&deletion)?;
+        let ticket = shared
+            .register
+            .admit(SHUTDOWN_AND_PURGE_ROOM, room, params)?;
+        let id = ticket.id().clone();
+        log::info!("room {room}: deletion {id} is queued");
+        self.submit(ticket, Work::DeleteRoom(deletion))?;
+        Ok(id)
+    }
+
+    /// Deletes a room and waits for it (H-42). Where another job has the room, that is waited for first (L-4). No status
+    /// tells of it; after a crash it is taken up again like every job.
+    ///
+    /// # Errors
+    /// As [`Keeper::shutdown_and_purge_room`], but for [`Error::RoomBusy`]; [`Error::UsersStillJoined`] when people were
+    /// left in the room, and none of its rows went; [`Error::JobFailed`].
+    pub fn delete_room(&self, room: &RoomId, request: Request) -> Result<Shutdown, Error> {
+        refuse_illegal(room)?;
+        self.refuse_foreign(&request)?;
+        let ended = self.do_and_wait(DELETE_ROOM, room, self.deletion(request, Extent::Whole))?;
+        Ok(shutdown_of(&ended))
+    }
+
+    /// Deletes the rows of a room and waits for it, without moving anybody out. Unknown rooms are no error (E-5).
+    ///
+    /// # Errors
+    /// [`Error::UsersStillJoined`] while local users are joined, unless it is forced; as [`Keeper::delete_room`].
+    pub fn purge_room(&self, room: &RoomId, force: bool) -> Result<Record, Error> {
+        let request = Request {
+            force_purge: force,
+            ..Request::default()
+        };
+        self.do_and_wait(PURGE_ROOM, room, self.deletion(request, Extent::Rows))
+    }
+
+    fn do_and_wait(&self, kind: &str, room: &RoomId, deletion: Deletion) -> Result<Record, Error> {
+        let params = params_of(&deletion)?;
+        let register = &self.shared.register;
+        let ticket = register.admit_when_free(kind, room, &params, || self.is_stopping())?;
+        let id = ticket.id().clone();
+        self.submit(ticket, Work::DeleteRoom(deletion))?;
+        match self.wait(&id) {
+            Err(Error::JobFailed(text)) if text == Error::UsersStillJoined.status_text() => {
+                Err(Error::UsersStillJoined)
+            }
+            ended => ended,
+        }
+    }
+
+    /// The status of a deletion; `None` when there is no such one, or 24 hours after its end (S-10).
+    pub fn delete_status(&self, id: &str) -> Result<Option<DeleteStatus>, Error> {
+        let (register, now) = (&self.shared.register, self.shared.config.clock.now());
+        let found = register
+            .ledger()
+            .look_up(&JobId::from(id), SHUTDOWN_AND_PURGE_ROOM, now)?;
+        match found {
+            // With the progress of this moment.
+            Some(record) => Ok(register.get(&record.id)?.map(DeleteStatus::of)),
+            None => Ok(None),
+        }
+    }
+
+    /// The ids of a room's deletions that run or ended less than 24 hours ago, oldest first (S-11, S-12).
+    pub fn delete_ids_by_room(&self, room: &RoomId) -> Result<Vec<JobId>, Error> {
+        let now = self.shared.config.clock.now();
+        let ledger = self.shared.register.ledger();
+        let records = ledger.of_subject(room.as_str(), SHUTDOWN_AND_PURGE_ROOM, now)?;
+        Ok(records.into_iter().map(|record| record.id).collect())
+    }
+
+    /// What such a deletion would do: who would be moved, which rows would go. Reads only.
+    pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
+        Viewer::open(self.shared.config.clone())?.plan_deletion(room, request)
+    }
+
+    /// Who blocked the room, if it is blocked. Unknown rooms are not (H-50).
+    pub fn blocker(&self, room: &RoomId) -> Result<Option<UserId>, Error> {
+        refuse_illegal(room)?;
+        self.shared.with_reader(|db| blocks::blocker(db, room))
+    }
+
+    /// Lets nobody join the room any more, known or not. Who blocked it first stays on record (H-51).
+    pub fn block(&self, room: &RoomId, blocker: &UserId) -> Result<(), Error> {
+        refuse_illegal(room)?;
+        self.shared
+            .write_once("block the room", |db| blocks::add(db, room, blocker))
+    }
+
+    /// Lets people join the room again.
+    pub fn unblock(&self, room: &RoomId) -> Result<(), Error> {
+        refuse_illegal(room)?;
+        self.shared
+            .write_once("unblock the room", |db| blocks::remove(db, room))
+    }
+
+    fn deletion(&self, mut request: Request, extent: Extent) -> Deletion {
+        let operator = &self.shared.config.admin_user;
+        request.requester.get_or_insert_with(|| operator.clone());
+        Deletion { request, extent }
+    }
+
+    /// D-6.
+    fn refuse_foreign(&self, request: &Request) -> Result<(), Error> {
+        match &request.new_room_user_id {
+            Some(user) if !user.is_local(&self.shared.config.server_name) => Err(Error::bad(
+                "M_UNKNOWN",
+                format!("User must be our own: {user}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn params_of(deletion: &Deletion) -> Result<serde_json::Value, Error> {
+    serde_json::to_value(&deletion.request).map_err(|e| Error::Bug(e.to_string()))
+}
+
+/// D-2, H-6.
+fn refuse_illegal(room: &RoomId) -> Result<(), Error> {
+    if room.is_legal() {
+        Ok(())
+    } else {
+        let text = format!("{room} is not a legal room ID");
+        Err(Error::bad("M_UNKNOWN", text))
+    }
+}
+
+impl Shared {
+    pub(super) fn delete_room(
+        &self,
+        ticket: &Ticket,
+        deletion: &Deletion,
+        is_stopping: &(dyn Fn() -> bool + Sync),
+    ) -> Result<String, Error> {
+        let mut site = self.worksite(ticket, is_stopping)?;
+        let progress = deletion::run(&mut site, &deletion.request, deletion.extent)?;
+        let rows: i64 = progress.rows_removed.values().sum();
+        Ok(format!("{rows} rows deleted"))
+    }
+
+    /// One small change that is no job. Refused while a homeserver runs that should not (W-22).
+    fn write_once<T>(
+        &self,
+        doing: &'static str,
+        work: impl FnMut(&Db) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut db = Db::open(&self.config.database, &super::options(Access::Write))?;
+        if self.config.homeserver == Homeserver::Refuse {
+            let mut watch = Watch::new(self.config.whereabouts.clone(), &self.config.database);
+            if let Some(sign) = watch.sign_of_life(&db, self.config.clock.now())? {
+                return Err(Error::Unsafe(format!(
+                    "a homeserver seems to have been started: {sign}. Stop it first; nothing was changed"
+                )));
+            }
+        }
+        let _writer = self.writer.lock();
+        db.write(doing, work)
+    }
+}
+
+impl Viewer {
+    /// As [`Keeper::plan_deletion`].
+    pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
+        refuse_illegal(room)?;
+        deletion::plan(&self.db, room, request, &self.config.server_name)
+    }
+}

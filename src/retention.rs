@@ -1,0 +1,6 @@
+//! Retention (behaviour.md section 3): which rooms are due, and up to where. It decides and touches nothing; what it
+//! decides is done by purges like any other.
+
+mod plan;
+
+pub use plan::{Due, Exact, LeftAlone, Plan, Reason, Stays, plan};

@@ -1,0 +1,291 @@
+//! What a retention job would do now: every room, with its policy, its cut-off and what would go, or why it is left
+//! alone. It reads only, on one snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::point::Point;
+use crate::policy::{Lifetime, LifetimeRange, Policy, Retention, Verdict};
+use crate::store::db::Db;
+use crate::store::event_rows::RowCounts;
+use crate::store::history;
+use crate::store::policies::{self, CutOff, RoomCut};
+use crate::time::Millis;
+
+/// What a retention job would do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The lifetimes it takes.
+    #[serde(flatten)]
+    pub range: LifetimeRange,
+    /// The time by which it judges.
+    pub now_ms: Millis,
+    /// What was received live after this stays, one event at a time: `allowed_lifetime_min` ago.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_received_after: Option<Millis>,
+    /// Rooms that would be purged, those with a policy of their own first.
+    pub rooms: Vec<Due>,
+    /// Rooms that would not be, and why.
+    pub left_alone: Vec<LeftAlone>,
+    /// Events that would go, in all rooms.
+    pub events: i64,
+    /// The bytes they take in the database, as far as can be told from its average event.
+    pub estimated_bytes: i64,
+}
+
+/// A room that would be purged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Due {
+    /// The room.
+    pub room_id: RoomId,
+    /// Its policy, if it has one.
+    pub policy: Option<Policy>,
+    /// How long its messages stay, whose word that is, and which limit changed it.
+    #[serde(flatten)]
+    pub lifetime: Lifetime,
+    /// What was received before this has expired.
+    pub cut_off_ms: Millis,
+    /// The point up to which its history goes; what lies there stays.
+    #[serde(rename = "token", with = "token")]
+    pub point: Point,
+    /// Events that would go.
+    pub events: i64,
+    /// The bytes they take, as in [`Plan::estimated_bytes`].
+    pub estimated_bytes: i64,
+    /// What stays although one might expect it to go.
+    pub stays: Stays,
+    /// What was counted row by row, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exact: Option<Exact>,
+}
+
+/// Events that stay behind, by reason: what the promise of a policy does not cover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stays {
+    /// State events below the cut: they leave the timeline and stay in the database (P-5).
+    pub state: i64,
+    /// 1 if the event at the cut has expired itself: a room's last expired event stays.
+    pub anchor: i64,
+    /// Expired events at the cut's depth or above it, the anchor apart.
+    pub at_or_above_the_cut: i64,
+    /// Redactions whose target stays, which would read as before without them (P-21).
+    pub redactions: i64,
+    /// Messages below the cut that are younger than `allowed_lifetime_min`.
+    pub younger_than_allowed_lifetime_min: i64,
+}
+
+/// What the purge of a room would remove, counted row by row.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Exact {
+    /// Events that would be deleted.
+    pub events: i64,
+    /// Bytes of these events' JSON.
+    pub content_bytes: i64,
+    /// State groups that would go.
+    pub state_groups: i64,
+    /// Rows that would be removed, by table.
+    pub rows_removed: RowCounts,
+}
+
+/// A room that would not be purged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeftAlone {
+    /// The room.
+    pub room_id: RoomId,
+    /// Its policy, if it has one.
+    pub policy: Option<Policy>,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a room is left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Neither the room nor the server sets a `max_lifetime`.
+    NoMaxLifetime,
+    /// Its lifetime is not one that this job takes.
+    OutOfRange,
+    /// Nothing in it is old enough.
+    NothingThatOld,
+    /// Everything below the cut stays.
+    NothingToPurge,
+    /// The cut lies above all of the room's newest events, so that none would stay (P-2).
+    WouldEmptyRoom,
+    /// A job of ours has the room (L-3).
+    Busy,
+    /// The homeserver itself is purging or deleting it (L-8).
+    BusyInHomeserver,
+}
+
+impl Reason {
+    /// As a sentence for people.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::NoMaxLifetime => "neither the room nor the server sets a max_lifetime",
+            Self::OutOfRange => "its max_lifetime is out of this job's range",
+            Self::NothingThatOld => "nothing in it is that old",
+            Self::NothingToPurge => "nothing below the cut would go",
+            Self::WouldEmptyRoom => "no event of it would stay",
+            Self::Busy => "another job has it",
+            Self::BusyInHomeserver => "the homeserver itself is purging or deleting it",
+        }
+    }
+}
+
+mod token {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::point::Point;
+
+    pub fn serialize<S: Serializer>(point: &Point, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(point)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Point, D::Error> {
+        Point::parse(&String::deserialize(from)?).map_err(D::Error::custom)
+    }
+}
+
+/// Plans a job of `range` at `now`. `is_busy` knows the rooms that a job of ours has.
+///
+/// The connection must be one that can write temporary tables.
+pub fn plan(
+    db: &Db,
+    retention: &Retention,
+    range: LifetimeRange,
+    now: Millis,
+    is_busy: &dyn Fn(&RoomId) -> bool,
+) -> Result<Plan, Error> {
+    let keep_received_after = retention.promised().map(|least| now - least);
+    db.read("plan the retention of rooms", |db| {
+        let rooms = policies::of_all_rooms(db)?;
+        let own: BTreeSet<RoomId> = policies::rooms_with_own_tasks(db, now)?
+            .into_iter()
+            .collect();
+        let mut plan = Plan {
+            range,
+            now_ms: now,
+            keep_received_after,
+            rooms: Vec::new(),
+            left_alone: Vec::new(),
+            events: 0,
+            estimated_bytes: 0,
+        };
+        let mut wanted: BTreeMap<RoomId, (Option<Policy>, Lifetime)> = BTreeMap::new();
+        for found in rooms {
+            let (room_id, policy) = (found.room, found.policy);
+            if let Some(lifetime) = policy.and_then(|policy| policy.max_lifetime)
+                && lifetime <= Millis(0)
+            {
+                log::info!(
+                    "room {room_id}: its max_lifetime is {}, which counts as not set",
+                    lifetime.0
+                );
+            }
+            let reason = match retention.judge(&range, policy.as_ref()) {
+                Verdict::NoLifetime => Reason::NoMaxLifetime,
+                Verdict::OutOfRange(_) => Reason::OutOfRange,
+                Verdict::Due(_) if is_busy(&room_id) => Reason::Busy,
+                Verdict::Due(_) if own.contains(&room_id) => Reason::BusyInHomeserver,
+                Verdict::Due(lifetime) => {
+                    wanted.insert(room_id, (policy, lifetime));
+                    continue;
+                }
+            };
+            plan.left_alone.push(LeftAlone {
+                room_id,
+                policy,
+                reason,
+            });
+        }
+        let cuts = policies::cuts(db, &cut_offs(&wanted, now), keep_received_after)?;
+        let bytes_of_one = history::bytes_of_one_event(db)?;
+        for cut in cuts {
+            let Some((policy, lifetime)) = wanted.remove(&cut.room) else {
+                continue;
+            };
+            plan.judge(cut, policy, lifetime, bytes_of_one);
+        }
+        for (room_id, (policy, _)) in wanted {
+            plan.left_alone.push(LeftAlone {
+                room_id,
+                policy,
+                reason: Reason::NothingThatOld,
+            });
+        }
+        plan.rooms.sort_by(|a, b| {
+            (a.policy.is_none(), &a.room_id).cmp(&(b.policy.is_none(), &b.room_id))
+        });
+        plan.left_alone
+            .sort_by(|a, b| (a.reason, &a.room_id).cmp(&(b.reason, &b.room_id)));
+        Ok(plan)
+    })
+}
+
+/// Rooms of the same lifetime are cut at the same time.
+fn cut_offs(wanted: &BTreeMap<RoomId, (Option<Policy>, Lifetime)>, now: Millis) -> Vec<CutOff> {
+    let mut rooms: BTreeMap<Millis, Vec<RoomId>> = BTreeMap::new();
+    for (room, (_, lifetime)) in wanted {
+        rooms
+            .entry(now - lifetime.lifetime)
+            .or_default()
+            .push(room.clone());
+    }
+    rooms
+        .into_iter()
+        .map(|(ts, rooms)| CutOff { ts, rooms })
+        .collect()
+}
+
+impl Plan {
+    fn judge(
+        &mut self,
+        cut: RoomCut,
+        policy: Option<Policy>,
+        lifetime: Lifetime,
+        bytes_of_one: i64,
+    ) {
+        let events = (cut.below - cut.state - cut.redactions - cut.young).max(0);
+        let is_above_all = cut
+            .deepest_extremity
+            .is_some_and(|depth| depth < cut.anchor.topological);
+        let reason = match events {
+            _ if is_above_all => Some(Reason::WouldEmptyRoom),
+            0 if cut.state_in_timeline == 0 => Some(Reason::NothingToPurge),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            self.left_alone.push(LeftAlone {
+                room_id: cut.room,
+                policy,
+                reason,
+            });
+            return;
+        }
+        let estimated_bytes = events.saturating_mul(bytes_of_one);
+        self.events += events;
+        self.estimated_bytes = self.estimated_bytes.saturating_add(estimated_bytes);
+        self.rooms.push(Due {
+            room_id: cut.room,
+            policy,
+            lifetime,
+            cut_off_ms: self.now_ms - lifetime.lifetime,
+            point: cut.anchor,
+            events,
+            estimated_bytes,
+            stays: Stays {
+                state: cut.state,
+                anchor: i64::from(cut.anchor_expired),
+                at_or_above_the_cut: cut.above,
+                redactions: cut.redactions,
+                younger_than_allowed_lifetime_min: cut.young,
+            },
+            exact: None,
+        });
+    }
+}

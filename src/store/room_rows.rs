@@ -1,0 +1,430 @@
+//! The rows of a room (behaviour.md section 5): which tables have them, counting them, and removing them in an order
+//! that leaves a sound database at every step.
+//!
+//! What makes the room live goes first. Its events go newest first, so that what remains always has its ancestors and
+//! its state. What hangs on neither goes then, and the room's own row last.
+
+use super::db::{Db, params};
+use super::event_rows::{self, Removal, RowCounts, Scope, add};
+use super::history::{self, Extent};
+use super::{search, state_groups};
+use crate::error::Error;
+use crate::ids::{RoomId, UserId};
+
+/// When the rows of a table go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// With what makes the room live: the homeserver sees no room afterwards.
+    First,
+    /// When the events have gone.
+    After,
+}
+
+/// Tables with a `room_id`, in the order of E-9 within each step; the events' own tables are
+/// [`event_rows::goes_with_room`]. Beyond E-8 these are the leftovers of E-10 and E-11.
+const TABLES: &[(&str, When)] = &[
+    ("current_state_events", When::First),
+    ("destination_rooms", When::First),
+    ("destination_rooms_sticky_events_backlog", When::First),
+    ("event_forward_extremities", When::First),
+    ("event_failed_pull_attempts", When::First),
+    ("partial_state_events", When::First),
+    ("partial_state_rooms_servers", When::First),
+    ("partial_state_rooms", When::First),
+    ("local_current_membership", When::First),
+    ("room_memberships", When::First),
+    ("sliding_sync_joined_rooms_to_recalculate", When::First),
+    ("sliding_sync_joined_rooms", When::First),
+    ("sliding_sync_membership_snapshots", When::First),
+    ("sticky_events", When::First),
+    ("msc4242_state_dag_forward_extremities", When::First),
+    ("msc4242_state_dag_edges", When::First),
+    ("federation_inbound_events_staging", When::First),
+    ("room_aliases", When::First),
+    ("room_stats_state", When::First),
+    ("room_stats_current", When::First),
+    ("room_stats_earliest_token", When::First),
+    ("stream_ordering_to_exterm", When::First),
+    ("users_in_public_rooms", When::First),
+    ("appservice_room_list", When::First),
+    ("insertion_events", When::First),
+    ("insertion_event_extremities", When::First),
+    ("insertion_event_edges", When::First),
+    ("batch_events", When::First),
+    ("room_retention", When::First),
+    ("threads", When::First),
+    ("timeline_gaps", When::First),
+    ("room_ban_redactions", When::First),
+    ("event_backward_extremities", When::After),
+    ("event_push_actions", When::After),
+    // On PostgreSQL a table like any other.
+    ("event_search", When::After),
+    ("event_auth_chain_to_calculate", When::After),
+    ("receipts_graph", When::After),
+    ("receipts_linearized", When::After),
+    ("users_who_share_private_rooms", When::After),
+    ("e2e_room_keys", When::After),
+    ("event_push_summary", When::After),
+    ("pusher_throttle", When::After),
+    ("room_account_data", When::After),
+    ("room_tags", When::After),
+    ("event_labels", When::After),
+    ("un_partial_stated_room_stream", When::After),
+    ("thread_subscriptions", When::After),
+    ("room_depth", When::After),
+];
+
+/// Tables that keep what they say of a room (E-10): records of abuse, the block itself, and streams, which must not be
+/// rewritten. The state tables and the full-text index have files of their own.
+const KEPT: &[&str] = &[
+    "blocked_rooms",
+    "event_reports",
+    "room_reports",
+    "user_directory",
+    "current_state_delta_stream",
+    "ex_outlier_stream",
+    "room_tags_revisions",
+    "delayed_events",
+    "device_lists_changes_in_room",
+    "device_lists_changes_converted_stream_position",
+    "sliding_sync_connection_room_configs",
+    "sliding_sync_connection_streams",
+    "sliding_sync_connection_lazy_members",
+    "state_groups",
+    "state_groups_state",
+    "rooms",
+];
+
+/// A table that we know nothing of and that has rows of the room (V-5).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Unknown {
+    /// Its name.
+    pub table: String,
+    /// Its rows that name the room or one of its events.
+    pub rows: i64,
+    /// Whether a foreign key of theirs would stop the delete.
+    pub stops_delete: bool,
+}
+
+/// Whether the room has a row of its own.
+pub fn is_known(db: &Db, room: &RoomId) -> Result<bool, Error> {
+    const KNOWN: &str = "SELECT EXISTS (SELECT 1 FROM rooms WHERE room_id = $1)";
+    Ok(db.count("look for the room", KNOWN, params![room.as_str()])? > 0)
+}
+
+/// Events of the room, in the timeline or not.
+pub fn count_events(db: &Db, room: &RoomId) -> Result<i64, Error> {
+    const EVENTS: &str = "SELECT count(*) FROM events WHERE room_id = $1";
+    db.count("count the room's events", EVENTS, params![room.as_str()])
+}
+
+/// Local users who are joined (E-1). Domains are compared here, not by a pattern (E-2). Walks the room's part of the
+/// key on current state.
+pub fn joined_local_users(db: &Db, room: &RoomId, server_name: &str) -> Result<Vec<UserId>, Error> {
+    let users = joined_users(db, room)?.into_iter();
+    Ok(users.filter(|user| user.is_local(server_name)).collect())
+}
+
+/// Servers whose users are joined, other than this one, in alphabetical order: they learn of a deletion only if its
+/// leaves go out before the room's rows go (D-51).
+pub fn other_servers(db: &Db, room: &RoomId, server_name: &str) -> Result<Vec<String>, Error> {
+    let users = joined_users(db, room)?;
+    let servers: std::collections::BTreeSet<&str> = users.iter().map(UserId::domain).collect();
+    let others = servers.into_iter().filter(|server| *server != server_name);
+    Ok(others.map(str::to_owned).collect())
+}
+
+fn joined_users(db: &Db, room: &RoomId) -> Result<Vec<UserId>, Error> {
+    const JOINED: &str = "
+        SELECT c.state_key
+          FROM current_state_events c
+          LEFT JOIN room_memberships m ON m.event_id = c.event_id
+         WHERE c.room_id = $1
+           AND c.type = 'm.room.member'
+           AND coalesce(c.membership, m.membership) = 'join'
+         ORDER BY c.state_key";
+    db.rows(
+        "read who is in the room",
+        JOINED,
+        params![room.as_str()],
+        |r| r.get::<_, String>(0).map(UserId::new),
+    )
+}
+
+/// Local users whom a shutdown moves: joined, invited or knocking (D-7), with their membership. Walks
+/// `local_current_membership_room_idx`.
+pub fn local_users_to_move(
+    db: &Db,
+    room: &RoomId,
+    server_name: &str,
+) -> Result<Vec<(UserId, String)>, Error> {
+    const MEMBERS: &str = "
+        SELECT user_id, membership FROM local_current_membership
+         WHERE room_id = $1 AND membership IN ('join', 'invite', 'knock')
+         ORDER BY user_id";
+    let doing = "read whom a shutdown moves";
+    let users = db.rows(doing, MEMBERS, params![room.as_str()], |r| {
+        Ok((UserId::new(r.get::<_, String>(0)?), r.get(1)?))
+    })?;
+    let users = users.into_iter();
+    Ok(users
+        .filter(|(user, _)| user.is_local(server_name))
+        .collect())
+}
+
+/// Aliases that lead to the room.
+pub fn aliases(db: &Db, room: &RoomId) -> Result<Vec<String>, Error> {
+    const ALIASES: &str =
+        "SELECT room_alias FROM room_aliases WHERE room_id = $1 ORDER BY room_alias";
+    let doing = "read the room's aliases";
+    db.rows(doing, ALIASES, params![room.as_str()], |r| r.get(0))
+}
+
+/// The tables that we know nothing of and that have rows of the room (V-5): those with a foreign key to events or
+/// rooms, and those with a `room_id` or an `event_id`.
+pub fn unknown(db: &Db, room: &RoomId) -> Result<Vec<Unknown>, Error> {
+    let doing = "look for tables that are not known";
+    let catalog = db.catalog();
+    let mut found: Vec<Unknown> = Vec::new();
+    for key in catalog.unknown_references() {
+        let (table, column) = (&key.table, &key.column);
+        // Names of the catalogue itself.
+        let rows = match key.to.as_str() {
+            "rooms" => format!("SELECT count(*) FROM \"{table}\" WHERE \"{column}\" = $1"),
+            _ => format!(
+                "SELECT count(*) FROM \"{table}\" WHERE \"{column}\" IN (SELECT \"{}\" FROM events WHERE room_id = $1)",
+                key.to_column
+            ),
+        };
+        let rows = db.count(doing, &rows, params![room.as_str()])?;
+        let stops_delete = rows > 0 && key.stops_delete;
+        match found.iter_mut().find(|u| u.table == *table) {
+            Some(unknown) => {
+                unknown.rows = unknown.rows.max(rows);
+                unknown.stops_delete |= stops_delete;
+            }
+            None => found.push(Unknown {
+                table: table.clone(),
+                rows,
+                stops_delete,
+            }),
+        }
+    }
+    for table in unknown_tables(db) {
+        if found.iter().any(|u| u.table == table) {
+            continue;
+        }
+        let rows = if catalog.has_column(table, "room_id") {
+            format!("SELECT count(*) FROM \"{table}\" WHERE room_id = $1")
+        } else {
+            format!(
+                "SELECT count(*) FROM \"{table}\" WHERE event_id IN (SELECT event_id FROM events WHERE room_id = $1)"
+            )
+        };
+        found.push(Unknown {
+            table: table.to_owned(),
+            rows: db.count(doing, &rows, params![room.as_str()])?,
+            stops_delete: false,
+        });
+    }
+    found.retain(|u| u.rows > 0);
+    found.sort_by(|a, b| a.table.cmp(&b.table));
+    Ok(found)
+}
+
+/// Tables that name rooms or events in the way ours do, and that no rule of ours knows.
+fn unknown_tables(db: &Db) -> Vec<&str> {
+    let catalog = db.catalog();
+    let is_known = |table: &str| {
+        KEPT.contains(&table)
+            || TABLES.iter().any(|(known, _)| *known == table)
+            || event_rows::goes_with_room(table)
+            // The index's own tables.
+            || table.starts_with("event_search_")
+    };
+    let names_rooms =
+        |table: &str| catalog.has_column(table, "room_id") || catalog.has_column(table, "event_id");
+    let tables = catalog.tables();
+    tables
+        .filter(|table| !is_known(table) && names_rooms(table))
+        .collect()
+}
+
+/// Takes away what makes the room live. Inside a transaction.
+pub fn take_life(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    let doing = "take away what makes the room live";
+    if db.catalog().has("room_alias_servers") {
+        let rows = db.execute(doing, DELETE_ALIAS_SERVERS, params![room.as_str()])?;
+        add(counts, "room_alias_servers", rows);
+    }
+    state_groups::forget_persisting(db, room, counts)?;
+    delete_by_room(db, room, When::First, counts)
+}
+
+/// Before the aliases themselves. Walks the aliases of the room, then the index on alias.
+const DELETE_ALIAS_SERVERS: &str = "
+    DELETE FROM room_alias_servers
+     WHERE room_alias IN (SELECT room_alias FROM room_aliases WHERE room_id = $1)";
+
+/// The newest events of the room by depth, for the next stride: what remains then has all its ancestors, and every
+/// event that a state of the remaining ones names. Binds `$1` room, `$2` how many. Walks `events_order_room` backwards.
+const SELECT_NEWEST: &str = "
+    INSERT INTO rk_selected (stream_ordering, event_id, doomed)
+    SELECT stream_ordering, event_id, TRUE FROM events
+     WHERE room_id = $1
+     ORDER BY topological_ordering DESC, stream_ordering DESC
+     LIMIT $2";
+
+/// Fills the temporary table with the next `events` events; answers how many there were.
+pub fn select_newest(db: &Db, room: &RoomId, events: i64) -> Result<i64, Error> {
+    let doing = "select the room's events";
+    history::begin_selection(db, Extent::Stride)?;
+    let selected = db.execute(doing, SELECT_NEWEST, params![room.as_str(), events])?;
+    history::end_selection(db)?;
+    Ok(selected)
+}
+
+/// Links of the auth chain cover that start at a selected event. A chain is of one room; the positions that go are
+/// looked up among its links, which is one walk over each chain. Walks `event_auth_chain_links_idx` and the key on
+/// chain and sequence number.
+const LINKS: &str = "
+    FROM event_auth_chain_links
+     WHERE origin_chain_id IN (
+           SELECT c.chain_id FROM rk_selected s CROSS JOIN event_auth_chains c WHERE c.event_id = s.event_id)
+       AND EXISTS (
+           SELECT 1 FROM event_auth_chains c CROSS JOIN rk_selected s
+            WHERE c.chain_id = event_auth_chain_links.origin_chain_id
+              AND c.sequence_number = event_auth_chain_links.origin_sequence_number
+              AND s.event_id = c.event_id)";
+
+/// Backward extremities that no event of the timeline points at any more. Binds `$1` room. Walks `ev_edges_prev_id`.
+const DROP_EXTREMITIES: &str = "
+    DELETE FROM event_backward_extremities
+     WHERE room_id = $1
+       AND NOT EXISTS (
+           SELECT 1 FROM event_edges g CROSS JOIN events v
+            WHERE g.prev_event_id = event_backward_extremities.event_id
+              AND v.event_id = g.event_id
+              AND NOT v.outlier)";
+
+/// Removes the selected events and everything that belongs to them (E-8). Must run in the transaction that selected.
+/// `each` hears of every table before its rows go; its error ends the work.
+pub fn remove_selected(
+    db: &Db,
+    room: &RoomId,
+    selected: i64,
+    counts: &mut RowCounts,
+    each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let doing = "delete the room's events";
+    if db.catalog().has("event_auth_chain_links") {
+        each("event_auth_chain_links")?;
+        let rows = db.execute(doing, &format!("DELETE {LINKS}"), &[])?;
+        add(counts, "event_auth_chain_links", rows);
+    }
+    event_rows::remove(
+        db,
+        Scope::Room,
+        room.as_str(),
+        selected,
+        Removal::Rows,
+        counts,
+        each,
+    )?;
+    let rows = db.execute(doing, DROP_EXTREMITIES, params![room.as_str()])?;
+    add(counts, "event_backward_extremities", rows);
+    Ok(())
+}
+
+/// Removes what hangs on neither life nor events. Inside a transaction.
+pub fn sweep(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    delete_by_room(db, room, When::After, counts)
+}
+
+/// Tables that [`sweep_table`] takes, in its order.
+pub fn swept(db: &Db) -> Vec<&'static str> {
+    present(db, When::After).collect()
+}
+
+/// The tables of a step that the database has, SQLite's full-text index apart.
+fn present(db: &Db, when: When) -> impl Iterator<Item = &'static str> {
+    let has_index = db.catalog().has("event_search_content");
+    let tables = TABLES.iter().filter(move |(_, step)| *step == when);
+    tables
+        .map(|(table, _)| *table)
+        .filter(move |table| !(has_index && *table == "event_search"))
+        .filter(|table| db.catalog().has(table))
+}
+
+/// As [`sweep`], one table: for where others wait. Inside a transaction.
+pub fn sweep_table(
+    db: &Db,
+    room: &RoomId,
+    table: &'static str,
+    counts: &mut RowCounts,
+) -> Result<(), Error> {
+    let sql = format!("DELETE FROM {table} WHERE room_id = $1");
+    let rows = db.execute("delete the room's rows", &sql, params![room.as_str()])?;
+    add(counts, table, rows);
+    Ok(())
+}
+
+fn delete_by_room(db: &Db, room: &RoomId, when: When, counts: &mut RowCounts) -> Result<(), Error> {
+    for table in present(db, when) {
+        sweep_table(db, room, table, counts)?;
+    }
+    Ok(())
+}
+
+/// Removes the room's own row, after a last look for what came meanwhile; and rows that wait for the deletion of state
+/// groups which are gone (P-46). Inside a transaction, when no event of the room is left.
+pub fn remove_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    const DELETE: &str = "DELETE FROM rooms WHERE room_id = $1";
+    let doing = "delete the room's own row";
+    take_life(db, room, counts)?;
+    sweep(db, room, counts)?;
+    add(
+        counts,
+        "rooms",
+        db.execute(doing, DELETE, params![room.as_str()])?,
+    );
+    state_groups::forget_orphans(db, counts)
+}
+
+/// Counts what a deletion of the room would remove, table by table, the full-text index and the state tables included.
+/// The connection may be one that writes nothing but temporary tables.
+pub fn count(db: &Db, room: &RoomId) -> Result<RowCounts, Error> {
+    let doing = "count the room's rows";
+    let id = room.as_str();
+    let mut counts = RowCounts::new();
+    let selected = select_newest(db, room, i64::MAX)?;
+    if db.catalog().has("event_auth_chain_links") {
+        let rows = db.count(doing, &format!("SELECT count(*) {LINKS}"), &[])?;
+        add(&mut counts, "event_auth_chain_links", rows);
+    }
+    event_rows::count(db, Scope::Room, id, selected, &mut counts)?;
+    if db.catalog().has("room_alias_servers") {
+        let count = DELETE_ALIAS_SERVERS.replacen("DELETE", "SELECT count(*)", 1);
+        let rows = db.count(doing, &count, params![id])?;
+        add(&mut counts, "room_alias_servers", rows);
+    }
+    for table in present(db, When::First).chain(present(db, When::After)) {
+        let sql = format!("SELECT count(*) FROM {table} WHERE room_id = $1");
+        // Rows that an event takes with it are among those of the room.
+        counts.remove(table);
+        add(&mut counts, table, db.count(doing, &sql, params![id])?);
+    }
+    let rooms = db.count(
+        doing,
+        "SELECT count(*) FROM rooms WHERE room_id = $1",
+        params![id],
+    )?;
+    add(&mut counts, "rooms", rooms);
+    state_groups::count_of_room(db, room, &mut counts)?;
+    add(
+        &mut counts,
+        "event_search",
+        search::count_of_room(db, room)?,
+    );
+    Ok(counts)
+}

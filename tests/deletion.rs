@@ -1,0 +1,593 @@
+//! Rooms that are deleted: what goes, what stays, and that it is the same however it is cut.
+//!
+//! `ROOMKEEPER_SEED=<n>` repeats a failed run, `ROOMKEEPER_CASES=<n>` tries more samples.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use roomkeeper::deletion::{Request, Shutdown};
+use roomkeeper::{Config, Error, Keeper, Millis, RoomId, UserId};
+use rusqlite::Connection;
+use support::rooms::Recipe;
+use support::samples::for_each_sample;
+use support::tables::{Row, Tables, Value, assert_same, insert, row};
+
+use support::work::{Site, progress_of};
+
+/// A request that asks nobody.
+fn forced() -> Request {
+    Request {
+        force_purge: true,
+        ..Request::default()
+    }
+}
+
+/// Rows of every table that knows of rooms, for each room; in all of them `room` is the room's id.
+fn litter(site: &Site) -> Vec<String> {
+    let conn = Connection::open(&site.database).expect("opens");
+    // As homeservers do: what is moved within the file leaves nothing behind.
+    conn.execute_batch("PRAGMA secure_delete = ON")
+        .expect("set");
+    let tables = site.tables();
+    let rooms: Vec<String> = tables
+        .rows("rooms")
+        .iter()
+        .map(|r| r.word("room_id").to_owned())
+        .collect();
+    for (n, room) in (1_i64..).zip(&rooms) {
+        let (user, alias) = (format!("@u:{}", site.server_name), format!("#a{n}:x"));
+        let events = tables.rows("events").iter();
+        let event = events
+            .filter(|e| e.word("room_id") == room)
+            .map(|e| e.word("event_id").to_owned())
+            .next()
+            .expect("a room has events");
+        let add = |table: &str, cells: &[(&str, Value)]| {
+            let mut row = row([("room_id", room.into())]);
+            for (column, value) in cells {
+                row.set(column, value.clone());
+            }
+            insert(&conn, table, &row);
+        };
+        let (text, one): (Value, Value) = ("x".into(), n.into());
+        let (who, what) = (
+            ("user_id", Value::from(&user)),
+            ("event_id", Value::from(&event)),
+        );
+        add(
+            "destination_rooms",
+            &[
+                ("destination", text.clone()),
+                ("stream_ordering", one.clone()),
+            ],
+        );
+        add(
+            "event_failed_pull_attempts",
+            &[
+                ("event_id", format!("$unknown{n}").into()),
+                ("num_attempts", one.clone()),
+                ("last_attempt_ts", one.clone()),
+                ("last_cause", text.clone()),
+            ],
+        );
+        add(
+            "federation_inbound_events_staging",
+            &[
+                ("origin", text.clone()),
+                ("event_id", format!("$staged{n}").into()),
+                ("received_ts", one.clone()),
+                ("event_json", "{}".into()),
+                ("internal_metadata", "{}".into()),
+            ],
+        );
+        add(
+            "event_auth_chain_to_calculate",
+            &[
+                what.clone(),
+                ("type", text.clone()),
+                ("state_key", text.clone()),
+            ],
+        );
+        add("sliding_sync_joined_rooms_to_recalculate", &[]);
+        add(
+            "receipts_graph",
+            &[
+                ("receipt_type", text.clone()),
+                who.clone(),
+                ("event_ids", "[]".into()),
+                ("data", "{}".into()),
+            ],
+        );
+        add("room_stats_state", &[("name", text.clone())]);
+        let stats = [
+            "current_state_events",
+            "joined_members",
+            "invited_members",
+            "left_members",
+            "banned_members",
+            "local_users_in_room",
+            "completed_delta_stream_id",
+        ];
+        add(
+            "room_stats_current",
+            &stats.map(|column| (column, one.clone())),
+        );
+        add("room_stats_earliest_token", &[("token", one.clone())]);
+        add("users_in_public_rooms", std::slice::from_ref(&who));
+        add(
+            "users_who_share_private_rooms",
+            &[who.clone(), ("other_user_id", text.clone())],
+        );
+        add(
+            "appservice_room_list",
+            &[
+                ("appservice_id", text.clone()),
+                ("network_id", text.clone()),
+            ],
+        );
+        add(
+            "e2e_room_keys",
+            &[
+                who.clone(),
+                ("session_id", text.clone()),
+                ("version", one.clone()),
+                ("session_data", text.clone()),
+            ],
+        );
+        add("pusher_throttle", &[("pusher", one.clone())]);
+        add(
+            "room_account_data",
+            &[
+                who.clone(),
+                ("account_data_type", text.clone()),
+                ("stream_id", one.clone()),
+                ("content", "{}".into()),
+            ],
+        );
+        add(
+            "room_tags",
+            &[who.clone(), ("tag", text.clone()), ("content", "{}".into())],
+        );
+        add(
+            "timeline_gaps",
+            &[
+                ("instance_name", text.clone()),
+                ("stream_ordering", one.clone()),
+            ],
+        );
+        add(
+            "room_ban_redactions",
+            &[who.clone(), ("redacting_event_id", (&event).into())],
+        );
+        add(
+            "un_partial_stated_room_stream",
+            &[("stream_id", one.clone()), ("instance_name", text.clone())],
+        );
+        add(
+            "room_retention",
+            &[
+                ("event_id", format!("$policy{n}").into()),
+                ("max_lifetime", one.clone()),
+            ],
+        );
+        add("room_aliases", &[("room_alias", (&alias).into())]);
+        add(
+            "room_reports",
+            &[
+                ("id", one.clone()),
+                ("received_ts", one.clone()),
+                who.clone(),
+                ("reason", text.clone()),
+            ],
+        );
+        let mut server = row([("room_alias", (&alias).into())]);
+        server.set("server", "x");
+        insert(&conn, "room_alias_servers", &server);
+    }
+    // Every place in a chain has a link, most to another place.
+    for place in tables.rows("event_auth_chains") {
+        let chain = place.number("chain_id");
+        let link = row([
+            ("origin_chain_id", chain.into()),
+            (
+                "origin_sequence_number",
+                place.number("sequence_number").into(),
+            ),
+            ("target_chain_id", (chain % 7).into()),
+            ("target_sequence_number", 1.into()),
+        ]);
+        insert(&conn, "event_auth_chain_links", &link);
+    }
+    rooms
+}
+
+/// Tables that keep what they say of a deleted room (E-10).
+const KEPT: &[&str] = &[
+    "blocked_rooms",
+    "event_reports",
+    "room_reports",
+    "current_state_delta_stream",
+];
+
+/// The same database without one room, told plainly: by its name, by its events, by its groups.
+fn without_room(before: &Tables, room: &str) -> Tables {
+    let of = |table: &str, column: &str| -> BTreeSet<String> {
+        let rows = before.rows(table).iter();
+        rows.filter(|r| r.text("room_id") == Some(room))
+            .map(|r| format!("{:?}", r.get(column)))
+            .collect()
+    };
+    let (events, aliases) = (of("events", "event_id"), of("room_aliases", "room_alias"));
+    let groups = of("state_groups", "id");
+    let all_groups: BTreeSet<String> = before
+        .rows("state_groups")
+        .iter()
+        .map(|g| format!("{:?}", g.get("id")))
+        .collect();
+    let positions: BTreeSet<(i64, i64)> = before
+        .rows("event_auth_chains")
+        .iter()
+        .filter(|c| events.contains(&format!("{:?}", c.get("event_id"))))
+        .map(|c| (c.number("chain_id"), c.number("sequence_number")))
+        .collect();
+    let mut after = before.clone();
+    let names: Vec<String> = after.0.keys().cloned().collect();
+    for name in names.iter().filter(|n| !KEPT.contains(&n.as_str())) {
+        after.retain(name, |row: &Row| {
+            let names = |column: &str, set: &BTreeSet<String>| {
+                row.0
+                    .get(column)
+                    .is_some_and(|value| set.contains(&format!("{value:?}")))
+            };
+            let of_room = ["room_id", "c1room_id"]
+                .iter()
+                .any(|column| row.text(column) == Some(room));
+            let of_group = names("state_group", &groups) || names("prev_state_group", &groups);
+            let of_chain = name == "event_auth_chain_links"
+                && positions.contains(&(
+                    row.number("origin_chain_id"),
+                    row.number("origin_sequence_number"),
+                ));
+            // P-46.
+            let is_orphan =
+                name == "state_groups_pending_deletion" && !names("state_group", &all_groups);
+            !(of_room
+                || names("event_id", &events)
+                || names("room_alias", &aliases)
+                || of_group
+                || of_chain
+                || is_orphan)
+        });
+    }
+    after
+}
+
+/// Lock rows come and go; the numbers of pending rows are SQLite's own.
+fn comparable(tables: Tables) -> Tables {
+    tables.without(&["sqlite_sequence", "sqlite_stat1", "sqlite_stat4"])
+}
+
+fn delete(config: Config, room: &str, request: Request) -> Result<Shutdown, Error> {
+    let keeper = Keeper::open(config)?;
+    let outcome = keeper.delete_room(&RoomId::new(room), request);
+    keeper.stop();
+    outcome
+}
+
+#[test]
+fn a_deleted_room_leaves_nothing_and_no_other_room_changes() {
+    for_each_sample(4, |seed, _| {
+        let site = Site::random(seed, &Recipe::default());
+        let rooms = litter(&site);
+        let before = site.tables();
+        let room = &rooms[seed as usize % rooms.len()];
+        let expected = comparable(without_room(&before, room));
+        type Way = fn(&Site) -> Config;
+        let ways: [(&str, Way); 5] = [
+            ("at once", |site| site.config()),
+            ("in strides", |site| site.in_strides_of(3)),
+            ("in strides of one", |site| site.in_strides_of(1)),
+            ("beside, at once", |site| site.beside(100_000, 60_000)),
+            ("beside, in strides", |site| site.beside(4, 60_000)),
+        ];
+        for (name, way) in ways {
+            let about = format!("seed {seed}, {room}, {name}");
+            let copy = site.copy();
+            delete(way(&copy), room, forced()).unwrap_or_else(|e| panic!("{about}: {e}"));
+            assert_same(&expected, &comparable(copy.tables()), &about);
+            copy.assert_sound(&about);
+            if name == "at once" {
+                // Until then, old copies of rows that SQLite moved may be left in the file.
+                roomkeeper::keeper::reclaim(&copy.config()).expect("reclaimed");
+                copy.assert_forgotten(&before, &about);
+            }
+        }
+    });
+}
+
+fn first_room(site: &Site) -> String {
+    let rooms = litter(site);
+    rooms[0].clone()
+}
+
+/// Nobody is in any room any more, as after a shutdown.
+fn empty(site: &Site) {
+    let conn = Connection::open(&site.database).expect("opens");
+    conn.execute_batch("DELETE FROM current_state_events; DELETE FROM local_current_membership")
+        .expect("emptied");
+}
+
+#[test]
+fn a_dry_run_counts_exactly_the_rows_that_then_go() {
+    for_each_sample(6, |seed, _| {
+        let site = Site::random(seed, &Recipe::default());
+        let room = RoomId::new(first_room(&site));
+        let before = site.tables();
+        let viewer = roomkeeper::keeper::Viewer::open(site.config()).expect("opens");
+        let plan = viewer.plan_deletion(&room, &forced()).expect("planned");
+        drop(viewer);
+        assert_same(&before, &site.tables(), "a dry run changes nothing");
+        for strides in [100_000, 2] {
+            let copy = site.copy();
+            let keeper = Keeper::open(copy.in_strides_of(strides)).expect("opens");
+            let done = keeper.purge_room(&room, true).expect("deleted");
+            assert_eq!(
+                plan.rows_removed,
+                progress_of(&done).rows_removed,
+                "seed {seed}"
+            );
+            keeper.stop();
+            let sizes = (before.sizes(), copy.tables().sizes());
+            for (table, rows) in &plan.rows_removed {
+                if table != "event_search" {
+                    assert_eq!(sizes.0[table] - sizes.1[table], *rows, "{table}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_room_with_local_people_in_it_is_not_deleted_unless_it_is_forced() {
+    for_each_sample(3, |seed, _| {
+        let site = Site::random(seed, &Recipe::default());
+        let (room, local) = (
+            first_room(&site),
+            UserId::new(format!("@somebody:{}", site.server_name)),
+        );
+        let conn = Connection::open(&site.database).expect("opens");
+        // In a very old database the current state does not know who is joined (E-1).
+        let event: String = conn
+            .query_row(
+                "SELECT m.event_id FROM room_memberships m WHERE m.room_id = $1 AND m.membership = 'join'",
+                [&room],
+                |r| r.get(0),
+            )
+            .expect("somebody joined");
+        conn.execute_batch(
+            "DELETE FROM current_state_events; DELETE FROM local_current_membership",
+        )
+        .expect("emptied");
+        conn.execute(
+            "INSERT INTO current_state_events (event_id, room_id, type, state_key) VALUES ($1, $2, 'm.room.member', $3)",
+            [&event, &room, local.as_str()],
+        )
+        .expect("written");
+        drop(conn);
+        let before = site.tables();
+        for config in [site.config(), site.in_strides_of(1)] {
+            let keeper = Keeper::open(config).expect("opens");
+            let refused = keeper.purge_room(&RoomId::new(&*room), false);
+            let refused = refused.expect_err("somebody is in it");
+            assert!(matches!(refused, Error::UsersStillJoined), "{refused}");
+            assert_eq!(refused.to_string(), "Users are still joined to this room");
+            keeper.stop();
+            assert_same(&before, &site.tables(), &format!("seed {seed}"));
+        }
+        let keeper = Keeper::open(site.config()).expect("opens");
+        keeper
+            .purge_room(&RoomId::new(&*room), true)
+            .expect("forced");
+        keeper.stop();
+        assert_same(
+            &comparable(without_room(&before, &room)),
+            &comparable(site.tables()),
+            &format!("seed {seed}"),
+        );
+    });
+}
+
+#[test]
+fn people_of_other_servers_and_of_similar_names_do_not_keep_a_room() {
+    let site = Site::random(1, &Recipe::default());
+    let room = first_room(&site);
+    empty(&site);
+    let conn = Connection::open(&site.database).expect("opens");
+    let events: Vec<String> = conn
+        .prepare("SELECT event_id FROM events WHERE room_id = $1 LIMIT 3")
+        .and_then(|mut s| s.query_map([&room], |r| r.get(0))?.collect())
+        .expect("events");
+    let server = &site.server_name;
+    let users = [
+        format!("@a:x{server}"),
+        format!("@a:{}", server.to_uppercase()),
+        format!("@a:evil:{server}"),
+    ];
+    for (event, user) in events.iter().zip(&users) {
+        conn.execute(
+            "INSERT INTO current_state_events (event_id, room_id, type, state_key, membership)
+             VALUES ($1, $2, 'm.room.member', $3, 'join')",
+            [event, &room, user],
+        )
+        .expect("written");
+    }
+    drop(conn);
+    let keeper = Keeper::open(site.config()).expect("opens");
+    let plan = keeper
+        .plan_deletion(&RoomId::new(&*room), &Request::default())
+        .expect("planned");
+    assert_eq!(plan.other_servers.len(), 3, "{plan:?}");
+    assert!(plan.notes[0].contains("--no-purge"), "{:?}", plan.notes);
+    keeper
+        .purge_room(&RoomId::new(&*room), false)
+        .expect("nobody local is in it");
+    keeper.stop();
+}
+
+#[test]
+fn deleting_a_room_again_or_one_that_never_was_clears_what_is_left_and_is_no_error() {
+    let site = Site::random(2, &Recipe::default());
+    let room = first_room(&site);
+    delete(site.config(), &room, forced()).expect("deleted");
+    let after = site.tables();
+    delete(site.config(), &room, Request::default()).expect("deleted again");
+    assert_same(&after, &site.tables(), "there was nothing left");
+    // A vestige of a room without a row of its own (E-5).
+    let conn = Connection::open(&site.database).expect("opens");
+    conn.execute(
+        "INSERT INTO room_tags (user_id, room_id, tag, content) VALUES ('@u:x', $1, 't', '{}')",
+        [&room],
+    )
+    .expect("written");
+    drop(conn);
+    delete(site.config(), &room, Request::default()).expect("cleared");
+    assert_same(&after, &site.tables(), "the vestige went");
+}
+
+#[test]
+fn a_block_is_written_first_and_outlives_the_room() {
+    let site = Site::random(3, &Recipe::default());
+    let room = RoomId::new(first_room(&site));
+    let unknown = RoomId::from("!unknown:example.org");
+    let (mod_a, mod_b) = (UserId::from("@a:x"), UserId::from("@b:x"));
+    let keeper = Keeper::open(site.config()).expect("opens");
+    assert_eq!(keeper.blocker(&room).expect("asked"), None);
+    let request = Request {
+        requester: Some(mod_a.clone()),
+        block: true,
+        ..forced()
+    };
+    keeper.delete_room(&room, request.clone()).expect("deleted");
+    keeper.block(&room, &mod_b).expect("blocked already");
+    assert_eq!(
+        keeper.blocker(&room).expect("asked").as_ref(),
+        Some(&mod_a),
+        "who was first"
+    );
+    let done = keeper.delete_room(&unknown, request).expect("blocked");
+    assert_eq!(done, Shutdown::default());
+    assert_eq!(keeper.blocker(&unknown).expect("asked"), Some(mod_a));
+    keeper.unblock(&room).expect("unblocked");
+    keeper.unblock(&room).expect("twice is fine");
+    assert_eq!(keeper.blocker(&room).expect("asked"), None);
+    let illegal = keeper.block(&RoomId::from("x"), &mod_b);
+    assert_eq!(
+        illegal.expect_err("illegal").to_string(),
+        "x is not a legal room ID"
+    );
+    keeper.stop();
+}
+
+#[test]
+fn a_deletion_has_a_status_for_a_day_and_its_room_knows_it() {
+    let site = Site::random(4, &Recipe::default());
+    let room = RoomId::new(first_room(&site));
+    empty(&site);
+    let keeper = Keeper::open(site.config()).expect("opens");
+    let first = keeper
+        .shutdown_and_purge_room(&room, Request::default())
+        .expect("started");
+    keeper.wait(&first).expect("deleted");
+    let second = keeper
+        .shutdown_and_purge_room(&room, Request::default())
+        .expect("started");
+    keeper.wait(&second).expect("deleted again");
+    keeper
+        .purge_room(&room, false)
+        .expect("no status tells of it");
+    assert_eq!(
+        keeper.delete_ids_by_room(&room).expect("asked"),
+        [first.clone(), second.clone()]
+    );
+    let status = keeper
+        .delete_status(first.as_str())
+        .expect("asked")
+        .expect("known");
+    assert_eq!(
+        (status.status.as_str(), &status.error, &status.room_id),
+        ("complete", &None, &room)
+    );
+    assert_eq!(status.shutdown_room, Shutdown::default());
+    assert!(
+        keeper
+            .purge_status(first.as_str())
+            .expect("asked")
+            .is_none(),
+        "S-9"
+    );
+    site.clock.advance(Millis(24 * 60 * 60 * 1000));
+    assert!(keeper.delete_ids_by_room(&room).expect("asked").is_empty());
+    assert!(
+        keeper
+            .delete_status(first.as_str())
+            .expect("asked")
+            .is_none()
+    );
+    keeper.stop();
+}
+
+#[test]
+fn rows_of_a_table_that_nobody_knows_stop_the_delete_before_it_begins() {
+    let site = Site::random(5, &Recipe::default());
+    let room = first_room(&site);
+    let conn = Connection::open(&site.database).expect("opens");
+    conn.execute_batch(
+        "CREATE TABLE module_notes (room TEXT REFERENCES rooms (room_id), note TEXT);
+         CREATE TABLE module_marks (event TEXT REFERENCES events (event_id) ON DELETE CASCADE);
+         CREATE TABLE module_list (room_id TEXT);",
+    )
+    .expect("made");
+    conn.execute("INSERT INTO module_notes VALUES ($1, 'x')", [&room])
+        .expect("written");
+    conn.execute("INSERT INTO module_list VALUES ($1)", [&room])
+        .expect("written");
+    conn.execute(
+        "INSERT INTO module_marks SELECT event_id FROM events WHERE room_id = $1",
+        [&room],
+    )
+    .expect("written");
+    drop(conn);
+    let before = site.tables();
+    let keeper = Keeper::open(site.config()).expect("opens");
+    let plan = keeper
+        .plan_deletion(&RoomId::new(&*room), &forced())
+        .expect("planned");
+    let told: Vec<(&str, bool)> = plan
+        .unknown_tables
+        .iter()
+        .map(|u| (u.table.as_str(), u.stops_delete))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("module_list", false),
+            ("module_marks", false),
+            ("module_notes", true)
+        ]
+    );
+    let refused = keeper.purge_room(&RoomId::new(&*room), true);
+    let refused = refused.expect_err("it would be stopped").to_string();
+    assert!(refused.contains("module_notes"), "{refused}");
+    assert_same(&before, &site.tables(), "nothing went");
+    keeper.stop();
+    let conn = Connection::open(&site.database).expect("opens");
+    conn.execute_batch("DELETE FROM module_notes")
+        .expect("done");
+    drop(conn);
+    delete(site.config(), &room, forced()).expect("deleted");
+    let after = site.tables();
+    assert_eq!(after.rows("module_list").len(), 1, "it is not ours");
+    assert!(after.rows("module_marks").is_empty(), "it went along");
+    site.assert_sound("deleted");
+}

@@ -1,0 +1,4 @@
+//! Retention: the rules against a plain model of them, many rooms, and time.
+
+mod many;
+mod town;

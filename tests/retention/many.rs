@@ -1,0 +1,74 @@
+//! A server of many rooms. In the test run a small one; `ROOMKEEPER_ROOMS=10000 ROOMKEEPER_EVENTS=100` builds the real
+//! size, and `--nocapture` shows the figures.
+
+use std::time::Instant;
+
+use roomkeeper::keeper::Viewer;
+use roomkeeper::policy::{LifetimeRange, Policy};
+use roomkeeper::retention::Reason;
+use roomkeeper::{Millis, RoomId, days};
+
+use crate::town::{POLICIES, Town, room};
+
+fn size(name: &str, usual: usize) -> usize {
+    std::env::var(name).map_or(usual, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn a_server_of_many_rooms_is_planned_in_a_few_statements() {
+    let (rooms, events) = (size("ROOMKEEPER_ROOMS", 160), size("ROOMKEEPER_EVENTS", 60));
+    let town = Town::new(rooms, events);
+    let mut config = town.config();
+    config.retention.default_policy = Policy {
+        min_lifetime: None,
+        max_lifetime: Some(days(90)),
+    };
+    config.retention.allowed_lifetime_min = Some(days(2));
+    let viewer = Viewer::open(config).expect("opens");
+    let begun = Instant::now();
+    let plan = viewer
+        .plan_retention(LifetimeRange::default(), false)
+        .expect("planned");
+    println!(
+        "{rooms} rooms of {events} events: planned in {} ms; {} rooms and {} events are due",
+        begun.elapsed().as_millis(),
+        plan.rooms.len(),
+        plan.events
+    );
+    // Nobody is 900 days old.
+    let taken: Vec<bool> = [0, 1, 2, 3, 4, 5, 6, 7]
+        .map(|turn| {
+            plan.rooms
+                .iter()
+                .any(|due| due.room_id == RoomId::from(&*room(turn)))
+        })
+        .into();
+    assert_eq!(taken, [true, true, true, false, true, true, false, true]);
+    assert_eq!(plan.rooms.len() + plan.left_alone.len(), rooms);
+    assert!(
+        plan.left_alone
+            .iter()
+            .all(|left| left.reason == Reason::NothingThatOld)
+    );
+    let of = |turn: usize| {
+        plan.rooms
+            .iter()
+            .find(|due| due.room_id == RoomId::from(&*room(turn)))
+            .expect("due")
+    };
+    assert_eq!(of(1).lifetime.lifetime, days(2), "raised");
+    assert_eq!(of(7).cut_off_ms, town.config().clock.now() - days(2));
+    assert_eq!(of(4).lifetime.lifetime, days(90), "0 is no lifetime");
+    assert_eq!(POLICIES[5], Some((Some(days(1)), None)));
+    assert_eq!(of(5).lifetime.lifetime, days(90));
+    assert!(of(0).events < of(2).events && of(2).events < of(1).events);
+    assert!(plan.keep_received_after > Some(Millis(0)));
+    // Reading leaves no trace.
+    assert_eq!(
+        town.ask("SELECT count(*) FROM events"),
+        i64::try_from(rooms * events).expect("few")
+    );
+    if rooms <= 1_000 {
+        town.assert_sound();
+    }
+}
