@@ -82,9 +82,6 @@ CREATE TABLE redactions (
     received_ts BIGINT, recheck BOOLEAN NOT NULL DEFAULT true);
 CREATE INDEX redactions_redacts ON redactions (redacts);
 CREATE INDEX redactions_have_censored_ts ON redactions (received_ts) WHERE NOT have_censored;
-CREATE TABLE room_ban_redactions (
-    room_id TEXT NOT NULL, user_id TEXT NOT NULL, redacting_event_id TEXT NOT NULL, redact_end_ordering BIGINT DEFAULT NULL,
-    CONSTRAINT room_ban_redaction_uniqueness UNIQUE (room_id, user_id));
 CREATE TABLE event_relations (
     event_id TEXT NOT NULL, relates_to_id TEXT NOT NULL, relation_type TEXT NOT NULL, aggregation_key TEXT);
 CREATE UNIQUE INDEX event_relations_id ON event_relations (event_id);
