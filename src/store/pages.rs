@@ -28,16 +28,6 @@ pub struct EventRow {
     pub is_rejected: bool,
 }
 
-/// The columns of [`EventRow`] from `e`, which is all or some of `events`. Every join looks one row up by event id.
-const COLUMNS: &str = "
-    SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
-           j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL";
-
-const JOINS: &str = "
-      LEFT JOIN event_json j ON j.event_id = e.event_id
-      LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
-      LEFT JOIN rejections r ON r.event_id = e.event_id";
-
 /// A text; what is none, is none: a damaged row costs an event, not the page.
 fn text(row: &Row<'_>, at: usize) -> RowResult<Option<String>> {
     Ok(match row.value(at)? {
@@ -46,6 +36,7 @@ fn text(row: &Row<'_>, at: usize) -> RowResult<Option<String>> {
     })
 }
 
+/// Reads [`EventRow`]: both statements that do have the same columns, in its order, and look the last five up by event id.
 fn event_row(row: &Row<'_>) -> RowResult<EventRow> {
     Ok(EventRow {
         event_id: row.get(0)?,
@@ -121,22 +112,9 @@ pub struct Sieve {
     pub not_relation_types: Vec<String>,
 }
 
-/// A page of a room, oldest first or newest first. Binds `$1` room, `$2`, `$3` the place above which it lies, `$4`, `$5`
-/// the place up to which, `$6`, `$7` the same by arrival, then what the sieve needs, then the number of events.
-/// Walks `events_order_room` and stops; the signs before `stream_ordering` keep the other indexes out of it.
-const PAGE: &str = "
-      FROM (SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name
-              FROM events e
-             WHERE e.room_id = $1 AND NOT e.outlier
-               AND (e.topological_ordering, e.stream_ordering) > ($2, $3)
-               AND (e.topological_ordering, e.stream_ordering) <= ($4, $5)
-               AND +e.stream_ordering > $6 AND +e.stream_ordering <= $7";
+const FORWARDS: &str = "e.topological_ordering, e.stream_ordering";
 
-const FORWARDS: &str = "
-             ORDER BY e.topological_ordering, e.stream_ordering LIMIT ";
-
-const BACKWARDS: &str = "
-             ORDER BY e.topological_ordering DESC, e.stream_ordering DESC LIMIT ";
+const BACKWARDS: &str = "e.topological_ordering DESC, e.stream_ordering DESC";
 
 /// The events of a room in a span that the sieve lets through: the first `limit` in the direction, in its order.
 pub fn page(
@@ -157,25 +135,42 @@ pub fn page(
         &span.after,
         &span.by,
     ];
-    let mut sql = format!("{COLUMNS}{PAGE}");
     let clauses = Clauses::of(sieve);
+    let mut also = String::new();
     for clause in &clauses.0 {
         // Placeholders are numbered here; values are bound, never written.
-        sql.push_str("\n               AND ");
+        also.push_str(" AND ");
         for (n, piece) in clause.text.split('?').enumerate() {
             if n > 0 {
                 bound.push(&clause.values[n - 1]);
-                sql.push_str(&format!("${}", bound.len()));
+                also.push_str(&format!("${}", bound.len()));
             }
-            sql.push_str(piece);
+            also.push_str(piece);
         }
     }
-    sql.push_str(match direction {
+    let order = match direction {
         Direction::Forwards => FORWARDS,
         Direction::Backwards => BACKWARDS,
-    });
+    };
     bound.push(&limit);
-    sql.push_str(&format!("${}) e{JOINS}", bound.len()));
+    // A page of a room. Binds `$1` room, `$2`, `$3` the place above which it lies, `$4`, `$5` the place up to which, `$6`,
+    // `$7` the same by arrival, then what the sieve needs, then the number of events. Walks `events_order_room` and
+    // stops; the signs before `stream_ordering` keep the other indexes out of it.
+    let sql = format!(
+        "SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
+                j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
+           FROM (SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name
+                   FROM events e
+                  WHERE e.room_id = $1 AND NOT e.outlier
+                    AND (e.topological_ordering, e.stream_ordering) > ($2, $3)
+                    AND (e.topological_ordering, e.stream_ordering) <= ($4, $5)
+                    AND +e.stream_ordering > $6 AND +e.stream_ordering <= $7{also}
+                  ORDER BY {order} LIMIT ${}) e
+           LEFT JOIN event_json j ON j.event_id = e.event_id
+           LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
+           LEFT JOIN rejections r ON r.event_id = e.event_id",
+        bound.len()
+    );
     let mut rows = db.rows("read a page", &sql, &bound, event_row)?;
     rows.sort_unstable_by_key(|row| row.point);
     if direction == Direction::Backwards {
@@ -275,9 +270,12 @@ impl Clauses {
 
 /// Events by id. Binds `$1` their ids. Looks each up by id.
 const BY_ID: &str = "
-      FROM events e";
-
-const BY_ID_WHERE: &str = "
+    SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
+           j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
+      FROM events e
+      LEFT JOIN event_json j ON j.event_id = e.event_id
+      LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
+      LEFT JOIN rejections r ON r.event_id = e.event_id
      WHERE e.event_id IN (SELECT value FROM json_each($1))";
 
 /// Those of the events that are held, in any room, in no order.
@@ -285,9 +283,8 @@ pub fn by_id<S: AsRef<str>>(db: &Db, ids: &[S]) -> Result<Vec<EventRow>, Error> 
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let sql = format!("{COLUMNS}{BY_ID}{JOINS}{BY_ID_WHERE}");
     let ids = json_list(ids);
-    db.rows("read events", &sql, params![ids], event_row)
+    db.rows("read events", BY_ID, params![ids], event_row)
 }
 
 /// A list as a text to bind.
