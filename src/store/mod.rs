@@ -22,6 +22,7 @@ mod postgres;
 pub mod readers;
 pub mod relations;
 pub mod room_rows;
+pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;
