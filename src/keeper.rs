@@ -1,6 +1,7 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
 mod deletion;
+mod messages;
 mod retention;
 
 use std::path::Path;
@@ -85,6 +86,7 @@ struct Shared {
     writers: [Mutex<Writer>; MOST_WORKERS],
     turn: AtomicUsize,
     readers: Mutex<Vec<Db>>,
+    queue: messages::Queue,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: Option<RawFile>,
@@ -136,6 +138,7 @@ impl Keeper {
             writers: std::array::from_fn(|_| Mutex::default()),
             turn: AtomicUsize::new(0),
             readers: Mutex::new(Vec::new()),
+            queue: messages::Queue::default(),
             is_stopping: AtomicBool::new(false),
             raw,
             config,
