@@ -108,6 +108,8 @@ pub struct Config {
     pub account_validity: bool,
     /// What this server's own events are made with, as a shutdown needs them.
     pub authorship: Authorship,
+    /// Whether filters may name types of relations (the experimental MSC3874).
+    pub relation_type_filters: bool,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -154,6 +156,7 @@ impl Config {
             delegated_auth: false,
             account_validity: false,
             authorship: Authorship::default(),
+            relation_type_filters: false,
             clock: Arc::new(SystemClock),
         }
     }
