@@ -1,7 +1,10 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
 mod deletion;
-mod retention;
+pub mod retention;
+mod sweeper;
+
+use self::sweeper::Sweeper;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +23,7 @@ use crate::jobs::register::{Register, Ticket};
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
+use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
 use crate::store::db::{
@@ -85,13 +89,15 @@ struct Shared {
 /// The threads, and the way they end: dropping this.
 struct Threads {
     shared: Arc<Shared>,
-    pool: Option<Pool>,
+    pool: Option<Arc<Pool>>,
     timer: Option<Timer>,
+    sweeper: Option<Sweeper>,
 }
 
 /// What a job is to do: its kind and parameters in the ledger, as values.
 enum Work {
     PurgeHistory(Request),
+    Retention(LifetimeRange),
     DeleteRoom(deletion::Deletion),
 }
 
@@ -99,9 +105,12 @@ impl Work {
     /// What a job on record was to do; `None` when this roomkeeper does not know.
     fn of_record(record: Record) -> Option<Self> {
         match record.kind.as_str() {
-            PURGE_HISTORY => serde_json::from_value(record.params)
+            PURGE_HISTORY | retention::RETENTION_PURGE => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::PurgeHistory),
+            retention::RETENTION => serde_json::from_value::<retention::Range>(record.params)
+                .ok()
+                .map(|range| Self::Retention(range.range)),
             _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
@@ -140,10 +149,13 @@ impl Keeper {
         let keep = shared.config.keep_jobs;
         let timer =
             Timer::start(timer::PERIOD, move || register.forget_old(keep)).map_err(no_thread)?;
+        let pool = Arc::new(pool);
+        let sweeper = Sweeper::start(shared.clone(), pool.clone())?;
         let threads = Arc::new(Threads {
             shared: shared.clone(),
             pool: Some(pool),
             timer: Some(timer),
+            sweeper: Some(sweeper),
         });
         let keeper = Self { shared, threads };
         if keeper.shared.config.resume {
@@ -204,6 +216,9 @@ impl Keeper {
     }
 
     fn submit(&self, ticket: Ticket, work: Work) -> Result<(), Error> {
+        if let Work::Retention(range) = work {
+            return self.run_retention(ticket, range);
+        }
         let shared = self.shared.clone();
         // The ticket outlives a refusal, so that it can be withdrawn.
         let slot = Arc::new(Mutex::new(Some(ticket)));
@@ -392,6 +407,8 @@ impl Shared {
         }
         let outcome = ticket.start().and_then(|()| match work {
             Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+            // Runs have a thread of their own.
+            Work::Retention(_) => Err(Error::Bug("a worker was given a retention run".into())),
             Work::DeleteRoom(deletion) => self.delete_room(&ticket, deletion, &is_stopping),
         });
         match outcome {
@@ -427,10 +444,7 @@ impl Shared {
         is_stopping: &'a (dyn Fn() -> bool + Sync),
     ) -> Result<Worksite<'a>, Error> {
         let config = &self.config;
-        let gait = match config.homeserver {
-            Homeserver::Beside => Gait::Beside,
-            Homeserver::Refuse | Homeserver::AssumeStopped => Gait::Offline,
-        };
+        let gait = self.gait();
         let options = OpenOptions {
             access: Access::Write,
             cache_kib: if gait == Gait::Offline {
@@ -446,11 +460,24 @@ impl Shared {
         };
         let watch = (config.homeserver == Homeserver::Refuse)
             .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        Ok(Worksite {
-            db: Db::open(&config.database, &options)?,
+        let db = Db::open(&config.database, &options)?;
+        Ok(self.worksite_on(db, watch, ticket, is_stopping))
+    }
+
+    /// The same on a connection that an earlier job of its kind had.
+    fn worksite_on<'a>(
+        &'a self,
+        db: Db,
+        watch: Option<Watch>,
+        ticket: &'a Ticket,
+        is_stopping: &'a (dyn Fn() -> bool + Sync),
+    ) -> Worksite<'a> {
+        let config = &self.config;
+        Worksite {
+            db,
             room: ticket.room(),
             server_name: &config.server_name,
-            gait,
+            gait: self.gait(),
             bounds: config.stride,
             overwrite_deleted: config.overwrite_deleted,
             locks: &self.locks,
@@ -461,7 +488,15 @@ impl Shared {
             watch,
             clock: &*config.clock,
             is_stopping,
-        })
+            is_one_of_many: false,
+        }
+    }
+
+    fn gait(&self) -> Gait {
+        match self.config.homeserver {
+            Homeserver::Beside => Gait::Beside,
+            Homeserver::Refuse | Homeserver::AssumeStopped => Gait::Offline,
+        }
     }
 }
 
@@ -472,7 +507,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.begin_to_stop();
         drop(self.timer.take());
-        let pool = self.pool.take();
+        let (sweeper, pool) = (self.sweeper.take(), self.pool.take());
         let done = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {
             let (joined, shared) = (done.clone(), &self.shared);
@@ -482,6 +517,8 @@ impl Drop for Threads {
                     thread::sleep(TRIP_AGAIN);
                 }
             });
+            // It waits for workers, and holds on to their pool.
+            drop(sweeper);
             drop(pool);
             done.store(true, Ordering::SeqCst);
         });
