@@ -1,5 +1,6 @@
 //! The command line: words into library calls, outcomes into text and exit codes.
 
+mod deletion;
 mod demo;
 mod output;
 mod remote;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Config, Homeserver, file};
+use crate::database::Database;
 use crate::error::{Chain, EXIT_FAILED, Error};
 use crate::ids::{EventId, JobId, RoomId};
 use crate::jobs::ledger::{Record, State};
@@ -36,10 +38,10 @@ struct Global {
     /// The homeserver's configuration; repeatable, later files win key by key.
     #[arg(short, long = "config", value_name = "FILE", global = true)]
     config: Vec<PathBuf>,
-    /// The database, when there is no configuration file.
+    /// The database, when there is no configuration file: a path, or postgres://user@host/name.
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "PATH_OR_URL",
         global = true,
         conflicts_with = "config",
         requires = "server_name"
@@ -73,6 +75,18 @@ enum Command {
     Serve,
     /// Purge a room's history before a point; what lies at the point stays.
     PurgeHistory(PurgeHistory),
+    /// Delete a room: block it, move its people out, remove every row of it.
+    DeleteRoom(deletion::DeleteRoom),
+    /// Let nobody join a room, known or not.
+    Block {
+        /// The room's id.
+        room: String,
+    },
+    /// Let people join a room again.
+    Unblock {
+        /// The room's id.
+        room: String,
+    },
     /// What the retention policies say.
     #[command(subcommand)]
     Retention(retention::Retention),
@@ -155,15 +169,19 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Init => {
             let (Some(database), Some(_)) = (&cli.global.database, &cli.global.server_name) else {
                 return Err(Error::Config(
-                    "init needs --database FILE and --server-name NAME".into(),
+                    "init needs --database PATH_OR_URL and --server-name NAME".into(),
                 ));
             };
-            schema::create(database)?;
-            output::created(json, database);
+            let database = Database::of_path(database);
+            schema::create(&database)?;
+            output::created(json, &database);
             Ok(ExitCode::SUCCESS)
         }
         Command::Serve => serve::serve(config(&cli.global)?),
         Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, json),
+        Command::DeleteRoom(wanted) => deletion::delete_room(config(&cli.global)?, wanted, json),
+        Command::Block { room } => deletion::set_block(config(&cli.global)?, room, true, json),
+        Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),
         Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
         Command::Jobs { resume, cancel } => {
             jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)
@@ -180,10 +198,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
 /// The configuration that the global options mean.
 fn config(global: &Global) -> Result<Config, Error> {
     let mut config = match (&global.database, &global.server_name) {
-        (Some(database), Some(name)) => Config::for_sqlite(database, name),
+        (Some(database), Some(name)) => Config::for_database(Database::of_path(database), name),
         _ if global.config.is_empty() => {
             return Err(Error::Config(
-                "say which database: -c homeserver.yaml, or --database FILE and --server-name NAME"
+                "say which database: -c homeserver.yaml, or --database PATH_OR_URL and --server-name NAME"
                     .into(),
             ));
         }

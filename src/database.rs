@@ -36,6 +36,14 @@ impl Database {
         }
     }
 
+    /// As [`Database::of_words`], for paths that may be no text.
+    pub fn of_path(path: &Path) -> Self {
+        match path.to_str() {
+            Some(words) => Self::of_words(words),
+            None => path.into(),
+        }
+    }
+
     /// The file, where it is one.
     pub fn file(&self) -> Option<&Path> {
         match self {

@@ -6,8 +6,9 @@ mod sweeper;
 
 use self::sweeper::Sweeper;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::config::{Config, Homeserver};
+use crate::database::Database;
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::jobs::ledger::{Ledger, Record, State};
@@ -45,6 +47,9 @@ pub const PURGE_HISTORY: &str = "purge_history";
 
 /// Read-only connections kept open for questions: one for each handler thread of the doors.
 const READERS: usize = 8;
+
+/// Workers that a keeper can have.
+const MOST_WORKERS: usize = 64;
 
 /// How a purge is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,10 +85,12 @@ struct Shared {
     register: Arc<Register>,
     locks: RoomLocks,
     writer: Mutex<()>,
+    writers: [Mutex<()>; MOST_WORKERS],
+    turn: AtomicUsize,
     readers: Mutex<Vec<Db>>,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
-    raw: RawFile,
+    raw: Option<RawFile>,
 }
 
 /// The threads, and the way they end: dropping this.
@@ -124,16 +131,18 @@ impl Keeper {
     /// running (unless told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
         let ledger = own_ledger(&config)?;
-        let raw = RawFile::open(&config.database)?;
+        let raw = config.database.file().map(RawFile::open).transpose()?;
         refuse_running_homeserver(&config)?;
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
-        homeserver::release_leftover_locks(&mut db)?;
+        homeserver::release_leftover_locks(&mut db, config.clock.now())?;
         drop(db);
         let register = Arc::new(Register::new(ledger, config.clock.clone()));
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
             writer: Mutex::new(()),
+            writers: std::array::from_fn(|_| Mutex::default()),
+            turn: AtomicUsize::new(0),
             readers: Mutex::new(Vec::new()),
             is_stopping: AtomicBool::new(false),
             raw,
@@ -363,7 +372,7 @@ impl Keeper {
     /// Whether the database answers.
     pub fn is_healthy(&self) -> bool {
         self.shared
-            .with_reader(|db| db.pragma("schema_version"))
+            .with_reader(|db| db.count("ask the database", "SELECT 1", &[]))
             .is_ok()
     }
 
@@ -437,6 +446,18 @@ impl Shared {
         Ok(format!("{} events deleted", progress.events_deleted))
     }
 
+    /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
+    /// more of them than there are turns run for no keeper.
+    fn turn_to_write(&self) -> &Mutex<()> {
+        match self.config.database {
+            Database::File(_) => &self.writer,
+            Database::Server(_) => {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                &self.writers[turn % MOST_WORKERS]
+            }
+        }
+    }
+
     /// What a job works with, its own connection among it.
     fn worksite<'a>(
         &'a self,
@@ -481,10 +502,10 @@ impl Shared {
             bounds: config.stride,
             overwrite_deleted: config.overwrite_deleted,
             locks: &self.locks,
-            writer: &self.writer,
+            writer: self.turn_to_write(),
             ledger: self.register.ledger(),
             live: ticket.live(),
-            raw: &self.raw,
+            raw: self.raw.as_ref(),
             watch,
             clock: &*config.clock,
             is_stopping,
@@ -535,11 +556,26 @@ fn options(access: Access) -> OpenOptions {
 
 /// Becomes the owner of the ledger, and so of the work on the database.
 fn own_ledger(config: &Config) -> Result<Ledger, Error> {
-    if !config.database.is_file() {
+    match config.database.file() {
+        Some(file) if file.is_file() => {}
         // Before a ledger appears beside nothing.
-        drop(Db::open(&config.database, &OpenOptions::default())?);
+        Some(_) => drop(Db::open(&config.database, &OpenOptions::default())?),
+        None => make_directory_of(&config.ledger)?,
     }
     Ledger::open(&config.ledger)
+}
+
+/// The place for ledgers of databases that are no files is ours to make.
+fn make_directory_of(ledger: &Path) -> Result<(), Error> {
+    let Some(directory) = ledger.parent().filter(|d| !d.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(directory).map_err(|e| {
+        Error::Config(format!(
+            "the ledger's directory {} cannot be made: {e}; say another place with roomkeeper.ledger",
+            directory.display()
+        ))
+    })
 }
 
 /// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
@@ -549,7 +585,11 @@ fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
     }
     let sign = match Watch::new(config.whereabouts.clone(), &config.database).outside() {
         Some(sign) => Some(sign),
-        None if homeserver::is_open_elsewhere(&config.database)? => {
+        None if config
+            .database
+            .file()
+            .map_or(Ok(false), homeserver::is_open_elsewhere)? =>
+        {
             Some("another process has the database open".to_owned())
         }
         None => {
@@ -631,7 +671,7 @@ pub fn check_offline(
     refuse_running_homeserver(config)?;
     let mut db = Db::open(&config.database, &OpenOptions::default())?;
     // As every start does: a roomkeeper that was killed leaves its lock on the room.
-    homeserver::release_leftover_locks(&mut db)?;
+    homeserver::release_leftover_locks(&mut db, config.clock.now())?;
     check::check(&db, config.clock.now(), each)
 }
 
@@ -652,8 +692,11 @@ pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
         // Purges beside a running homeserver leave this to us.
         db.write("merge the full-text index", search::optimize)?;
     }
+    let Some(file) = config.database.file() else {
+        return space::vacuum(&db);
+    };
     drop(db);
-    let reclaimed = space::reclaim(&config.database)?;
+    let reclaimed = space::reclaim(file)?;
     // Nothing that was deleted is in the new file.
     for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
         ledger.settle(duty)?;

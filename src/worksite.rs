@@ -54,8 +54,8 @@ pub struct Worksite<'a> {
     pub ledger: &'a Ledger,
     /// The job, as others see it.
     pub live: &'a Live,
-    /// The database file past SQLite, for overwriting free pages; only where the gait is offline.
-    pub raw: &'a RawFile,
+    /// The database file past SQLite, for overwriting free pages; none where the database is no file.
+    pub raw: Option<&'a RawFile>,
     /// Looks for a homeserver that is running although it should not.
     pub watch: Option<Watch>,
     /// The time.

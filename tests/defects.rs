@@ -1,6 +1,7 @@
 //! Small rooms made by hand, one for each thing that the originals get wrong (behaviour.md section 13) or that a
 //! purge must refuse.
 
+#[macro_use]
 mod support;
 
 use roomkeeper::Error;
@@ -426,4 +427,19 @@ fn edges_of_groups_that_are_gone_neither_stay_nor_count() {
         count(&before) - count(&after)
     );
     site.assert_sound("edges");
+}
+
+also_on_postgres! {
+    a_point_beyond_every_forward_extremity_is_refused_and_nothing_changes,
+    a_room_that_does_not_exist_is_purged_of_nothing,
+    a_purge_of_nothing_leaves_the_extremities_and_the_depth_alone,
+    a_gap_above_the_cut_stays_marked,
+    an_outlier_that_points_below_the_cut_makes_no_extremity,
+    local_users_messages_stay_whatever_their_event_ids_look_like,
+    what_was_redacted_stays_redacted,
+    a_kept_message_of_a_local_user_stays_redacted,
+    the_newest_event_by_arrival_may_lie_below_the_cut,
+    extremities_below_the_cut_go_when_another_remains_state_or_not,
+    a_room_that_is_still_being_joined_keeps_the_events_it_needs,
+    edges_of_groups_that_are_gone_neither_stay_nor_count,
 }

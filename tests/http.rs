@@ -387,7 +387,7 @@ fn a_purge_that_cannot_be_is_refused_in_synapses_words() {
 #[test]
 fn a_failed_purge_says_why_with_its_code() {
     let daemon = Daemon::start();
-    let connection = Connection::open(daemon.keeper.config().database.clone()).unwrap();
+    let connection = Connection::open(daemon.keeper.config().database.file().unwrap()).unwrap();
     let sql = "UPDATE events SET depth = $1, topological_ordering = $1 WHERE event_id = $2";
     connection.execute(sql, (11, "$e9")).unwrap();
     connection.execute(sql, (9, "$e10")).unwrap();
@@ -547,7 +547,7 @@ fn with_delegated_authentication_only_the_static_token_works() {
 fn accounts_that_have_run_out_are_refused_where_that_is_configured() {
     for (enabled, status) in [(true, 403), (false, 200)] {
         let daemon = Daemon::start_with(|config| config.account_validity = enabled);
-        let connection = Connection::open(daemon.keeper.config().database.clone()).unwrap();
+        let connection = Connection::open(daemon.keeper.config().database.file().unwrap()).unwrap();
         let sql = "INSERT INTO account_validity (user_id, expiration_ts_ms, email_sent) VALUES ('@admin:example.org', 1, 0)";
         connection.execute(sql, []).unwrap();
         let reply = daemon.admin().get("/_roomkeeper/v1/jobs").unwrap();

@@ -2,6 +2,7 @@
 //!
 //! `ROOMKEEPER_SEED=<n>` repeats a failed run, `ROOMKEEPER_CASES=<n>` tries more samples.
 
+#[macro_use]
 mod support;
 
 use std::collections::BTreeMap;
@@ -132,4 +133,10 @@ fn beside_a_homeserver_state_groups_are_marked_and_nothing_else_is_done_to_them(
         assert_same(&purged.tables.without(&but), &after.without(&but), &about);
         site.assert_sound(&about);
     });
+}
+
+also_on_postgres! {
+    samples_are_sound_before_anything_is_purged,
+    a_purge_does_what_the_model_does,
+    beside_a_homeserver_state_groups_are_marked_and_nothing_else_is_done_to_them,
 }

@@ -1,5 +1,6 @@
 //! Jobs that are cancelled, stopped and taken up again; statuses; and what is refused.
 
+#[macro_use]
 mod support;
 
 use std::time::{Duration, Instant};
@@ -226,9 +227,7 @@ fn a_room_that_is_being_purged_is_refused_and_another_is_not() {
     let again = start(&keeper, &ask).expect("free again");
     keeper.wait(&again).expect("complete");
     keeper.stop();
-    let conn = Connection::open(&site.database).expect("opens");
-    support::tables::insert(
-        &conn,
+    site.insert(
         "scheduled_tasks",
         &row([
             ("id", "x".into()),
@@ -238,7 +237,6 @@ fn a_room_that_is_being_purged_is_refused_and_another_is_not() {
             ("resource_id", (&ask.room).into()),
         ]),
     );
-    drop(conn);
     let keeper = Keeper::open(site.config()).expect("opens");
     let refused = start(&keeper, &ask).expect_err("the homeserver deletes the room itself");
     assert!(matches!(refused, Error::RoomBusy { .. }), "{refused}");
@@ -297,4 +295,14 @@ fn a_keeper_that_stops_starts_nothing_more() {
     keeper.stop();
     assert!(matches!(start(&other, &ask), Err(Error::Stopping)));
     other.stop();
+}
+
+also_on_postgres! {
+    a_cancelled_purge_leaves_a_whole_room_and_can_be_asked_for_again,
+    a_purge_that_was_stopped_goes_on_at_the_next_start_to_the_same_end,
+    opening_with_resume_takes_up_what_was_left,
+    a_job_that_waits_for_the_next_start_can_be_cancelled,
+    a_status_is_active_then_complete_or_failed_and_is_forgotten_after_24_hours,
+    a_room_that_is_being_purged_is_refused_and_another_is_not,
+    a_keeper_that_stops_starts_nothing_more,
 }

@@ -1,5 +1,6 @@
 //! However a purge is cut up, planned or repeated, it comes to the same end (I-41); and a dry run knows that end.
 
+#[macro_use]
 mod support;
 
 use rand::Rng;
@@ -187,4 +188,11 @@ fn a_purge_to_a_nearer_point_and_then_on_equals_one_purge() {
             .collect();
         assert_same(&expected.without(&but), &found.without(&but), &about);
     });
+}
+
+also_on_postgres! {
+    two_strides_equal_one_leap_state_tables_included,
+    a_dry_run_says_exactly_what_the_purge_then_removes,
+    a_purge_that_is_repeated_changes_nothing,
+    a_purge_to_a_nearer_point_and_then_on_equals_one_purge,
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::{Config, Homeserver, Listen, Secret, retention};
+use crate::database::{Database, Server};
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::time::{Millis, parse_duration};
@@ -92,7 +93,7 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
     let server_name = text(keys, "server_name")?.ok_or_else(|| {
         Error::Config("server_name is missing: it is the domain of the homeserver".into())
     })?;
-    let mut config = Config::for_sqlite(database(keys)?, &server_name);
+    let mut config = Config::for_database(database(keys)?, &server_name);
     config.whereabouts = whereabouts(keys)?;
     config.retention = retention::read(keys.get("retention"))?;
     config.delegated_auth = is_delegated(keys);
@@ -109,7 +110,7 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
     Ok(config)
 }
 
-fn database(keys: &Map<String, Value>) -> Result<PathBuf, Error> {
+fn database(keys: &Map<String, Value>) -> Result<Database, Error> {
     if keys.get("databases").is_some_and(|v| !v.is_null()) {
         return Err(Error::Unsafe(
             "the configuration splits the data over several databases (`databases:`); roomkeeper works on one that \
@@ -120,16 +121,12 @@ fn database(keys: &Map<String, Value>) -> Result<PathBuf, Error> {
     let block = keys.get("database").unwrap_or(&Value::Null);
     match block.get("name").and_then(Value::as_str) {
         Some("sqlite3") => {}
-        Some("psycopg2") => {
-            return Err(Error::Config(
-                "database.name: psycopg2: this roomkeeper has no PostgreSQL engine yet".into(),
-            ));
-        }
+        Some("psycopg2") => return server(block.get("args")),
         _ => {
             return Err(wrong(
                 "database.name",
                 block.get("name").unwrap_or(&Value::Null),
-                "sqlite3",
+                "sqlite3 or psycopg2",
             ));
         }
     }
@@ -141,13 +138,39 @@ fn database(keys: &Map<String, Value>) -> Result<PathBuf, Error> {
         Some(":memory:") => Err(Error::Config(
             "database.args.database: a database in memory is in no file".into(),
         )),
-        Some(path) => Ok(path.into()),
+        Some(path) => Ok(Database::File(path.into())),
         None => Err(wrong(
             "database.args.database",
             &Value::Null,
             "the path of the database file",
         )),
     }
+}
+
+/// The arguments that Synapse hands to libpq. What they mean, the store knows. They are in no message: one of them is
+/// the password.
+fn server(args: Option<&Value>) -> Result<Database, Error> {
+    let Some(Value::Object(args)) = args else {
+        return Err(Error::Config(
+            "database.args should say how to reach the PostgreSQL server: user, password, dbname, host, …".into(),
+        ));
+    };
+    let mut keys = BTreeMap::new();
+    for (key, value) in args {
+        let value = match value {
+            Value::Null => continue,
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            Value::Bool(flag) => i32::from(*flag).to_string(),
+            _ => {
+                return Err(Error::Config(format!(
+                    "database.args.{key} should be a text or a number"
+                )));
+            }
+        };
+        keys.insert(key.clone(), value);
+    }
+    Ok(Database::Server(Server::Keys(keys)))
 }
 
 fn whereabouts(keys: &Map<String, Value>) -> Result<Whereabouts, Error> {
@@ -388,13 +411,34 @@ mod tests {
         ))
         .expect("reads");
         assert_eq!(config.server_name, "example.org");
-        assert_eq!(config.database, Path::new("/d/homeserver.db"));
+        assert_eq!(config.database.file(), Some(Path::new("/d/homeserver.db")));
         assert_eq!(config.ledger, Path::new("/d/homeserver.db.roomkeeper"));
         assert_eq!(config.whereabouts.listeners.len(), 2);
         assert_eq!(config.stride.events, 10);
         assert_eq!(config.keep_jobs, crate::time::days(3));
         assert_eq!(config.homeserver, Homeserver::Beside);
         assert_eq!(config.listen.len(), 2);
+    }
+
+    #[test]
+    fn a_homeserver_yaml_with_postgresql_is_read_as_it_stands() {
+        let config = read(
+            "server_name: example.org:8448\ndatabase:\n  name: psycopg2\n  txn_limit: 10000\n  args:\n    user: synapse\n    \
+             password: hunter2\n    dbname: synapse\n    host: db.example\n    port: 5432\n    cp_min: 5\n    cp_max: 10\n\
+             roomkeeper: {ledger: /l}\n",
+        )
+        .expect("reads");
+        let Database::Server(Server::Keys(keys)) = &config.database else {
+            panic!("{:?}", config.database);
+        };
+        assert_eq!(keys["port"], "5432");
+        assert_eq!(keys["password"], "hunter2");
+        assert!(!format!("{:?}", config.database).contains("hunter2"));
+        assert_eq!(config.ledger, Path::new("/l"));
+        let other =
+            read("server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h}}");
+        let ledger = other.expect("reads").ledger;
+        assert!(ledger.ends_with("example.org_8448.ledger"), "{ledger:?}");
     }
 
     #[test]
@@ -452,7 +496,7 @@ mod tests {
     #[test]
     fn the_sample_says_the_defaults() {
         let config = read(SAMPLE).expect("reads");
-        let default = Config::for_sqlite(&config.database, &config.server_name);
+        let default = Config::for_database(config.database.clone(), &config.server_name);
         assert_eq!(config.workers, default.workers);
         assert_eq!(config.stride, default.stride);
         assert_eq!(config.overwrite_deleted, default.overwrite_deleted);
@@ -504,7 +548,7 @@ mod tests {
         let config = read(&proposed).expect("reads");
         assert_eq!(config.admin_token, Some(Secret::new("secret")));
         assert_eq!(config.listen.len(), 2);
-        let default = Config::for_sqlite(&config.database, &config.server_name);
+        let default = Config::for_database(config.database.clone(), &config.server_name);
         assert_eq!(config.admin_user, default.admin_user);
     }
 

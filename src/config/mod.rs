@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::database::Database;
 use crate::ids::UserId;
 use crate::policy::Retention;
 use crate::stride::StrideBounds;
@@ -70,11 +71,12 @@ impl fmt::Debug for Secret {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The database file.
-    pub database: PathBuf,
+    /// The homeserver's database.
+    pub database: Database,
     /// `server_name` of the homeserver.
     pub server_name: String,
-    /// Our own bookkeeping; by default `<database>.roomkeeper`.
+    /// Our own bookkeeping; by default `<database>.roomkeeper`, or for a database on a server a file in our
+    /// [state directory](state_directory).
     pub ledger: PathBuf,
     /// Purge threads.
     pub workers: usize,
@@ -111,15 +113,33 @@ pub struct Config {
 impl Config {
     /// The defaults for a SQLite database.
     pub fn for_sqlite(database: impl AsRef<Path>, server_name: &str) -> Self {
-        let database = database.as_ref().to_owned();
-        let mut ledger = database.clone().into_os_string();
-        ledger.push(".roomkeeper");
+        Self::for_database(database.as_ref().into(), server_name)
+    }
+
+    /// The defaults for a database.
+    pub fn for_database(database: Database, server_name: &str) -> Self {
+        let ledger = match &database {
+            Database::File(path) => {
+                let mut ledger = path.clone().into_os_string();
+                ledger.push(".roomkeeper");
+                ledger.into()
+            }
+            // One ledger for each homeserver; the database's address may be written in many ways.
+            Database::Server(_) => {
+                state_directory().join(format!("{}.ledger", server_name.replace(['/', ':'], "_")))
+            }
+        };
+        let mut stride = StrideBounds::default();
+        if let Database::Server(_) = database {
+            // There a stride holds up only who wants the same rows.
+            stride.rest = std::time::Duration::ZERO;
+        }
         Self {
             database,
             server_name: server_name.to_owned(),
-            ledger: ledger.into(),
+            ledger,
             workers: WORKERS,
-            stride: StrideBounds::default(),
+            stride,
             overwrite_deleted: true,
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),
@@ -135,4 +155,24 @@ impl Config {
             clock: Arc::new(SystemClock),
         }
     }
+}
+
+/// Where our ledger lies when the database is no file: systemd's `StateDirectory=`, or `$XDG_STATE_HOME/roomkeeper`, or
+/// `~/.local/state/roomkeeper`, or for somebody without a home `/var/lib/roomkeeper`.
+fn state_directory() -> PathBuf {
+    let of = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    if let Some(given) = of("STATE_DIRECTORY") {
+        return given;
+    }
+    let home = of("HOME").filter(|home| home != Path::new("/"));
+    of("XDG_STATE_HOME")
+        .or_else(|| home.map(|home| home.join(".local/state")))
+        .map_or_else(
+            || PathBuf::from("/var/lib/roomkeeper"),
+            |state| state.join("roomkeeper"),
+        )
 }

@@ -96,7 +96,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         ..OpenOptions::default()
     };
     let mut db = Db::open(&site.database, &options).expect("opens");
-    homeserver::release_leftover_locks(&mut db).expect("released");
+    homeserver::release_leftover_locks(&mut db, NOW).expect("released");
     let wants_to_stop = Arc::new(AtomicBool::new(false));
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let (stop, noted) = (wants_to_stop.clone(), seen.clone());
@@ -132,7 +132,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         writer: &Mutex::new(()),
         ledger: register.ledger(),
         live: ticket.live(),
-        raw: &raw,
+        raw: Some(&raw),
         watch: None,
         clock: &*clock,
         is_one_of_many: false,
@@ -263,7 +263,7 @@ impl Example {
 
 fn assert_sound(site: &Site, about: &str) {
     let mut db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
-    homeserver::release_leftover_locks(&mut db).expect("released");
+    homeserver::release_leftover_locks(&mut db, NOW).expect("released");
     let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
     assert!(violations.is_empty(), "{about}: {violations:#?}");
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::request::Request;
 use crate::error::Error;
-use crate::store::db::Db;
+use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Extent};
 use crate::store::homeserver::RowLock;
@@ -34,10 +34,11 @@ pub(super) fn leap(
 ) -> Result<bool, Error> {
     let wanted = match site.bounds.leap {
         Leap::Never => false,
-        Leap::WhereCheaper => is_cheaper(&site.db, left)?,
+        Leap::WhereCheaper => site.db.engine() == Engine::Sqlite && is_cheaper(&site.db, left)?,
         Leap::WherePossible => true,
     };
     if !wanted
+        || site.db.engine() != Engine::Sqlite
         || event_rows::has_triggers(&site.db)?
         || event_rows::broken_foreign_keys(&site.db)? > 0
     {

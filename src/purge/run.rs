@@ -12,7 +12,7 @@ use super::request::Request;
 use super::state;
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::store::db::Db;
+use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{PURGE_LOCK, RowLock};
@@ -110,7 +110,8 @@ fn purge_events(
     progress: &mut Progress,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
-    if site.gait == Gait::Offline {
+    let on_server = site.db.engine() == Engine::Postgres;
+    if site.gait == Gait::Offline && !on_server {
         // Strides say themselves when the log is copied.
         site.db.set_pragma("wal_autocheckpoint", 0)?;
     }
@@ -135,7 +136,7 @@ fn purge_events(
         documents.note(&site.db, site.room, below)?;
     }
     progress.phase = Phase::Events;
-    let mut pace = Pace::new(site.gait, site.bounds);
+    let mut pace = Pace::new(site.gait, site.bounds).on_server(on_server);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
     let mut waited_from = Instant::now();
@@ -159,9 +160,18 @@ fn purge_events(
                 site.rest(pace.rest());
                 continue;
             }
+            Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
+                log::warn!(
+                    "room {}: {}; trying again",
+                    site.room,
+                    crate::error::Chain(&e)
+                );
+                site.rest(LOST_REST);
+                continue;
+            }
             Err(e)
                 if e.is_busy()
-                    && site.gait == Gait::Beside
+                    && (site.gait == Gait::Beside || on_server)
                     && waited_from.elapsed() < BUSY_PATIENCE =>
             {
                 log::info!(
@@ -200,6 +210,9 @@ fn purge_events(
     progress.seconds_left = None;
     Ok(())
 }
+
+/// How long a job waits before it looks again for a server that was lost.
+const LOST_REST: Duration = Duration::from_secs(1);
 
 /// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
 /// costs more than a look.
@@ -272,7 +285,7 @@ fn stride(
                 documents.remove(db, may_rebuild && selected.events >= rebuild_from)?,
             );
         }
-        if overwrites && selected.doomed > 0 {
+        if overwrites && selected.doomed > 0 && db.engine() == Engine::Sqlite {
             overwrite::owe(ledger, gait, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
@@ -292,7 +305,7 @@ fn stride(
     let wal_bytes = wal
         .and_then(|w| fs::metadata(w).ok())
         .map_or(0, |m| m.len());
-    if site.gait == Gait::Offline {
+    if site.gait == Gait::Offline && site.db.engine() == Engine::Sqlite {
         // The log is empty again before the next stride; with readers about, it is when they have gone. Beside a
         // server each commit copies what it can: left to pile up, the log would never start anew.
         site.db.checkpoint()?;

@@ -3,12 +3,13 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::db::{Db, params};
+use super::db::{Db, Engine, params};
+use crate::database::Database;
 use crate::error::{Doing, Error};
 use crate::ids::{RoomId, random_letters};
 use crate::time::Millis;
@@ -32,16 +33,16 @@ pub const INSTANCE_NAME: &str = "roomkeeper";
 /// Looks for signs of a running homeserver, again and again.
 pub struct Watch {
     whereabouts: Whereabouts,
-    database: PathBuf,
+    database: Database,
     looked: Option<(Instant, Option<String>)>,
 }
 
 impl Watch {
-    /// A watch over one database file.
-    pub fn new(whereabouts: Whereabouts, database: &Path) -> Self {
+    /// A watch over one database.
+    pub fn new(whereabouts: Whereabouts, database: &Database) -> Self {
         Self {
             whereabouts,
-            database: database.to_owned(),
+            database: database.clone(),
             looked: None,
         }
     }
@@ -55,7 +56,10 @@ impl Watch {
         }
         let sign = match self.outside() {
             Some(sign) => Some(sign),
-            None => fresh_lock_row(db, now)?,
+            None => match foreign_session(db)? {
+                None => fresh_lock_row(db, now)?,
+                sign => sign,
+            },
         };
         self.looked = Some((Instant::now(), sign.clone()));
         Ok(sign)
@@ -77,11 +81,37 @@ impl Watch {
         if let Some(address) = listener {
             return Some(format!("the homeserver's listener {address} answers"));
         }
-        foreign_lock(&self.database).map(|pid| match pid {
+        foreign_lock(self.database.file()?).map(|pid| match pid {
             Some(pid) => format!("process {pid} has the database open"),
             None => "another process has the database open".to_owned(),
         })
     }
+}
+
+/// Who else has a session on this database of a server. Not those of ours, and not those of a person or a copy: Synapse
+/// gives its sessions no name.
+const FOREIGN_SESSION: &str = "-- PostgreSQL
+    SELECT pid, usename
+      FROM pg_stat_activity
+     WHERE datname = current_database()
+       AND pid <> pg_backend_pid()
+       AND coalesce(backend_type, 'client backend') = 'client backend'
+       AND coalesce(application_name, '') NOT LIKE 'roomkeeper%'
+       AND coalesce(application_name, '') NOT IN ('psql', 'pg_dump', 'pg_dumpall', 'pg_restore', 'pg_repack', 'vacuumdb')
+     LIMIT 1";
+
+fn foreign_session(db: &Db) -> Result<Option<String>, Error> {
+    if db.engine() != Engine::Postgres {
+        return Ok(None);
+    }
+    let doing = "look who is connected to the database";
+    db.row(doing, FOREIGN_SESSION, &[], |r| {
+        let user = r.get::<_, Option<String>>(1)?.unwrap_or_default();
+        let pid = r.get::<_, i64>(0)?;
+        Ok(format!(
+            "session {pid} of {user} is connected to the database"
+        ))
+    })
 }
 
 fn running_pid(file: &Path) -> Option<u32> {
@@ -166,6 +196,10 @@ pub const PURGE_LOCK: &str = "purge_pagination_lock";
 /// The lock that keeps the homeserver from putting events into the room (W-7).
 pub const NEW_EVENT_LOCK: &str = "new_event_during_purge_lock";
 
+/// Whether a lock is held under a token. Binds `$1` lock, `$2` room, `$3` token.
+const HELD: &str = "
+    SELECT count(*) FROM worker_read_write_locks WHERE lock_name = $1 AND lock_key = $2 AND token = $3";
+
 /// Write locks on one room in Synapse's own tables, where it has them.
 pub struct RowLock {
     names: &'static [&'static str],
@@ -192,6 +226,10 @@ impl RowLock {
         let token = random_letters(6);
         let taken = db.write(doing, |db| {
             for name in names {
+                // A commit whose answer was lost may have taken it already.
+                if db.count(doing, HELD, params![name, room.as_str(), token])? == 1 {
+                    continue;
+                }
                 db.execute(
                     doing,
                     REAP,
@@ -213,6 +251,8 @@ impl RowLock {
                 renewed: Instant::now(),
             })),
             Err(e) if e.is_constraint() => Ok(None),
+            // Somebody takes it or gives it back at this moment.
+            Err(e) if e.is_busy() && db.engine() == Engine::Postgres => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -222,8 +262,6 @@ impl RowLock {
         const RENEW: &str = "
             UPDATE worker_read_write_locks SET last_renewed_ts = $1
              WHERE lock_name = $2 AND lock_key = $3 AND token = $4";
-        const HELD: &str = "
-            SELECT count(*) FROM worker_read_write_locks WHERE lock_name = $1 AND lock_key = $2 AND token = $3";
         let doing = "renew the homeserver's lock on the room";
         let (room, token) = (self.room.as_str(), &self.token);
         let renews = self.renewed.elapsed() >= LOCK_RENEWAL;
@@ -276,13 +314,19 @@ pub fn leftover_locks(db: &Db, now: Millis) -> Result<i64, Error> {
     )
 }
 
-/// Removes lock rows that an earlier, killed roomkeeper left; only where no other one can be running.
-pub fn release_leftover_locks(db: &mut Db) -> Result<(), Error> {
-    const DELETE: &str = "DELETE FROM worker_read_write_locks WHERE instance_name = $1";
+/// Removes lock rows that an earlier, killed roomkeeper left. A file has one roomkeeper, which is shown by owning the
+/// ledger beside it; on a server another one may be at work, so there only what nobody renews goes.
+pub fn release_leftover_locks(db: &mut Db, now: Millis) -> Result<(), Error> {
+    const DELETE: &str = "
+        DELETE FROM worker_read_write_locks WHERE instance_name = $1 AND last_renewed_ts < $2";
     if has_locks(db) {
         let doing = "remove locks that were left behind";
+        let before = match db.engine() {
+            Engine::Sqlite => i64::MAX,
+            Engine::Postgres => (now - LOCK_TIMEOUT).0,
+        };
         db.write(doing, |db| {
-            db.execute(doing, DELETE, params![INSTANCE_NAME])
+            db.execute(doing, DELETE, params![INSTANCE_NAME, before])
         })?;
     }
     Ok(())

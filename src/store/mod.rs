@@ -19,6 +19,7 @@ pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod room_rows;
+pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;

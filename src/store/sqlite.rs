@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Statement, ToSql};
 
-use super::db::{Access, Db, OpenOptions, SecureDelete, tell};
+use super::db::{Access, Db, Engine, OpenOptions, SecureDelete, tell};
 use super::value::{Bind, Of, Params, Row, RowResult, Value};
 use crate::error::{Doing, Error, StoreError};
 
@@ -129,10 +129,14 @@ pub(super) fn roll_back(conn: &Connection) {
     }
 }
 
-/// What only a file of SQLite's has. On PostgreSQL nothing may ask for it.
+/// What only a file of SQLite's has. A server looks after its own log and settings: asked for the one it has nothing to
+/// do, asked for the other there is nothing to read.
 impl Db {
     /// As [`Db::checkpoint`], but waits for readers no longer than `patience`: other writers wait as long.
     pub fn checkpoint_within(&self, patience: Duration) -> Result<bool, Error> {
+        if self.engine() == Engine::Postgres {
+            return Ok(true);
+        }
         let doing = "set up the connection";
         self.sqlite()?.busy_timeout(patience).doing(doing)?;
         let emptied = self.checkpoint();
@@ -143,6 +147,9 @@ impl Db {
     /// Moves the write-ahead log into the database file and truncates it. Answers whether it could: a reader
     /// that still needs the log prevents it.
     pub fn checkpoint(&self) -> Result<bool, Error> {
+        if self.engine() == Engine::Postgres {
+            return Ok(true);
+        }
         tell("PRAGMA wal_checkpoint(TRUNCATE)");
         let busy = self
             .sqlite()?
@@ -162,6 +169,9 @@ impl Db {
 
     /// Sets one PRAGMA.
     pub fn set_pragma(&self, name: &str, value: impl ToSql) -> Result<(), Error> {
+        if self.engine() == Engine::Postgres {
+            return Ok(());
+        }
         tell(name);
         self.sqlite()?
             .pragma_update(None, name, value)

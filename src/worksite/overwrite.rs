@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Gait, LOOK_UP_EVERY, Phase, Progress, Worksite};
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
-use crate::store::db::Db;
+use crate::store::db::{Db, Engine};
 use crate::store::{erase, search, space};
 
 /// The full-text index still knows deleted words.
@@ -53,14 +53,21 @@ pub(crate) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(
     if (site.is_stopping)() {
         return Err(Error::Stopping);
     }
-    if site.overwrite_deleted {
+    if site.db.engine() == Engine::Postgres {
+        // What a server does with deleted rows is its own affair: they go when it vacuums.
+        for duty in [MERGE_INDEX, EMPTY_LOG, ERASE_PAGES] {
+            site.ledger.settle(duty)?;
+        }
+    } else if site.overwrite_deleted {
         let is_merged = merge_index(site, progress)?;
         // The merge is only safe on the disk, and its own traces gone, when the log is empty.
         if empty_log(site, progress, is_merged)? && is_merged {
             site.ledger.settle(MERGE_INDEX)?;
         }
     }
-    progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
+    if site.db.engine() == Engine::Sqlite {
+        progress.reclaimable_bytes = Some(space::reclaimable_bytes(&site.db)?);
+    }
     progress.phase = Phase::Done;
     Ok(())
 }
@@ -95,19 +102,18 @@ fn empty_log(
     if !is_owed {
         return Ok(true);
     }
-    let erases = site.gait == Gait::Offline;
+    let raw = site.raw.filter(|_| site.gait == Gait::Offline);
     // Readers come and go. Offline, each try waits for them as long as any statement does.
     for attempt in 1..=OVERWRITE_TRIES {
         let done = {
             let _writer = site.writer.lock();
-            if erases {
-                erase::erase_free_pages(&mut site.db, site.raw)?.is_some()
-            } else {
-                site.db.checkpoint_within(PATIENCE_BESIDE)?
+            match raw {
+                Some(raw) => erase::erase_free_pages(&mut site.db, raw)?.is_some(),
+                None => site.db.checkpoint_within(PATIENCE_BESIDE)?,
             }
         };
         if done {
-            if erases {
+            if raw.is_some() {
                 site.ledger.settle(ERASE_PAGES)?;
             }
             site.ledger.settle(EMPTY_LOG)?;

@@ -20,6 +20,10 @@ pub enum Gait {
 /// the next stride can cost four times what this one told.
 const WAL_AIM: u64 = 256 * 1024 * 1024;
 
+/// Time that one stride aims at on a stopped homeserver's PostgreSQL server: its locks hold nobody up, but what it did
+/// is lost when it is interrupted.
+const SERVER_AIM: Duration = Duration::from_secs(4);
+
 /// Events of the first stride offline; it tells how much log an event costs in this database.
 const FIRST_OFFLINE: i64 = 10_000;
 
@@ -34,6 +38,7 @@ const FEWEST: i64 = 50;
 pub struct Pace {
     gait: Gait,
     bounds: StrideBounds,
+    on_server: bool,
     events: i64,
 }
 
@@ -47,8 +52,16 @@ impl Pace {
         Self {
             gait,
             bounds,
+            on_server: false,
             events,
         }
+    }
+
+    /// The same on a PostgreSQL server, where strides hold up nobody but those who want the same rows, so that offline
+    /// they are bounded in time instead of in log.
+    pub fn on_server(mut self, on_server: bool) -> Self {
+        self.on_server = on_server;
+        self
     }
 
     /// The gait.
@@ -64,16 +77,16 @@ impl Pace {
     /// Learns from a stride: what it dealt with, how long it held the write lock, how large the log became.
     pub fn learn(&mut self, events: i64, took: Duration, wal_bytes: u64) {
         let events = events.max(1);
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
         let (aim, spent, most) = match self.gait {
+            Gait::Offline if self.on_server => {
+                (millis(SERVER_AIM), millis(took), self.bounds.events_offline)
+            }
             Gait::Offline => (WAL_AIM, wal_bytes.max(1), self.bounds.events_offline),
             Gait::Beside => {
                 // Three quarters of the bound, so that most strides keep it.
                 let aim = u64::try_from(self.bounds.millis).unwrap_or(1) * 3 / 4;
-                (
-                    aim,
-                    u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1),
-                    self.bounds.events,
-                )
+                (aim, millis(took), self.bounds.events)
             }
         };
         let fitting = (events as f64 * (aim as f64 / spent as f64)) as i64;

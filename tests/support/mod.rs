@@ -6,12 +6,16 @@
 #[cfg(feature = "postgres")]
 pub mod cluster;
 pub mod draft;
+#[macro_use]
+pub mod engine;
 pub mod extras;
 pub mod groups;
 pub mod ids;
 pub mod model;
 pub mod rooms;
 pub mod samples;
+#[cfg(feature = "postgres")]
+pub mod server;
 pub mod state_model;
 pub mod tables;
 pub mod work;

@@ -3,6 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::engine;
 use super::tables::{Row, Tables};
 use super::work::{Ask, cases, seed};
 
@@ -10,7 +11,7 @@ use super::work::{Ask, cases, seed};
 pub fn for_each_sample(few: u64, mut test: impl FnMut(u64, &mut StdRng)) {
     let first = seed();
     println!("ROOMKEEPER_SEED={first}");
-    for n in 0..cases(few) {
+    for n in 0..cases(engine::share_of(few)) {
         let seed = first.wrapping_add(n);
         let mut rng = StdRng::seed_from_u64(seed);
         let run = std::panic::AssertUnwindSafe(|| test(seed, &mut rng));

@@ -17,10 +17,11 @@ use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId
 use rusqlite::Connection;
 
 use super::draft::{Draft, FIRST_TS};
+use super::engine::Engine;
 use super::ids::word_of;
 use super::model::Wanted;
 use super::rooms::{self, Recipe};
-use super::tables::Tables;
+use super::tables::{Row, Tables};
 
 /// The time in the samples: a day after their events.
 pub const NOW: Millis = Millis(FIRST_TS + 86_400_000);
@@ -29,6 +30,9 @@ pub const NOW: Millis = Millis(FIRST_TS + 86_400_000);
 pub struct Site {
     directory: Option<tempfile::TempDir>,
     pub database: PathBuf,
+    /// Where the sample is, when it is not in the file.
+    #[cfg(feature = "postgres")]
+    pub on_server: Option<super::server::OnServer>,
     pub server_name: String,
     pub clock: Arc<ManualClock>,
 }
@@ -79,6 +83,8 @@ impl Site {
         Self {
             directory: None,
             database: database.to_owned(),
+            #[cfg(feature = "postgres")]
+            on_server: None,
             server_name: server_name.to_owned(),
             clock: Arc::new(ManualClock::at(NOW)),
         }
@@ -92,24 +98,41 @@ impl Site {
     /// A random sample.
     pub fn random(seed: u64, recipe: &Recipe) -> Self {
         let draft = rooms::draw(seed, recipe);
-        let site = Self::new(&draft.server_name);
+        let mut site = Self::new(&draft.server_name);
         rooms::write(&site.database, &draft);
+        site.settle_on(super::engine::current());
         site
     }
 
     /// What a test drew by hand.
     pub fn of(mut draft: Draft) -> Self {
-        let site = Self::new(&draft.server_name);
+        let mut site = Self::new(&draft.server_name);
         if draft.groups.groups.is_empty() {
             draft.settle();
         }
         rooms::write(&site.database, &draft);
+        site.settle_on(super::engine::current());
         site
+    }
+
+    /// Moves the sample to where this engine has it.
+    fn settle_on(&mut self, engine: Engine) {
+        #[cfg(feature = "postgres")]
+        if engine == Engine::Postgres {
+            let tables = Tables::read(&self.database);
+            self.on_server = Some(super::server::OnServer::of(&tables));
+        }
+        let _ = engine;
     }
 
     /// A second one that is the same. Nobody may have the first open.
     pub fn copy(&self) -> Self {
-        let copy = Self::new(&self.server_name);
+        #[allow(unused_mut)]
+        let mut copy = Self::new(&self.server_name);
+        #[cfg(feature = "postgres")]
+        {
+            copy.on_server = self.on_server.as_ref().map(|server| server.copy());
+        }
         for suffix in ["", "-wal", ".roomkeeper", ".roomkeeper-wal"] {
             let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
             if with(&self.database).exists() {
@@ -122,6 +145,10 @@ impl Site {
     /// Nobody else runs; one stride does all.
     pub fn config(&self) -> Config {
         let mut config = Config::for_sqlite(&self.database, &self.server_name);
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            config.database = server.database();
+        }
         config.homeserver = Homeserver::AssumeStopped;
         config.workers = 1;
         config.clock = self.clock.clone();
@@ -188,7 +215,21 @@ impl Site {
 
     /// Everything the database holds.
     pub fn tables(&self) -> Tables {
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            return server.tables();
+        }
         Tables::read(&self.database)
+    }
+
+    /// A row goes into a table.
+    pub fn insert(&self, table: &str, row: &Row) {
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            return server.insert(table, std::slice::from_ref(row));
+        }
+        let conn = Connection::open(&self.database).expect("opens");
+        super::tables::insert(&conn, table, row);
     }
 
     /// Fails when the database breaks an invariant.
