@@ -156,8 +156,11 @@ impl Keeper {
         let pool = Pool::new(shared.config.workers.max(1), QUEUE_DEPTH).map_err(no_thread)?;
         let register = shared.register.clone();
         let keep = shared.config.keep_jobs;
-        let timer =
-            Timer::start(timer::PERIOD, move || register.forget_old(keep)).map_err(no_thread)?;
+        let forget = move || {
+            register.forget_old(keep);
+            register.forget_complete(retention::RETENTION_PURGE);
+        };
+        let timer = Timer::start(timer::PERIOD, forget).map_err(no_thread)?;
         let pool = Arc::new(pool);
         let sweeper = Sweeper::start(shared.clone(), pool.clone())?;
         let threads = Arc::new(Threads {

@@ -336,6 +336,19 @@ impl Ledger {
         run().doing("forget old jobs")
     }
 
+    /// Drops records of jobs of one kind that ended well 24 hours ago or more: where there are many, each of which tells
+    /// little.
+    pub fn forget_complete(&self, kind: &str, now: Millis) -> Result<usize, Error> {
+        let ended_by = now - REMEMBER_ENDED_FOR;
+        let run = || {
+            self.conn.lock().execute(
+                "DELETE FROM job WHERE ended_ms <= $1 AND kind = $2 AND state = 'complete'",
+                params![ended_by.0, kind],
+            )
+        };
+        run().doing("forget old jobs")
+    }
+
     /// Notes numbers that must be looked at before the subject is left alone. Durable when it returns.
     pub fn add_candidates(&self, subject: &str, numbers: &[i64]) -> Result<(), Error> {
         if numbers.is_empty() {
