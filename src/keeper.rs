@@ -3,6 +3,7 @@
 mod deletion;
 mod messages;
 pub mod retention;
+mod site;
 mod sweeper;
 
 use self::sweeper::Sweeper;
@@ -29,9 +30,7 @@ use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
-use crate::store::db::{
-    Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
-};
+use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
 use crate::store::log::Writer;
@@ -40,7 +39,7 @@ use crate::store::search;
 use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
 use crate::time::Millis;
-use crate::worksite::{Gait, Worksite, overwrite};
+use crate::worksite::overwrite;
 
 pub use self::deletion::DeleteStatus;
 
@@ -462,70 +461,6 @@ impl Shared {
                 let turn = self.turn.fetch_add(1, Ordering::Relaxed);
                 &self.writers[turn % MOST_WORKERS]
             }
-        }
-    }
-
-    /// What a job works with, its own connection among it.
-    fn worksite<'a>(
-        &'a self,
-        ticket: &'a Ticket,
-        is_stopping: &'a (dyn Fn() -> bool + Sync),
-    ) -> Result<Worksite<'a>, Error> {
-        let config = &self.config;
-        let gait = self.gait();
-        let options = OpenOptions {
-            access: Access::Write,
-            cache_kib: if gait == Gait::Offline {
-                CACHE_OFFLINE_KIB
-            } else {
-                CACHE_BESIDE_KIB
-            },
-            // Pages that become free are overwritten at the end.
-            secure_delete: if config.overwrite_deleted {
-                SecureDelete::Fast
-            } else {
-                SecureDelete::Off
-            },
-        };
-        let watch = (config.homeserver == Homeserver::Refuse)
-            .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        let db = Db::open(&config.database, &options)?;
-        Ok(self.worksite_on(db, watch, ticket, is_stopping))
-    }
-
-    /// The same on a connection that an earlier job of its kind had.
-    fn worksite_on<'a>(
-        &'a self,
-        db: Db,
-        watch: Option<Watch>,
-        ticket: &'a Ticket,
-        is_stopping: &'a (dyn Fn() -> bool + Sync),
-    ) -> Worksite<'a> {
-        let config = &self.config;
-        Worksite {
-            db,
-            room: ticket.room(),
-            server_name: &config.server_name,
-            gait: self.gait(),
-            bounds: config.stride,
-            overwrite_deleted: config.overwrite_deleted,
-            locks: &self.locks,
-            writer: self.turn_to_write(),
-            ledger: self.register.ledger(),
-            live: ticket.live(),
-            raw: self.raw.as_ref(),
-            watch,
-            clock: &*config.clock,
-            register: &self.register,
-            is_stopping,
-            is_one_of_many: false,
-        }
-    }
-
-    fn gait(&self) -> Gait {
-        match self.config.homeserver {
-            Homeserver::Beside => Gait::Beside,
-            Homeserver::Refuse | Homeserver::AssumeStopped => Gait::Offline,
         }
     }
 }
