@@ -1,6 +1,7 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
 mod deletion;
+mod messages;
 mod retention;
 
 use std::path::Path;
@@ -29,6 +30,7 @@ use crate::store::db::{
 };
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
+use crate::store::log::Writer;
 use crate::store::points;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
@@ -80,10 +82,11 @@ struct Shared {
     config: Config,
     register: Arc<Register>,
     locks: RoomLocks,
-    writer: Mutex<()>,
-    writers: [Mutex<()>; MOST_WORKERS],
+    writer: Mutex<Writer>,
+    writers: [Mutex<Writer>; MOST_WORKERS],
     turn: AtomicUsize,
     readers: Mutex<Vec<Db>>,
+    queue: messages::Queue,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: Option<RawFile>,
@@ -131,10 +134,11 @@ impl Keeper {
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
             writers: std::array::from_fn(|_| Mutex::default()),
             turn: AtomicUsize::new(0),
             readers: Mutex::new(Vec::new()),
+            queue: messages::Queue::default(),
             is_stopping: AtomicBool::new(false),
             raw,
             config,
@@ -431,7 +435,7 @@ impl Shared {
 
     /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
     /// more of them than there are turns run for no keeper.
-    fn turn_to_write(&self) -> &Mutex<()> {
+    fn turn_to_write(&self) -> &Mutex<Writer> {
         match self.config.database {
             Database::File(_) => &self.writer,
             Database::Server(_) => {
@@ -459,10 +463,11 @@ impl Shared {
             } else {
                 CACHE_BESIDE_KIB
             },
-            secure_delete: match (config.overwrite_deleted, gait) {
-                (false, _) => SecureDelete::Off,
-                (true, Gait::Offline) => SecureDelete::Fast,
-                (true, Gait::Beside) => SecureDelete::On,
+            // Pages that become free are overwritten at the end.
+            secure_delete: if config.overwrite_deleted {
+                SecureDelete::Fast
+            } else {
+                SecureDelete::Off
             },
         };
         let watch = (config.homeserver == Homeserver::Refuse)
@@ -481,6 +486,7 @@ impl Shared {
             raw: self.raw.as_ref(),
             watch,
             clock: &*config.clock,
+            register: &self.register,
             is_stopping,
         })
     }
