@@ -30,6 +30,7 @@ use crate::store::db::{
 };
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
+use crate::store::log::Writer;
 use crate::store::points;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
@@ -81,8 +82,8 @@ struct Shared {
     config: Config,
     register: Arc<Register>,
     locks: RoomLocks,
-    writer: Mutex<()>,
-    writers: [Mutex<()>; MOST_WORKERS],
+    writer: Mutex<Writer>,
+    writers: [Mutex<Writer>; MOST_WORKERS],
     turn: AtomicUsize,
     readers: Mutex<Vec<Db>>,
     queue: messages::Queue,
@@ -133,7 +134,7 @@ impl Keeper {
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
             writers: std::array::from_fn(|_| Mutex::default()),
             turn: AtomicUsize::new(0),
             readers: Mutex::new(Vec::new()),
@@ -434,7 +435,7 @@ impl Shared {
 
     /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
     /// more of them than there are turns run for no keeper.
-    fn turn_to_write(&self) -> &Mutex<()> {
+    fn turn_to_write(&self) -> &Mutex<Writer> {
         match self.config.database {
             Database::File(_) => &self.writer,
             Database::Server(_) => {
@@ -462,10 +463,11 @@ impl Shared {
             } else {
                 CACHE_BESIDE_KIB
             },
-            secure_delete: match (config.overwrite_deleted, gait) {
-                (false, _) => SecureDelete::Off,
-                (true, Gait::Offline) => SecureDelete::Fast,
-                (true, Gait::Beside) => SecureDelete::On,
+            // Pages that become free are overwritten at the end.
+            secure_delete: if config.overwrite_deleted {
+                SecureDelete::Fast
+            } else {
+                SecureDelete::Off
             },
         };
         let watch = (config.homeserver == Homeserver::Refuse)
@@ -482,8 +484,10 @@ impl Shared {
             ledger: self.register.ledger(),
             live: ticket.live(),
             raw: self.raw.as_ref(),
+            authorship: &config.authorship,
             watch,
             clock: &*config.clock,
+            register: &self.register,
             is_stopping,
         })
     }

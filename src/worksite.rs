@@ -15,14 +15,16 @@ pub(crate) use self::lock::{acquire_row_lock, hold};
 pub(crate) use self::overwrite::tidy;
 pub use self::pace::{Gait, Pace};
 pub use self::progress::{Phase, Progress};
+use crate::config::Authorship;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::Ledger;
-use crate::jobs::register::Live;
+use crate::jobs::register::{Live, Register};
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::erase::RawFile;
 use crate::store::homeserver::Watch;
+use crate::store::log::Writer;
 use crate::stride::StrideBounds;
 use crate::time::Clock;
 
@@ -49,17 +51,21 @@ pub struct Worksite<'a> {
     /// The rooms' locks.
     pub locks: &'a RoomLocks,
     /// One writes at a time on SQLite; asking here first is fair, where the file's own lock is not.
-    pub writer: &'a Mutex<()>,
+    pub writer: &'a Mutex<Writer>,
     /// Where what must not be forgotten is noted.
     pub ledger: &'a Ledger,
     /// The job, as others see it.
     pub live: &'a Live,
     /// The database file past SQLite, for overwriting free pages; none where the database is no file.
     pub raw: Option<&'a RawFile>,
+    /// What this server's own events are made with.
+    pub authorship: &'a Authorship,
     /// Looks for a homeserver that is running although it should not.
     pub watch: Option<Watch>,
     /// The time.
     pub clock: &'a dyn Clock,
+    /// The other jobs: what is done once for all rooms is left to the last of them.
+    pub register: &'a Register,
     /// Whether the process is stopping.
     pub is_stopping: &'a (dyn Fn() -> bool + Sync),
 }

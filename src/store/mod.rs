@@ -3,6 +3,7 @@
 //! One SQL text serves both engines where it can; parameters are `$1 … $n` in order of first appearance.
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
 
+pub mod append;
 pub mod blocks;
 pub mod catalog;
 pub mod check;
@@ -13,8 +14,11 @@ pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
+pub mod keys;
+pub mod log;
 pub mod newest;
 pub mod pages;
+pub mod people;
 pub mod points;
 pub mod policies;
 #[cfg(feature = "postgres")]
