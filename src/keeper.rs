@@ -30,6 +30,7 @@ use crate::store::db::{
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
 use crate::store::points;
+use crate::store::readers::Readers;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
@@ -83,7 +84,7 @@ struct Shared {
     writer: Mutex<()>,
     writers: [Mutex<()>; MOST_WORKERS],
     turn: AtomicUsize,
-    readers: Mutex<Vec<Db>>,
+    readers: Readers,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: Option<RawFile>,
@@ -134,7 +135,7 @@ impl Keeper {
             writer: Mutex::new(()),
             writers: std::array::from_fn(|_| Mutex::default()),
             turn: AtomicUsize::new(0),
-            readers: Mutex::new(Vec::new()),
+            readers: Readers::new(&config.database, READERS),
             is_stopping: AtomicBool::new(false),
             raw,
             config,
@@ -381,17 +382,7 @@ impl Shared {
     }
 
     fn with_reader<T>(&self, ask: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
-        let kept = self.readers.lock().pop();
-        let db = match kept {
-            Some(db) => db,
-            None => Db::open(&self.config.database, &options(Access::Ask))?,
-        };
-        let answer = ask(&db);
-        let mut readers = self.readers.lock();
-        if readers.len() < READERS && !self.is_stopping.load(Ordering::SeqCst) {
-            readers.push(db);
-        }
-        answer
+        self.readers.ask(ask)
     }
 
     fn run_job(&self, ticket: Ticket, work: &Work) {
@@ -506,7 +497,7 @@ impl Drop for Threads {
             drop(pool);
             done.store(true, Ordering::SeqCst);
         });
-        self.shared.readers.lock().clear();
+        self.shared.readers.close();
     }
 }
 

@@ -18,6 +18,7 @@ pub mod points;
 pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod readers;
 pub mod room_rows;
 pub mod sample;
 pub mod schema;

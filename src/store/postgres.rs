@@ -104,7 +104,7 @@ impl Link {
         params: Params<'_>,
         each: &mut dyn FnMut(&Row<'_>) -> RowResult<bool>,
     ) -> Result<i64, StoreError> {
-        let rows = self.ask(sql, params, |client, statement, params| {
+        let rows = self.ask_again(sql, params, |client, statement, params| {
             client.query(statement, params)
         })?;
         let mut met = 0;
@@ -124,12 +124,29 @@ impl Link {
         done.map_err(|e| self.failed(&e).into())
     }
 
+    /// As [`Link::ask`]; what asks and stands alone is asked again when the server was lost meanwhile, which is seen only
+    /// now.
+    fn ask_again<T>(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+        work: impl Fn(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
+    ) -> Result<T, StoreError> {
+        match self.ask(sql, params, &work) {
+            Err(e) if e.is_lost() && !self.in_transaction.get() => {
+                self.replace()?;
+                self.ask(sql, params, work)
+            }
+            answer => answer,
+        }
+    }
+
     /// Prepares a statement, or takes the one that was prepared before, and runs it.
     fn ask<T>(
         &self,
         sql: &str,
         params: Params<'_>,
-        work: impl FnOnce(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
+        work: impl Fn(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
     ) -> Result<T, StoreError> {
         self.revive()?;
         let bound: Vec<Bound<'_>> = params.iter().map(|v| Bound(v.value())).collect();
@@ -161,7 +178,11 @@ impl Link {
         } else {
             BEGIN
         };
-        let begun = self.client.borrow_mut().batch_execute(begin);
+        let mut begun = self.client.borrow_mut().batch_execute(begin);
+        if begun.as_ref().is_err_and(|e| self.failed(e).is_lost) {
+            self.replace()?;
+            begun = self.client.borrow_mut().batch_execute(begin);
+        }
         // Even where it failed half way.
         self.in_transaction.set(true);
         begun.map_err(|e| self.failed(&e).into())
