@@ -1,5 +1,6 @@
 //! The command line: words into library calls, outcomes into text and exit codes.
 
+mod deletion;
 mod demo;
 mod output;
 mod remote;
@@ -74,6 +75,18 @@ enum Command {
     Serve,
     /// Purge a room's history before a point; what lies at the point stays.
     PurgeHistory(PurgeHistory),
+    /// Delete a room: block it, move its people out, remove every row of it.
+    DeleteRoom(deletion::DeleteRoom),
+    /// Let nobody join a room, known or not.
+    Block {
+        /// The room's id.
+        room: String,
+    },
+    /// Let people join a room again.
+    Unblock {
+        /// The room's id.
+        room: String,
+    },
     /// What the retention policies say.
     #[command(subcommand)]
     Retention(retention::Retention),
@@ -166,6 +179,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         }
         Command::Serve => serve::serve(config(&cli.global)?),
         Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, json),
+        Command::DeleteRoom(wanted) => deletion::delete_room(config(&cli.global)?, wanted, json),
+        Command::Block { room } => deletion::set_block(config(&cli.global)?, room, true, json),
+        Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),
         Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
         Command::Jobs { resume, cancel } => {
             jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)

@@ -10,6 +10,6 @@ mod request;
 mod rows;
 mod run;
 
-pub use plan::{Plan, plan};
+pub use plan::{Plan, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
 pub use run::{Extent, SHUTDOWN_ROOM, run};

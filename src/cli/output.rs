@@ -7,6 +7,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::database::Database;
+use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
+use crate::ids::UserId;
 use crate::jobs::ledger::{Record, State};
 use crate::purge::Plan;
 use crate::store::check::Violation;
@@ -50,6 +52,74 @@ pub fn plan(as_json: bool, plan: &Plan) {
     ));
 }
 
+/// What a deletion would do.
+pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
+    if as_json {
+        json(&serde_json::to_value(plan).unwrap_or_default());
+        return;
+    }
+    let unknown = if plan.is_known {
+        ""
+    } else {
+        ", which the homeserver does not know,"
+    };
+    say(&format!(
+        "A deletion of room {}{unknown} would move {} local users out",
+        plan.room_id,
+        plan.users_to_move.len()
+    ));
+    for (user, membership) in &plan.users_to_move {
+        say(&format!("  {user} ({membership})"));
+    }
+    if !plan.aliases_to_move.is_empty() {
+        let aliases = plan.aliases_to_move.join(", ");
+        say(&format!("point {aliases} to the new room"));
+    }
+    say("and remove");
+    table(&plan.rows_removed);
+    for unknown in &plan.unknown_tables {
+        let what = if unknown.stops_delete {
+            "they would stop the delete"
+        } else {
+            "they go along or stay, as their table says"
+        };
+        say(&format!(
+            "The table {} is not known; {} of its rows are of this room: {what}.",
+            unknown.table, unknown.rows
+        ));
+    }
+    for note in &plan.notes {
+        say(&format!("Note: {note}"));
+    }
+    say("Nothing was changed.");
+}
+
+/// What a deletion's shutdown did.
+fn shutdown(shutdown: &Shutdown) {
+    let list = |users: &[UserId]| {
+        let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
+        users.join(", ")
+    };
+    if !shutdown.kicked_users.is_empty() {
+        say(&format!("moved out: {}", list(&shutdown.kicked_users)));
+    }
+    if !shutdown.failed_to_kick_users.is_empty() {
+        say(&format!(
+            "could not be moved: {}",
+            list(&shutdown.failed_to_kick_users)
+        ));
+    }
+    if let Some(room) = &shutdown.new_room_id {
+        say(&format!("the new room is {room}"));
+    }
+    if !shutdown.local_aliases.is_empty() {
+        say(&format!(
+            "aliases that lead there: {}",
+            shutdown.local_aliases.join(", ")
+        ));
+    }
+}
+
 fn table(rows: &RowCounts) {
     let width = rows.keys().map(String::len).max().unwrap_or(0);
     for (table, count) in rows {
@@ -68,6 +138,9 @@ pub fn job_done(as_json: bool, job: &Record) {
         return;
     }
     let progress = progress_of(job);
+    if let Some(told) = progress.more.get(SHUTDOWN_ROOM) {
+        shutdown(&serde_json::from_value(told.clone()).unwrap_or_default());
+    }
     say(&format!(
         "{} of room {} is {}",
         job.kind,

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::output;
 use super::serve::{Owner, owner_file};
 use crate::client::{Client, Reply};
+use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{Record, State};
@@ -98,9 +99,39 @@ pub(super) fn purge_history(
         .and_then(Value::as_str)
         .unwrap_or_default()
         .to_owned();
+    follow(&client, &id, as_json)
+}
+
+/// Has the daemon delete a room, and waits for it.
+pub(super) fn delete_room(
+    ledger: &Path,
+    room: &RoomId,
+    request: &Request,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let client = daemon(ledger)?;
+    let body = json!({
+        "block": request.block, "purge": request.purge, "force_purge": request.force_purge,
+        "new_room_user_id": request.new_room_user_id, "room_name": request.room_name, "message": request.message,
+    });
+    let path = format!("/_synapse/admin/v2/rooms/{}", quoted(room.as_str()));
+    let started = answer(client.request("DELETE", &path, Some(&body)))?;
+    let id = started.get("delete_id").and_then(Value::as_str);
+    follow(&client, id.unwrap_or_default(), as_json)
+}
+
+/// Has the daemon block a room, or unblock it.
+pub(super) fn set_block(ledger: &Path, room: &RoomId, block: bool) -> Result<(), Error> {
+    let path = format!("/_synapse/admin/v1/rooms/{}/block", quoted(room.as_str()));
+    let body = json!({"block": block});
+    answer(daemon(ledger)?.request("PUT", &path, Some(&body))).map(drop)
+}
+
+/// Shows the progress of the daemon's job until it has ended.
+fn follow(client: &Client, id: &str, as_json: bool) -> Result<ExitCode, Error> {
     let mut bar = output::Bar::new(as_json);
     loop {
-        let job = answer(client.get(&format!("/_roomkeeper/v1/jobs/{}", quoted(&id))))?;
+        let job = answer(client.get(&format!("/_roomkeeper/v1/jobs/{}", quoted(id))))?;
         let job: Record = serde_json::from_value(job)
             .map_err(|e| Error::Bug(format!("the daemon's answer is no job: {e}")))?;
         match job.state {

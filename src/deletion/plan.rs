@@ -37,6 +37,29 @@ pub struct Plan {
     pub reclaimable_bytes: u64,
 }
 
+/// What a person should know before: servers that will not hear of it, and tables that are not known.
+pub fn warnings(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+) -> Result<Vec<String>, Error> {
+    let mut warnings = Vec::new();
+    if request.purge {
+        let servers = room_rows::other_servers(db, room, server_name)?;
+        if !servers.is_empty() {
+            warnings.push(other_servers_note(&servers));
+        }
+        for unknown in room_rows::unknown(db, room)? {
+            warnings.push(format!(
+                "the table {}, which is not known, has {} rows of this room",
+                unknown.table, unknown.rows
+            ));
+        }
+    }
+    Ok(warnings)
+}
+
 /// Plans `request`; the connection may be one that writes nothing but temporary tables.
 pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Result<Plan, Error> {
     db.read("plan a deletion", |db| {

@@ -10,11 +10,14 @@ pub mod gate;
 pub mod route;
 pub mod wire;
 
+mod block;
+mod delete_room;
 mod door;
 mod health;
 mod jobs;
 mod private;
 mod purge_history;
+mod rooms;
 mod site;
 
 pub use self::door::HttpDoor;

@@ -5,7 +5,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{Call, Site, health, jobs, purge_history};
+use super::{Call, Site, block, delete_room, health, jobs, purge_history, rooms};
 use crate::http::desk::Outbound;
 use crate::http::gate::lane::Lane;
 use crate::http::wire::Failure;
@@ -30,6 +30,45 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
         "/_synapse/admin/v1/purge_history_status/{purge_id}",
         purge_history::status,
     ),
+    (
+        "DELETE",
+        "/_synapse/admin/v1/rooms/{room_id}",
+        delete_room::now,
+    ),
+    (
+        "DELETE",
+        "/_synapse/admin/v2/rooms/{room_id}",
+        delete_room::start,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v2/rooms/{room_id}/delete_status",
+        delete_room::of_room,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v2/rooms/delete_status/{delete_id}",
+        delete_room::status,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/block",
+        block::get,
+    ),
+    (
+        "PUT",
+        "/_synapse/admin/v1/rooms/{room_id}/block",
+        block::put,
+    ),
+    ("GET", "/_synapse/admin/v1/rooms", rooms::list),
+    ("GET", "/_synapse/admin/v1/rooms/{room_id}", rooms::get),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/members",
+        rooms::members,
+    ),
+    ("GET", "/_synapse/admin/v1/server_version", rooms::version),
+    ("GET", "/_matrix/key/v2/server", rooms::server_name),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -37,7 +76,10 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
 ];
 
 /// The endpoints that may keep a handler for longer than some milliseconds. All others are quick.
-const SLOW: &[(&str, &str, Lane)] = &[];
+const SLOW: &[(&str, &str, Lane)] = &[
+    ("DELETE", "/_synapse/admin/v1/rooms/{room_id}", Lane::Long),
+    ("GET", "/_synapse/admin/v1/rooms", Lane::Slow),
+];
 
 /// The lane of a request.
 pub fn lane(method: &str, target: &str) -> Lane {

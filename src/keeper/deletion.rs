@@ -9,9 +9,9 @@ use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
 use crate::jobs::ledger::{Record, State};
 use crate::jobs::register::Ticket;
-use crate::store::blocks;
 use crate::store::db::{Access, Db};
 use crate::store::homeserver::{self, Watch};
+use crate::store::{blocks, room_rows, rooms};
 use crate::worksite::{Phase, Progress};
 
 /// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
@@ -174,6 +174,38 @@ impl Keeper {
     /// What such a deletion would do: who would be moved, which rows would go. Reads only.
     pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
         Viewer::open(self.shared.config.clone())?.plan_deletion(room, request)
+    }
+
+    /// What a person should know before such a deletion begins (D-51, V-5). Reads only.
+    pub fn warnings_before_deletion(
+        &self,
+        room: &RoomId,
+        request: &Request,
+    ) -> Result<Vec<String>, Error> {
+        let server_name = &self.shared.config.server_name;
+        self.shared
+            .with_reader(|db| deletion::warnings(db, room, request, server_name))
+    }
+
+    /// Every room that the homeserver has counted, in no order.
+    pub fn rooms(&self) -> Result<Vec<rooms::Room>, Error> {
+        self.shared.with_reader(rooms::list)
+    }
+
+    /// One room, if the homeserver knows it.
+    pub fn room_details(&self, room: &RoomId) -> Result<Option<rooms::Details>, Error> {
+        self.shared.with_reader(|db| rooms::details(db, room))
+    }
+
+    /// Who is joined, from every server; nothing when the homeserver does not know the room.
+    pub fn room_members(&self, room: &RoomId) -> Result<Option<Vec<UserId>>, Error> {
+        self.shared.with_reader(|db| {
+            if room_rows::is_known(db, room)? {
+                rooms::members(db, room).map(Some)
+            } else {
+                Ok(None)
+            }
+        })
     }
 
     /// Who blocked the room, if it is blocked. Unknown rooms are not (H-50).

@@ -20,6 +20,7 @@ pub mod policies;
 mod postgres;
 pub mod readers;
 pub mod room_rows;
+pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;

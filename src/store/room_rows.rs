@@ -134,7 +134,8 @@ pub fn other_servers(db: &Db, room: &RoomId, server_name: &str) -> Result<Vec<St
     Ok(others.map(str::to_owned).collect())
 }
 
-fn joined_users(db: &Db, room: &RoomId) -> Result<Vec<UserId>, Error> {
+/// Who is joined, from every server, in alphabetical order (E-1).
+pub(super) fn joined_users(db: &Db, room: &RoomId) -> Result<Vec<UserId>, Error> {
     const JOINED: &str = "
         SELECT c.state_key
           FROM current_state_events c

@@ -22,6 +22,9 @@ CREATE TABLE access_tokens (
 CREATE TABLE account_validity (
     user_id TEXT PRIMARY KEY, expiration_ts_ms BIGINT NOT NULL, email_sent BOOLEAN NOT NULL, renewal_token TEXT,
     token_used_ts_ms BIGINT);
+CREATE TABLE devices (
+    user_id TEXT NOT NULL, device_id TEXT NOT NULL, display_name TEXT, last_seen BIGINT, ip TEXT, user_agent TEXT,
+    hidden BOOLEAN DEFAULT FALSE, CONSTRAINT device_uniqueness UNIQUE (user_id, device_id));
 CREATE TABLE erased_users (user_id TEXT NOT NULL UNIQUE);
 CREATE TABLE ignored_users (ignorer_user_id TEXT NOT NULL, ignored_user_id TEXT NOT NULL, UNIQUE (ignorer_user_id, ignored_user_id));
 

@@ -1,0 +1,103 @@
+//! `delete-room`, `block`, `unblock`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{finish, output, remote};
+use crate::config::Config;
+use crate::deletion::Request;
+use crate::error::Error;
+use crate::ids::{RoomId, UserId};
+use crate::keeper::{Keeper, Viewer};
+
+#[derive(Args)]
+pub(super) struct DeleteRoom {
+    /// The room's id.
+    room: String,
+    /// Let nobody join the room any more; done first.
+    #[arg(long)]
+    block: bool,
+    /// Only shut the room down; its rows stay. Delete them later, when other servers have heard that our users left.
+    #[arg(long, conflicts_with = "force_purge")]
+    no_purge: bool,
+    /// Delete the room's rows even if local users are in it who cannot be moved out.
+    #[arg(long)]
+    force_purge: bool,
+    /// A local user who makes a new room, into which the people are moved and to which the aliases lead.
+    #[arg(long, value_name = "USER")]
+    new_room_user: Option<String>,
+    /// The new room's name.
+    #[arg(long, value_name = "NAME", requires = "new_room_user")]
+    room_name: Option<String>,
+    /// What is said in the new room.
+    #[arg(long, value_name = "TEXT", requires = "new_room_user")]
+    message: Option<String>,
+    /// Only say who would be moved and which rows would go; reads, and takes no lock.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl DeleteRoom {
+    fn request(&self) -> Request {
+        Request {
+            requester: None,
+            new_room_user_id: self.new_room_user.clone().map(UserId::new),
+            room_name: self.room_name.clone(),
+            message: self.message.clone(),
+            block: self.block,
+            purge: !self.no_purge,
+            force_purge: self.force_purge,
+        }
+    }
+}
+
+pub(super) fn delete_room(
+    config: Config,
+    wanted: &DeleteRoom,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let (room, request) = (RoomId::new(wanted.room.clone()), wanted.request());
+    if wanted.dry_run {
+        let plan = Viewer::open(config)?.plan_deletion(&room, &request)?;
+        output::deletion_plan(as_json, &plan);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let ledger = config.ledger.clone();
+    let keeper = match Keeper::open(config) {
+        Err(Error::Owned(_)) => {
+            return remote::delete_room(&ledger, &room, &request, as_json);
+        }
+        keeper => keeper?,
+    };
+    // What a person should know before the first row goes.
+    for note in keeper.warnings_before_deletion(&room, &request)? {
+        eprintln!("roomkeeper: {note}");
+    }
+    let id = keeper.shutdown_and_purge_room(&room, request)?;
+    finish(&keeper, &id, as_json)
+}
+
+pub(super) fn set_block(
+    config: Config,
+    room: &str,
+    block: bool,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let (room, ledger) = (RoomId::new(room), config.ledger.clone());
+    let operator = config.admin_user.clone();
+    match Keeper::open(config) {
+        Err(Error::Owned(_)) => remote::set_block(&ledger, &room, block)?,
+        keeper if block => keeper?.block(&room, &operator)?,
+        keeper => keeper?.unblock(&room)?,
+    }
+    if as_json {
+        output::json(&json!({"room_id": room, "block": block}));
+    } else if block {
+        output::say(&format!("room {room} is blocked: nobody can join it"));
+    } else {
+        output::say(&format!("room {room} is not blocked"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
