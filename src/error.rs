@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::ids::{EventId, JobId, RoomId};
+use crate::ids::{EventId, JobId, RoomId, UserId};
 
 /// An error as a door shows it: HTTP status, Matrix error code, exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +102,14 @@ pub enum Error {
         message: &'static str,
         /// `soft_logout`, where the error carries one (U-3 … U-5).
         soft_logout: Option<bool>,
+    },
+    /// The user may not read the room (M-20).
+    #[error("User {user} not in room {room}, and room previews are disabled")]
+    NotInRoom {
+        /// Who asked.
+        user: UserId,
+        /// For which room.
+        room: RoomId,
     },
     /// The file system has no room for the work.
     #[error("{0}")]
@@ -229,6 +237,7 @@ impl Error {
             Self::Denied {
                 status, errcode, ..
             } => (*status, *errcode, EXIT_FAILED),
+            Self::NotInRoom { .. } => (403, "M_FORBIDDEN", EXIT_FAILED),
             Self::PartialState(_) => (500, "M_UNKNOWN", EXIT_FAILED),
             Self::NoSpace(_) | Self::JobFailed(_) | Self::Store { .. } | Self::Bug(_) => {
                 (500, "M_UNKNOWN", EXIT_FAILED)

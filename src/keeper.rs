@@ -1,6 +1,7 @@
 //! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
 
 mod deletion;
+mod messages;
 mod retention;
 
 use std::path::Path;
@@ -24,13 +25,14 @@ use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
 use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
+use crate::store::connections::Connections;
 use crate::store::db::{
     Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
 };
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
+use crate::store::log::Writer;
 use crate::store::points;
-use crate::store::readers::Readers;
 use crate::store::search;
 use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
@@ -81,10 +83,11 @@ struct Shared {
     config: Config,
     register: Arc<Register>,
     locks: RoomLocks,
-    writer: Mutex<()>,
-    writers: [Mutex<()>; MOST_WORKERS],
+    writer: Mutex<Writer>,
+    writers: [Mutex<Writer>; MOST_WORKERS],
     turn: AtomicUsize,
-    readers: Readers,
+    readers: Connections,
+    queue: messages::Queue,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: Option<RawFile>,
@@ -132,10 +135,11 @@ impl Keeper {
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
-            writer: Mutex::new(()),
+            writer: Mutex::default(),
             writers: std::array::from_fn(|_| Mutex::default()),
             turn: AtomicUsize::new(0),
-            readers: Readers::new(&config.database, READERS),
+            readers: Connections::new(&config.database, READERS),
+            queue: messages::Queue::default(),
             is_stopping: AtomicBool::new(false),
             raw,
             config,
@@ -422,7 +426,7 @@ impl Shared {
 
     /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
     /// more of them than there are turns run for no keeper.
-    fn turn_to_write(&self) -> &Mutex<()> {
+    fn turn_to_write(&self) -> &Mutex<Writer> {
         match self.config.database {
             Database::File(_) => &self.writer,
             Database::Server(_) => {
@@ -450,10 +454,11 @@ impl Shared {
             } else {
                 CACHE_BESIDE_KIB
             },
-            secure_delete: match (config.overwrite_deleted, gait) {
-                (false, _) => SecureDelete::Off,
-                (true, Gait::Offline) => SecureDelete::Fast,
-                (true, Gait::Beside) => SecureDelete::On,
+            // Pages that become free are overwritten at the end.
+            secure_delete: if config.overwrite_deleted {
+                SecureDelete::Fast
+            } else {
+                SecureDelete::Off
             },
         };
         let watch = (config.homeserver == Homeserver::Refuse)
@@ -472,6 +477,7 @@ impl Shared {
             raw: self.raw.as_ref(),
             watch,
             clock: &*config.clock,
+            register: &self.register,
             is_stopping,
         })
     }

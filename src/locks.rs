@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::lock_api::{ArcRwLockReadGuard, ArcRwLockWriteGuard};
 use parking_lot::{Mutex, RawRwLock, RwLock};
@@ -46,6 +47,18 @@ impl RoomLocks {
         RoomRead {
             guard: Some(self.of(room).read_arc()),
         }
+    }
+
+    /// The room among readers, if it is free for them now.
+    pub fn try_read(&self, room: &RoomId) -> Option<RoomRead> {
+        let guard = Some(self.of(room).try_read_arc()?);
+        Some(RoomRead { guard })
+    }
+
+    /// As [`RoomLocks::read`], but waits no longer than `patience`.
+    pub fn read_within(&self, room: &RoomId, patience: Duration) -> Option<RoomRead> {
+        let guard = Some(self.of(room).try_read_arc_for(patience)?);
+        Some(RoomRead { guard })
     }
 
     fn of(&self, room: &RoomId) -> Arc<RwLock<()>> {
@@ -90,7 +103,6 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
-    use std::time::Duration;
 
     #[test]
     fn a_reader_that_comes_after_a_waiting_writer_runs_after_it() {

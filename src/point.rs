@@ -1,9 +1,12 @@
 //! Places in a room's history and their order.
 
+mod token;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::token::{Direction, NoToken, Positions, RoomToken, StreamToken};
 use crate::ids::EventId;
 use crate::time::Millis;
 

@@ -18,11 +18,12 @@ pub use self::progress::{Phase, Progress};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::Ledger;
-use crate::jobs::register::Live;
+use crate::jobs::register::{Live, Register};
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::erase::RawFile;
 use crate::store::homeserver::Watch;
+use crate::store::log::Writer;
 use crate::stride::StrideBounds;
 use crate::time::Clock;
 
@@ -49,7 +50,7 @@ pub struct Worksite<'a> {
     /// The rooms' locks.
     pub locks: &'a RoomLocks,
     /// One writes at a time on SQLite; asking here first is fair, where the file's own lock is not.
-    pub writer: &'a Mutex<()>,
+    pub writer: &'a Mutex<Writer>,
     /// Where what must not be forgotten is noted.
     pub ledger: &'a Ledger,
     /// The job, as others see it.
@@ -60,6 +61,8 @@ pub struct Worksite<'a> {
     pub watch: Option<Watch>,
     /// The time.
     pub clock: &'a dyn Clock,
+    /// The other jobs: what is done once for all rooms is left to the last of them.
+    pub register: &'a Register,
     /// Whether the process is stopping.
     pub is_stopping: &'a (dyn Fn() -> bool + Sync),
 }

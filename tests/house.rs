@@ -29,7 +29,7 @@ const FLOORS: &[&[&str]] = &[
     // What the rooms work with.
     &["worksite"],
     // Rooms.
-    &["purge", "retention", "deletion"],
+    &["purge", "retention", "deletion", "messages"],
     // The landing.
     &["keeper"],
     // Doors.

@@ -102,6 +102,11 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
         .and_then(|v| v.get("enabled"))
         .and_then(Value::as_bool)
         .unwrap_or(false);
+    config.relation_type_filters = keys
+        .get("experimental_features")
+        .and_then(|v| v.get("msc3874_enabled"))
+        .and_then(Value::as_bool)
+        .unwrap_or(false);
     match keys.get("roomkeeper") {
         None | Some(Value::Null) => {}
         Some(Value::Object(ours)) => read_ours(ours, directory, &mut config)?,

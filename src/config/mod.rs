@@ -104,6 +104,8 @@ pub struct Config {
     pub delegated_auth: bool,
     /// Whether accounts can expire (U-6).
     pub account_validity: bool,
+    /// Whether filters may name types of relations (the experimental MSC3874).
+    pub relation_type_filters: bool,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -149,6 +151,7 @@ impl Config {
             admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
             delegated_auth: false,
             account_validity: false,
+            relation_type_filters: false,
             clock: Arc::new(SystemClock),
         }
     }

@@ -28,6 +28,14 @@ impl Doorman {
     /// # Errors
     /// 401 when the token is missing or unknown, 403 when its user is not an admin.
     pub fn admin(&self, keeper: &Keeper, call: &Call) -> Result<UserId, Failure> {
+        Ok(self.admin_requester(keeper, call)?.user_id)
+    }
+
+    /// As [`Doorman::admin`], with how they are logged in.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn admin_requester(&self, keeper: &Keeper, call: &Call) -> Result<Requester, Failure> {
         let requester = self.requester(keeper, call)?;
         if requester.is_guest {
             return Err(Failure::new(
@@ -43,10 +51,14 @@ impl Doorman {
                 "You are not a server admin",
             ));
         }
-        Ok(requester.user_id)
+        Ok(requester)
     }
 
-    fn requester(&self, keeper: &Keeper, call: &Call) -> Result<Requester, Failure> {
+    /// Whoever asks, guests included.
+    ///
+    /// # Errors
+    /// 401 when the token is missing or unknown.
+    pub fn requester(&self, keeper: &Keeper, call: &Call) -> Result<Requester, Failure> {
         let token = match token(&call.inbound.authorization, &call.query) {
             Ok(token) => token,
             // The file system has let them in: only the operator can open the socket. One who sends a token all

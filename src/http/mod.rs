@@ -15,6 +15,7 @@ mod delete_room;
 mod door;
 mod health;
 mod jobs;
+mod messages;
 mod private;
 mod purge_history;
 mod rooms;

@@ -5,7 +5,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{Call, Site, block, delete_room, health, jobs, purge_history, rooms};
+use super::{Call, Site, block, delete_room, health, jobs, messages, purge_history, rooms};
 use crate::http::desk::Outbound;
 use crate::http::gate::lane::Lane;
 use crate::http::wire::Failure;
@@ -29,6 +29,31 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
         "GET",
         "/_synapse/admin/v1/purge_history_status/{purge_id}",
         purge_history::status,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/messages",
+        messages::admin,
+    ),
+    (
+        "GET",
+        "/_matrix/client/api/v1/rooms/{room_id}/messages",
+        messages::client,
+    ),
+    (
+        "GET",
+        "/_matrix/client/r0/rooms/{room_id}/messages",
+        messages::client,
+    ),
+    (
+        "GET",
+        "/_matrix/client/v3/rooms/{room_id}/messages",
+        messages::client,
+    ),
+    (
+        "GET",
+        "/_matrix/client/unstable/rooms/{room_id}/messages",
+        messages::client,
     ),
     (
         "DELETE",
@@ -77,6 +102,31 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
 
 /// The endpoints that may keep a handler for longer than some milliseconds. All others are quick.
 const SLOW: &[(&str, &str, Lane)] = &[
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/api/v1/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/r0/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/v3/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
+    (
+        "GET",
+        "/_matrix/client/unstable/rooms/{room_id}/messages",
+        Lane::Slow,
+    ),
     ("DELETE", "/_synapse/admin/v1/rooms/{room_id}", Lane::Long),
     ("GET", "/_synapse/admin/v1/rooms", Lane::Slow),
 ];

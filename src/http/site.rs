@@ -15,6 +15,7 @@ use crate::config::Secret;
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::keeper::Keeper;
+use crate::messages::Session;
 
 /// The endpoints' side of the doors.
 pub struct Site {
@@ -152,6 +153,20 @@ impl Site {
             begun.elapsed().as_millis(),
         );
         outbound
+    }
+
+    /// Who asks, whoever they are; guests, too.
+    pub fn user(&self, call: &Call) -> Result<Session, Failure> {
+        let who = self.doorman.requester(&self.keeper, call)?;
+        call.who.get_or_init(|| who.user_id.clone());
+        Ok(who.into())
+    }
+
+    /// As [`Site::admin`], with how they are logged in.
+    pub fn admin_session(&self, call: &Call) -> Result<Session, Failure> {
+        let who = self.doorman.admin_requester(&self.keeper, call)?;
+        call.who.get_or_init(|| who.user_id.clone());
+        Ok(who.into())
     }
 
     /// Who asks, if they are a server admin. The first thing every endpoint for admins does (H-7).

@@ -29,6 +29,7 @@ pub struct Live {
     /// Its kind, as the ledger has it.
     pub kind: String,
     cancelled: AtomicBool,
+    at_the_rest: AtomicBool,
     interrupt: Mutex<Option<Interrupt>>,
     progress: Mutex<Value>,
 }
@@ -174,6 +175,7 @@ impl Register {
             id: record.id.clone(),
             kind: record.kind.clone(),
             cancelled: AtomicBool::new(false),
+            at_the_rest: AtomicBool::new(false),
             interrupt: Mutex::new(None),
             progress: Mutex::new(progress),
         });
@@ -189,6 +191,17 @@ impl Register {
     /// Whether a job of ours has the room.
     pub fn is_busy(&self, room: &RoomId) -> bool {
         self.busy.lock().by_room.contains_key(room)
+    }
+
+    /// Notes that a job has come to what is done once for all rooms. Answers whether another job has not yet, and so
+    /// will do it.
+    pub fn leaves_the_rest_to_others(&self, id: &JobId) -> bool {
+        let busy = self.busy.lock();
+        let (own, others): (Vec<_>, Vec<_>) = busy.by_room.values().partition(|l| l.id == *id);
+        for live in own {
+            live.at_the_rest.store(true, Ordering::SeqCst);
+        }
+        others.iter().any(|l| !l.at_the_rest.load(Ordering::SeqCst))
     }
 
     /// The job as the ledger has it, with the progress of this moment.
@@ -403,6 +416,21 @@ mod tests {
             }
             assert!(!register.is_busy(&room));
         }
+    }
+
+    #[test]
+    fn the_last_of_several_jobs_does_what_is_done_once_for_all() {
+        let (_dir, register) = register();
+        let admit = |room| {
+            register
+                .admit("k", &RoomId::from(room), Value::Null)
+                .expect("free")
+        };
+        let (first, second) = (admit("!a:b"), admit("!c:d"));
+        assert!(register.leaves_the_rest_to_others(first.id()));
+        assert!(!register.leaves_the_rest_to_others(second.id()));
+        second.end(None);
+        assert!(!register.leaves_the_rest_to_others(first.id()));
     }
 
     #[test]

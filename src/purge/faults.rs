@@ -129,12 +129,13 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         bounds: way.bounds,
         overwrite_deleted: true,
         locks: &RoomLocks::default(),
-        writer: &Mutex::new(()),
+        writer: &Mutex::default(),
         ledger: register.ledger(),
         live: ticket.live(),
         raw: Some(&raw),
         watch: None,
         clock: &*clock,
+        register: &register,
         is_stopping: &is_stopping,
     };
     let outcome = run(&mut site, &request).map(drop);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::request::Request;
 use crate::error::Error;
-use crate::store::db::{Db, Engine};
+use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Extent};
 use crate::store::homeserver::RowLock;
@@ -98,7 +98,7 @@ fn leap_unchecked(
     let room = site.locks.write(site.room);
     let writer = site.writer.lock();
     let (ledger, live) = (site.ledger, site.live);
-    let (gait, overwrites) = (site.gait, site.overwrite_deleted);
+    let overwrites = site.overwrite_deleted;
     let (now, started) = (site.clock.now(), Instant::now());
     let leapt = site.db.write("purge the events", |db| {
         let mut look_at = |table: &'static str| {
@@ -120,7 +120,7 @@ fn leap_unchecked(
         }
         if overwrites {
             // A rebuilt index knows nothing of what went; only its former pages do.
-            overwrite::owe(ledger, gait, false)?;
+            overwrite::owe(ledger, SecureDelete::Fast, false)?;
         }
         let removal = Removal::Refill;
         rows.extend(history::remove(

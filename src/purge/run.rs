@@ -11,10 +11,11 @@ use super::plan::refuse_to_empty;
 use super::request::Request;
 use super::state;
 use crate::error::Error;
-use crate::store::db::Engine;
+use crate::store::db::{Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{PURGE_LOCK, RowLock};
+use crate::store::keys::Keys;
 use crate::store::search::{self, Documents};
 use crate::store::space;
 use crate::worksite::{
@@ -59,6 +60,9 @@ fn run_locked(
     mut lock: Option<&mut RowLock>,
 ) -> Result<(), Error> {
     let strides = purge_events(site, request, progress, &mut lock).map_err(|e| site.explain(e));
+    if site.gait == Gait::Beside && site.db.engine() == Engine::Sqlite {
+        let_go_of_log(site, matches!(strides, Err(Error::Stopping)));
+    }
     match &strides {
         // What is on its way out must not take long; the rest waits for the next start.
         Err(Error::Stopping | Error::Unsafe(_)) => return strides,
@@ -99,7 +103,7 @@ fn purge_events(
     lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
     let on_server = site.db.engine() == Engine::Postgres;
-    if site.gait == Gait::Offline && !on_server {
+    if !on_server {
         // Strides say themselves when the log is copied.
         site.db.set_pragma("wal_autocheckpoint", 0)?;
     }
@@ -120,6 +124,42 @@ fn purge_events(
         documents.note(&site.db, site.room, below)?;
     }
     progress.phase = Phase::Events;
+    // Not inside a transaction, and each change has every statement prepared anew: so once for all strides.
+    let mut keys = Keys::read(&site.db)?;
+    if keys.is_some() {
+        site.db.set_pragma("foreign_keys", false)?;
+    }
+    let outcome = strides(site, request, progress, documents.as_ref(), &mut keys, lock);
+    if !on_server {
+        site.db.set_pragma("foreign_keys", true)?;
+    }
+    outcome
+}
+
+/// Lets the server's connections copy the log again, after most of it has been copied for them; a process that stops
+/// does not wait for that.
+fn let_go_of_log(site: &Worksite<'_>, is_stopping: bool) {
+    let mut writer = site.writer.lock();
+    writer.unpin();
+    if is_stopping {
+        return;
+    }
+    if let Err(e) = writer.copy(&site.db) {
+        log::debug!("room {}: {}", site.room, crate::error::Chain(&e));
+    }
+}
+
+fn strides(
+    site: &mut Worksite<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    documents: Option<&Documents>,
+    keys: &mut Option<Keys>,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<(), Error> {
+    let below = request.point.topological;
+    let secure_delete = overwrite::settle_on(site)?;
+    let on_server = site.db.engine() == Engine::Postgres;
     let mut pace = Pace::new(site.gait, site.bounds).on_server(on_server);
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
@@ -137,8 +177,22 @@ fn purge_events(
             below: to_depth,
             ..request.cut(site.room, site.server_name)
         };
-        let stride = match stride(site, &cut, below, &pace, documents.as_ref(), lock) {
+        let means = Means {
+            documents,
+            keys: keys.as_ref(),
+            secure_delete,
+        };
+        let stride = match stride(site, &cut, below, &pace, means, lock) {
             Ok(Outcome::Done(stride)) => stride,
+            Ok(Outcome::BreaksKeys) => {
+                log::debug!(
+                    "room {}: a foreign key needs the engine's own care",
+                    site.room
+                );
+                *keys = None;
+                site.db.set_pragma("foreign_keys", true)?;
+                continue;
+            }
             Ok(Outcome::TooLong) => {
                 pace.shorten();
                 site.rest(pace.rest());
@@ -223,6 +277,17 @@ enum Outcome {
     Done(Stride),
     /// Others would have waited too long; nothing of it happened.
     TooLong,
+    /// Something refers to an event that goes, and foreign keys are off; nothing of it happened.
+    BreaksKeys,
+}
+
+/// What a stride of a job works with besides its database.
+#[derive(Clone, Copy)]
+struct Means<'a> {
+    documents: Option<&'a Documents>,
+    /// Looks after foreign keys while they are off.
+    keys: Option<&'a Keys>,
+    secure_delete: SecureDelete,
 }
 
 fn stride(
@@ -230,15 +295,18 @@ fn stride(
     cut: &Cut<'_>,
     survives: i64,
     pace: &Pace,
-    documents: Option<&Documents>,
+    means: Means<'_>,
     lock: &mut Option<&mut RowLock>,
 ) -> Result<Outcome, Error> {
     let room = site.locks.write(site.room);
-    let writer = site.writer.lock();
+    let mut writer = site.writer.lock();
+    if site.gait == Gait::Beside {
+        writer.pin(&site.db)?;
+    }
     let (ledger, now, gait) = (site.ledger, site.clock.now(), site.gait);
     let overwrites = site.overwrite_deleted;
     let mut begun = Instant::now();
-    let mut gave_up = false;
+    let (mut gave_up, mut breaks_keys) = (false, false);
     let result = site.db.write("purge the events", |db| {
         // From here on others wait for us; before, we waited for them.
         begun = Instant::now();
@@ -257,7 +325,7 @@ fn stride(
         }
         ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
         let mut rows = RowCounts::new();
-        if let Some(documents) = documents {
+        if let Some(documents) = means.documents {
             in_time("event_search")?;
             documents.note(db, cut.room, survives)?;
             event_rows::add(
@@ -267,7 +335,7 @@ fn stride(
             );
         }
         if overwrites && selected.doomed > 0 && db.engine() == Engine::Sqlite {
-            overwrite::owe(ledger, gait, !rows.is_empty())?;
+            overwrite::owe(ledger, means.secure_delete, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
         rows.extend(history::remove(
@@ -279,6 +347,12 @@ fn stride(
             &mut in_time,
         )?);
         in_time("")?;
+        if let Some(keys) = means.keys
+            && keys.are_broken(db, selected.doomed)?
+        {
+            breaks_keys = true;
+            return Err(Error::Cancelled);
+        }
         Ok((selected.events, rows))
     });
     let took = begun.elapsed();
@@ -286,12 +360,16 @@ fn stride(
     let wal_bytes = wal
         .and_then(|w| fs::metadata(w).ok())
         .map_or(0, |m| m.len());
-    if site.gait == Gait::Offline && site.db.engine() == Engine::Sqlite {
-        // The log is empty again before the next stride; with readers about, it is when they have gone. Beside a
-        // server each commit copies what it can: left to pile up, the log would never start anew.
-        site.db.checkpoint()?;
+    match site.gait {
+        _ if site.db.engine() == Engine::Postgres => {}
+        // The log is empty again before the next stride; with readers about, it is when they have gone.
+        Gait::Offline => drop(site.db.checkpoint()?),
+        Gait::Beside => writer.shorten(&site.db)?,
     }
     drop(writer);
+    if result.is_err() && breaks_keys {
+        return Ok(Outcome::BreaksKeys);
+    }
     if result.is_err() && gave_up {
         return Ok(Outcome::TooLong);
     }

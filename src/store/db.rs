@@ -22,7 +22,7 @@ use crate::error::{Doing, Error, StoreError};
 const ATTEMPTS: u32 = 5;
 
 /// Page cache beside a live server, in KiB: the pages of one small stride.
-pub const CACHE_BESIDE_KIB: i64 = 32 * 1024;
+pub const CACHE_BESIDE_KIB: i64 = 112 * 1024;
 
 /// Page cache offline, in KiB: most of the random index pages of one long stride, within 256 MiB of memory.
 pub const CACHE_OFFLINE_KIB: i64 = 96 * 1024;

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
 use super::db::Db;
 use crate::error::{Doing, Error, StoreError};
@@ -38,79 +39,147 @@ fn offset(page: u32, size: usize) -> u64 {
     u64::from(page - 1) * size as u64
 }
 
-/// Overwrites what is left of deleted content in free pages; answers how many pages it wrote, or `None` when the
-/// log cannot be emptied because somebody reads, and nothing was overwritten.
-///
-/// # Locking
-/// Takes the database's write lock for the whole pass.
-pub fn erase_free_pages(db: &mut Db, file: &RawFile) -> Result<Option<u64>, Error> {
-    if !db.checkpoint()? {
-        return Ok(None);
-    }
-    let wal = db.wal_path();
-    db.write("overwrite free pages", |db| {
-        // Another writer may have come between the checkpoint and our lock.
-        if wal
-            .as_ref()
-            .and_then(|w| std::fs::metadata(w).ok())
-            .is_some_and(|m| m.len() > 0)
-        {
-            return Ok(None);
-        }
-        let page_size = usize::try_from(db.pragma("page_size")?).unwrap_or(0);
-        let page_count = u32::try_from(db.pragma("page_count")?).unwrap_or(u32::MAX);
-        overwrite(file, page_size, page_count).map(Some)
-    })
+/// How a pass over the free pages is to go.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// How long to wait for readers to leave the log; other writers wait as long.
+    pub patience: Duration,
+    /// How long other writers may be held up at a time; without a bound the pass is made at once.
+    pub slice: Option<Duration>,
 }
 
-fn overwrite(file: &RawFile, page_size: usize, page_count: u32) -> Result<u64, Error> {
-    let doing = "overwrite free pages";
-    let damaged =
-        || Error::Bug("the list of free pages is damaged; nothing more was overwritten".into());
-    let mut header = [0; 100];
-    file.0.read_exact_at(&mut header, 0).doing(doing)?;
-    let mut list = numbers(&header[HEADER_FREE_LIST]);
-    let (mut trunk, total) = (list.next().unwrap_or(0), list.next().unwrap_or(0));
-    let (mut seen, mut written) = (0_u64, 0);
-    let (mut page, mut leaf, zeros) = (vec![0; page_size], vec![0; page_size], vec![0; page_size]);
-    while trunk != 0 {
-        seen += 1;
-        if trunk < 2 || trunk > page_count || seen > u64::from(total) {
-            return Err(damaged());
+/// A pass over the free pages, in one go or slice by slice.
+#[derive(Default)]
+pub struct Pass {
+    clean: Pages,
+    written: u64,
+}
+
+/// A set of pages: a bit for each page of the file.
+#[derive(Default)]
+struct Pages(Vec<u64>);
+
+impl Pages {
+    /// Answers whether the page is new to the set.
+    fn insert(&mut self, page: u32) -> bool {
+        let (word, bit) = (page as usize / 64, 1 << (page % 64));
+        if word >= self.0.len() {
+            self.0.resize(word + 1, 0);
         }
-        file.page(trunk, &mut page).doing(doing)?;
-        let mut words = numbers(&page);
-        let (next, leaves) = (
-            words.next().unwrap_or(0),
-            words.next().unwrap_or(0) as usize,
-        );
-        let used = 8 + leaves * 4;
-        if used > page_size {
-            return Err(damaged());
+        let is_new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        is_new
+    }
+}
+
+/// How far a pass has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Erased {
+    /// Every free page; so many had to be written.
+    All(u64),
+    /// Some; go on after a rest.
+    Part,
+    /// Somebody reads the log, which cannot be emptied; nothing was done.
+    LogInUse,
+}
+
+impl Pass {
+    /// Overwrites what is left of deleted content in free pages.
+    ///
+    /// # Locking
+    /// Takes the database's write lock for the whole slice.
+    pub fn go_on(&mut self, db: &mut Db, file: &RawFile, manner: Manner) -> Result<Erased, Error> {
+        if !db.checkpoint_within(manner.patience)? {
+            return Ok(Erased::LogInUse);
         }
-        for number in words.take(leaves) {
+        let doing = "overwrite free pages";
+        let wal = db.wal_path();
+        let erased = db.write(doing, |db| {
+            // Another writer may have come between the checkpoint and our lock.
+            let log = wal.as_ref().and_then(|w| std::fs::metadata(w).ok());
+            if log.is_some_and(|m| m.len() > 0) {
+                return Ok(Erased::LogInUse);
+            }
+            let page_size = usize::try_from(db.pragma("page_size")?).unwrap_or(0);
+            let page_count = u32::try_from(db.pragma("page_count")?).unwrap_or(u32::MAX);
+            let until = manner.slice.map(|slice| Instant::now() + slice);
+            match self.overwrite(file, page_size, page_count, until)? {
+                true => Ok(Erased::All(self.written)),
+                false => Ok(Erased::Part),
+            }
+        })?;
+        if matches!(erased, Erased::All(_)) {
+            // Without the lock: syncing can take longer than others should wait.
+            file.0.sync_data().map_err(StoreError::from).doing(doing)?;
+        }
+        Ok(erased)
+    }
+
+    /// Answers whether it came to the end of the list before its time was over.
+    fn overwrite(
+        &mut self,
+        file: &RawFile,
+        page_size: usize,
+        page_count: u32,
+        until: Option<Instant>,
+    ) -> Result<bool, Error> {
+        let doing = "overwrite free pages";
+        let damaged =
+            || Error::Bug("the list of free pages is damaged; nothing more was overwritten".into());
+        let mut header = [0; 100];
+        file.0.read_exact_at(&mut header, 0).doing(doing)?;
+        let mut list = numbers(&header[HEADER_FREE_LIST]);
+        let (mut trunk, total) = (list.next().unwrap_or(0), list.next().unwrap_or(0));
+        let mut seen = 0_u64;
+        let (mut page, mut leaf, zeros) =
+            (vec![0; page_size], vec![0; page_size], vec![0; page_size]);
+        while trunk != 0 {
             seen += 1;
-            if number < 2 || number > page_count || seen > u64::from(total) {
+            if trunk < 2 || trunk > page_count || seen > u64::from(total) {
                 return Err(damaged());
             }
-            file.page(number, &mut leaf).doing(doing)?;
-            if leaf != zeros {
-                file.0
-                    .write_all_at(&zeros, offset(number, page_size))
-                    .doing(doing)?;
-                written += 1;
+            file.page(trunk, &mut page).doing(doing)?;
+            let mut words = numbers(&page);
+            let (next, leaves) = (
+                words.next().unwrap_or(0),
+                words.next().unwrap_or(0) as usize,
+            );
+            let used = 8 + leaves * 4;
+            if used > page_size {
+                return Err(damaged());
+            }
+            let mut is_news = false;
+            for number in words.take(leaves) {
+                seen += 1;
+                if number < 2 || number > page_count || seen > u64::from(total) {
+                    return Err(damaged());
+                }
+                if !self.clean.insert(number) {
+                    continue;
+                }
+                is_news = true;
+                file.page(number, &mut leaf).doing(doing)?;
+                if leaf != zeros {
+                    file.0
+                        .write_all_at(&zeros, offset(number, page_size))
+                        .doing(doing)?;
+                    self.written += 1;
+                }
+            }
+            // What a page held before it came to head a part of the list.
+            if page[used..].iter().any(|byte| *byte != 0) {
+                let at = offset(trunk, page_size) + used as u64;
+                file.0.write_all_at(&zeros[used..], at).doing(doing)?;
+                self.written += 1;
+            }
+            trunk = next;
+            // Whatever its time, a slice comes further than the one before.
+            if trunk != 0 && is_news && until.is_some_and(|until| Instant::now() > until) {
+                return Ok(false);
             }
         }
-        // What a page held before it came to head a part of the list.
-        if page[used..].iter().any(|byte| *byte != 0) {
-            let at = offset(trunk, page_size) + used as u64;
-            file.0.write_all_at(&zeros[used..], at).doing(doing)?;
-            written += 1;
-        }
-        trunk = next;
+        Ok(true)
     }
-    file.0.sync_data().map_err(StoreError::from).doing(doing)?;
-    Ok(written)
 }
 
 fn numbers(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
@@ -151,13 +220,26 @@ mod tests {
         assert!(holds(b"secret") > 1000);
         // Splitting pages left copies.
         assert!(holds(b"public") >= 5);
-        let written = erase_free_pages(&mut db, &raw)
-            .expect("erases")
-            .expect("nobody reads");
-        assert!(written > 1000);
+        let mut manner = Manner {
+            patience: Duration::ZERO,
+            slice: Some(Duration::ZERO),
+        };
+        let (mut pass, mut slices) = (Pass::default(), 0);
+        let written = loop {
+            match pass.go_on(&mut db, &raw, manner).expect("erases") {
+                Erased::All(written) => break written,
+                Erased::Part => slices += 1,
+                Erased::LogInUse => panic!("nobody reads"),
+            }
+        };
+        assert!(written > 1000 && slices > 0);
         assert_eq!(holds(b"secret"), 0);
         assert!(holds(b"public") >= 5);
-        assert_eq!(erase_free_pages(&mut db, &raw).expect("erases"), Some(0));
+        manner.slice = None;
+        let again = Pass::default()
+            .go_on(&mut db, &raw, manner)
+            .expect("erases");
+        assert_eq!(again, Erased::All(0));
         let verdict = db
             .row("look", "PRAGMA integrity_check", &[], |r| {
                 r.get::<_, String>(0)

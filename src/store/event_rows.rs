@@ -205,6 +205,14 @@ pub fn refill(db: &Db, table: &str, stays: &str) -> Result<i64, Error> {
     Ok(emptied - filled)
 }
 
+/// Whether [`remove`] leaves no row of `table` whose `column` is the id of a deleted event.
+pub fn goes_with_its_event(table: &str, column: &str) -> bool {
+    column == "event_id"
+        && TABLES
+            .iter()
+            .any(|(t, rows)| *t == table && matches!(rows, Rows::Doomed | Rows::Selected))
+}
+
 /// Whether a trigger on one of the large tables would see a refill.
 pub fn has_triggers(db: &Db) -> Result<bool, Error> {
     const TRIGGERS: &str = "

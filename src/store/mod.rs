@@ -6,6 +6,7 @@
 pub mod blocks;
 pub mod catalog;
 pub mod check;
+pub mod connections;
 pub mod db;
 #[cfg(feature = "postgres")]
 pub mod dialect;
@@ -13,12 +14,16 @@ pub mod erase;
 pub mod event_rows;
 pub mod history;
 pub mod homeserver;
+pub mod keys;
+pub mod log;
 pub mod newest;
+pub mod pages;
 pub mod points;
 pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod readers;
+pub mod relations;
 pub mod room_rows;
 pub mod rooms;
 pub mod sample;
@@ -27,5 +32,6 @@ pub mod search;
 pub mod space;
 mod sqlite;
 pub mod state_groups;
+pub mod states;
 pub mod users;
 pub mod value;

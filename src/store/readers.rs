@@ -1,58 +1,123 @@
-//! Connections for questions: lent out one at a time, kept open between questions, replaced when they break.
+//! Who may read what: memberships, ignored and erased users, a room's retention policy.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashSet;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-
-use super::db::{Access, Db, OpenOptions};
-use crate::database::Database;
+use super::db::{Db, params};
+use super::pages::json_list;
 use crate::error::Error;
+use crate::ids::{RoomId, UserId};
+use crate::point::Point;
+use crate::policy::Policy;
+use crate::time::Millis;
 
-/// Connections that ask and cannot write. Those that wait lie in a channel; whoever finds none opens one, so nobody waits
-/// for another's question.
-pub struct Readers {
-    database: Database,
-    lend: Sender<Db>,
-    idle: Receiver<Db>,
-    is_closed: AtomicBool,
+/// A local user's membership of a room, now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// `join`, `leave`, `invite`, …
+    pub membership: String,
+    /// The event that says so.
+    pub event_id: String,
 }
 
-impl Readers {
-    /// None yet; at most `most` are kept open.
-    pub fn new(database: &Database, most: usize) -> Self {
-        let (lend, idle) = bounded(most);
-        Self {
-            database: database.clone(),
-            lend,
-            idle,
-            is_closed: AtomicBool::new(false),
-        }
-    }
+/// Binds `$1` user, `$2` room.
+const MEMBERSHIP: &str = "
+    SELECT membership, event_id FROM local_current_membership WHERE user_id = $1 AND room_id = $2";
 
-    /// Asks something. A connection to a server that broke meanwhile is replaced before the question is put.
-    pub fn ask<T>(&self, question: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
-        let db = match self.idle.try_recv() {
-            Ok(db) => db,
-            Err(_) => Db::open(
-                &self.database,
-                &OpenOptions {
-                    access: Access::Ask,
-                    ..OpenOptions::default()
-                },
-            )?,
-        };
-        let answer = question(&db);
-        let is_lost = answer.as_ref().is_err_and(Error::is_lost);
-        if !is_lost && !self.is_closed.load(Ordering::SeqCst) {
-            // Where enough are kept already, this one is closed.
-            let _ = self.lend.try_send(db);
-        }
-        answer
-    }
+/// The user's membership of the room; `None` when there never was one.
+pub fn membership(db: &Db, user: &UserId, room: &RoomId) -> Result<Option<Membership>, Error> {
+    let doing = "look up a membership";
+    db.row(
+        doing,
+        MEMBERSHIP,
+        params![user.as_str(), room.as_str()],
+        |r| {
+            Ok(Membership {
+                membership: r.get(0)?,
+                event_id: r.get(1)?,
+            })
+        },
+    )
+}
 
-    /// Closes those that wait, and from now on every one when its question is answered.
-    pub fn close(&self) {
-        self.is_closed.store(true, Ordering::SeqCst);
-        while self.idle.try_recv().is_ok() {}
+/// Binds `$1` user, `$2` room.
+const REMEMBERED: &str = "
+    SELECT count(*) FROM room_memberships WHERE user_id = $1 AND room_id = $2 AND forgotten = 0";
+
+/// Whether the user has forgotten the room they left (M-20).
+pub fn has_forgotten(db: &Db, user: &UserId, room: &RoomId) -> Result<bool, Error> {
+    let doing = "look up a membership";
+    let kept = db.count(doing, REMEMBERED, params![user.as_str(), room.as_str()])?;
+    Ok(kept == 0)
+}
+
+/// Binds `$1` event.
+const PLACE: &str = "
+    SELECT topological_ordering, stream_ordering FROM events WHERE event_id = $1";
+
+/// The place of an event.
+pub fn place_of(db: &Db, event: &str) -> Result<Option<Point>, Error> {
+    db.row("look up an event", PLACE, params![event], |r| {
+        Ok(Point {
+            topological: r.get(0)?,
+            stream: r.get(1)?,
+        })
+    })
+}
+
+/// Binds `$1` room.
+const VISIBILITY: &str = "
+    SELECT j.json FROM current_state_events s
+      LEFT JOIN event_json j ON j.event_id = s.event_id
+     WHERE s.room_id = $1 AND s.type = 'm.room.history_visibility' AND s.state_key = ''";
+
+/// The room's current `m.room.history_visibility` event, as stored.
+pub fn current_visibility(db: &Db, room: &RoomId) -> Result<Option<String>, Error> {
+    let doing = "look up who may read the room";
+    let json = db.row(doing, VISIBILITY, params![room.as_str()], |r| {
+        r.get::<_, Option<String>>(0)
+    })?;
+    Ok(json.flatten())
+}
+
+/// Binds `$1` user.
+const IGNORED: &str = "SELECT ignored_user_id FROM ignored_users WHERE ignorer_user_id = $1";
+
+/// Whom the user ignores.
+pub fn ignored_by(db: &Db, user: &UserId) -> Result<HashSet<String>, Error> {
+    let doing = "read whom a user ignores";
+    let ignored = db.rows(doing, IGNORED, params![user.as_str()], |r| r.get(0))?;
+    Ok(ignored.into_iter().collect())
+}
+
+/// Binds `$1` users.
+const ERASED: &str = "
+    SELECT user_id FROM erased_users WHERE user_id IN (SELECT value FROM json_each($1))";
+
+/// Which of the users asked for their data to be erased.
+pub fn erased(db: &Db, users: &[&str]) -> Result<HashSet<String>, Error> {
+    let users = json_list(users);
+    let erased = db.rows("read who is erased", ERASED, params![users], |r| r.get(0))?;
+    Ok(erased.into_iter().collect())
+}
+
+/// The room's policy; that of the empty state key first (R-9). Binds `$1` room.
+const POLICY: &str = "
+    SELECT p.min_lifetime, p.max_lifetime
+      FROM current_state_events s
+      JOIN room_retention p ON p.room_id = s.room_id AND p.event_id = s.event_id
+     WHERE s.room_id = $1 AND s.type = 'm.room.retention'
+     ORDER BY s.state_key LIMIT 1";
+
+/// The room's own retention policy, if it has one now (R-40).
+pub fn policy(db: &Db, room: &RoomId) -> Result<Option<Policy>, Error> {
+    if !db.catalog().has("room_retention") {
+        return Ok(None);
     }
+    let doing = "read the room's retention policy";
+    db.row(doing, POLICY, params![room.as_str()], |r| {
+        Ok(Policy {
+            min_lifetime: r.get::<_, Option<i64>>(0)?.map(Millis),
+            max_lifetime: r.get::<_, Option<i64>>(1)?.map(Millis),
+        })
+    })
 }

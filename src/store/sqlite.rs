@@ -95,11 +95,7 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
         // As Synapse opens it; a database that nobody opened yet is switched over.
         pragmas.push_str("PRAGMA journal_mode = WAL;");
     }
-    pragmas.push_str(match options.secure_delete {
-        SecureDelete::On => "PRAGMA secure_delete = ON;",
-        SecureDelete::Fast => "PRAGMA secure_delete = FAST;",
-        SecureDelete::Off => "PRAGMA secure_delete = OFF;",
-    });
+    pragmas.push_str(secure_delete(options.secure_delete));
     // V-0c: cascades and the lock tables rely on foreign keys.
     // Temporary tables hold event ids, which must not be spilled to a disk that is full.
     // `NORMAL` loses no consistency in WAL mode; the log is synced at every checkpoint.
@@ -115,6 +111,14 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     conn.execute_batch(&pragmas)
         .doing("open the database (is it a SQLite database, and whole?)")?;
     Ok(conn)
+}
+
+fn secure_delete(how: SecureDelete) -> &'static str {
+    match how {
+        SecureDelete::On => "PRAGMA secure_delete = ON;",
+        SecureDelete::Fast => "PRAGMA secure_delete = FAST;",
+        SecureDelete::Off => "PRAGMA secure_delete = OFF;",
+    }
 }
 
 /// Leaves the transaction, whatever happens. A `BEGIN` that reports an interrupt may have begun, and an interrupt can end
@@ -157,6 +161,53 @@ impl Db {
                 row.get::<_, i64>(0)
             });
         Ok(busy.doing("empty the write-ahead log")? == 0)
+    }
+
+    /// Bytes of the write-ahead log that are in use; the file may be longer.
+    pub fn log_bytes(&self) -> Result<i64, Error> {
+        let doing = "measure the write-ahead log";
+        let frames = self
+            .sqlite()?
+            .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| {
+                row.get::<_, i64>(1)
+            });
+        Ok(frames
+            .doing(doing)?
+            .saturating_mul(self.pragma("page_size")?))
+    }
+
+    /// Moves of the write-ahead log into the database file what nobody needs in the log, and holds nobody up.
+    pub fn copy_log(&self) -> Result<(), Error> {
+        tell("PRAGMA wal_checkpoint(PASSIVE)");
+        self.sqlite()?
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+            .doing("copy the write-ahead log")
+    }
+
+    /// As [`Db::copy_log`], and lets the next writer start at the log's beginning, waiting for readers no longer than
+    /// `patience`: other writers wait as long. Answers whether it could.
+    pub fn restart_log(&self, patience: Duration) -> Result<bool, Error> {
+        let doing = "copy the write-ahead log";
+        tell("PRAGMA wal_checkpoint(RESTART)");
+        let conn = self.sqlite()?;
+        conn.busy_timeout(patience).doing(doing)?;
+        let busy = conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
+            row.get::<_, i64>(0)
+        });
+        conn.busy_timeout(BUSY_TIMEOUT).doing(doing)?;
+        Ok(busy.doing(doing)? == 0)
+    }
+
+    /// Says whether what is deleted from now on is overwritten with zeros.
+    pub fn set_secure_delete(&self, how: SecureDelete) -> Result<(), Error> {
+        self.batch("set up the connection", secure_delete(how))
+    }
+
+    /// Begins to read, and goes on until this connection is closed.
+    pub fn hold_snapshot(&self) -> Result<(), Error> {
+        self.sqlite()?
+            .execute_batch("BEGIN DEFERRED; SELECT 1 FROM sqlite_master LIMIT 1")
+            .doing("hold a snapshot")
     }
 
     /// Reads one integer PRAGMA.

@@ -1,0 +1,197 @@
+//! Events as clients read them (M-80 … M-90): stored texts with little added and little left out.
+
+use std::rc::Rc;
+
+use super::aggregate::{Bundle, Bundles};
+use super::event::Event;
+use super::json::{Maker, Object, integer, quoted};
+use super::load::Loader;
+use super::request::{Format, Session};
+use crate::time::Millis;
+
+/// Members of stored events that clients do not see.
+const SERVERS_OWN: [&str; 7] = [
+    "auth_events",
+    "prev_events",
+    "hashes",
+    "signatures",
+    "depth",
+    "origin",
+    "prev_state",
+];
+
+/// Members of `unsigned` that clients see at the top level, too.
+const LIFTED: [&str; 4] = ["age", "redacted_because", "replaces_state", "prev_content"];
+
+/// Members of `unsigned` that are for others.
+const STRIPPED_STATE: [&str; 2] = ["invite_room_state", "knock_room_state"];
+
+/// Writes the events of one answer.
+pub(crate) struct Writer<'a> {
+    /// One time for the whole answer (M-82).
+    pub(crate) now: Millis,
+    /// In which form.
+    pub(crate) format: Format,
+    /// Who reads, if they have a name.
+    pub(crate) session: Option<&'a Session>,
+    /// Whether the reader is a server admin.
+    pub(crate) is_admin: bool,
+    /// Where redactions are found.
+    pub(crate) loader: &'a Loader<'a>,
+    /// What is said about events.
+    pub(crate) bundles: &'a Bundles,
+}
+
+impl Writer<'_> {
+    /// An event of the page, with what is said about it.
+    pub(crate) fn event(&self, event: &Event, membership: Option<&str>) -> String {
+        self.write(event, membership, self.bundles.get(&event.id), true)
+    }
+
+    /// An event alone.
+    pub(crate) fn bare(&self, event: &Event) -> String {
+        self.write(event, None, None, true)
+    }
+
+    fn write(
+        &self,
+        event: &Event,
+        membership: Option<&str>,
+        bundle: Option<&Bundle>,
+        tells_redaction: bool,
+    ) -> String {
+        let stored = event.unsigned();
+        let mut unsigned = self.unsigned(event, &stored);
+        if let Some(membership) = membership {
+            unsigned.set("membership", quoted(membership));
+        }
+        if let Some(by) = event.redacted_by.as_deref().filter(|_| tells_redaction) {
+            unsigned.set("redacted_by", quoted(by));
+            if let Some(redaction) = self.loader.show(by) {
+                let because = self.write(&redaction, None, None, false);
+                unsigned.set("redacted_because", because);
+            }
+        }
+        if let Some(bundle) = bundle {
+            let relations = self.relations(stored.get("m.relations"), bundle);
+            unsigned.set("m.relations", relations);
+        }
+        self.around(event, &unsigned)
+    }
+
+    /// The unsigned part without what comes from elsewhere.
+    fn unsigned<'e>(&self, event: &'e Event, stored: &Object<'e>) -> Maker<'e> {
+        let mut unsigned = Maker::default();
+        for (name, value) in stored.iter() {
+            match name {
+                "age_ts" if integer(value).is_some() => {}
+                name if STRIPPED_STATE.contains(&name) => {}
+                name => unsigned.push(name.to_owned(), value),
+            }
+        }
+        if let Some(sent) = stored.get("age_ts").and_then(integer) {
+            unsigned.set("age", (self.now - Millis(sent)).0.to_string());
+        }
+        if let Some((content, sender)) = &event.previous {
+            unsigned.set("prev_content", content.as_str());
+            unsigned.set("prev_sender", sender.as_str());
+        }
+        let own = self
+            .session
+            .filter(|session| session.user_id.as_str() == event.sender());
+        if let Some(session) = own {
+            if let Some(name) = &event.metadata.txn_id
+                && is_same_session(session, event)
+            {
+                unsigned.set("transaction_id", quoted(name));
+            }
+            if let Some(delay) = &event.metadata.delay_id {
+                unsigned.set("org.matrix.msc4140.delay_id", quoted(delay));
+            }
+        }
+        if self.is_admin && event.metadata.is_soft_failed() {
+            unsigned.set("io.element.synapse.soft_failed", "true");
+        }
+        unsigned
+    }
+
+    /// The event around its unsigned part.
+    fn around(&self, event: &Event, unsigned: &Maker<'_>) -> String {
+        let is_for_clients = self.format == Format::Client;
+        let mut top = Maker::default();
+        for (name, value) in event.document().iter() {
+            let is_left_out = matches!(name, "unsigned" | "event_id")
+                || (is_for_clients && SERVERS_OWN.contains(&name));
+            if !is_left_out {
+                top.push(name, value);
+            }
+        }
+        top.push("event_id", quoted(&event.id));
+        if is_for_clients {
+            if let Some(sender) = event.document().get("sender") {
+                top.set("user_id", sender);
+            }
+            for name in LIFTED {
+                if let Some(value) = unsigned.get(name) {
+                    top.set(name, value.as_ref());
+                }
+            }
+        }
+        if event.kind() == "m.room.create" && event.version.is_create_hash_room_id {
+            top.set("room_id", quoted(&event.room_id));
+        }
+        if event.kind() == "m.room.redaction"
+            && let Some(redacts) = event.redacts_text()
+        {
+            if event.version.has_new_redactions {
+                top.set("redacts", redacts);
+            } else {
+                let mut content = Maker::default();
+                for (name, value) in event.content().into_members() {
+                    content.push(name, value);
+                }
+                content.set("redacts", redacts);
+                top.set("content", content.text());
+            }
+        }
+        top.set("unsigned", unsigned.text());
+        top.text()
+    }
+
+    fn relations(&self, stored: Option<&str>, bundle: &Bundle) -> String {
+        let mut relations = Maker::default();
+        let stored = stored.and_then(Object::read).unwrap_or_default();
+        for (name, value) in stored.into_members() {
+            relations.push(name, value);
+        }
+        if !bundle.references.is_empty() {
+            let events = bundle.references.iter();
+            let events = events.map(|id| format!("{{\"event_id\":{}}}", quoted(id)));
+            let chunk = events.collect::<Vec<_>>().join(",");
+            relations.set("m.reference", format!("{{\"chunk\":[{chunk}]}}"));
+        }
+        if let Some(edit) = &bundle.edit {
+            relations.set("m.replace", self.bare(edit));
+        }
+        if let Some(thread) = &bundle.thread {
+            let mut summary = Maker::default();
+            let latest: &Rc<Event> = &thread.latest;
+            summary.push("latest_event", self.event(latest, None));
+            summary.push("count", thread.count.to_string());
+            summary.push("current_user_participated", thread.has_reader.to_string());
+            relations.set("m.thread", summary.text());
+        }
+        relations.text()
+    }
+}
+
+/// Whether the reader's session is the one that sent an event of theirs (M-88).
+fn is_same_session(session: &Session, event: &Event) -> bool {
+    match &event.metadata.device_id {
+        Some(device) => session.device_id.as_ref() == Some(device),
+        None => {
+            let token = event.metadata.token_id;
+            session.is_guest || (token.is_some() && token == session.token_id)
+        }
+    }
+}

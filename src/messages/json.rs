@@ -1,0 +1,275 @@
+//! JSON as it is stored: an object's members are found, and their texts are passed on unchanged.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A member's name, borrowed where it has no escapes.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Name<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Reader)
+    }
+}
+
+/// The members of a JSON object, in its order. Of two with one name the later counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, &'a str)>);
+
+impl<'de> Deserialize<'de> for Object<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Object<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Object<'de>, M::Error> {
+                let mut members = Vec::with_capacity(16);
+                while let Some((name, value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+                    members.push((name.0, value.get()));
+                }
+                Ok(Object(members))
+            }
+        }
+        deserializer.deserialize_map(Reader)
+    }
+}
+
+impl<'a> Object<'a> {
+    /// The members of a text; `None` when it is no object.
+    pub(crate) fn read(text: &'a str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// A member's text.
+    pub(crate) fn get(&self, name: &str) -> Option<&'a str> {
+        let found = self.0.iter().rev().find(|(known, _)| known == name);
+        found.map(|(_, value)| *value)
+    }
+
+    /// A member that is a string.
+    pub(crate) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+        self.get(name).and_then(string)
+    }
+
+    /// All members.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
+        self.0.iter().map(|(name, value)| (name.as_ref(), *value))
+    }
+
+    /// The members, for a text that outlives them.
+    pub(crate) fn into_members(self) -> Vec<(Cow<'a, str>, &'a str)> {
+        self.0
+    }
+}
+
+/// The string that a JSON text is, if it is one.
+pub(crate) fn string(json: &str) -> Option<Cow<'_, str>> {
+    let inner = json.strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        serde_json::from_str(json).ok().map(Cow::Owned)
+    } else {
+        Some(Cow::Borrowed(inner))
+    }
+}
+
+/// The integer that a JSON text is, if it is one and fits.
+pub(crate) fn integer(json: &str) -> Option<i64> {
+    json.parse().ok()
+}
+
+/// An object in one piece with its text.
+#[derive(Clone, Debug)]
+pub(crate) struct Document {
+    text: String,
+    members: Vec<(Place, Range<usize>)>,
+}
+
+/// Where a name stands.
+#[derive(Clone, Debug)]
+enum Place {
+    At(Range<usize>),
+    Escaped(String),
+}
+
+impl Document {
+    /// Reads a text; `None` when it is no object.
+    pub(crate) fn read(text: String) -> Option<Self> {
+        let start = text.as_ptr().addr();
+        let place = |part: &str| {
+            let at = part.as_ptr().addr() - start;
+            at..at + part.len()
+        };
+        let members = Object::read(&text)?.into_members();
+        let members = members
+            .into_iter()
+            .map(|(name, value)| match name {
+                Cow::Borrowed(name) => (Place::At(place(name)), place(value)),
+                Cow::Owned(name) => (Place::Escaped(name), place(value)),
+            })
+            .collect();
+        Some(Self { text, members })
+    }
+
+    /// A member's text.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        let mut members = self.iter_back();
+        members
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value)
+    }
+
+    /// A member that is a string.
+    pub(crate) fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.get(name).and_then(string)
+    }
+
+    /// A member that is an object.
+    pub(crate) fn object(&self, name: &str) -> Option<Object<'_>> {
+        self.get(name).and_then(Object::read)
+    }
+
+    /// All members.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.members.iter().map(|member| self.member(member))
+    }
+
+    fn iter_back(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.members.iter().rev().map(|member| self.member(member))
+    }
+
+    fn member<'a>(&'a self, (name, value): &'a (Place, Range<usize>)) -> (&'a str, &'a str) {
+        let name = match name {
+            Place::At(place) => self.text.get(place.clone()).unwrap_or_default(),
+            Place::Escaped(name) => name,
+        };
+        (name, self.text.get(value.clone()).unwrap_or("null"))
+    }
+}
+
+/// An object that is being made, from texts of members. A later member of a name takes the earlier one's place.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Maker<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'a> Maker<'a> {
+    /// Adds a member that has no namesake.
+    pub(crate) fn push(&mut self, name: impl Into<Cow<'a, str>>, value: impl Into<Cow<'a, str>>) {
+        self.0.push((name.into(), value.into()));
+    }
+
+    /// Adds or replaces a member.
+    pub(crate) fn set(&mut self, name: impl Into<Cow<'a, str>>, value: impl Into<Cow<'a, str>>) {
+        let (name, value) = (name.into(), value.into());
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// A member's text.
+    pub(crate) fn get(&self, name: &str) -> Option<&Cow<'a, str>> {
+        let found = self.0.iter().rev().find(|(known, _)| known == name);
+        found.map(|(_, value)| value)
+    }
+
+    /// The object's text.
+    pub(crate) fn text(&self) -> String {
+        let size = self
+            .0
+            .iter()
+            .map(|(name, value)| name.len() + value.len() + 4);
+        let mut text = String::with_capacity(size.sum::<usize>() + 2);
+        text.push('{');
+        for (n, (name, value)) in self.0.iter().enumerate() {
+            if n > 0 {
+                text.push(',');
+            }
+            push_string(&mut text, name);
+            text.push(':');
+            text.push_str(value);
+        }
+        text.push('}');
+        text
+    }
+}
+
+/// Appends a string as JSON.
+fn push_string(json: &mut String, text: &str) {
+    let is_plain = |b: u8| b >= 0x20 && b != b'"' && b != b'\\';
+    if text.bytes().all(is_plain) {
+        json.push('"');
+        json.push_str(text);
+        json.push('"');
+    } else {
+        json.push_str(&serde_json::Value::from(text).to_string());
+    }
+}
+
+/// A string as JSON.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut json = String::with_capacity(text.len() + 2);
+    push_string(&mut json, text);
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_keep_their_texts() {
+        let text = r#" {"a": 1.50, "b":{"c" : "\u00e9"} ,"d\n":[1e400],"a":"last"} "#;
+        let document = Document::read(text.to_owned()).expect("an object");
+        assert_eq!(document.get("a"), Some(r#""last""#));
+        assert_eq!(document.get("b"), Some(r#"{"c" : "\u00e9"}"#));
+        assert_eq!(document.get("d\n"), Some("[1e400]"));
+        assert_eq!(
+            document.object("b").and_then(|b| b.text("c")).as_deref(),
+            Some("é")
+        );
+        assert_eq!(document.get("c"), None);
+        for wrong in ["", "[]", "null", "{", r#"{"a":1}x"#, r#"{"a":NaN}"#] {
+            assert!(Document::read(wrong.to_owned()).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_object_is_made_of_texts() {
+        let mut maker = Maker::default();
+        maker.push("a", "1.50");
+        maker.set("b\"", "null");
+        maker.set("a", "2");
+        assert_eq!(maker.text(), r#"{"a":2,"b\"":null}"#);
+        assert_eq!(Maker::default().text(), "{}");
+        assert_eq!(quoted("a\u{1}\"é"), r#""a\u0001\"é""#);
+    }
+
+    #[test]
+    fn strings_and_integers_are_told_from_other_values() {
+        assert_eq!(string(r#""a\"b""#).as_deref(), Some("a\"b"));
+        assert_eq!(string("1"), None);
+        assert_eq!(string("\""), None);
+        assert_eq!(integer("-5"), Some(-5));
+        for wrong in ["5.0", "\"5\"", "99999999999999999999", "true"] {
+            assert_eq!(integer(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! One page of a room, for one reader, of one moment.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+use super::aggregate::{self, Asker, Bundles};
+use super::client_event::Writer;
+use super::entry::{Entry, entry};
+use super::event::{Damage, Event};
+use super::load::Loader;
+use super::request::{EventJson, MAX_LIMIT, Page, PageRequest, Reader, Session};
+use super::visibility::{Sight, StateAt, States, Viewer};
+use super::window::{self, Window};
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::policy::Retention;
+use crate::store::db::Db;
+use crate::store::pages::{self, EventRow, Sieve};
+use crate::store::{readers, states};
+use crate::time::Millis;
+
+/// Most bytes of stored events on a page. An event has at most 64 KiB, and may be shown with an edit and with a thread's
+/// newest reply and its edit: four times this is what an answer may hold. What does not fit is on the next page.
+const MAX_STORED: usize = 3 * 1024 * 1024;
+
+/// A page of a room. `db` shows one moment of the database for as long as this takes ([`Db::read`]).
+///
+/// # Errors
+/// [`Error::NotInRoom`] when the reader may not read the room; [`Error::BadRequest`] for tokens of another server.
+/// A damaged event costs that event: it is left out, logged and counted.
+pub fn page(
+    db: &Db,
+    room: &RoomId,
+    reader: &Reader,
+    request: &PageRequest,
+    retention: &Retention,
+    now: Millis,
+) -> Result<Page, Error> {
+    let writers = window::writers(db, request)?;
+    let entry = match reader {
+        Reader::User(session) => Some(entry(db, room, &session.user_id)?),
+        Reader::Admin | Reader::NamedAdmin(_) => None,
+    };
+    let window = Window::open(db, room, request, entry, writers)?;
+    let (rows, limited) = rows(db, room, request, &window)?;
+    let next = window.next(rows.last().map(|row| row.point));
+
+    let mut loader = Loader::new(db, room)?;
+    let ids: Vec<String> = rows.iter().map(|row| row.event_id.clone()).collect();
+    loader.take(rows);
+    loader.load(&ids)?;
+    let mut events: Vec<Rc<Event>> = ids.iter().filter_map(|id| loader.show(id)).collect();
+    add_previous(&mut loader, &mut events)?;
+    let is_end = !limited && (events.is_empty() || window.ends_sight());
+
+    if let Some(filter) = &request.filter {
+        events.retain(|event| filter.passes(event));
+    }
+    let ignored = match reader.session() {
+        Some(session) => readers::ignored_by(db, &session.user_id)?,
+        None => HashSet::new(),
+    };
+    let seen = match (reader, entry) {
+        (Reader::User(session), Some(entry)) => {
+            let hides_before = match retention.enabled {
+                true => retention.hides_before(readers::policy(db, room)?.as_ref(), now),
+                false => None,
+            };
+            let sight = Sights {
+                db,
+                session,
+                ignored: &ignored,
+                is_peeking: entry == Entry::Peeking,
+                hides_before,
+            };
+            sight.of(&mut loader, events)?
+        }
+        _ => events.into_iter().map(|event| (event, None)).collect(),
+    };
+    let members = members(db, &mut loader, request, &seen)?;
+    let asker = Asker {
+        user: reader.session().map(|session| &session.user_id),
+        ignored: &ignored,
+    };
+    let shown: Vec<Rc<Event>> = seen.iter().map(|(event, _)| event.clone()).collect();
+    let bundles = aggregate::bundles(db, room, &mut loader, &shown, &asker)?;
+    let writer = Writer {
+        now,
+        format: request.format,
+        session: reader.session(),
+        is_admin: reader.session().is_some_and(|session| session.is_admin),
+        loader: &loader,
+        bundles: &bundles,
+    };
+    let chunk = seen
+        .iter()
+        .map(|(event, membership)| writer.event(event, membership.as_deref()));
+    let chunk = chunk.map(EventJson::new).collect();
+    let plain = Writer {
+        bundles: &Bundles::new(),
+        ..writer
+    };
+    let state = members
+        .iter()
+        .map(|event| EventJson::new(plain.bare(event)));
+    Ok(Page {
+        chunk,
+        state: state.collect(),
+        start: window.start,
+        end: (!is_end).then_some(next),
+        damaged: loader.damaged(),
+    })
+}
+
+/// The page's rows, and whether there are more (M-30 … M-36).
+fn rows(
+    db: &Db,
+    room: &RoomId,
+    request: &PageRequest,
+    window: &Window,
+) -> Result<(Vec<EventRow>, bool), Error> {
+    let sieve = match &request.filter {
+        Some(filter) => filter.sieve(room),
+        None => Some(Sieve::default()),
+    };
+    let limit = usize::try_from(request.limit.min(MAX_LIMIT)).unwrap_or_default();
+    if limit == 0 {
+        return Ok((Vec::new(), !window.is_shut()));
+    }
+    let Some(sieve) = sieve else {
+        return Ok((Vec::new(), false));
+    };
+    // One more shows that there is more. Where rows are left out one by one, twice as many are read, as Synapse does,
+    // so that a page is seldom short.
+    let wanted = if window.is_ragged() {
+        limit * 2
+    } else {
+        limit + 1
+    };
+    let count = i64::try_from(wanted).unwrap_or(i64::MAX);
+    let mut rows = pages::page(db, room, &window.span(), request.direction, &sieve, count)?;
+    let mut limited = rows.len() >= wanted;
+    rows.retain(|row| window.holds(row));
+    limited |= rows.len() > limit;
+    rows.truncate(limit);
+    let mut stored = 0;
+    let fits = |row: &EventRow| {
+        stored += row.json.as_ref().map_or(0, String::len);
+        stored <= MAX_STORED
+    };
+    let fitting = rows
+        .iter()
+        .map(fits)
+        .take_while(|fits| *fits)
+        .count()
+        .max(1);
+    if fitting < rows.len() {
+        limited = true;
+        rows.truncate(fitting);
+    }
+    Ok((rows, limited))
+}
+
+/// Adds to state events what they replaced (M-83).
+fn add_previous(loader: &mut Loader<'_>, events: &mut [Rc<Event>]) -> Result<(), Error> {
+    let replaced: Vec<Option<String>> = events
+        .iter()
+        .map(|event| event.replaces_state().map(|id| id.into_owned()))
+        .collect();
+    let wanted: Vec<String> = replaced.iter().flatten().cloned().collect();
+    loader.load(&wanted)?;
+    for (event, replaced) in events.iter_mut().zip(replaced) {
+        let Some(before) = replaced.and_then(|id| loader.show(&id)) else {
+            continue;
+        };
+        let sender = before.document().get("sender").unwrap_or("null");
+        let previous = (before.content_text().to_owned(), sender.to_owned());
+        Rc::make_mut(event).previous = Some(previous);
+    }
+    Ok(())
+}
+
+/// An event as a reader sees it, and their membership after it.
+type Seen = (Rc<Event>, Option<String>);
+
+/// What one user sees.
+struct Sights<'a> {
+    db: &'a Db,
+    session: &'a Session,
+    ignored: &'a HashSet<String>,
+    is_peeking: bool,
+    hides_before: Option<Millis>,
+}
+
+impl Sights<'_> {
+    /// What the user sees of the events.
+    fn of(&self, loader: &mut Loader<'_>, events: Vec<Rc<Event>>) -> Result<Vec<Seen>, Error> {
+        let states = self.states(loader, &events)?;
+        let senders: HashSet<&str> = events.iter().map(|event| event.sender()).collect();
+        let senders: Vec<&str> = senders.into_iter().collect();
+        let erased = readers::erased(self.db, &senders)?;
+        let viewer = Viewer {
+            user: &self.session.user_id,
+            is_peeking: self.is_peeking,
+            ignored: self.ignored,
+            erased: &erased,
+            hides_before: self.hides_before,
+        };
+        let mut seen = Vec::with_capacity(events.len());
+        for event in &events {
+            let Some(state) = event.state_group.and_then(|group| states.get(&group)) else {
+                loader.note(&event.id, Damage::NoState);
+                continue;
+            };
+            let membership = Some(viewer.membership_after(event, state));
+            match viewer.sees(event, state) {
+                Sight::Nothing => {}
+                Sight::Whole => seen.push((event.clone(), membership)),
+                Sight::Redacted => {
+                    let redacted = Event::clone(event).redact(None);
+                    seen.push((Rc::new(redacted), membership));
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    /// The states after the events, as far as they matter: one look-up for each place of the state.
+    fn states(&self, loader: &mut Loader<'_>, events: &[Rc<Event>]) -> Result<States, Error> {
+        let groups: HashSet<i64> = events
+            .iter()
+            .filter_map(|event| event.state_group)
+            .collect();
+        let groups: Vec<i64> = groups.into_iter().collect();
+        let chains = states::chains(self.db, &groups)?;
+        let has_call = events.iter().any(|event| event.kind() == "m.call.invite");
+        let user = self.session.user_id.as_str();
+        let look_up = |kind, key| states::state_at(self.db, &chains, &groups, kind, key);
+        let visibilities = look_up("m.room.history_visibility", "")?;
+        let memberships = look_up("m.room.member", user)?;
+        let join_rules = match has_call {
+            true => look_up("m.room.join_rules", "")?,
+            false => HashMap::new(),
+        };
+        let all = [&visibilities, &memberships, &join_rules];
+        let named: HashSet<&String> = all.iter().flat_map(|said| said.values()).collect();
+        let named: Vec<String> = named.into_iter().cloned().collect();
+        loader.load(&named)?;
+        let content = |event: Option<&'_ String>, name: &'static str| {
+            let event = loader.show(event?)?;
+            event.content().text(name).map(|text| text.into_owned())
+        };
+        let states = groups.iter().map(|group| {
+            let state = StateAt {
+                visibility: content(visibilities.get(group), "history_visibility"),
+                membership: content(memberships.get(group), "membership"),
+                join_rule: content(join_rules.get(group), "join_rule"),
+            };
+            (*group, state)
+        });
+        Ok(states.collect())
+    }
+}
+
+/// The members who speak in a page, as they were after its first event (M-58).
+fn members(
+    db: &Db,
+    loader: &mut Loader<'_>,
+    request: &PageRequest,
+    seen: &[Seen],
+) -> Result<Vec<Rc<Event>>, Error> {
+    let is_wanted = request
+        .filter
+        .as_ref()
+        .is_some_and(|filter| filter.loads_members());
+    let (true, Some((first, _))) = (is_wanted, seen.first()) else {
+        return Ok(Vec::new());
+    };
+    let Some(group) = first.state_group else {
+        return Ok(Vec::new());
+    };
+    let senders: HashSet<&str> = seen.iter().map(|(event, _)| event.sender()).collect();
+    let mut senders: Vec<&str> = senders.into_iter().collect();
+    senders.sort_unstable();
+    let members = states::members_at(db, group, &senders)?;
+    loader.load(&members)?;
+    Ok(members.iter().filter_map(|id| loader.show(id)).collect())
+}

@@ -1,0 +1,368 @@
+//! Events of a room in the order of its history: a page of them, and single ones by id (M-10 … M-37).
+
+use super::db::{Bind, Db, Row, RowResult, Value, params};
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::point::{Direction, Point};
+
+/// An event as it is stored.
+#[derive(Clone, Debug)]
+pub struct EventRow {
+    /// Its id.
+    pub event_id: String,
+    /// Its room.
+    pub room_id: String,
+    /// Its place.
+    pub point: Point,
+    /// Who wrote it; NULL means the main process.
+    pub writer: Option<String>,
+    /// The event; `None` when it is missing.
+    pub json: Option<String>,
+    /// What the server notes about it.
+    pub metadata: Option<String>,
+    /// `event_json.format_version` (D-48).
+    pub format: Option<i64>,
+    /// The state after it.
+    pub state_group: Option<i64>,
+    /// Whether it was rejected.
+    pub is_rejected: bool,
+}
+
+/// A text; what is none, is none: a damaged row costs an event, not the page.
+fn text(row: &Row<'_>, at: usize) -> RowResult<Option<String>> {
+    Ok(match row.value(at)? {
+        Value::Text(text) => Some(text.to_owned()),
+        _ => None,
+    })
+}
+
+/// Reads [`EventRow`]: both statements that do have the same columns, in its order, and look the last five up by event id.
+fn event_row(row: &Row<'_>) -> RowResult<EventRow> {
+    Ok(EventRow {
+        event_id: row.get(0)?,
+        room_id: row.get(1)?,
+        point: Point {
+            topological: row.get(2)?,
+            stream: row.get(3)?,
+        },
+        writer: row.get(4)?,
+        json: text(row, 5)?,
+        metadata: text(row, 6)?,
+        format: row.get(7)?,
+        state_group: row.get(8)?,
+        is_rejected: row.get(9)?,
+    })
+}
+
+/// What lies between two tokens: above all lower bounds, and not above any upper one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Above this place.
+    pub above: Point,
+    /// Up to this place.
+    pub up_to: Point,
+    /// Arrived after this.
+    pub after: i64,
+    /// Arrived by this.
+    pub by: i64,
+}
+
+impl Default for Span {
+    /// Everything.
+    fn default() -> Self {
+        let at = |n| Point {
+            topological: n,
+            stream: n,
+        };
+        Self {
+            above: at(i64::MIN),
+            up_to: at(i64::MAX),
+            after: i64::MIN,
+            by: i64::MAX,
+        }
+    }
+}
+
+/// What of a filter is decided before events are counted (M-53). Lists that are `None` or empty let everything through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sieve {
+    /// These types, …
+    pub types: Vec<String>,
+    /// … or those that begin so.
+    pub type_prefixes: Vec<String>,
+    /// None of these types, …
+    pub not_types: Vec<String>,
+    /// … nor those that begin so.
+    pub not_type_prefixes: Vec<String>,
+    /// By one of these.
+    pub senders: Vec<String>,
+    /// By none of these.
+    pub not_senders: Vec<String>,
+    /// With a `url`.
+    pub contains_url: bool,
+    /// With one of these labels.
+    pub labels: Vec<String>,
+    /// Which one of these has an event relating to, …
+    pub related_by_senders: Vec<String>,
+    /// … in one of these ways.
+    pub related_by_types: Vec<String>,
+    /// Relating to another event in one of these ways.
+    pub relation_types: Vec<String>,
+    /// Relating to another event in none of these ways.
+    pub not_relation_types: Vec<String>,
+}
+
+const FORWARDS: &str = "e.topological_ordering, e.stream_ordering";
+
+const BACKWARDS: &str = "e.topological_ordering DESC, e.stream_ordering DESC";
+
+/// The events of a room in a span that the sieve lets through: the first `limit` in the direction, in its order.
+pub fn page(
+    db: &Db,
+    room: &RoomId,
+    span: &Span,
+    direction: Direction,
+    sieve: &Sieve,
+    limit: i64,
+) -> Result<Vec<EventRow>, Error> {
+    let room = room.as_str();
+    let mut bound: Vec<&dyn Bind> = vec![
+        &room,
+        &span.above.topological,
+        &span.above.stream,
+        &span.up_to.topological,
+        &span.up_to.stream,
+        &span.after,
+        &span.by,
+    ];
+    let clauses = Clauses::of(sieve);
+    let mut also = String::new();
+    for clause in &clauses.0 {
+        // Placeholders are numbered here; values are bound, never written.
+        also.push_str(" AND ");
+        for (n, piece) in clause.text.split('?').enumerate() {
+            if n > 0 {
+                bound.push(&clause.values[n - 1]);
+                also.push_str(&format!("${}", bound.len()));
+            }
+            also.push_str(piece);
+        }
+    }
+    let order = match direction {
+        Direction::Forwards => FORWARDS,
+        Direction::Backwards => BACKWARDS,
+    };
+    bound.push(&limit);
+    // A page of a room. Binds `$1` room, `$2`, `$3` the place above which it lies, `$4`, `$5` the place up to which, `$6`,
+    // `$7` the same by arrival, then what the sieve needs, then the number of events. Walks `events_order_room` and
+    // stops; the signs before `stream_ordering` keep the other indexes out of it.
+    let sql = format!(
+        "SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
+                j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
+           FROM (SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name
+                   FROM events e
+                  WHERE e.room_id = $1 AND NOT e.outlier
+                    AND (e.topological_ordering, e.stream_ordering) > ($2, $3)
+                    AND (e.topological_ordering, e.stream_ordering) <= ($4, $5)
+                    AND +e.stream_ordering > $6 AND +e.stream_ordering <= $7{also}
+                  ORDER BY {order} LIMIT ${}) e
+           LEFT JOIN event_json j ON j.event_id = e.event_id
+           LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
+           LEFT JOIN rejections r ON r.event_id = e.event_id",
+        bound.len()
+    );
+    let mut rows = db.rows("read a page", &sql, &bound, event_row)?;
+    rows.sort_unstable_by_key(|row| row.point);
+    if direction == Direction::Backwards {
+        rows.reverse();
+    }
+    Ok(rows)
+}
+
+/// A condition, with a `?` for each value.
+struct Clause {
+    text: String,
+    values: Vec<String>,
+}
+
+/// The conditions of a sieve.
+struct Clauses(Vec<Clause>);
+
+impl Clauses {
+    fn of(sieve: &Sieve) -> Self {
+        let mut clauses = Self(Vec::new());
+        let one_of = |column: &str| format!("{column} IN (SELECT value FROM json_each(?))");
+        let none_of = |column: &str| format!("{column} NOT IN (SELECT value FROM json_each(?))");
+        if !sieve.types.is_empty() || !sieve.type_prefixes.is_empty() {
+            let mut any = vec![one_of("e.type")];
+            let mut values = vec![json_list(&sieve.types)];
+            for begin in &sieve.type_prefixes {
+                any.push("substr(e.type, 1, length(?)) = ?".into());
+                values.extend([begin.clone(), begin.clone()]);
+            }
+            clauses.push(format!("({})", any.join(" OR ")), values);
+        }
+        if !sieve.not_types.is_empty() {
+            clauses.list(none_of("e.type"), &sieve.not_types);
+        }
+        for begin in &sieve.not_type_prefixes {
+            let clause = "substr(e.type, 1, length(?)) <> ?".to_owned();
+            clauses.push(clause, vec![begin.clone(), begin.clone()]);
+        }
+        if !sieve.senders.is_empty() {
+            clauses.list(one_of("e.sender"), &sieve.senders);
+        }
+        if !sieve.not_senders.is_empty() {
+            clauses.list(none_of("e.sender"), &sieve.not_senders);
+        }
+        if sieve.contains_url {
+            clauses.push("e.contains_url".into(), Vec::new());
+        }
+        if !sieve.labels.is_empty() {
+            let label = one_of("l.label");
+            let clause = format!(
+                "EXISTS (SELECT 1 FROM event_labels l WHERE l.event_id = e.event_id AND l.room_id = e.room_id
+                            AND l.topological_ordering = e.topological_ordering AND {label})"
+            );
+            clauses.list(clause, &sieve.labels);
+        }
+        clauses.relations(sieve);
+        clauses
+    }
+
+    fn push(&mut self, text: String, values: Vec<String>) {
+        self.0.push(Clause { text, values });
+    }
+
+    fn list(&mut self, clause: String, list: &[String]) {
+        self.push(clause, vec![json_list(list)]);
+    }
+
+    fn relations(&mut self, sieve: &Sieve) {
+        let (senders, types) = (&sieve.related_by_senders, &sieve.related_by_types);
+        if !senders.is_empty() || !types.is_empty() {
+            let mut clause = "EXISTS (SELECT 1 FROM event_relations x".to_owned();
+            let mut values = Vec::new();
+            if !senders.is_empty() {
+                clause.push_str(
+                    " JOIN events c ON c.event_id = x.event_id
+                               AND c.sender IN (SELECT value FROM json_each(?))",
+                );
+                values.push(json_list(senders));
+            }
+            clause.push_str(" WHERE x.relates_to_id = e.event_id");
+            if !types.is_empty() {
+                clause.push_str(" AND x.relation_type IN (SELECT value FROM json_each(?))");
+                values.push(json_list(types));
+            }
+            self.push(clause + ")", values);
+        }
+        let own = "(SELECT 1 FROM event_relations o WHERE o.event_id = e.event_id
+                            AND o.relation_type IN (SELECT value FROM json_each(?)))";
+        if !sieve.relation_types.is_empty() {
+            self.list(format!("EXISTS {own}"), &sieve.relation_types);
+        }
+        if !sieve.not_relation_types.is_empty() {
+            self.list(format!("NOT EXISTS {own}"), &sieve.not_relation_types);
+        }
+    }
+}
+
+/// Events by id. Binds `$1` their ids. Looks each up by id.
+const BY_ID: &str = "
+    SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
+           j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
+      FROM events e
+      LEFT JOIN event_json j ON j.event_id = e.event_id
+      LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
+      LEFT JOIN rejections r ON r.event_id = e.event_id
+     WHERE e.event_id IN (SELECT value FROM json_each($1))";
+
+/// Those of the events that are held, in any room, in no order.
+pub fn by_id<S: AsRef<str>>(db: &Db, ids: &[S]) -> Result<Vec<EventRow>, Error> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids = json_list(ids);
+    db.rows("read events", BY_ID, params![ids], event_row)
+}
+
+/// A list as a text to bind.
+pub fn json_list<S: AsRef<str>>(list: &[S]) -> String {
+    let list: Vec<&str> = list.iter().map(AsRef::as_ref).collect();
+    serde_json::Value::from(list).to_string()
+}
+
+/// A list of integers as a text to bind.
+pub fn json_numbers(list: &[i64]) -> String {
+    serde_json::Value::from(list).to_string()
+}
+
+/// Binds `$1` room. The last entry of the room in `events_order_room`.
+const DEEPEST: &str = "SELECT max(topological_ordering) FROM events WHERE room_id = $1";
+
+/// The newest live event of the server.
+const NEWEST: &str = "SELECT max(stream_ordering) FROM events";
+
+/// Positions that writers have told of.
+const TOLD: &str = "SELECT max(stream_id) FROM stream_positions WHERE stream_name = 'events'";
+
+/// A place after everything in the room (M-10, M-11).
+pub fn end_of_room(db: &Db, room: &RoomId) -> Result<Point, Error> {
+    let doing = "find the end of the room";
+    let topological = db.count(doing, DEEPEST, params![room.as_str()])?;
+    let mut stream = db.count(doing, NEWEST, &[])?;
+    if db.catalog().has("stream_positions") {
+        stream = stream.max(db.count(doing, TOLD, &[])?);
+    }
+    Ok(Point {
+        topological,
+        stream,
+    })
+}
+
+/// Binds `$1` room. The last entry of the room in `events_room_stream`.
+const NEWEST_OF_ROOM: &str = "SELECT max(stream_ordering) FROM events WHERE room_id = $1";
+
+/// Binds `$1` room, `$2` order of arrival. Walks `events_order_room` from its oldest end to the first that arrived late
+/// enough.
+const DEPTH_AT: &str = "
+    SELECT e.topological_ordering FROM events e
+     WHERE e.room_id = $1 AND +e.stream_ordering >= $2
+     ORDER BY e.topological_ordering LIMIT 1";
+
+/// How deep the room was when that much had arrived (M-23).
+pub fn depth_at(db: &Db, room: &RoomId, stream: i64) -> Result<i64, Error> {
+    let doing = "find a depth";
+    let newest = db.count(doing, NEWEST_OF_ROOM, params![room.as_str()])?;
+    let stream = stream.min(newest);
+    db.count(doing, DEPTH_AT, params![room.as_str(), stream])
+}
+
+/// Binds `$1` numbers of writers.
+const WRITERS: &str = "
+    SELECT instance_id, instance_name FROM instance_map
+     WHERE instance_id IN (SELECT CAST(value AS BIGINT) FROM json_each($1))";
+
+/// The names of writers, by their numbers in tokens (M-4).
+pub fn writers(db: &Db, ids: &[i64]) -> Result<Vec<(i64, String)>, Error> {
+    if !db.catalog().has("instance_map") {
+        return Ok(Vec::new());
+    }
+    let ids = json_numbers(ids);
+    db.rows("look up writers", WRITERS, params![ids], |r| {
+        Ok((r.get(0)?, r.get(1)?))
+    })
+}
+
+/// Binds `$1` room.
+const ROOM_VERSION: &str = "SELECT room_version FROM rooms WHERE room_id = $1";
+
+/// The version of a room, where one is on record.
+pub fn room_version(db: &Db, room: &RoomId) -> Result<Option<String>, Error> {
+    let doing = "look up the room's version";
+    let version = db.row(doing, ROOM_VERSION, params![room.as_str()], |r| {
+        r.get::<_, Option<String>>(0)
+    })?;
+    Ok(version.flatten())
+}
