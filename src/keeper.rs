@@ -580,7 +580,9 @@ fn plan_purge(
         delete_local_events: options.delete_local_events,
         keep_received_after: options.keep_received_after,
     };
-    purge::plan(db, room, &request, &config.server_name)
+    let mut plan = purge::plan(db, room, &request, &config.server_name)?;
+    plan.foreign_keys = purge::care_for_keys(db, config.stride.keys_in_sets)?;
+    Ok(plan)
 }
 
 /// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.

@@ -51,6 +51,7 @@ impl Example {
             let site = Site::random(seed, &recipe);
             let ask = deepest_cut(&site.tables());
             let whole = site.copy();
+            // Undisturbed, and with keys left to the server.
             whole
                 .purge_with(whole.beside(1_000, 60_000), &ask)
                 .expect("purged");
@@ -303,6 +304,96 @@ fn two_roomkeepers_never_purge_one_room_at_once() {
     second.stop();
     example.assert_done("after two");
     assert_eq!(example.site.tables().sizes()["worker_read_write_locks"], 0);
+}
+
+/// What a role that may switch off triggers does is what the ordinary one does; and nothing breaks a foreign key.
+#[test]
+fn keys_in_sets_remove_exactly_what_the_server_would() {
+    for n in 0..3 {
+        let first = seed().wrapping_add(n);
+        let Some(example) = Example::new(first) else {
+            return;
+        };
+        let about = format!("ROOMKEEPER_SEED={first}");
+        let granted = GrantedRole::new();
+        let planned = example.site.plan(&example.ask).expect("planned");
+        let who = planned.foreign_keys.expect("on a server");
+        assert!(who.contains("in sets"), "{who}");
+        let mut switched_off = example.site.config();
+        switched_off.stride.keys_in_sets = false;
+        let viewer = roomkeeper::keeper::Viewer::open(switched_off).expect("opens");
+        let room = RoomId::new(&*example.ask.room);
+        let planned = viewer
+            .plan_purge(&room, &example.ask.point(), PurgeOptions::default())
+            .expect("planned");
+        let who = planned.foreign_keys.expect("on a server");
+        assert!(who.contains("by the server"), "{who}");
+        drop(viewer);
+        example
+            .site
+            .purge_with(example.site.beside(7, 60_000), &example.ask)
+            .unwrap_or_else(|e| panic!("{about}: {e}"));
+        drop(granted);
+        example.assert_done(&about);
+    }
+}
+
+/// A row that refers to a doomed event and that no rule of ours removes: the server refuses, whoever looks after keys.
+#[test]
+fn a_key_that_refuses_is_found_in_sets_as_well() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let mut client = example.server().client();
+    client
+        .batch_execute(
+            "CREATE TABLE somebody_elses (event_id TEXT REFERENCES events (event_id));
+             GRANT ALL ON somebody_elses TO synapse",
+        )
+        .expect("made");
+    client
+        .execute(
+            "INSERT INTO somebody_elses SELECT event_id FROM events
+              WHERE room_id = $1 AND topological_ordering < $2 AND NOT outlier
+                AND event_id NOT IN (SELECT event_id FROM state_events)
+                AND event_id NOT IN (SELECT event_id FROM redactions)
+              ORDER BY topological_ordering DESC LIMIT 1",
+            &[&example.ask.room, &example.ask.below],
+        )
+        .expect("added");
+    drop(client);
+    let granted = GrantedRole::new();
+    let said = match example
+        .site
+        .purge_with(example.site.beside(1_000, 60_000), &example.ask)
+    {
+        Err(Error::JobFailed(said)) => said,
+        other => panic!("{other:?}"),
+    };
+    drop(granted);
+    assert!(said.contains("23503"), "{said}");
+    assert!(said.contains("somebody_elses"), "{said}");
+    example.site.assert_sound("refused");
+}
+
+/// While this is held, the ordinary role may switch triggers off.
+struct GrantedRole;
+
+impl GrantedRole {
+    fn new() -> Self {
+        cluster()
+            .expect("runs")
+            .run("GRANT SET ON PARAMETER session_replication_role TO synapse");
+        Self
+    }
+}
+
+impl Drop for GrantedRole {
+    fn drop(&mut self) {
+        cluster()
+            .expect("runs")
+            .run("REVOKE SET ON PARAMETER session_replication_role FROM synapse");
+    }
 }
 
 /// W-4.
