@@ -1,14 +1,21 @@
 //! Shutting rooms down and deleting them (behaviour.md sections 5 and 6).
 //!
 //! A deletion blocks the room first, where that was asked for, and then looks whether the room is known (D-4, D-5). Only
-//! then its people are moved: `shut_down(site, request, told)` takes the room's lock and the writer for each of its
+//! then its people are moved: `shutdown` takes the room's lock and the writer for each of its
 //! transactions itself, tells what it has done so far, and picks up again what an interrupted run has told. What remains
 //! is rows.
 
+mod aliases;
+mod author;
+#[cfg(all(test, feature = "events"))]
+mod faults;
+mod members;
 mod plan;
 mod request;
 mod rows;
 mod run;
+mod shutdown;
+mod successor;
 
 pub use plan::{Plan, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};

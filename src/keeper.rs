@@ -475,6 +475,7 @@ impl Shared {
             ledger: self.register.ledger(),
             live: ticket.live(),
             raw: self.raw.as_ref(),
+            authorship: &config.authorship,
             watch,
             clock: &*config.clock,
             register: &self.register,

@@ -3,6 +3,9 @@
 // What the suites under `tests/` share is also used by tests in here, and names this crate by its name.
 #[cfg(test)]
 extern crate self as roomkeeper;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 #[cfg(feature = "daemon")]
 pub mod cli;

@@ -15,6 +15,7 @@ pub(crate) use self::lock::{acquire_row_lock, hold};
 pub(crate) use self::overwrite::tidy;
 pub use self::pace::{Gait, Pace};
 pub use self::progress::{Phase, Progress};
+use crate::config::Authorship;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::Ledger;
@@ -57,6 +58,8 @@ pub struct Worksite<'a> {
     pub live: &'a Live,
     /// The database file past SQLite, for overwriting free pages; none where the database is no file.
     pub raw: Option<&'a RawFile>,
+    /// What this server's own events are made with.
+    pub authorship: &'a Authorship,
     /// Looks for a homeserver that is running although it should not.
     pub watch: Option<Watch>,
     /// The time.

@@ -216,9 +216,14 @@ fn a_first_event_of_version_12_is_the_rooms_id_and_others_do_not_name_it() {
         auth,
         Some(&id),
     );
+    let name = Draft {
+        prev: vec![create.reference()],
+        ..name
+    };
     let name = sealer.seal(version, name).expect("made");
     let json: Value = serde_json::from_str(&name.json).expect("JSON");
     assert_eq!(json["auth_events"], json!([]));
+    assert_eq!(json["prev_events"], json!([create.id]));
     assert_eq!(json["room_id"], json!(room));
     assert_eq!(name.auth, [create.id]);
 }

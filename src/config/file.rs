@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Config, Homeserver, Listen, Secret, retention};
+use super::{Config, Homeserver, Listen, Secret, authorship, retention};
 use crate::database::{Database, Server};
 use crate::error::Error;
 use crate::ids::UserId;
@@ -97,6 +97,7 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
     let mut config = Config::for_database(database(keys)?, &server_name);
     config.whereabouts = whereabouts(keys)?;
     config.retention = retention::read(keys.get("retention"))?;
+    config.authorship = authorship::read(keys, directory, &server_name)?;
     config.delegated_auth = is_delegated(keys);
     config.account_validity = keys
         .get("account_validity")
@@ -356,7 +357,7 @@ pub(super) fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
     Error::Config(format!("{key} is {value}, and should be {wanted}"))
 }
 
-fn text(keys: &Map<String, Value>, key: &str) -> Result<Option<String>, Error> {
+pub(super) fn text(keys: &Map<String, Value>, key: &str) -> Result<Option<String>, Error> {
     match keys.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => string(key, value).map(Some),

@@ -1,5 +1,6 @@
 //! What the configuration means. What a file says of it is read in `file` (daemon feature).
 
+mod authorship;
 #[cfg(feature = "daemon")]
 pub mod file;
 #[cfg(feature = "daemon")]
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::authorship::{Authorship, SigningKey};
 use crate::database::Database;
 use crate::ids::UserId;
 use crate::policy::Retention;
@@ -104,6 +106,8 @@ pub struct Config {
     pub delegated_auth: bool,
     /// Whether accounts can expire (U-6).
     pub account_validity: bool,
+    /// What this server's own events are made with, as a shutdown needs them.
+    pub authorship: Authorship,
     /// Whether filters may name types of relations (the experimental MSC3874).
     pub relation_type_filters: bool,
     /// The time.
@@ -151,6 +155,7 @@ impl Config {
             admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
             delegated_auth: false,
             account_validity: false,
+            authorship: Authorship::default(),
             relation_type_filters: false,
             clock: Arc::new(SystemClock),
         }

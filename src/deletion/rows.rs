@@ -209,7 +209,7 @@ impl Work<'_, '_> {
             self.remove_events(&room)?;
             self.remove_groups(&room)?;
             if !self.is_offline() {
-                for table in room_rows::swept(&self.site.db) {
+                for table in room_rows::to_sweep(&self.site.db, &room)? {
                     self.whole_stride(|db, rows, _| {
                         room_rows::sweep_table(db, &room, table, rows)
                     })?;

@@ -4,7 +4,7 @@
 //! ledger that it is done, and looks at the database before it does anything.
 
 use super::request::{Request, Shutdown};
-use super::rows;
+use super::{rows, shutdown};
 use crate::error::{Chain, Error};
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
 use crate::store::{blocks, room_rows};
@@ -89,6 +89,8 @@ fn shut_down(
     progress.phase = Phase::ShuttingDown;
     site.publish(progress);
     site.still_alone()?;
+    // What is missing is said before anything is touched.
+    shutdown::means(site, request)?;
     if request.block {
         block(site, request)?;
     }
@@ -118,28 +120,33 @@ fn block(site: &mut Worksite<'_>, request: &Request) -> Result<(), Error> {
         .write("block the room", |db| blocks::add(db, room, requester))
 }
 
-/// The people's way out of the room is made of events, which this roomkeeper cannot write yet.
+/// D-6 to D-11, from where an earlier run left it.
 fn move_people(
     site: &mut Worksite<'_>,
     request: &Request,
     progress: &mut Progress,
 ) -> Result<Shutdown, Error> {
-    let people = room_rows::local_users_to_move(&site.db, site.room, site.server_name)?;
-    if people.is_empty() && request.new_room_user_id.is_none() {
-        return Ok(Shutdown::default());
-    }
-    if request.force_purge && request.purge && request.new_room_user_id.is_none() {
+    let before = progress.more.get(SHUTDOWN_ROOM).cloned();
+    let before = before.and_then(|told| serde_json::from_value(told).ok());
+    let (live, ledger) = (site.live, site.ledger);
+    let shutdown = {
+        let progress = &mut *progress;
+        let mut told = |shutdown: &Shutdown| {
+            tell(progress, shutdown)?;
+            let value = serde_json::to_value(&*progress).map_err(|e| Error::Bug(e.to_string()))?;
+            live.set_progress(value.clone());
+            ledger.progress(&live.id, &value)
+        };
+        shutdown::shut_down(site, request, before.unwrap_or_default(), &mut told)?
+    };
+    let failed = shutdown.failed_to_kick_users.len();
+    if failed > 0 && request.purge && request.force_purge {
         progress.notes.push(format!(
-            "{} local users were not moved out of the room before its rows were deleted: other servers still count them in",
-            people.len()
+            "{failed} local users were not moved out of the room before its rows were deleted: other servers still count \
+             them in"
         ));
-        return Ok(Shutdown::default());
     }
-    Err(Error::Unsafe(format!(
-        "{} local users are in the room or invited to it, and roomkeeper cannot move people yet: shut the room down with \
-         the homeserver's own API (purge: false), or give the room up with --force-purge",
-        people.len()
-    )))
+    Ok(shutdown)
 }
 
 /// D-51.

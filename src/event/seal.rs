@@ -202,8 +202,8 @@ mod made {
     fn fields(version: &RoomVersion, draft: &Draft<'_>) -> Map<String, Value> {
         let pairs = version.ids == IdForm::Chosen;
         let names = |references: &[Reference]| -> Value {
-            let stated = references.iter().filter(|r| Some(&r.id) != draft.implied);
-            stated
+            references
+                .iter()
                 .map(|reference| match (pairs, &reference.hash) {
                     (false, _) => json!(reference.id),
                     (true, Some(hash)) => json!([reference.id, {"sha256": hash}]),
@@ -217,7 +217,9 @@ mod made {
         }
         let mut fields = Map::new();
         let mut set = |name: &str, value: Value| fields.insert(name.to_owned(), value);
-        set("auth_events", names(&draft.auth));
+        let stated = draft.auth.iter().filter(|r| Some(&r.id) != draft.implied);
+        let stated: Vec<Reference> = stated.cloned().collect();
+        set("auth_events", names(&stated));
         set("content", Value::Object(draft.content.clone()));
         set("depth", json!(draft.depth));
         set("origin_server_ts", json!(draft.at));

@@ -17,6 +17,7 @@ use support::state_model::{Graph, STATE};
 use support::tables::{Tables, assert_same};
 use support::work::{Ask, NOW, Site};
 
+use super::super::support;
 use super::{Request, run};
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -30,9 +31,6 @@ use crate::store::{check, homeserver};
 use crate::stride::{Leap, StrideBounds};
 use crate::time::ManualClock;
 use crate::worksite::{Gait, Worksite};
-
-#[path = "../../tests/support/mod.rs"]
-mod support;
 
 /// What happens to one run of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +119,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         .progress_handler(1, Some(watched))
         .expect("set");
     let is_stopping = || wants_to_stop.load(Ordering::SeqCst);
+    let authorship = Default::default();
     let mut site = Worksite {
         db,
         room,
@@ -135,6 +134,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         raw: Some(&raw),
         watch: None,
         clock: &*clock,
+        authorship: &authorship,
         register: &register,
         is_stopping: &is_stopping,
     };

@@ -3,6 +3,7 @@
 //! One SQL text serves both engines where it can; parameters are `$1 … $n` in order of first appearance.
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
 
+pub mod append;
 pub mod blocks;
 pub mod catalog;
 pub mod check;
@@ -18,6 +19,7 @@ pub mod keys;
 pub mod log;
 pub mod newest;
 pub mod pages;
+pub mod people;
 pub mod points;
 pub mod policies;
 #[cfg(feature = "postgres")]

@@ -342,9 +342,21 @@ pub fn sweep(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error
     delete_by_room(db, room, When::After, counts)
 }
 
-/// Tables that [`sweep_table`] takes, in its order.
-pub fn swept(db: &Db) -> Vec<&'static str> {
-    present(db, When::After).collect()
+/// Tables that [`sweep_table`] takes, in its order: those that have rows of the room.
+pub fn to_sweep(db: &Db, room: &RoomId) -> Result<Vec<&'static str>, Error> {
+    let mut tables = Vec::new();
+    for table in present(db, When::After) {
+        let any = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE room_id = $1)");
+        if db.count(
+            "look whether a table has rows of the room",
+            &any,
+            params![room.as_str()],
+        )? > 0
+        {
+            tables.push(table);
+        }
+    }
+    Ok(tables)
 }
 
 /// The tables of a step that the database has, SQLite's full-text index apart.

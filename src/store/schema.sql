@@ -22,6 +22,9 @@ CREATE TABLE access_tokens (
 CREATE TABLE account_validity (
     user_id TEXT PRIMARY KEY, expiration_ts_ms BIGINT NOT NULL, email_sent BOOLEAN NOT NULL, renewal_token TEXT,
     token_used_ts_ms BIGINT);
+CREATE TABLE profiles (
+    user_id TEXT NOT NULL UNIQUE, displayname TEXT, avatar_url TEXT, full_user_id TEXT, fields JSONB);
+CREATE UNIQUE INDEX profiles_full_user_id_key ON profiles (full_user_id);
 CREATE TABLE devices (
     user_id TEXT NOT NULL, device_id TEXT NOT NULL, display_name TEXT, last_seen BIGINT, ip TEXT, user_agent TEXT,
     hidden BOOLEAN DEFAULT FALSE, CONSTRAINT device_uniqueness UNIQUE (user_id, device_id));
@@ -75,6 +78,9 @@ CREATE INDEX ev_b_extrem_id ON event_backward_extremities (event_id);
 CREATE TABLE stream_ordering_to_exterm (stream_ordering BIGINT NOT NULL, room_id TEXT NOT NULL, event_id TEXT NOT NULL);
 CREATE INDEX stream_ordering_to_exterm_rm_idx ON stream_ordering_to_exterm (room_id, stream_ordering);
 CREATE INDEX stream_ordering_to_exterm_idx ON stream_ordering_to_exterm (stream_ordering);
+CREATE TABLE ex_outlier_stream (
+    event_stream_ordering BIGINT PRIMARY KEY NOT NULL, event_id TEXT NOT NULL, state_group BIGINT NOT NULL,
+    instance_name TEXT);
 CREATE TABLE stream_positions (stream_name TEXT NOT NULL, instance_name TEXT NOT NULL, stream_id BIGINT NOT NULL);
 CREATE UNIQUE INDEX stream_positions_idx ON stream_positions (stream_name, instance_name);
 CREATE TABLE instance_map (instance_id INTEGER PRIMARY KEY, instance_name TEXT NOT NULL);

@@ -52,7 +52,7 @@ pub struct Plan {
 }
 
 /// A resolved state: event ids by (type, state key).
-type State = BTreeMap<(String, String), String>;
+pub(super) type State = BTreeMap<(String, String), String>;
 
 const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1)";
 
@@ -102,10 +102,10 @@ const DELETE_PENDING: &str = "DELETE FROM state_groups_pending_deletion WHERE st
 
 const PENDING: &str = "SELECT count(*) FROM state_groups_pending_deletion WHERE state_group = $1";
 
-const INSERT_ENTRY: &str = "
+pub(super) const INSERT_ENTRY: &str = "
     INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES ($1, $2, $3, $4, $5)";
 
-const INSERT_EDGE: &str =
+pub(super) const INSERT_EDGE: &str =
     "INSERT INTO state_group_edges (state_group, prev_state_group) VALUES ($1, $2)";
 
 /// P-41: rows that are there stay as they are. Binds `$1` group, `$2` now.
@@ -222,7 +222,8 @@ fn keep_ancestors_of_persisting(db: &Db, doomed: &mut BTreeSet<i64>) -> Result<(
     Ok(())
 }
 
-fn previous(db: &Db, group: i64) -> Result<Option<i64>, Error> {
+/// The group that `group` is a delta on.
+pub(super) fn previous(db: &Db, group: i64) -> Result<Option<i64>, Error> {
     db.row("read a state group's base", PREVIOUS, params![group], |r| {
         r.get(0)
     })
@@ -317,6 +318,15 @@ const MOST_SIBLINGS_TRIED: usize = 8;
 struct States<'a> {
     db: &'a Db,
     cache: HashMap<i64, std::rc::Rc<State>>,
+}
+
+/// The state that a group names: event ids by type and state key (P-33).
+pub(super) fn state_of(db: &Db, group: i64) -> Result<State, Error> {
+    let mut states = States {
+        db,
+        cache: HashMap::new(),
+    };
+    Ok((*states.of(group)?).clone())
 }
 
 impl States<'_> {

@@ -123,7 +123,8 @@ pub fn start(site: &Site, ask: &Ask, way: Way, trouble: Trouble) -> Child {
         .expect("it starts")
 }
 
-fn befall(command: &mut Command, site: &Site, trouble: Trouble) {
+/// Arranges for what befalls the process.
+pub fn befall(command: &mut Command, site: &Site, trouble: Trouble) {
     let (mode, at) = match trouble {
         Trouble::None => ("", 0),
         Trouble::Counted => ("count", 0),

@@ -1,0 +1,303 @@
+"""Rooms shut down by Synapse on one copy of a server and by roomkeeper on another: row by row, and then life goes on.
+
+    tests/synapse/run --plans shutdown [--versions …]
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rows
+import server as server_module
+from client import Refused, quote
+from keeper import Keeper
+from labels import Labels
+from releases import python_of
+from server import Server
+from state import StateGroups
+from volatile import is_volatile
+
+NAME = "shutdown"
+MESSAGE = "This room is gone. Ask the moderators why."
+ROOM_NAME = "What became of it"
+
+# How a state group is stored is each program's own affair; what it means is compared event by event.
+GROUPS = {"state_groups", "state_groups_state", "state_group_edges", "event_to_state_groups"}
+
+# What Synapse works out by itself at or after its next start, from where it has read to (D-50), and what it may leave
+# out: nobody is notified of the end of a room (D-48).
+CATCHES_UP = {
+    "room_stats_current", "room_stats_state", "room_stats_earliest_token", "user_stats_current", "stats_incremental_position",
+    "user_directory", "user_directory_stream_pos", "users_in_public_rooms", "users_who_share_private_rooms",
+    "user_directory_stale_remote_users", "federation_stream_position", "federation_inbound_events_staging",
+    "appservice_stream_position", "cache_invalidation_stream_by_instance", "event_push_actions",
+    "event_push_actions_staging", "event_push_summary", "event_push_summary_stream_ordering", "device_lists_stream",
+    "device_lists_changes_in_room", "device_lists_outbound_pokes", "device_lists_changes_converted_stream_position",
+    "event_push_summary_last_receipt_stream_id", "receipts_linearized", "receipts_graph", "stream_positions",
+    "event_edges", "event_forward_extremities", "stream_ordering_to_exterm", "background_updates", "user_signature_stream",
+    "sliding_sync_joined_rooms_to_recalculate", "user_directory_search", "destination_rooms", "device_federation_outbox",
+}
+
+
+def with_settings(original):
+    """A server's own settings beside the common ones: `settings.json` in its directory."""
+
+    def write(home: Path, port: int) -> Path:
+        path = original(home, port)
+        settings = home / "settings.json"
+        if settings.exists():
+            path.write_text(json.dumps({**json.loads(path.read_text()), **json.loads(settings.read_text())}, indent=2))
+        return path
+
+    return write
+
+
+server_module.write_configuration = with_settings(server_module.write_configuration)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One room to be shut down."""
+
+    room_id: str
+    shape: str
+    # Of the new room; none: no new room.
+    version: str | None
+    block: bool = True
+
+
+@dataclass
+class Outcome:
+    kicked: set = field(default_factory=set)
+    failed: set = field(default_factory=set)
+    aliases: list = field(default_factory=list)
+    new_room: str | None = None
+
+    @classmethod
+    def of(cls, answer: dict):
+        return cls(
+            set(answer["kicked_users"]), set(answer["failed_to_kick_users"]), sorted(answer["local_aliases"]),
+            answer["new_room_id"],
+        )
+
+
+def orders_of(made) -> list[Order]:
+    """Every shape of room is shut down: into a new room of each version, some into none; one is spared."""
+    versions = [room["version"] for room in made.manifest["rooms"] if room["shape"].startswith("everyday-v")]
+    orders = []
+    for n, room in enumerate(made.manifest["rooms"]):
+        shape = room["shape"]
+        if shape == "untouched":
+            continue
+        version = room["version"] if shape.startswith("everyday-v") else versions[n % len(versions)]
+        if shape in ("threads", "mentions"):
+            version = None
+        orders.append(Order(room["room_id"], shape, version, block=shape != "redactions"))
+    # Rooms of one version together: the setting is read at start. Those without a new room first.
+    return sorted(orders, key=lambda order: int(order.version or 0))
+
+
+def settle(home: Path, version: str | None):
+    """From now on this server makes rooms of that version."""
+    settings = {"default_room_version": version} if version else {}
+    (home / "settings.json").write_text(json.dumps(settings))
+    configuration = home / "homeserver.yaml"
+    configuration.write_text(json.dumps({**json.loads(configuration.read_text()), **settings}, indent=2))
+
+
+def by_version(orders):
+    versions = dict.fromkeys(order.version for order in orders)
+    return [(version, [order for order in orders if order.version == version]) for version in versions]
+
+
+def shut_down_by_synapse(made, home, orders) -> dict:
+    outcomes = {}
+    creator = made.manifest["accounts"]["ann"]["user_id"]
+    for version, mine in by_version(orders):
+        settle(home, version)
+        with Server(python_of(made.release), home) as server:
+            client = server.client(made.admin_token)
+            for order in mine:
+                body = {"block": order.block, "purge": False, "message": MESSAGE, "room_name": ROOM_NAME}
+                if order.version:
+                    body["new_room_user_id"] = creator
+                path = f"/_synapse/admin/v1/rooms/{quote(order.room_id)}"
+                outcomes[order.room_id] = Outcome.of(client.call("DELETE", path, body))
+            client.close()
+    return outcomes
+
+
+def shut_down_by_keeper(made, home, orders) -> dict:
+    outcomes = {}
+    creator = made.manifest["accounts"]["ann"]["user_id"]
+    keeper = Keeper(home, other_way=True)
+    for order in orders:
+        settle(home, order.version)
+        new = ["--new-room-user", creator, "--room-name", ROOM_NAME, "--message", MESSAGE] if order.version else []
+        block = ["--block"] * order.block
+        done = keeper.run("--json", "delete-room", order.room_id, "--no-purge", *block, *new)
+        if done.returncode != 0:
+            raise RuntimeError(f"{order.shape}: exit {done.returncode}: {done.stdout}{done.stderr}")
+        answer = json.loads(done.stdout)
+        outcomes[order.room_id] = Outcome.of(answer.get("shutdown_room", answer))
+    return outcomes
+
+
+def newest(path) -> int:
+    database = rows.read_only(path)
+    (stream,) = database.execute("SELECT max(stream_ordering) FROM events").fetchone()
+    database.close()
+    return stream
+
+
+class Shutdowns:
+    """All that was done to the two copies."""
+
+    def __init__(self, made, scratch: Path):
+        self.made, self.release = made, made.release
+        self.since = newest(made.database)
+        self.synapse, self.keeper = made.copy(scratch / "synapse"), made.copy(scratch / "keeper")
+        self.orders = orders_of(made)
+        self.by_synapse = shut_down_by_synapse(made, self.synapse, self.orders)
+        self.by_keeper = shut_down_by_keeper(made, self.keeper, self.orders)
+
+    def troubles(self):
+        yield from self.check()
+        yield from self.answers()
+        yield from self.differences()
+
+    def check(self):
+        code, text = Keeper(self.keeper).check()
+        if code != 0:
+            yield f"check: exit {code}: {text}"
+
+    def answers(self):
+        for order in self.orders:
+            theirs, ours = self.by_synapse[order.room_id], self.by_keeper[order.room_id]
+            for what in ("failed", "aliases"):
+                if getattr(theirs, what) != getattr(ours, what):
+                    yield f"{order.shape}: {what}: Synapse {getattr(theirs, what)}, roomkeeper {getattr(ours, what)}"
+            # Defect R: older releases leave those behind who are only invited.
+            left_behind = ours.kicked - theirs.kicked
+            if theirs.kicked - ours.kicked or (left_behind and self.release.version != "1.79.0"):
+                yield f"{order.shape}: kicked: Synapse {sorted(theirs.kicked)}, roomkeeper {sorted(ours.kicked)}"
+            if bool(theirs.new_room) != bool(ours.new_room):
+                yield f"{order.shape}: new room: Synapse {theirs.new_room}, roomkeeper {ours.new_room}"
+
+    def labels(self, home, outcomes) -> Labels:
+        shapes = {order.room_id: order.shape for order in self.orders}
+        successors = {outcome.new_room: shapes[room] for room, outcome in outcomes.items() if outcome.new_room}
+        return Labels(home / "homeserver.db", self.since, successors)
+
+    def differences(self):
+        """Whatever either of them wrote and the other did not, in words that both share."""
+        theirs, ours = self.labels(self.synapse, self.by_synapse), self.labels(self.keeper, self.by_keeper)
+        left = theirs.tables(rows.read_all(self.synapse / "homeserver.db"))
+        right = ours.tables(rows.read_all(self.keeper / "homeserver.db"))
+        # Defect R again: events that only a newer release would write.
+        only_ours = set(ours.events.values()) - set(theirs.events.values())
+        skipped = only_ours if self.release.version == "1.79.0" else set()
+        for table in sorted(left.keys() | right.keys()):
+            if table in GROUPS or table in CATCHES_UP:
+                continue
+            for row in (left[table] - right[table]).elements():
+                if not self.explained(table, dict(row), skipped, by_keeper=False):
+                    yield f"{table}: only Synapse has {rows.brief(dict(row))}"
+            for row in (right[table] - left[table]).elements():
+                if not self.explained(table, dict(row), skipped, by_keeper=True):
+                    yield f"{table}: only roomkeeper has {rows.brief(dict(row))}"
+        states_left = theirs.states(StateGroups(self.synapse / "homeserver.db"))
+        states_right = ours.states(StateGroups(self.keeper / "homeserver.db"))
+        for label in sorted(states_left.keys() & states_right.keys()):
+            before, after = states_left[label], states_right[label]
+            # Whether others had left already is a matter of order; what is no membership is not.
+            for key in sorted(before.keys() | after.keys()):
+                if key[0] != "m.room.member" and before.get(key) != after.get(key):
+                    yield f"state after {label}: {key}: Synapse {before.get(key)}, roomkeeper {after.get(key)}"
+
+    def explained(self, table, row, skipped, by_keeper) -> bool:
+        """The differences that are meant."""
+        if is_volatile(rows.Difference(table, row, None)):
+            return True
+        if skipped and any(value in skipped for value in row.values() if isinstance(value, str)):
+            return True
+        if skipped and table in ("local_current_membership", "room_memberships", "blocked_rooms", "current_state_events"):
+            return True
+        return False
+
+    def life_goes_on(self):
+        """Synapse starts on what roomkeeper left: people find what was promised to them."""
+        accounts = self.made.manifest["accounts"]
+        names = {account["user_id"]: name for name, account in accounts.items()}
+        with Server(python_of(self.release), self.keeper) as server:
+            clients = {user: server.client(accounts[name]["access_token"]) for user, name in names.items()}
+            ann = clients[accounts["ann"]["user_id"]]
+            syncs = {user: client.get("/_matrix/client/v3/sync", timeout=0) for user, client in clients.items()}
+            for order in self.orders:
+                outcome = self.by_keeper[order.room_id]
+                for user in outcome.kicked:
+                    joined = syncs[user]["rooms"].get("join", {})
+                    if order.room_id in joined:
+                        yield f"{order.shape}: {user} still sees the old room"
+                yield from self.is_shut(order, outcome, clients)
+                if outcome.new_room:
+                    yield from self.is_open(order, outcome, clients, syncs, ann)
+            for client in clients.values():
+                client.close()
+        log = (self.keeper / "homeserver.log").read_text()
+        for line in log.splitlines():
+            if " ERROR " in line or " CRITICAL " in line or "corrupt" in line.lower():
+                yield f"Synapse's log: {line}"
+
+    def is_shut(self, order, outcome, clients):
+        user = next(iter(sorted(outcome.kicked)), None)
+        if user is None:
+            return
+        try:
+            clients[user].post(f"/_matrix/client/v3/join/{quote(order.room_id)}")
+            if order.block:
+                yield f"{order.shape}: {user} could join the blocked room"
+        except Refused as refused:
+            if order.block and refused.status != 403:
+                yield f"{order.shape}: joining the blocked room: {refused}"
+
+    def is_open(self, order, outcome, clients, syncs, ann):
+        room = outcome.new_room
+        path = f"/_matrix/client/v3/rooms/{quote(room)}"
+        members = ann.get(f"{path}/joined_members")["joined"]
+        for user in members:
+            seen = syncs[user]["rooms"].get("join", {}).get(room)
+            if seen is None:
+                yield f"{order.shape}: {user} does not see the new room"
+                continue
+            bodies = [event["content"].get("body") for event in seen["timeline"]["events"]]
+            if MESSAGE not in bodies:
+                yield f"{order.shape}: {user} does not see the notice: {bodies}"
+        for alias in outcome.aliases:
+            found = ann.get(f"/_matrix/client/v3/directory/room/{quote(alias)}")["room_id"]
+            if found != room:
+                yield f"{order.shape}: {alias} leads to {found}"
+        state = {event["type"]: event["content"] for event in ann.get(f"{path}/state")}
+        if state["m.room.name"]["name"] != ROOM_NAME:
+            yield f"{order.shape}: the new room is called {state['m.room.name']}"
+        sent = ann.put(f"{path}/send/m.room.message/after-{order.shape}", {"msgtype": "m.text", "body": "is this on"})
+        page = ann.get(f"{path}/messages", dir="b", limit=50)["chunk"]
+        if page[0]["event_id"] != sent["event_id"] or len(page) < 7:
+            yield f"{order.shape}: the new room shows {[event['type'] for event in page]}"
+        others = sorted(members.keys() - {ann_id(clients, ann)})
+        if others:
+            try:
+                clients[others[0]].put(f"{path}/send/m.room.message/silent", {"msgtype": "m.text", "body": "may I"})
+                yield f"{order.shape}: {others[0]} may speak in the new room"
+            except Refused as refused:
+                if refused.status != 403:
+                    yield f"{order.shape}: speaking in the new room: {refused}"
+        # Newcomers still get in, and the room can be purged and left like any other.
+        admin = next(client for user, client in clients.items() if user.startswith("@admin:"))
+        admin.post(f"/_matrix/client/v3/join/{quote(room)}")
+        admin.post(f"{path}/leave")
+
+
+def ann_id(clients, ann) -> str:
+    return next(user for user, client in clients.items() if client is ann)
+
