@@ -8,7 +8,7 @@ const JSON_EACH: &str = "json_each(";
 const INSTR: &str = "instr(";
 
 /// How a temporary table is made, and what SQLite says of its columns.
-const TEMPORARY: &str = "CREATE TEMPORARY TABLE";
+const TEMPORARY: &str = "TEMPORARY TABLE";
 const TABLES: [(&str, &str); 2] = [(" INTEGER", " BIGINT"), (" WITHOUT ROWID", "")];
 
 /// The text as PostgreSQL reads it.
