@@ -113,7 +113,7 @@ fn taken(tables: &Tables, retention: &Retention, range: &LifetimeRange) -> BTree
     let default = retention.default_policy.max_lifetime.map(|ms| ms.0);
     let (min, max) = (range.shortest.map(|ms| ms.0), range.longest.map(|ms| ms.0));
     let include_null = default.is_some_and(|default| {
-        !min.is_some_and(|min| min >= default) && !max.is_some_and(|max| max < default)
+        min.is_none_or(|min| min < default) && max.is_none_or(|max| max >= default)
     });
     let mut taken = BTreeMap::new();
     for room in current.iter().map(|(room, _)| *room) {
