@@ -276,8 +276,13 @@ fn ended(job: &Record, json: bool) -> ExitCode {
     }
 }
 
-/// Shows a job's progress until it has ended, then what it did. SIGINT and SIGTERM stop it at a whole point.
+/// Shows a job's progress until it has ended, then what it did.
 fn finish(keeper: &Keeper, id: &JobId, json: bool) -> Result<ExitCode, Error> {
+    Ok(ended(&attend(keeper, id, json)?, json))
+}
+
+/// Shows a job's progress until it has ended. SIGINT and SIGTERM stop it at a whole point.
+fn attend(keeper: &Keeper, id: &JobId, json: bool) -> Result<Record, Error> {
     let stop = signals()?;
     let mut bar = output::Bar::new(json);
     while !keeper.wait_for(id, Duration::from_millis(200)) {
@@ -294,15 +299,8 @@ fn finish(keeper: &Keeper, id: &JobId, json: bool) -> Result<ExitCode, Error> {
     }
     bar.clear();
     match keeper.wait(id) {
-        Ok(job) => Ok(ended(&job, json)),
-        Err(Error::JobFailed(_)) => {
-            let job = keeper.job(id)?;
-            Ok(ended(
-                &job.ok_or_else(|| Error::NoSuchJob(id.clone()))?,
-                json,
-            ))
-        }
-        Err(e) => Err(e),
+        Err(Error::JobFailed(_)) => keeper.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone())),
+        outcome => outcome,
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod deletion;
 mod messages;
-mod retention;
+pub mod retention;
+mod site;
+mod sweeper;
+
+use self::sweeper::Sweeper;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,11 +27,10 @@ use crate::jobs::register::{Register, Ticket};
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
+use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
-use crate::store::db::{
-    Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
-};
+use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
 use crate::store::log::Writer;
@@ -36,7 +39,7 @@ use crate::store::search;
 use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
 use crate::time::Millis;
-use crate::worksite::{Gait, Worksite, overwrite};
+use crate::worksite::overwrite;
 
 pub use self::deletion::DeleteStatus;
 
@@ -95,13 +98,15 @@ struct Shared {
 /// The threads, and the way they end: dropping this.
 struct Threads {
     shared: Arc<Shared>,
-    pool: Option<Pool>,
+    pool: Option<Arc<Pool>>,
     timer: Option<Timer>,
+    sweeper: Option<Sweeper>,
 }
 
 /// What a job is to do: its kind and parameters in the ledger, as values.
 enum Work {
     PurgeHistory(Request),
+    Retention(LifetimeRange),
     DeleteRoom(deletion::Deletion),
 }
 
@@ -109,9 +114,12 @@ impl Work {
     /// What a job on record was to do; `None` when this roomkeeper does not know.
     fn of_record(record: Record) -> Option<Self> {
         match record.kind.as_str() {
-            PURGE_HISTORY => serde_json::from_value(record.params)
+            PURGE_HISTORY | retention::RETENTION_PURGE => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::PurgeHistory),
+            retention::RETENTION => serde_json::from_value::<retention::Range>(record.params)
+                .ok()
+                .map(|range| Self::Retention(range.range)),
             _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
@@ -151,12 +159,18 @@ impl Keeper {
         let pool = Pool::new(shared.config.workers.max(1), QUEUE_DEPTH).map_err(no_thread)?;
         let register = shared.register.clone();
         let keep = shared.config.keep_jobs;
-        let timer =
-            Timer::start(timer::PERIOD, move || register.forget_old(keep)).map_err(no_thread)?;
+        let forget = move || {
+            register.forget_old(keep);
+            register.forget_complete(retention::RETENTION_PURGE);
+        };
+        let timer = Timer::start(timer::PERIOD, forget).map_err(no_thread)?;
+        let pool = Arc::new(pool);
+        let sweeper = Sweeper::start(shared.clone(), pool.clone())?;
         let threads = Arc::new(Threads {
             shared: shared.clone(),
             pool: Some(pool),
             timer: Some(timer),
+            sweeper: Some(sweeper),
         });
         let keeper = Self { shared, threads };
         if keeper.shared.config.resume {
@@ -217,6 +231,9 @@ impl Keeper {
     }
 
     fn submit(&self, ticket: Ticket, work: Work) -> Result<(), Error> {
+        if let Work::Retention(range) = work {
+            return self.run_retention(ticket, range);
+        }
         let shared = self.shared.clone();
         // The ticket outlives a refusal, so that it can be withdrawn.
         let slot = Arc::new(Mutex::new(Some(ticket)));
@@ -405,6 +422,8 @@ impl Shared {
         }
         let outcome = ticket.start().and_then(|()| match work {
             Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+            // Runs have a thread of their own.
+            Work::Retention(_) => Err(Error::Bug("a worker was given a retention run".into())),
             Work::DeleteRoom(deletion) => self.delete_room(&ticket, deletion, &is_stopping),
         });
         match outcome {
@@ -444,54 +463,6 @@ impl Shared {
             }
         }
     }
-
-    /// What a job works with, its own connection among it.
-    fn worksite<'a>(
-        &'a self,
-        ticket: &'a Ticket,
-        is_stopping: &'a (dyn Fn() -> bool + Sync),
-    ) -> Result<Worksite<'a>, Error> {
-        let config = &self.config;
-        let gait = match config.homeserver {
-            Homeserver::Beside => Gait::Beside,
-            Homeserver::Refuse | Homeserver::AssumeStopped => Gait::Offline,
-        };
-        let options = OpenOptions {
-            access: Access::Write,
-            cache_kib: if gait == Gait::Offline {
-                CACHE_OFFLINE_KIB
-            } else {
-                CACHE_BESIDE_KIB
-            },
-            // Pages that become free are overwritten at the end.
-            secure_delete: if config.overwrite_deleted {
-                SecureDelete::Fast
-            } else {
-                SecureDelete::Off
-            },
-        };
-        let watch = (config.homeserver == Homeserver::Refuse)
-            .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        Ok(Worksite {
-            db: Db::open(&config.database, &options)?,
-            room: ticket.room(),
-            server_name: &config.server_name,
-            gait,
-            bounds: config.stride,
-            overwrite_deleted: config.overwrite_deleted,
-            locks: &self.locks,
-            writer: self.turn_to_write(),
-            ledger: self.register.ledger(),
-            live: ticket.live(),
-            raw: self.raw.as_ref(),
-            authorship: &config.authorship,
-            homeserver: config.homeserver_api.as_ref(),
-            watch,
-            clock: &*config.clock,
-            register: &self.register,
-            is_stopping,
-        })
-    }
 }
 
 /// How often a stopping keeper interrupts what still runs: a statement may begin just after the last time.
@@ -501,7 +472,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.begin_to_stop();
         drop(self.timer.take());
-        let pool = self.pool.take();
+        let (sweeper, pool) = (self.sweeper.take(), self.pool.take());
         let done = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {
             let (joined, shared) = (done.clone(), &self.shared);
@@ -511,6 +482,8 @@ impl Drop for Threads {
                     thread::sleep(TRIP_AGAIN);
                 }
             });
+            // It waits for workers, and holds on to their pool.
+            drop(sweeper);
             drop(pool);
             done.store(true, Ordering::SeqCst);
         });

@@ -184,6 +184,22 @@ impl Retention {
         })
     }
 
+    /// One of the jobs, counted from 1.
+    pub fn job(&self, number: usize) -> Option<&PurgeJob> {
+        self.purge_jobs.get(number.checked_sub(1)?)
+    }
+
+    /// The ranges of all jobs, each once.
+    pub fn ranges(&self) -> Vec<LifetimeRange> {
+        let mut ranges: Vec<LifetimeRange> = Vec::new();
+        for job in &self.purge_jobs {
+            if !ranges.contains(&job.range) {
+                ranges.push(job.range);
+            }
+        }
+        ranges
+    }
+
     /// How long an event that this server received live stays at the least, whatever its depth.
     pub fn promised(&self) -> Option<Millis> {
         set(self.allowed_lifetime_min)

@@ -83,6 +83,9 @@ pub const fn days(count: i64) -> Millis {
 pub trait Clock: Send + Sync {
     /// Milliseconds since the epoch.
     fn now(&self) -> Millis;
+
+    /// Milliseconds since some moment, by a clock that nobody sets and that goes on while the machine is suspended.
+    fn steady(&self) -> Millis;
 }
 
 /// The operating system's wall clock.
@@ -95,28 +98,108 @@ impl Clock for SystemClock {
             .duration_since(UNIX_EPOCH)
             .map_or(Millis(0), Millis::from)
     }
+
+    fn steady(&self) -> Millis {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Millis(time.tv_sec.saturating_mul(1_000) + time.tv_nsec / 1_000_000)
+    }
 }
 
 /// A clock that stands still until it is moved; for tests of what happens after 24 hours.
 #[derive(Debug)]
-pub struct ManualClock(Mutex<Millis>);
+pub struct ManualClock {
+    now: Mutex<Millis>,
+    steady: Mutex<Millis>,
+}
 
 impl ManualClock {
     /// A clock that shows `now`.
     pub fn at(now: Millis) -> Self {
-        Self(Mutex::new(now))
+        Self {
+            now: Mutex::new(now),
+            steady: Mutex::new(Millis(0)),
+        }
     }
 
-    /// Moves the clock by `by`, which may be negative.
+    /// Lets time pass.
     pub fn advance(&self, by: Millis) {
-        let mut now = self.0.lock();
+        self.set_wrong(by);
+        let mut steady = self.steady.lock();
+        *steady = *steady + by.max(Millis(0));
+    }
+
+    /// Sets the clock forwards or back, while no time passes.
+    pub fn set_wrong(&self, by: Millis) {
+        let mut now = self.now.lock();
         *now = *now + by;
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Millis {
-        *self.0.lock()
+        *self.now.lock()
+    }
+
+    fn steady(&self) -> Millis {
+        *self.steady.lock()
+    }
+}
+
+/// A difference between the clocks that is no jump: the wall clock is being slewed, or a second was inserted.
+const JUMP: Millis = Millis(10_000);
+
+/// The time of day, for work that must not be done early because somebody set the clock forwards.
+///
+/// It follows the wall clock for as long as that goes with the steady one. A jump forwards is believed when it has
+/// stood for as long as it is large: a clock that is put right again in time has hurried nothing, and a machine that
+/// was paused, or booted with a wrong clock, goes on. A jump back is believed at once, because late is safe.
+#[derive(Debug)]
+pub struct CalmClock {
+    /// The wall clock and the steady one when they were last seen to go together.
+    wall: Millis,
+    steady: Millis,
+    /// Since when, in steady time, the wall clock has been ahead.
+    ahead_since: Option<Millis>,
+}
+
+impl CalmClock {
+    /// Begins with the wall clock as it is.
+    pub fn new(clock: &dyn Clock) -> Self {
+        Self {
+            wall: clock.now(),
+            steady: clock.steady(),
+            ahead_since: None,
+        }
+    }
+
+    /// The time to go by.
+    pub fn now(&mut self, clock: &dyn Clock) -> Millis {
+        let (wall, steady) = (clock.now(), clock.steady());
+        let expected = self.wall + (steady - self.steady);
+        let ahead = wall - expected;
+        if ahead <= JUMP {
+            self.ahead_since = None;
+            if ahead >= Millis(0) - JUMP {
+                (self.wall, self.steady) = (wall, steady);
+            }
+            return wall;
+        }
+        let since = *self.ahead_since.get_or_insert_with(|| {
+            log::warn!(
+                "the clock jumped forwards by {} ms: retention does not follow before it has stood for that long",
+                ahead.0
+            );
+            steady
+        });
+        if steady - since < ahead {
+            return expected;
+        }
+        log::warn!(
+            "retention follows the clock, which jumped forwards by {} ms",
+            ahead.0
+        );
+        (self.wall, self.steady, self.ahead_since) = (wall, steady, None);
+        wall
     }
 }
 
@@ -157,6 +240,35 @@ pub fn parse_duration(text: &str) -> Result<Millis, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_forwards_hurries_nothing_and_is_believed_in_the_end() {
+        let clock = ManualClock::at(days(1000));
+        let mut calm = CalmClock::new(&clock);
+        clock.advance(days(3));
+        assert_eq!(
+            calm.now(&clock),
+            days(1003),
+            "a suspend is time that passed"
+        );
+        clock.set_wrong(days(1));
+        assert_eq!(calm.now(&clock), days(1003));
+        clock.advance(Millis(5));
+        assert_eq!(calm.now(&clock), days(1003) + Millis(5));
+        clock.set_wrong(days(-1));
+        assert_eq!(calm.now(&clock), days(1003) + Millis(5), "put right again");
+        clock.set_wrong(days(-1));
+        assert_eq!(calm.now(&clock), days(1002) + Millis(5), "late is safe");
+        clock.set_wrong(days(1));
+        assert_eq!(calm.now(&clock), clock.now());
+        clock.set_wrong(days(2));
+        for _ in 0..47 {
+            clock.advance(Millis(3_600_000));
+            assert_eq!(calm.now(&clock), clock.now() - days(2));
+        }
+        clock.advance(Millis(2 * 3_600_000));
+        assert_eq!(calm.now(&clock), clock.now(), "it stood for two days");
+    }
 
     #[test]
     fn times_are_told_as_dates() {

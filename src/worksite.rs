@@ -70,6 +70,9 @@ pub struct Worksite<'a> {
     pub register: &'a Register,
     /// Whether the process is stopping.
     pub is_stopping: &'a (dyn Fn() -> bool + Sync),
+    /// Whether more jobs of the same kind follow on this connection: what can be done for all of them at once is left
+    /// to whoever runs them.
+    pub is_one_of_many: bool,
 }
 
 impl Worksite<'_> {

@@ -112,6 +112,30 @@ fn no_word_that_was_purged_is_found_anywhere() {
     }
 }
 
+/// What takes a pass over the whole database is done once, when nothing else is waiting.
+#[test]
+fn of_several_jobs_the_last_overwrites_what_all_have_deleted() {
+    for way in [Site::config, |s: &Site| s.beside(7, 60_000)] {
+        let site = telltale(80);
+        let keeper = roomkeeper::Keeper::open(way(&site)).expect("opens");
+        let purge = |room: &str, below| {
+            let ask = Ask::all_of(room, below);
+            let room = roomkeeper::RoomId::new(&*ask.room);
+            keeper
+                .purge_history(&room, ask.point(), ask.options())
+                .expect("queued")
+        };
+        let jobs = [purge(ROOM, 10_000), purge(OTHER, 2)];
+        for job in &jobs {
+            keeper.wait(job).expect("purged");
+        }
+        keeper.stop();
+        assert_eq!(found(&site, SECRET), (0, 0));
+        assert!(found(&site, KEPT).0 > 0);
+        site.assert_sound("two jobs");
+    }
+}
+
 /// The test above can fail.
 #[test]
 fn without_overwriting_purged_words_are_still_in_the_file() {

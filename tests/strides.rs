@@ -6,6 +6,7 @@ mod support;
 use rand::Rng;
 use roomkeeper::Error;
 
+use support::draft::{Draft, Event};
 use support::model;
 use support::rooms::Recipe;
 use support::samples::{any_cut, for_each_sample};
@@ -53,6 +54,69 @@ fn two_strides_equal_one_leap_state_tables_included() {
             &format!("beside, {about}"),
         );
     });
+}
+
+/// Somebody's module has a table that refers to events: one row to an event that goes, one to an event that stays.
+fn with_a_table_of_others(action: &str) -> (Site, Ask) {
+    const ROOM: &str = "!room:example.org";
+    let mut draft = Draft::new("example.org", 1);
+    draft.open_room(ROOM, "a", "@ann:example.org", 2);
+    let mut before = "$a-join".to_owned();
+    for n in 0..30 {
+        let id = format!("$m{n}");
+        draft.add(
+            Event::message(&id, ROOM, "@rita:remote.example", 3 + n, 10 + n).after(&[&before]),
+        );
+        before = id;
+    }
+    let site = Site::of(draft);
+    let conn = rusqlite::Connection::open(&site.database).expect("opens");
+    conn.execute_batch(&format!(
+        "CREATE TABLE module_marks (event TEXT REFERENCES events (event_id) {action});
+         INSERT INTO module_marks VALUES ('$m12'), ('$m29');"
+    ))
+    .expect("made");
+    (site, Ask::all_of(ROOM, 25))
+}
+
+/// The ways of going about it that delete: each looks after foreign keys in its own manner.
+const WAYS: [fn(&Site) -> roomkeeper::Config; 4] = [
+    |s| s.config(),
+    |s| s.in_strides_of(4),
+    |s| s.leaping(),
+    |s| s.beside(4, 60_000),
+];
+
+#[test]
+fn an_event_that_a_foreign_table_needs_stops_the_purge_where_it_is() {
+    for way in WAYS {
+        let (site, ask) = with_a_table_of_others("");
+        let refused = site.purge_with(way(&site), &ask).expect_err("must not");
+        assert!(refused.to_string().contains("FOREIGN KEY"), "{refused}");
+        let tables = site.tables();
+        let is_there = tables
+            .rows("events")
+            .iter()
+            .any(|e| e.word("event_id") == "$m12");
+        assert!(is_there);
+        site.assert_sound("stopped by a foreign key");
+    }
+}
+
+#[test]
+fn rows_that_cascade_from_an_event_go_with_it_and_no_others() {
+    for way in WAYS {
+        let (site, ask) = with_a_table_of_others("ON DELETE CASCADE");
+        site.purge_with(way(&site), &ask).expect("purged");
+        let conn = rusqlite::Connection::open(&site.database).expect("opens");
+        let left: String = conn
+            .query_row("SELECT group_concat(event) FROM module_marks", [], |r| {
+                r.get(0)
+            })
+            .expect("asked");
+        assert_eq!(left, "$m29");
+        site.assert_sound("cascaded");
+    }
 }
 
 #[test]

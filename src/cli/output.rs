@@ -10,6 +10,7 @@ use crate::database::Database;
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::ids::UserId;
 use crate::jobs::ledger::{Record, State};
+use crate::keeper::retention::{RETENTION, RETENTION_PURGE, Swept};
 use crate::purge::Plan;
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
@@ -141,12 +142,28 @@ pub fn job_done(as_json: bool, job: &Record) {
     if let Some(told) = progress.more.get(SHUTDOWN_ROOM) {
         shutdown(&serde_json::from_value(told.clone()).unwrap_or_default());
     }
-    say(&format!(
-        "{} of room {} is {}",
-        job.kind,
-        job.subject,
-        state(job)
-    ));
+    if job.kind == RETENTION {
+        let swept: Swept = serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
+        say(&format!("retention of {} is {}", job.subject, state(job)));
+        say(&format!(
+            "{} rooms purged of {} that were due; {} skipped, {} failed; {} were left alone",
+            swept.rooms_purged,
+            swept.rooms_planned,
+            swept.rooms_skipped,
+            swept.rooms_failed,
+            swept.rooms_left_alone
+        ));
+        for failed in &swept.errors {
+            say(&format!("  {}: {}", failed.room_id, failed.error));
+        }
+    } else {
+        say(&format!(
+            "{} of room {} is {}",
+            job.kind,
+            job.subject,
+            state(job)
+        ));
+    }
     table(&progress.rows_removed);
     say(&format!(
         "{} events deleted in {} transactions, the longest {} ms; {} state groups freed",
@@ -188,7 +205,9 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
     if records.is_empty() {
         say("no jobs on record");
     }
-    for job in records {
+    // What a retention run did stands in its own line.
+    let is_told = |job: &&Record| job.kind != RETENTION_PURGE || job.state != State::Complete;
+    for job in records.iter().filter(is_told) {
         let progress = progress_of(job);
         say(&format!(
             "{}  {}  {}  {} of {} events  {}",
@@ -198,6 +217,12 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
             progress.events_done,
             progress.events_planned,
             state(job)
+        ));
+    }
+    let untold = records.iter().filter(|job| !is_told(job)).count();
+    if untold > 0 {
+        say(&format!(
+            "and {untold} purges of rooms by retention runs, all complete; --json shows them"
         ));
     }
 }

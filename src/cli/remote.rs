@@ -18,6 +18,7 @@ use crate::ids::RoomId;
 use crate::jobs::ledger::{Record, State};
 use crate::keeper::PurgeOptions;
 use crate::point::PurgePoint;
+use crate::policy::LifetimeRange;
 use crate::time::Millis;
 
 /// How often a running job is asked after.
@@ -129,6 +130,28 @@ pub(super) fn set_block(ledger: &Path, room: &RoomId, block: bool) -> Result<(),
 
 /// Shows the progress of the daemon's job until it has ended.
 fn follow(client: &Client, id: &str, as_json: bool) -> Result<ExitCode, Error> {
+    Ok(super::ended(&attend(client, id, as_json)?, as_json))
+}
+
+/// Has the daemon run retention, one range after the other, and waits for it.
+pub(super) fn retention(
+    ledger: &Path,
+    ranges: &[LifetimeRange],
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let client = daemon(ledger)?;
+    let mut runs = Vec::new();
+    for range in ranges {
+        let body = serde_json::to_value(range).map_err(|e| Error::Bug(e.to_string()))?;
+        let started = answer(client.post("/_roomkeeper/v1/retention", &body))?;
+        let id = started["job_ids"][0].as_str().unwrap_or_default();
+        runs.push(attend(&client, id, as_json)?);
+    }
+    Ok(super::retention::ended(&runs, as_json))
+}
+
+/// Waits for one of the daemon's jobs.
+fn attend(client: &Client, id: &str, as_json: bool) -> Result<Record, Error> {
     let mut bar = output::Bar::new(as_json);
     loop {
         let job = answer(client.get(&format!("/_roomkeeper/v1/jobs/{}", quoted(id))))?;
@@ -138,7 +161,7 @@ fn follow(client: &Client, id: &str, as_json: bool) -> Result<ExitCode, Error> {
             State::Queued | State::Running => bar.show(&job),
             State::Complete | State::Failed => {
                 bar.clear();
-                return Ok(super::ended(&job, as_json));
+                return Ok(job);
             }
         }
         thread::sleep(ASK_EVERY);

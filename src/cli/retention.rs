@@ -1,13 +1,14 @@
-//! `roomkeeper retention`: what the policies would do now.
+//! `roomkeeper retention`: what the policies would do now, and doing it.
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::output;
+use super::{output, remote};
 use crate::config::Config;
-use crate::error::Error;
-use crate::keeper::Viewer;
+use crate::error::{EXIT_FAILED, Error};
+use crate::jobs::ledger::{Record, State};
+use crate::keeper::{Keeper, Viewer};
 use crate::policy::{Clamp, LifetimeRange, Source};
 use crate::retention::{Due, Plan};
 use crate::store::space::human;
@@ -22,6 +23,11 @@ pub(super) enum Retention {
         /// Count every purge row by row: state groups and bytes too. Slow.
         #[arg(long)]
         exact: bool,
+    },
+    /// Run the retention jobs now, and wait for them.
+    Run {
+        #[command(flatten)]
+        which: Which,
     },
 }
 
@@ -46,7 +52,6 @@ impl Which {
             Some(text) => parse_duration(text).map(Some).map_err(Error::Config),
             None => Ok(None),
         };
-        let jobs = &config.retention.purge_jobs;
         if self.shortest.is_some() || self.longest.is_some() {
             return Ok(vec![LifetimeRange {
                 shortest: length(&self.shortest)?,
@@ -54,19 +59,19 @@ impl Which {
             }]);
         }
         let Some(number) = self.job else {
-            return Ok(jobs.iter().map(|job| job.range).collect());
+            return Ok(config.retention.ranges());
         };
-        match number.checked_sub(1).and_then(|at| jobs.get(at)) {
+        match config.retention.job(number) {
             Some(job) => Ok(vec![job.range]),
             None => Err(Error::Config(format!(
                 "there is no job {number}: the configuration has {} (retention.purge_jobs)",
-                jobs.len()
+                config.retention.purge_jobs.len()
             ))),
         }
     }
 }
 
-/// Plans.
+/// Plans, or runs.
 pub(super) fn retention(
     config: Config,
     wanted: &Retention,
@@ -89,9 +94,43 @@ pub(super) fn retention(
             } else {
                 output::say("Nothing was changed.");
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Retention::Run { which } => run(config, which, as_json),
+    }
+}
+
+fn run(config: Config, which: &Which, as_json: bool) -> Result<ExitCode, Error> {
+    let ranges = which.ranges(&config)?;
+    let ledger = config.ledger.clone();
+    let keeper = match Keeper::open(config) {
+        Err(Error::Owned(_)) => return remote::retention(&ledger, &ranges, as_json),
+        keeper => keeper?,
+    };
+    let mut runs = Vec::new();
+    for range in ranges {
+        let id = keeper.purge_history_for_rooms_in_range(range.shortest, range.longest)?;
+        runs.push(super::attend(&keeper, &id, as_json)?);
+    }
+    Ok(ended(&runs, as_json))
+}
+
+/// Shows what the runs did, and gives the exit code for it.
+pub(super) fn ended(runs: &[Record], as_json: bool) -> ExitCode {
+    if as_json {
+        output::json(&serde_json::json!({ "runs": runs }));
+    }
+    let mut code = ExitCode::SUCCESS;
+    for run in runs {
+        if !as_json {
+            output::job_done(false, run);
+        }
+        if run.state == State::Failed {
+            eprintln!("roomkeeper: {}", run.error.as_deref().unwrap_or("failed"));
+            code = ExitCode::from(EXIT_FAILED);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    code
 }
 
 /// A plan for people.

@@ -54,6 +54,7 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
         })
         .collect();
     config.resume = true;
+    config.retention_jobs = true;
     let keeper = Keeper::open(config)?;
     let door = http::serve(keeper.clone())?;
     let owner = Owner {

@@ -92,6 +92,8 @@ pub struct Config {
     pub keep_jobs: Millis,
     /// How long messages stay, and the jobs that see to it: the homeserver's own `retention` block.
     pub retention: Retention,
+    /// Whether the retention jobs run at their intervals, if `retention` is enabled; runs on demand do not ask for it.
+    pub retention_jobs: bool,
     /// What to do about a homeserver that may be running.
     pub homeserver: Homeserver,
     /// Where to look for one.
@@ -151,6 +153,7 @@ impl Config {
             overwrite_deleted: true,
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),
+            retention_jobs: false,
             homeserver: Homeserver::default(),
             whereabouts: Whereabouts::default(),
             resume: false,

@@ -123,6 +123,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         register: &register,
         watch: None,
         clock: &*clock,
+        is_one_of_many: false,
         is_stopping: &is_stopping,
     };
     let (told_ledger, id) = (register.ledger(), ticket.id().clone());

@@ -16,6 +16,7 @@ mod door;
 mod health;
 mod jobs;
 mod messages;
+mod plan;
 mod private;
 mod purge_history;
 mod rooms;

@@ -43,7 +43,10 @@ pub fn status(site: &Site, call: &Call) -> Result<Outbound, Failure> {
 }
 
 /// Where a purge goes up to: the event in the path before the one in the body, and an event before a time.
-fn point(event_in_path: Option<&str>, body: &Map<String, Value>) -> Result<PurgePoint, Failure> {
+pub(super) fn point(
+    event_in_path: Option<&str>,
+    body: &Map<String, Value>,
+) -> Result<PurgePoint, Failure> {
     if let Some(event) = event_in_path {
         return Ok(PurgePoint::BeforeEvent(EventId::from(event)));
     }

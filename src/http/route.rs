@@ -5,7 +5,7 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{Call, Site, block, delete_room, health, jobs, messages, purge_history, rooms};
+use super::{Call, Site, block, delete_room, health, jobs, messages, plan, purge_history, rooms};
 use crate::http::desk::Outbound;
 use crate::http::gate::lane::Lane;
 use crate::http::wire::Failure;
@@ -94,6 +94,8 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ),
     ("GET", "/_synapse/admin/v1/server_version", rooms::version),
     ("GET", "/_matrix/key/v2/server", rooms::server_name),
+    ("POST", "/_roomkeeper/v1/plan", plan::plan),
+    ("POST", "/_roomkeeper/v1/retention", plan::run),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -129,6 +131,7 @@ const SLOW: &[(&str, &str, Lane)] = &[
     ),
     ("DELETE", "/_synapse/admin/v1/rooms/{room_id}", Lane::Long),
     ("GET", "/_synapse/admin/v1/rooms", Lane::Slow),
+    ("POST", "/_roomkeeper/v1/plan", Lane::Slow),
 ];
 
 /// The lane of a request.

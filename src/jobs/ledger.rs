@@ -38,6 +38,8 @@ const SCHEMA: &str = "
         subject TEXT NOT NULL, seq INTEGER NOT NULL, step TEXT NOT NULL, PRIMARY KEY (subject, seq)) WITHOUT ROWID;
     -- What the database is owed, whichever job comes to it first.
     CREATE TABLE IF NOT EXISTS duty (name TEXT PRIMARY KEY) WITHOUT ROWID;
+    -- From when the interval of a recurring job counts: its last run, or when it was first heard of.
+    CREATE TABLE IF NOT EXISTS recurring (name TEXT PRIMARY KEY, from_ms INTEGER NOT NULL) WITHOUT ROWID;
     PRAGMA user_version = 1;";
 
 /// Where a job is in its life.
@@ -334,6 +336,19 @@ impl Ledger {
         run().doing("forget old jobs")
     }
 
+    /// Drops records of jobs of one kind that ended well 24 hours ago or more: where there are many, each of which tells
+    /// little.
+    pub fn forget_complete(&self, kind: &str, now: Millis) -> Result<usize, Error> {
+        let ended_by = now - REMEMBER_ENDED_FOR;
+        let run = || {
+            self.conn.lock().execute(
+                "DELETE FROM job WHERE ended_ms <= $1 AND kind = $2 AND state = 'complete'",
+                params![ended_by.0, kind],
+            )
+        };
+        run().doing("forget old jobs")
+    }
+
     /// Notes numbers that must be looked at before the subject is left alone. Durable when it returns.
     pub fn add_candidates(&self, subject: &str, numbers: &[i64]) -> Result<(), Error> {
         if numbers.is_empty() {
@@ -424,6 +439,33 @@ impl Ledger {
             duties.remove(duty);
         }
         Ok(())
+    }
+
+    /// From when the interval of a recurring job counts: its last run, or now if it was never heard of. A time that is
+    /// yet to come was noted while the clock was wrong, and is now as well.
+    pub fn counted_from(&self, name: &str, now: Millis) -> Result<Millis, Error> {
+        let run = || {
+            self.conn.lock().query_row(
+                "INSERT INTO recurring (name, from_ms) VALUES ($1, $2)
+                     ON CONFLICT (name) DO UPDATE SET from_ms = min(from_ms, excluded.from_ms)
+                 RETURNING from_ms",
+                params![name, now.0],
+                |row| row.get(0),
+            )
+        };
+        run().doing("read the ledger").map(Millis)
+    }
+
+    /// A recurring job runs: its interval counts from now.
+    pub fn count_from(&self, name: &str, now: Millis) -> Result<(), Error> {
+        let run = || {
+            self.conn.lock().execute(
+                "INSERT INTO recurring (name, from_ms) VALUES ($1, $2)
+                     ON CONFLICT (name) DO UPDATE SET from_ms = excluded.from_ms",
+                params![name, now.0],
+            )
+        };
+        run().doing("note a run in the ledger").map(drop)
     }
 
     /// Crosses out the steps up to and including `seq`.

@@ -4,4 +4,5 @@
 pub mod ledger;
 pub mod pool;
 pub mod register;
+pub mod schedule;
 pub mod timer;

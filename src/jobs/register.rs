@@ -284,6 +284,13 @@ impl Register {
         }
     }
 
+    /// Forgets jobs of one kind that ended well 24 hours ago.
+    pub fn forget_complete(&self, kind: &str) {
+        if let Err(e) = self.ledger.forget_complete(kind, self.clock.now()) {
+            log::warn!("{}", crate::error::Chain(&e));
+        }
+    }
+
     /// Writes down how a job ended and frees its room, as one step: whoever has read that it ended may start the next.
     fn leave(&self, room: &RoomId, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
         let mut busy = self.busy.lock();

@@ -1,11 +1,85 @@
-//! Retention on the landing: plans.
+//! Retention on the landing: plans, and runs that carry them out.
+//!
+//! A run is a job of its own in the ledger. It hands its rooms to the workers in batches, a bounded number at a time;
+//! each room is purged by a job like any other, so a room that is busy is skipped and one that fails stops nobody.
 
-use super::{Keeper, Viewer};
-use crate::error::Error;
-use crate::ids::RoomId;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, unbounded};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Keeper, Shared, Viewer, options};
+use crate::error::{Chain, Error};
+use crate::ids::{JobId, RoomId};
+use crate::jobs::pool::{Pool, SubmitError};
+use crate::jobs::register::Ticket;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan};
+use crate::store::db::{Access, Db};
+use crate::store::homeserver::{self, Watch};
+use crate::time::Millis;
+use crate::worksite::{Phase, Progress, tidy};
+
+/// The kind of a retention run in the ledger.
+pub const RETENTION: &str = "retention";
+
+/// The kind of the purge of one room in such a run. Nobody was told its id (S-13).
+pub const RETENTION_PURGE: &str = "retention_purge";
+
+/// Most events of a batch, unless one room has more: for each batch the full-text index is walked once, and what it
+/// says of them is held in memory.
+const BATCH_EVENTS: i64 = 200_000;
+
+/// Most rooms of a batch: between two of them others get a worker.
+const BATCH_ROOMS: usize = 1_000;
+
+/// How often a run looks up from waiting: for a wish to stop, and to say how far it is.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+
+/// How many rooms that failed are named in a run's record.
+const ERRORS_TOLD: usize = 100;
+
+/// What a retention run has done, beside what every job tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Swept {
+    /// Rooms that were due.
+    pub rooms_planned: i64,
+    /// Of these, rooms purged.
+    pub rooms_purged: i64,
+    /// Rooms skipped because another job had them.
+    pub rooms_skipped: i64,
+    /// Rooms whose purge failed.
+    pub rooms_failed: i64,
+    /// Rooms left alone by the plan.
+    pub rooms_left_alone: i64,
+    /// Which failed, and why; no more than a hundred.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<RoomError>,
+}
+
+/// A room whose purge failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoomError {
+    /// The room.
+    pub room_id: RoomId,
+    /// Why.
+    pub error: String,
+}
+
+/// A run's parameters in the ledger.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Range {
+    #[serde(flatten)]
+    pub(super) range: LifetimeRange,
+}
 
 /// What retention asks of the purge of one room.
 fn request(plan: &Plan, due: &Due) -> Request {
@@ -23,6 +97,363 @@ impl Keeper {
         let viewer = Viewer::open(self.shared.config.clone())?;
         viewer.plan_retention_beside(range, exact, &|room| self.shared.register.is_busy(room))
     }
+}
+
+impl Keeper {
+    /// Purges, as a job, the rooms whose lifetime is above `shortest` and at most `longest`, by their policies; returns
+    /// at once. Needs no `retention.enabled`: whoever asks means it.
+    ///
+    /// # Errors
+    /// [`Error::RoomBusy`] while a run of the same range has not ended; [`Error::Stopping`].
+    pub fn purge_history_for_rooms_in_range(
+        &self,
+        shortest: Option<Millis>,
+        longest: Option<Millis>,
+    ) -> Result<JobId, Error> {
+        if self.is_stopping() {
+            return Err(Error::Stopping);
+        }
+        let range = LifetimeRange { shortest, longest };
+        let ticket = self.shared.admit_retention(range)?;
+        let id = ticket.id().clone();
+        self.run_retention(ticket, range)?;
+        Ok(id)
+    }
+
+    pub(super) fn run_retention(&self, ticket: Ticket, range: LifetimeRange) -> Result<(), Error> {
+        let sweeper = self.threads.sweeper.as_ref().ok_or(Error::Stopping)?;
+        sweeper.run(ticket, range)
+    }
+
+    /// Looks at the clock now instead of within a second; answers the retention runs that were due, which have ended
+    /// by then. For programs, and tests, that move a clock of their own.
+    pub fn tick_retention(&self) -> Result<Vec<JobId>, Error> {
+        let sweeper = self.threads.sweeper.as_ref().ok_or(Error::Stopping)?;
+        sweeper.tick()
+    }
+}
+
+/// What a run shares with the workers that have its batches.
+struct Tally {
+    swept: Mutex<(Swept, Progress)>,
+    /// The purges that run now.
+    running: Mutex<Vec<JobId>>,
+}
+
+impl Tally {
+    fn purged(&self, due: &Due, done: &Progress) {
+        let (swept, progress) = &mut *self.swept.lock();
+        swept.rooms_purged += 1;
+        progress.events_done += due.events;
+        progress.strides += done.strides;
+        progress.state_groups_freed += done.state_groups_freed;
+        progress.state_groups_marked += done.state_groups_marked;
+        progress.longest_transaction_ms = progress
+            .longest_transaction_ms
+            .max(done.longest_transaction_ms);
+        progress.add_rows(&done.rows_removed);
+        for note in &done.notes {
+            if !progress.notes.contains(note) {
+                progress.notes.push(note.clone());
+            }
+        }
+    }
+
+    fn skipped(&self) {
+        self.swept.lock().0.rooms_skipped += 1;
+    }
+
+    fn failed(&self, room: &RoomId, error: String) {
+        let swept = &mut self.swept.lock().0;
+        swept.rooms_failed += 1;
+        if swept.errors.len() < ERRORS_TOLD {
+            swept.errors.push(RoomError {
+                room_id: room.clone(),
+                error,
+            });
+        }
+    }
+
+    /// How far the run is.
+    fn progress(&self) -> Progress {
+        let (swept, progress) = &*self.swept.lock();
+        let mut told = progress.clone();
+        if let Ok(Value::Object(more)) = serde_json::to_value(swept) {
+            told.more = more;
+        }
+        told
+    }
+}
+
+impl Shared {
+    /// Admits a run: one of a range at a time.
+    pub(super) fn admit_retention(self: &Arc<Self>, range: LifetimeRange) -> Result<Ticket, Error> {
+        let params =
+            serde_json::to_value(Range { range }).map_err(|e| Error::Bug(e.to_string()))?;
+        let subject = RoomId::new(format!("rooms with {range}"));
+        self.register.admit(RETENTION, &subject, params)
+    }
+
+    /// Carries a run out, and says in the ledger how it ended.
+    pub(super) fn sweep(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        ticket: Ticket,
+        range: LifetimeRange,
+        now: Millis,
+    ) {
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
+        if is_stopping() {
+            return ticket.suspend();
+        }
+        log::info!("{ticket} begins");
+        let outcome = ticket
+            .start()
+            .and_then(|()| self.sweep_rooms(pool, &ticket, range, now));
+        let outcome = match outcome {
+            Err(e) if e.is_interrupt() && is_stopping() => Err(Error::Stopping),
+            Err(e) if e.is_interrupt() && ticket.live().is_cancelled() => Err(Error::Cancelled),
+            outcome => outcome,
+        };
+        match outcome {
+            Ok(swept) if swept.rooms_failed == 0 => {
+                log::info!("{ticket} is complete: {} rooms purged", swept.rooms_purged);
+                ticket.end(None);
+            }
+            Ok(swept) => {
+                let first = swept.errors.first();
+                let first =
+                    first.map_or_else(String::new, |e| format!("; {}: {}", e.room_id, e.error));
+                let said = format!(
+                    "{} of {} rooms could not be purged{first}",
+                    swept.rooms_failed, swept.rooms_planned
+                );
+                log::error!("{ticket} failed: {said}");
+                ticket.end(Some(&said));
+            }
+            Err(Error::Stopping) => {
+                log::info!("{ticket} is interrupted and goes on at the next start");
+                ticket.suspend();
+            }
+            Err(e) => {
+                log::error!("{ticket} failed: {}", Chain(&e));
+                ticket.end(Some(&e.status_text()));
+            }
+        }
+    }
+
+    fn sweep_rooms(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        ticket: &Ticket,
+        range: LifetimeRange,
+        now: Millis,
+    ) -> Result<Swept, Error> {
+        let mut progress = Progress {
+            phase: Phase::Counting,
+            ..Progress::default()
+        };
+        let publish = |progress: &Progress| {
+            let value = serde_json::to_value(progress).unwrap_or_default();
+            ticket.live().set_progress(value);
+        };
+        publish(&progress);
+        let plan = {
+            let db = Db::open(&self.config.database, &options(Access::ReadFile))?;
+            let handle = db.interrupt_handle();
+            ticket
+                .live()
+                .set_interrupt(Some(Box::new(move || handle.interrupt())));
+            let is_busy = |room: &RoomId| self.register.is_busy(room);
+            let plan = retention::plan(&db, &self.config.retention, range, now, &is_busy);
+            ticket.live().set_interrupt(None);
+            plan?
+        };
+        progress.phase = Phase::Events;
+        progress.events_planned = plan.events;
+        let swept = Swept {
+            rooms_planned: i64::try_from(plan.rooms.len()).unwrap_or(i64::MAX),
+            rooms_left_alone: i64::try_from(plan.left_alone.len()).unwrap_or(i64::MAX),
+            ..Swept::default()
+        };
+        let tally = Arc::new(Tally {
+            swept: Mutex::new((swept, progress)),
+            running: Mutex::default(),
+        });
+        let mut batches = batches(&plan);
+        let most = self.config.workers.div_ceil(2);
+        let (done, ended) = unbounded::<()>();
+        let mut running = 0;
+        let stay = || {
+            if self.is_stopping.load(Ordering::SeqCst) {
+                Err(Error::Stopping)
+            } else if ticket.live().is_cancelled() {
+                Err(Error::Cancelled)
+            } else {
+                Ok(())
+            }
+        };
+        while running > 0 || !batches.is_empty() {
+            if stay().is_err() {
+                batches.clear();
+                for id in tally.running.lock().iter() {
+                    self.register.cancel(id);
+                }
+            }
+            while running < most
+                && let Some(batch) = batches.pop_front()
+            {
+                match self.submit_batch(pool, ticket, &batch, &tally, &done) {
+                    Ok(()) => running += 1,
+                    Err(SubmitError::Full) => {
+                        batches.push_front(batch);
+                        break;
+                    }
+                    Err(SubmitError::Closed) => batches.clear(),
+                }
+            }
+            if ended.recv_timeout(LOOK_UP_EVERY).is_ok() {
+                running -= 1;
+            }
+            publish(&tally.progress());
+        }
+        stay()?;
+        // What the purges left to the end: they share one index and one log.
+        let mut progress = tally.progress();
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
+        let mut site = self.worksite(ticket, &is_stopping)?;
+        tidy(&mut site, &mut progress).map_err(|e| site.explain(e))?;
+        publish(&progress);
+        let swept = tally.swept.lock().0.clone();
+        Ok(swept)
+    }
+
+    /// Has a worker purge a batch of rooms, which says when it is through.
+    fn submit_batch(
+        self: &Arc<Self>,
+        pool: &Pool,
+        ticket: &Ticket,
+        batch: &Batch,
+        tally: &Arc<Tally>,
+        done: &Sender<()>,
+    ) -> Result<(), SubmitError> {
+        /// Says so even when a purge panics.
+        struct Says(Sender<()>);
+        impl Drop for Says {
+            fn drop(&mut self) {
+                let _ = self.0.send(());
+            }
+        }
+        let (shared, tally, batch) = (self.clone(), tally.clone(), batch.clone());
+        let (live, done) = (ticket.live().clone(), done.clone());
+        pool.submit(Box::new(move || {
+            let _says = Says(done);
+            shared.purge_batch(&batch, &tally, &|| live.is_cancelled());
+        }))
+    }
+
+    /// Purges rooms one after the other on one connection.
+    fn purge_batch(
+        self: &Arc<Self>,
+        batch: &Batch,
+        tally: &Tally,
+        is_cancelled: &dyn Fn() -> bool,
+    ) {
+        let mut kept: Option<(Db, Option<Watch>)> = None;
+        for (due, request) in &batch.rooms {
+            if self.is_stopping.load(Ordering::SeqCst) || is_cancelled() {
+                return;
+            }
+            let room = &due.room_id;
+            let purged = catch_unwind(AssertUnwindSafe(|| {
+                self.purge_due(batch, due, request, tally, &mut kept)
+            }));
+            match purged {
+                Ok(Ok(done)) => tally.purged(due, &done),
+                Ok(Err(Error::Stopping)) => return,
+                Ok(Err(Error::RoomBusy { .. })) => {
+                    log::warn!("room {room}: another job has it, so this retention run skips it");
+                    tally.skipped();
+                }
+                Ok(Err(e)) => {
+                    log::error!("room {room}: its retention failed: {}", Chain(&e));
+                    tally.failed(room, e.status_text());
+                }
+                Err(_) => tally.failed(room, "the job stopped without saying why".into()),
+            }
+        }
+    }
+
+    /// Purges one room, as a job. The connection outlives it, unless it failed.
+    fn purge_due(
+        self: &Arc<Self>,
+        batch: &Batch,
+        due: &Due,
+        request: &Request,
+        tally: &Tally,
+        kept: &mut Option<(Db, Option<Watch>)>,
+    ) -> Result<Progress, Error> {
+        let room = &due.room_id;
+        let now = self.config.clock.now();
+        if self.with_reader(|db| homeserver::has_own_task(db, room, now))? {
+            return Err(Error::RoomBusy { room: room.clone() });
+        }
+        let params = serde_json::to_value(request).map_err(|e| Error::Bug(e.to_string()))?;
+        let ticket = self.register.admit(RETENTION_PURGE, room, params)?;
+        let id = ticket.id().clone();
+        tally.running.lock().push(id.clone());
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
+        let outcome = (|| {
+            ticket.start()?;
+            let mut site = match kept.take() {
+                Some((db, watch)) => self.worksite_on(db, watch, &ticket, &is_stopping),
+                None => {
+                    let site = self.worksite(&ticket, &is_stopping)?;
+                    let cuts = batch.rooms.iter();
+                    let cuts = cuts.map(|(due, _)| (&due.room_id, due.point.topological));
+                    purge::prepare_many(&site.db, cuts)?;
+                    site
+                }
+            };
+            site.is_one_of_many = true;
+            let progress = purge::run(&mut site, request)?;
+            *kept = Some((site.db, site.watch));
+            Ok(progress)
+        })();
+        tally.running.lock().retain(|running| *running != id);
+        match &outcome {
+            Ok(_) => ticket.end(None),
+            Err(Error::Stopping) => ticket.suspend(),
+            Err(e) => ticket.end(Some(&e.status_text())),
+        }
+        outcome
+    }
+}
+
+/// Rooms that one worker purges one after the other.
+#[derive(Clone)]
+struct Batch {
+    rooms: Vec<(Due, Request)>,
+}
+
+/// The rooms of a plan in its order, in batches of bounded size.
+fn batches(plan: &Plan) -> VecDeque<Batch> {
+    let mut batches: VecDeque<Batch> = VecDeque::new();
+    let mut events = 0;
+    for due in &plan.rooms {
+        events += due.events;
+        let room = (due.clone(), request(plan, due));
+        match batches.back_mut() {
+            Some(batch) if events <= BATCH_EVENTS && batch.rooms.len() < BATCH_ROOMS => {
+                batch.rooms.push(room);
+            }
+            _ => {
+                events = due.events;
+                batches.push_back(Batch { rooms: vec![room] });
+            }
+        }
+    }
+    batches
 }
 
 impl Viewer {

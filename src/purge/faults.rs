@@ -137,6 +137,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         authorship: &authorship,
         homeserver: None,
         register: &register,
+        is_one_of_many: false,
         is_stopping: &is_stopping,
     };
     let outcome = run(&mut site, &request).map(drop);

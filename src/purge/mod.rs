@@ -10,4 +10,4 @@ mod state;
 
 pub use plan::{Plan, content_bytes, plan};
 pub use request::Request;
-pub use run::run;
+pub use run::{prepare_many, run};

@@ -11,7 +11,8 @@ use super::plan::refuse_to_empty;
 use super::request::Request;
 use super::state;
 use crate::error::Error;
-use crate::store::db::{Engine, SecureDelete};
+use crate::ids::RoomId;
+use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{PURGE_LOCK, RowLock};
@@ -51,6 +52,17 @@ pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error
     }
     site.publish(&progress);
     outcome.map(|()| progress)
+}
+
+/// Prepares a connection for the purges of many rooms, one after the other: each with the depth that survives.
+pub fn prepare_many<'a>(
+    db: &Db,
+    cuts: impl Iterator<Item = (&'a RoomId, i64)>,
+) -> Result<(), Error> {
+    match search::is_present(db) {
+        true => Documents::note_many(db, cuts).map(drop),
+        false => Ok(()),
+    }
 }
 
 fn run_locked(
@@ -108,6 +120,9 @@ fn purge_events(
         site.db.set_pragma("wal_autocheckpoint", 0)?;
     }
     let below = request.point.topological;
+    if site.is_one_of_many {
+        history::forget_former_job(&site.db)?;
+    }
     refuse_to_empty(&site.db, site.room, request)?;
     refuse_partial_state(site, request)?;
     space::check_room_to_purge(&site.db)?;
@@ -117,6 +132,7 @@ fn purge_events(
         return Ok(());
     }
     let documents = match search::is_present(&site.db) {
+        true if site.is_one_of_many => Some(Documents::noted()),
         true => Some(Documents::new(&site.db)?),
         false => None,
     };
@@ -305,6 +321,9 @@ fn stride(
     }
     let (ledger, now, gait) = (site.ledger, site.clock.now(), site.gait);
     let overwrites = site.overwrite_deleted;
+    let may_rebuild = gait == Gait::Offline;
+    // Whether it would be cheaper takes a look at every document: too much for one of many small purges.
+    let rebuild_from = if site.is_one_of_many { 10_000 } else { 0 };
     let mut begun = Instant::now();
     let (mut gave_up, mut breaks_keys) = (false, false);
     let result = site.db.write("purge the events", |db| {
@@ -331,7 +350,7 @@ fn stride(
             event_rows::add(
                 &mut rows,
                 "event_search",
-                documents.remove(db, gait == Gait::Offline)?,
+                documents.remove(db, may_rebuild && selected.events >= rebuild_from)?,
             );
         }
         if overwrites && selected.doomed > 0 && db.engine() == Engine::Sqlite {

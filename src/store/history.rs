@@ -431,6 +431,12 @@ pub fn bytes_of_one_event(db: &Db) -> Result<i64, Error> {
     Ok(shares.used_bytes / shares.events.max(1))
 }
 
+/// What an earlier job on this connection knew of its own strides.
+pub fn forget_former_job(db: &Db) -> Result<(), Error> {
+    begin_selection(db, Extent::Stride)?;
+    db.batch("begin a purge", "DELETE FROM rk_own_extremities")
+}
+
 /// Makes the temporary tables, or empties them.
 pub(super) fn begin_selection(db: &Db, extent: Extent) -> Result<(), Error> {
     let doing = "select events";

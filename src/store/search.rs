@@ -33,6 +33,24 @@ const NOTE_DOCUMENTS: &str = "
        AND e.event_id = c.c0event_id
        AND e.topological_ordering < $3";
 
+const TEMPORARY_CUTS: &str = "
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_search_cuts (room_id TEXT PRIMARY KEY, depth BIGINT NOT NULL);
+    DELETE FROM rk_search_cuts;";
+
+/// Binds `$1` room, `$2` depth that survives.
+const ADD_CUT: &str = "INSERT INTO rk_search_cuts (room_id, depth) VALUES ($1, $2)";
+
+/// As [`NOTE_DOCUMENTS`], for many rooms. Walks the content table once.
+const NOTE_DOCUMENTS_OF_MANY: &str = "
+    INSERT OR IGNORE INTO rk_search (stream_ordering, docid)
+    SELECT e.stream_ordering, c.docid
+      FROM event_search_content c
+     CROSS JOIN rk_search_cuts k
+     CROSS JOIN events e
+     WHERE k.room_id = c.c1room_id
+       AND e.event_id = c.c0event_id
+       AND e.topological_ordering < k.depth";
+
 const NEWEST_DOCUMENT: &str = "SELECT max(docid) FROM event_search_content";
 
 /// In ascending order, or FTS4 would write a segment for every step back. The document must still be that
@@ -89,6 +107,28 @@ impl Documents {
     pub fn new(db: &Db) -> Result<Self, Error> {
         db.batch("make the temporary tables", TEMPORARY_TABLE)?;
         Ok(Self(()))
+    }
+
+    /// Starts with the documents of many rooms noted, each below the depth that survives there.
+    pub fn note_many<'a>(
+        db: &Db,
+        cuts: impl Iterator<Item = (&'a RoomId, i64)>,
+    ) -> Result<Self, Error> {
+        let doing = "read the full-text index";
+        let documents = Self::new(db)?;
+        db.batch(doing, TEMPORARY_CUTS)?;
+        for (room, depth) in cuts {
+            db.execute(doing, ADD_CUT, params![room.as_str(), depth])?;
+        }
+        let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+        db.execute(doing, NOTE_DOCUMENTS_OF_MANY, &[])?;
+        db.execute(doing, SET_SEEN, params![newest])?;
+        Ok(documents)
+    }
+
+    /// What [`Documents::note_many`] noted on this connection.
+    pub fn noted() -> Self {
+        Self(())
     }
 
     /// Notes the documents of events below `below` that came since the last look. The first call walks the

@@ -65,6 +65,10 @@ const PATIENCE_BESIDE: Duration = Duration::from_millis(200);
 
 /// Makes good what was promised of deleted content, and says how much `reclaim` would return.
 pub(crate) fn tidy(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+    if site.is_one_of_many {
+        progress.phase = Phase::Done;
+        return Ok(());
+    }
     progress.phase = Phase::Tidying;
     site.publish(progress);
     if (site.is_stopping)() {

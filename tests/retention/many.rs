@@ -3,6 +3,8 @@
 
 use std::time::Instant;
 
+use roomkeeper::Keeper;
+use roomkeeper::jobs::ledger::Record;
 use roomkeeper::keeper::Viewer;
 use roomkeeper::policy::{LifetimeRange, Policy};
 use roomkeeper::retention::Reason;
@@ -70,5 +72,58 @@ fn a_server_of_many_rooms_is_planned_in_a_few_statements() {
     );
     if rooms <= 1_000 {
         town.assert_sound();
+    }
+}
+
+#[test]
+fn a_run_purges_every_room_that_is_due_and_no_other_and_says_what_it_did() {
+    let (rooms, events) = (size("ROOMKEEPER_ROOMS", 160), size("ROOMKEEPER_EVENTS", 60));
+    let town = Town::new(rooms, events);
+    let mut config = town.config();
+    config.retention.default_policy.max_lifetime = Some(days(90));
+    let everything = town.ask("SELECT count(*) FROM events");
+    let kept = "SELECT count(*) FROM events e
+                 WHERE substr(room_id, 6, instr(room_id, ':') - 6) % 8 IN (3, 6)";
+    let before = town.ask(kept);
+    let keeper = Keeper::open(config).expect("opens");
+    let plan = keeper
+        .plan_retention(LifetimeRange::default(), false)
+        .expect("planned");
+    let begun = Instant::now();
+    let id = keeper
+        .purge_history_for_rooms_in_range(None, None)
+        .expect("begun");
+    let done = keeper.wait(&id).expect("done");
+    println!(
+        "{rooms} rooms of {events} events: purged in {} ms: {}",
+        begun.elapsed().as_millis(),
+        done.progress
+    );
+    let again = keeper
+        .purge_history_for_rooms_in_range(None, None)
+        .and_then(|id| keeper.wait(&id))
+        .expect("done again");
+    keeper.stop();
+    let number = |record: &Record, key: &str| record.progress[key].as_i64().expect(key);
+    assert_eq!(number(&done, "events_deleted"), plan.events);
+    assert_eq!(
+        everything - town.ask("SELECT count(*) FROM events"),
+        plan.events
+    );
+    assert_eq!(
+        number(&done, "rooms_purged"),
+        i64::try_from(plan.rooms.len()).expect("few")
+    );
+    assert_eq!(number(&done, "rooms_failed"), 0);
+    assert_eq!(
+        town.ask(kept),
+        before,
+        "rooms whose policy is longer are as before"
+    );
+    // A day has not passed: nothing more has expired.
+    assert_eq!(number(&again, "rooms_planned"), 0);
+    if rooms <= 1_000 {
+        town.assert_sound();
+        town.assert_forgotten();
     }
 }

@@ -1,6 +1,7 @@
 //! A homeserver of many rooms that are all alike but for their policies, written in a few statements: what matters is
 //! their number.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -125,6 +126,29 @@ impl Town {
     pub fn ask(&self, sql: &str) -> i64 {
         let conn = Connection::open(&self.database).expect("opens");
         conn.query_row(sql, [], |row| row.get(0)).expect(sql)
+    }
+
+    /// Fails when what was said in an event that is gone still stands in the file.
+    #[track_caller]
+    pub fn assert_forgotten(&self) {
+        let conn = Connection::open(&self.database).expect("opens");
+        let mut asked = conn.prepare("SELECT event_id FROM events").expect("asks");
+        let there: BTreeSet<String> = asked
+            .query_map([], |row| row.get(0))
+            .and_then(Iterator::collect)
+            .expect("read");
+        let bytes = std::fs::read(&self.database).expect("read");
+        let said = b"and some more of it: ";
+        let mut found = bytes
+            .windows(said.len() + 14)
+            .filter(|at| at.starts_with(said));
+        let gone = found.find(|at| {
+            let text = String::from_utf8_lossy(&at[said.len()..]).into_owned();
+            // In JSON a quotation mark follows; elsewhere one cannot tell where the id ends.
+            text.split_once("\"},")
+                .is_some_and(|(id, _)| !there.contains(id))
+        });
+        assert!(gone.is_none(), "{:?}", gone.map(String::from_utf8_lossy));
     }
 
     /// Fails when the database breaks an invariant.

@@ -62,7 +62,7 @@ impl Ask {
         PurgePoint::BeforeToken(format!("t{}-0", self.below))
     }
 
-    fn options(&self) -> PurgeOptions {
+    pub fn options(&self) -> PurgeOptions {
         PurgeOptions {
             delete_local_events: self.delete_local_events,
             keep_received_after: self.keep_received_after.map(Millis),

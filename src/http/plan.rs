@@ -1,0 +1,144 @@
+//! `POST /_roomkeeper/v1/plan` and `POST /_roomkeeper/v1/retention`.
+//!
+//! Our own endpoints. A plan is what a purge or a retention run would do now; it changes nothing. The second one runs
+//! retention now, as jobs.
+
+use serde_json::{Map, Value, json};
+
+use super::desk::Outbound;
+use super::purge_history;
+use super::wire::{self, Body, Failure};
+use super::{Call, Site};
+use crate::ids::{JobId, RoomId};
+use crate::keeper::PurgeOptions;
+use crate::policy::{LifetimeRange, Retention};
+use crate::time::{Millis, parse_duration};
+
+/// `{"room_id": …}` with the members of a purge's body plans that purge. `{"retention": {…}}` plans the retention jobs:
+/// all of them, `{"job": N}` one, `{"shortest_max_lifetime": …, "longest_max_lifetime": …}` a range; with `"exact": true`
+/// row by row.
+pub fn plan(site: &Site, call: &Call) -> Result<Outbound, Failure> {
+    site.admin(call)?;
+    let body = wire::object(&call.inbound.body, Body::Required)?;
+    if let Some(retention) = body.get("retention") {
+        let wanted = match retention {
+            Value::Object(wanted) => wanted.clone(),
+            Value::Null => Map::new(),
+            _ => return Err(Failure::bad_json("retention must be an object")),
+        };
+        let exact = wire::truthy(wanted.get("exact"));
+        let mut plans = Vec::new();
+        for range in ranges(&site.keeper.config().retention, &wanted)? {
+            plans.push(site.keeper.plan_retention(range, exact)?);
+        }
+        return Ok(wire::json(200, &json!({ "plans": plans })));
+    }
+    let Some(room) = body.get("room_id").and_then(Value::as_str) else {
+        return Err(Failure::bad_json("must specify room_id or retention"));
+    };
+    let point = purge_history::point(None, &body)?;
+    let options = PurgeOptions {
+        delete_local_events: wire::truthy(body.get("delete_local_events")),
+        ..PurgeOptions::default()
+    };
+    let plan = site
+        .keeper
+        .plan_purge(&RoomId::from(room), &point, options)?;
+    Ok(wire::json(200, &plan))
+}
+
+/// Runs the retention jobs now, all of them or the ones that the body names as for a plan: `{"job_ids": […]}`.
+pub fn run(site: &Site, call: &Call) -> Result<Outbound, Failure> {
+    let who = site.admin(call)?;
+    let wanted = wire::object(&call.inbound.body, Body::Optional)?;
+    let mut ids: Vec<JobId> = Vec::new();
+    for range in ranges(&site.keeper.config().retention, &wanted)? {
+        let id = site
+            .keeper
+            .purge_history_for_rooms_in_range(range.shortest, range.longest)?;
+        log::info!("retention run {id}: {who} asks for it");
+        ids.push(id);
+    }
+    Ok(wire::json(200, &json!({ "job_ids": ids })))
+}
+
+fn ranges(
+    retention: &Retention,
+    wanted: &Map<String, Value>,
+) -> Result<Vec<LifetimeRange>, Failure> {
+    let shortest = length(wanted, "shortest_max_lifetime")?;
+    let longest = length(wanted, "longest_max_lifetime")?;
+    // A bound that is given as null is no bound, and names a range all the same.
+    let names_range = ["shortest_max_lifetime", "longest_max_lifetime"]
+        .iter()
+        .any(|key| wanted.contains_key(*key));
+    match wanted.get("job") {
+        None | Some(Value::Null) if !names_range => Ok(retention.ranges()),
+        None | Some(Value::Null) => Ok(vec![LifetimeRange { shortest, longest }]),
+        Some(number) => {
+            let job = number.as_u64().and_then(|n| usize::try_from(n).ok());
+            match job.and_then(|number| retention.job(number)) {
+                Some(job) => Ok(vec![job.range]),
+                None => Err(Failure::not_found(format!("there is no job {number}"))),
+            }
+        }
+    }
+}
+
+/// A length of time, as the configuration writes it.
+fn length(wanted: &Map<String, Value>, key: &str) -> Result<Option<Millis>, Failure> {
+    match wanted.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => parse_duration(text)
+            .map(Some)
+            .map_err(|said| Failure::bad_json(format!("{key}: {said}"))),
+        Some(value) => match value.as_i64() {
+            Some(ms) => Ok(Some(Millis(ms))),
+            None => Err(Failure::bad_json(format!("{key} must be a duration"))),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::PurgeJob;
+    use crate::time::days;
+
+    #[test]
+    fn ranges_are_one_job_every_job_or_one_on_demand() {
+        let job = |longest| PurgeJob {
+            interval: days(1),
+            range: LifetimeRange {
+                shortest: None,
+                longest: Some(days(longest)),
+            },
+        };
+        let retention = Retention {
+            purge_jobs: vec![job(1), job(2)],
+            ..Retention::default()
+        };
+        let of = |body: Value| {
+            let found = ranges(&retention, body.as_object().expect("an object"));
+            found.map(|ranges| {
+                let longest = ranges.iter().map(|range| range.longest);
+                longest
+                    .map(|l| l.map(|l| l.0 / days(1).0))
+                    .collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(of(json!({})).ok(), Some(vec![Some(1), Some(2)]));
+        assert_eq!(of(json!({"job": 2})).ok(), Some(vec![Some(2)]));
+        let on_demand = json!({"longest_max_lifetime": "5d", "shortest_max_lifetime": 7});
+        assert_eq!(of(on_demand).ok(), Some(vec![Some(5)]));
+        for wrong in [json!({"job": 0}), json!({"job": 3}), json!({"job": "x"})] {
+            assert_eq!(of(wrong).err().map(|f| f.status), Some(404));
+        }
+        for wrong in [
+            json!({"longest_max_lifetime": true}),
+            json!({"longest_max_lifetime": "x"}),
+        ] {
+            assert_eq!(of(wrong).err().map(|f| f.errcode), Some("M_BAD_JSON"));
+        }
+    }
+}
