@@ -30,6 +30,7 @@ use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
+use crate::store::connections::Connections;
 use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::erase::RawFile;
 use crate::store::homeserver::{self, Watch};
@@ -88,7 +89,7 @@ struct Shared {
     writer: Mutex<Writer>,
     writers: [Mutex<Writer>; MOST_WORKERS],
     turn: AtomicUsize,
-    readers: Mutex<Vec<Db>>,
+    readers: Connections,
     queue: messages::Queue,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
@@ -145,7 +146,7 @@ impl Keeper {
             writer: Mutex::default(),
             writers: std::array::from_fn(|_| Mutex::default()),
             turn: AtomicUsize::new(0),
-            readers: Mutex::new(Vec::new()),
+            readers: Connections::new(&config.database, READERS),
             queue: messages::Queue::default(),
             is_stopping: AtomicBool::new(false),
             raw,
@@ -402,17 +403,7 @@ impl Shared {
     }
 
     fn with_reader<T>(&self, ask: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
-        let kept = self.readers.lock().pop();
-        let db = match kept {
-            Some(db) => db,
-            None => Db::open(&self.config.database, &options(Access::Ask))?,
-        };
-        let answer = ask(&db);
-        let mut readers = self.readers.lock();
-        if readers.len() < READERS && !self.is_stopping.load(Ordering::SeqCst) {
-            readers.push(db);
-        }
-        answer
+        self.readers.ask(ask)
     }
 
     fn run_job(&self, ticket: Ticket, work: &Work) {
@@ -487,7 +478,7 @@ impl Drop for Threads {
             drop(pool);
             done.store(true, Ordering::SeqCst);
         });
-        self.shared.readers.lock().clear();
+        self.shared.readers.close();
     }
 }
 
@@ -564,7 +555,9 @@ fn plan_purge(
         delete_local_events: options.delete_local_events,
         keep_received_after: options.keep_received_after,
     };
-    purge::plan(db, room, &request, &config.server_name)
+    let mut plan = purge::plan(db, room, &request, &config.server_name)?;
+    plan.foreign_keys = purge::care_for_keys(db, config.stride.keys_in_sets)?;
+    Ok(plan)
 }
 
 /// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.

@@ -33,6 +33,8 @@ pub struct StrideBounds {
     pub events_offline: i64,
     /// Whether a purge may be one leap when nobody waits.
     pub leap: Leap,
+    /// On a PostgreSQL server: whether foreign keys are looked after in sets where the role may switch off triggers.
+    pub keys_in_sets: bool,
 }
 
 impl Default for StrideBounds {
@@ -43,6 +45,7 @@ impl Default for StrideBounds {
             rest: REST,
             events_offline: MOST_OFFLINE,
             leap: Leap::WhereCheaper,
+            keys_in_sets: true,
         }
     }
 }

@@ -51,6 +51,9 @@ pub fn plan(as_json: bool, plan: &Plan) {
         "{} events go, {} stay as outliers (state, and what must not go); {} state groups go.\nNothing was changed.",
         plan.events_deleted, plan.events_kept_as_outliers, plan.state_groups_freed
     ));
+    if let Some(who) = plan.foreign_keys {
+        say(&format!("Foreign keys would be {who}."));
+    }
 }
 
 /// What a deletion would do.

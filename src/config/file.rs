@@ -32,6 +32,7 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("stride", "{events: 5000, millis: 500}"),
     ("overwrite_deleted", "true or false"),
     ("keep_jobs", "a duration such as 90d"),
+    ("foreign_keys", "auto or server"),
     (
         "homeserver",
         "{running: refuse | beside, url: …, admin_token_path: …}",
@@ -261,6 +262,14 @@ fn read_ours(
             "overwrite_deleted" => {
                 config.overwrite_deleted = boolean("roomkeeper.overwrite_deleted", value)?
             }
+            "foreign_keys" => {
+                config.stride.keys_in_sets =
+                    match string("roomkeeper.foreign_keys", value)?.as_str() {
+                        "auto" => true,
+                        "server" => false,
+                        _ => return Err(wrong("roomkeeper.foreign_keys", value, "auto or server")),
+                    };
+            }
             "keep_jobs" => config.keep_jobs = duration("roomkeeper.keep_jobs", value)?,
             "homeserver" => {
                 let block = mapping("roomkeeper.homeserver", value)?;
@@ -454,7 +463,7 @@ mod tests {
         let config = read(
             "server_name: example.org:8448\ndatabase:\n  name: psycopg2\n  txn_limit: 10000\n  args:\n    user: synapse\n    \
              password: hunter2\n    dbname: synapse\n    host: db.example\n    port: 5432\n    cp_min: 5\n    cp_max: 10\n\
-             roomkeeper: {ledger: /l}\n",
+             roomkeeper: {ledger: /l, foreign_keys: server}\n",
         )
         .expect("reads");
         let Database::Server(Server::Keys(keys)) = &config.database else {
@@ -464,6 +473,7 @@ mod tests {
         assert_eq!(keys["password"], "hunter2");
         assert!(!format!("{:?}", config.database).contains("hunter2"));
         assert_eq!(config.ledger, Path::new("/l"));
+        assert!(!config.stride.keys_in_sets);
         let other =
             read("server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h}}");
         let ledger = other.expect("reads").ledger;

@@ -178,6 +178,7 @@ impl Example {
             rest: std::time::Duration::ZERO,
             events_offline: 6,
             leap,
+            ..StrideBounds::default()
         };
         let mut example = Self {
             ask: deepest_cut(&site.tables()),

@@ -8,6 +8,6 @@ mod request;
 mod run;
 mod state;
 
-pub use plan::{Plan, content_bytes, plan};
+pub use plan::{Plan, care_for_keys, content_bytes, plan};
 pub use request::Request;
 pub use run::{prepare_many, run};

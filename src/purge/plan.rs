@@ -5,9 +5,10 @@ use serde::Serialize;
 use super::request::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::store::db::Db;
+use crate::store::db::{Db, Engine};
 use crate::store::event_rows::RowCounts;
 use crate::store::history::{self, Extent};
+use crate::store::keys::Keys;
 use crate::store::state_groups::{self, References};
 use crate::store::{search, space};
 
@@ -26,6 +27,9 @@ pub struct Plan {
     pub rows_removed: RowCounts,
     /// State groups that would go.
     pub state_groups_freed: i64,
+    /// Who looks after foreign keys meanwhile, where the database is on a PostgreSQL server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreign_keys: Option<&'static str>,
     /// Bytes the database file holds free already, before the purge.
     pub reclaimable_bytes: u64,
 }
@@ -46,6 +50,7 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
             events_kept_as_outliers: selected.events - selected.doomed,
             rows_removed: RowCounts::new(),
             state_groups_freed: 0,
+            foreign_keys: None,
             reclaimable_bytes: space::reclaimable_bytes(db)?,
         };
         if selected.events == 0 {
@@ -96,6 +101,19 @@ pub fn content_bytes(
         history::select(db, &request.cut(room, server_name), Extent::Whole)?;
         history::doomed_bytes(db)
     })
+}
+
+/// Who looks after foreign keys while events are deleted from a server, in words; `None` for a file. With `in_sets` we
+/// do, where we may.
+pub fn care_for_keys(db: &Db, in_sets: bool) -> Result<Option<&'static str>, Error> {
+    if db.engine() != Engine::Postgres {
+        return Ok(None);
+    }
+    Ok(Some(if in_sets && Keys::read(db)?.is_some() {
+        "looked after in sets by roomkeeper, whose role may switch triggers off"
+    } else {
+        "looked after row by row by the server"
+    }))
 }
 
 /// P-2, the guard that is looked at before any change.

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::leap::leap;
-use super::plan::refuse_to_empty;
+use super::plan::{self, refuse_to_empty};
 use super::request::Request;
 use super::state;
 use crate::error::Error;
@@ -141,14 +141,16 @@ fn purge_events(
     }
     progress.phase = Phase::Events;
     // Not inside a transaction, and each change has every statement prepared anew: so once for all strides.
-    let mut keys = Keys::read(&site.db)?;
+    let in_sets = !on_server || site.bounds.keys_in_sets;
+    let mut keys = if in_sets { Keys::read(&site.db)? } else { None };
+    if let Some(who) = plan::care_for_keys(&site.db, in_sets)? {
+        log::info!("room {}: foreign keys are {who}", site.room);
+    }
     if keys.is_some() {
-        site.db.set_pragma("foreign_keys", false)?;
+        site.db.set_foreign_keys(false)?;
     }
     let outcome = strides(site, request, progress, documents.as_ref(), &mut keys, lock);
-    if !on_server {
-        site.db.set_pragma("foreign_keys", true)?;
-    }
+    site.db.set_foreign_keys(true)?;
     outcome
 }
 
@@ -206,7 +208,7 @@ fn strides(
                     site.room
                 );
                 *keys = None;
-                site.db.set_pragma("foreign_keys", true)?;
+                site.db.set_foreign_keys(true)?;
                 continue;
             }
             Ok(Outcome::TooLong) => {

@@ -381,6 +381,17 @@ impl Db {
         outcome
     }
 
+    /// On a server: whether triggers run in the next transactions that write.
+    pub(super) fn switch_triggers(&self, on: bool) {
+        match &self.conn {
+            Conn::Sqlite(_) => {}
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.switch_triggers(on),
+        }
+        #[cfg(not(feature = "postgres"))]
+        let _ = on;
+    }
+
     /// The connection to a file, for what only SQLite has.
     ///
     /// # Errors

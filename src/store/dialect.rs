@@ -7,6 +7,10 @@ const JSON_EACH: &str = "json_each(";
 /// The place of a text in a text, counted from 1.
 const INSTR: &str = "instr(";
 
+/// How a temporary table is made, and what SQLite says of its columns.
+const TEMPORARY: &str = "TEMPORARY TABLE";
+const TABLES: [(&str, &str); 2] = [(" INTEGER", " BIGINT"), (" WITHOUT ROWID", "")];
+
 /// The text as PostgreSQL reads it.
 pub fn to_postgres(sql: &str) -> String {
     let mut text = String::with_capacity(sql.len() + 32);
@@ -21,6 +25,11 @@ pub fn to_postgres(sql: &str) -> String {
         rest = &inside[end..];
     }
     text.push_str(rest);
+    if text.contains(TEMPORARY) {
+        for (from, to) in TABLES {
+            text = text.replace(from, to);
+        }
+    }
     text.replace(INSTR, "strpos(")
 }
 
@@ -29,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_and_places_are_put_in_other_words_and_nothing_else_is() {
+    fn sets_places_and_temporary_tables_are_put_in_other_words_and_nothing_else_is() {
         let sql =
             "SELECT a FROM t WHERE b IN (SELECT value FROM json_each($1)) AND instr(c, ':') > 0
                    AND d IN (SELECT CAST(value AS BIGINT) FROM json_each($2)) AND NOT e";
@@ -40,5 +49,11 @@ mod tests {
                    AND d IN (SELECT CAST(value AS BIGINT) FROM json_array_elements_text(CAST($2 AS JSON))) AND NOT e"
         );
         assert_eq!(to_postgres("SELECT 1"), "SELECT 1");
+        assert_eq!(
+            to_postgres(
+                "CREATE TEMPORARY TABLE t (n INTEGER PRIMARY KEY) WITHOUT ROWID; DELETE FROM t;"
+            ),
+            "CREATE TEMPORARY TABLE t (n BIGINT PRIMARY KEY); DELETE FROM t;"
+        );
     }
 }

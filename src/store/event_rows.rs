@@ -213,6 +213,11 @@ pub fn goes_with_its_event(table: &str, column: &str) -> bool {
             .any(|(t, rows)| *t == table && matches!(rows, Rows::Doomed | Rows::Selected))
 }
 
+/// The tables from which a history purge removes rows.
+pub(super) fn tables_of_history() -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|(table, _)| *table)
+}
+
 /// Whether a trigger on one of the large tables would see a refill.
 pub fn has_triggers(db: &Db) -> Result<bool, Error> {
     const TRIGGERS: &str = "

@@ -7,6 +7,7 @@ pub mod append;
 pub mod blocks;
 pub mod catalog;
 pub mod check;
+pub mod connections;
 pub mod db;
 #[cfg(feature = "postgres")]
 pub mod dialect;

@@ -43,6 +43,17 @@ const BEGIN: &str = "
     SET LOCAL lock_timeout = '10s';
     SET LOCAL jit = off";
 
+/// As [`BEGIN`], without triggers. Those for foreign keys look past the transaction's snapshot; so must we in their place,
+/// so every statement sees what has been committed before it: whoever was adding a row that refers to a doomed event held
+/// that event, and our delete waited for them.
+const BEGIN_WITHOUT_TRIGGERS: &str = "
+    BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+    SET LOCAL statement_timeout = 0;
+    SET LOCAL idle_in_transaction_session_timeout = 0;
+    SET LOCAL lock_timeout = '10s';
+    SET LOCAL jit = off;
+    SET LOCAL session_replication_role = replica";
+
 const BEGIN_READ_ONLY: &str = "
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL statement_timeout = 0;
@@ -57,6 +68,7 @@ pub(super) struct Link {
     statements: RefCell<HashMap<String, Statement>>,
     token: Arc<Mutex<CancelToken>>,
     in_transaction: Cell<bool>,
+    triggers: Cell<bool>,
 }
 
 /// Stops the statement that a connection is running.
@@ -83,11 +95,17 @@ impl Link {
             client: RefCell::new(client),
             statements: RefCell::default(),
             in_transaction: Cell::new(false),
+            triggers: Cell::new(true),
         })
     }
 
     pub(super) fn interrupt_handle(&self) -> Interrupt {
         Interrupt(self.token.clone())
+    }
+
+    /// Whether triggers run in the next transactions that write.
+    pub(super) fn switch_triggers(&self, on: bool) {
+        self.triggers.set(on);
     }
 
     pub(super) fn execute(&self, sql: &str, params: Params<'_>) -> Result<i64, StoreError> {
@@ -104,7 +122,7 @@ impl Link {
         params: Params<'_>,
         each: &mut dyn FnMut(&Row<'_>) -> RowResult<bool>,
     ) -> Result<i64, StoreError> {
-        let rows = self.ask(sql, params, |client, statement, params| {
+        let rows = self.ask_again(sql, params, |client, statement, params| {
             client.query(statement, params)
         })?;
         let mut met = 0;
@@ -124,12 +142,29 @@ impl Link {
         done.map_err(|e| self.failed(&e).into())
     }
 
+    /// As [`Link::ask`]; what asks and stands alone is asked again when the server was lost meanwhile, which is seen only
+    /// now.
+    fn ask_again<T>(
+        &self,
+        sql: &str,
+        params: Params<'_>,
+        work: impl Fn(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
+    ) -> Result<T, StoreError> {
+        match self.ask(sql, params, &work) {
+            Err(e) if e.is_lost() && !self.in_transaction.get() => {
+                self.replace()?;
+                self.ask(sql, params, work)
+            }
+            answer => answer,
+        }
+    }
+
     /// Prepares a statement, or takes the one that was prepared before, and runs it.
     fn ask<T>(
         &self,
         sql: &str,
         params: Params<'_>,
-        work: impl FnOnce(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
+        work: impl Fn(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
     ) -> Result<T, StoreError> {
         self.revive()?;
         let bound: Vec<Bound<'_>> = params.iter().map(|v| Bound(v.value())).collect();
@@ -156,12 +191,16 @@ impl Link {
 
     pub(super) fn begin(&self, what: Transaction) -> Result<(), StoreError> {
         self.revive()?;
-        let begin = if what == Transaction::Read && self.access == Access::Ask {
-            BEGIN_READ_ONLY
-        } else {
-            BEGIN
+        let begin = match what {
+            Transaction::Read if self.access == Access::Ask => BEGIN_READ_ONLY,
+            Transaction::Write if !self.triggers.get() => BEGIN_WITHOUT_TRIGGERS,
+            _ => BEGIN,
         };
-        let begun = self.client.borrow_mut().batch_execute(begin);
+        let mut begun = self.client.borrow_mut().batch_execute(begin);
+        if begun.as_ref().is_err_and(|e| self.failed(e).is_lost) {
+            self.replace()?;
+            begun = self.client.borrow_mut().batch_execute(begin);
+        }
         // Even where it failed half way.
         self.in_transaction.set(true);
         begun.map_err(|e| self.failed(&e).into())

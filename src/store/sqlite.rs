@@ -229,6 +229,18 @@ impl Db {
             .doing("set up the connection")
     }
 
+    /// Whether foreign keys are looked after by the engine. On a server this is of the next transactions that write: with
+    /// `false` their triggers are switched off, which the role must be allowed to do.
+    pub fn set_foreign_keys(&self, on: bool) -> Result<(), Error> {
+        match self.engine() {
+            Engine::Sqlite => self.set_pragma("foreign_keys", on),
+            Engine::Postgres => {
+                self.switch_triggers(on);
+                Ok(())
+            }
+        }
+    }
+
     /// Whether a connection to a file may not write; one to a server always answers no.
     pub fn is_read_only(&self) -> bool {
         self.sqlite()

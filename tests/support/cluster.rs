@@ -19,7 +19,7 @@ pub struct Cluster {
     programs: PathBuf,
     admin: Mutex<Client>,
     /// The shell that watches over it: it ends the server when this process has ended, which closes the pipe.
-    watcher: Mutex<Option<Child>>,
+    _watcher: Child,
 }
 
 /// Set where a missing server is a failure: in CI.
@@ -104,10 +104,9 @@ impl Cluster {
             "cd {dir} && {bin}/initdb -D {dir}/data -U postgres -A trust -E UTF8 --locale=C --no-sync >{dir}/initdb.log 2>&1 || exit 1
              {bin}/postgres -D {dir}/data -k {dir} -c listen_addresses= -c fsync=off -c full_page_writes=off \
                 -c synchronous_commit=off -c max_connections=120 -c shared_buffers=64MB -c autovacuum=off \
-                -c log_min_messages=warning -c max_wal_size=256MB -c deadlock_timeout=100ms >{dir}/server.log 2>&1 &
-             server=$!
+                -c log_min_messages=warning -c max_wal_size=256MB  >{dir}/server.log 2>&1 &
              cat >/dev/null
-             kill -QUIT $server; wait $server; rm -rf {dir}",
+             kill -QUIT $(head -n 1 {dir}/data/postmaster.pid); while [ -e {dir}/data/postmaster.pid ]; do sleep 0.02; done; rm -rf {dir}",
             dir = directory.display(),
             bin = programs.display(),
         );
@@ -135,7 +134,7 @@ impl Cluster {
             directory,
             programs,
             admin: Mutex::new(admin),
-            watcher: Mutex::new(Some(watcher)),
+            _watcher: watcher,
         };
         cluster.run(&format!("CREATE ROLE {ROLE} LOGIN"));
         cluster
@@ -218,7 +217,7 @@ impl Cluster {
         let script = format!(
             "kill -QUIT {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.02; done; \
              {}/pg_ctl -D {dir}/data -o '-k {dir} -c listen_addresses= -c fsync=off -c max_connections=120 \
-             -c autovacuum=off -c deadlock_timeout=100ms' -l {} -w start >/dev/null 2>&1",
+             -c autovacuum=off ' -l {} -w start >/dev/null 2>&1",
             self.programs.display(),
             log.display(),
             dir = self.directory.display(),
@@ -228,22 +227,6 @@ impl Cluster {
         let done = Command::new(&words[0]).args(&words[1..]).status();
         assert!(done.expect("a shell").success());
         *self.admin.lock() = client(&self.directory, "postgres", "postgres").expect("runs again");
-    }
-
-    /// Ends the server before this process ends; for suites that started it anew, past the watcher.
-    pub fn stop(&self) {
-        let script = format!(
-            "{}/pg_ctl -D {}/data -m immediate stop >/dev/null 2>&1",
-            self.programs.display(),
-            self.directory.display()
-        );
-        let mut words = without_rights();
-        words.extend(["sh", "-c", &script].map(str::to_owned));
-        let _ = Command::new(&words[0]).args(&words[1..]).status();
-        if let Some(mut watcher) = self.watcher.lock().take() {
-            drop(watcher.stdin.take());
-            let _ = watcher.wait();
-        }
     }
 }
 

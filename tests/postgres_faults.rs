@@ -1,0 +1,431 @@
+//! What a PostgreSQL server does to a purge: sessions that are ended, a server that crashes, locks that others hold, a
+//! deadlock, a second roomkeeper. The room is whole at every moment, and the job comes to the same end.
+//!
+//! `ROOMKEEPER_CAMPAIGN=full` ends 200 sessions instead of a few.
+
+#![cfg(feature = "postgres")]
+
+#[macro_use]
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use roomkeeper::worksite::Progress;
+use roomkeeper::{Config, Error, JobId, Keeper, PurgeOptions, RoomId};
+use support::cluster::cluster;
+use support::engine::{self, Engine};
+use support::rooms::Recipe;
+use support::samples::deepest_cut;
+use support::server::OnServer;
+use support::state_model::{Graph, STATE};
+use support::tables::{Tables, assert_same};
+use support::work::{Ask, Site, seed};
+
+/// One test at a time: some of them stop the server.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A sample in which a purge has something to do, and a copy of it that was purged undisturbed.
+struct Example {
+    site: Site,
+    ask: Ask,
+    whole: Site,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Example {
+    /// `None` where there is no server.
+    fn new(seed: u64) -> Option<Self> {
+        let alone = ALONE.lock();
+        cluster()?;
+        let mut made = None;
+        engine::run(Engine::Postgres, || {
+            let recipe = Recipe {
+                rooms: 1..3,
+                events: 80..100,
+                may_be_long: false,
+            };
+            let site = Site::random(seed, &recipe);
+            let ask = deepest_cut(&site.tables());
+            let whole = site.copy();
+            // Undisturbed, and with keys left to the server.
+            whole
+                .purge_with(whole.beside(1_000, 60_000), &ask)
+                .expect("purged");
+            made = Some(Self {
+                site,
+                ask,
+                whole,
+                _alone: alone,
+            });
+        });
+        made
+    }
+
+    fn server(&self) -> &OnServer {
+        self.site.on_server.as_ref().expect("on a server")
+    }
+
+    /// Small strides, slow enough to be met in the middle.
+    fn slowly(&self) -> Config {
+        let mut config = self.site.beside(3, 60_000);
+        config.stride.rest = Duration::from_millis(20);
+        config
+    }
+
+    fn start(&self, keeper: &Keeper) -> JobId {
+        let options = PurgeOptions {
+            delete_local_events: true,
+            ..PurgeOptions::default()
+        };
+        keeper
+            .purge_history(&RoomId::new(&*self.ask.room), self.ask.point(), options)
+            .expect("started")
+    }
+
+    /// The room came to the end to which it comes undisturbed.
+    #[track_caller]
+    fn assert_done(&self, about: &str) {
+        let (expected, found) = (self.whole.tables(), self.site.tables());
+        let but = |tables: &Tables| tables.clone().without(STATE).without(LOCKS);
+        assert_same(&but(&expected), &but(&found), about);
+        assert_eq!(
+            Graph::of_events(&expected),
+            Graph::of_events(&found),
+            "{about}"
+        );
+        self.site.assert_sound(about);
+    }
+}
+
+/// A session that was ended gives no lock back; it is nobody's after two minutes.
+const LOCKS: &[&str] = &["worker_read_write_locks", "worker_read_write_locks_mode"];
+
+fn strides_of(keeper: &Keeper, id: &JobId) -> i64 {
+    let job = keeper.job(id).expect("read").expect("there");
+    serde_json::from_value(job.progress).map_or(0, |p: Progress| p.strides)
+}
+
+/// Waits until the job has done some strides and not all.
+fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while strides_of(keeper, id) < strides && !keeper.wait_for(id, Duration::from_millis(2)) {
+        assert!(Instant::now() < until, "it does not get anywhere");
+    }
+}
+
+#[test]
+fn sessions_that_are_ended_at_random_cost_a_stride_and_not_the_job() {
+    let wanted = match std::env::var("ROOMKEEPER_CAMPAIGN") {
+        Ok(which) if which == "full" => 200,
+        _ => 4,
+    };
+    let first = seed();
+    let mut rng = StdRng::seed_from_u64(first);
+    let (mut ended, mut lives) = (0, 0);
+    while ended < wanted {
+        let seed = first.wrapping_add(lives);
+        lives += 1;
+        let about = format!("ROOMKEEPER_SEED={first}, sample {seed}, after {ended}");
+        let Some(example) = Example::new(seed) else {
+            return;
+        };
+        let keeper = Keeper::open(example.slowly()).expect("opens");
+        let id = example.start(&keeper);
+        let mut admin = cluster().expect("runs").client("postgres");
+        // Whoever is ended in every stride gets nowhere, which proves nothing.
+        for _ in 0..3 {
+            if keeper.wait_for(&id, Duration::from_micros(rng.random_range(500..150_000))) {
+                break;
+            }
+            let rows = admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE application_name = 'roomkeeper' AND datname = $1",
+                &[&example.server().name],
+            );
+            ended += rows.expect("asked");
+        }
+        keeper.wait(&id).unwrap_or_else(|e| panic!("{about}: {e}"));
+        keeper.stop();
+        example.assert_done(&about);
+    }
+    println!("{ended} sessions ended in {lives} jobs");
+}
+
+#[test]
+fn a_server_that_crashes_and_starts_again_is_waited_for() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let keeper = Keeper::open(example.slowly()).expect("opens");
+    let id = example.start(&keeper);
+    wait_for_strides(&keeper, &id, 2);
+    cluster().expect("runs").crash();
+    let outcome = keeper.wait(&id);
+    keeper.stop();
+    match outcome {
+        Ok(_) => example.assert_done("after a crash"),
+        // W-11: the tables of locks are empty after a crash, and a lock that was lost stops the job.
+        Err(e) => {
+            assert!(e.to_string().contains("lock on the room was lost"), "{e}");
+            example.site.assert_sound("stopped in the middle");
+            example
+                .site
+                .purge_with(example.site.beside(1_000, 60_000), &example.ask)
+                .expect("purged on");
+            example.assert_done("purged on");
+        }
+    }
+}
+
+#[test]
+fn a_row_that_somebody_holds_is_waited_for() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let mut other = example.server().client();
+    let mut holds = other.transaction().expect("begun");
+    holds
+        .execute(
+            "SELECT 1 FROM room_depth WHERE room_id = $1 FOR UPDATE",
+            &[&example.ask.room],
+        )
+        .expect("held");
+    let keeper = Keeper::open(example.site.beside(1_000, 60_000)).expect("opens");
+    let id = example.start(&keeper);
+    assert!(
+        !keeper.wait_for(&id, Duration::from_millis(500)),
+        "it did not wait"
+    );
+    // P-11: nobody else waits for what a stride takes last.
+    let waiting = cluster().expect("runs").number(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'roomkeeper' AND wait_event_type = 'Lock'",
+    );
+    assert_eq!(waiting, 1);
+    holds.rollback().expect("let go");
+    keeper.wait(&id).expect("complete");
+    keeper.stop();
+    example.assert_done("after a wait");
+}
+
+#[test]
+fn a_deadlock_costs_a_stride_and_not_the_job() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let lowest: String = example
+        .server()
+        .client()
+        .query_one(
+            "SELECT event_id FROM events JOIN event_json USING (event_id)
+              WHERE events.room_id = $1 AND topological_ordering < $2 AND NOT outlier
+                AND event_id NOT IN (SELECT event_id FROM state_events)
+                AND event_id NOT IN (SELECT event_id FROM redactions) LIMIT 1",
+            &[&example.ask.room, &example.ask.below],
+        )
+        .expect("there is one")
+        .get(0);
+    let mut other = example.server().client();
+    other
+        .batch_execute("SET deadlock_timeout = '60s'")
+        .expect("set");
+    let mut holds = other.transaction().expect("begun");
+    let held = "SELECT 1 FROM event_json WHERE event_id = $1 FOR UPDATE";
+    holds.execute(held, &[&lowest]).expect("held");
+    let keeper = Keeper::open(example.site.beside(1_000, 60_000)).expect("opens");
+    let id = example.start(&keeper);
+    // It has taken the event itself, and waits for its JSON.
+    let until = Instant::now() + Duration::from_secs(30);
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'roomkeeper' AND wait_event_type = 'Lock'";
+    while cluster().expect("runs").number(waits) == 0 {
+        assert!(Instant::now() < until, "it does not wait");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let before = deadlocks();
+    let taken = "SELECT 1 FROM events WHERE event_id = $1 FOR UPDATE";
+    holds
+        .execute(taken, &[&lowest])
+        .expect("the other one gives way");
+    holds.rollback().expect("let go");
+    keeper.wait(&id).expect("complete");
+    keeper.stop();
+    let until = Instant::now() + Duration::from_secs(10);
+    while deadlocks() == before {
+        assert!(Instant::now() < until, "there was no deadlock");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    example.assert_done("after a deadlock");
+}
+
+fn deadlocks() -> i64 {
+    cluster()
+        .expect("runs")
+        .number("SELECT sum(deadlocks)::BIGINT FROM pg_stat_database")
+}
+
+/// W-1 … W-8: each has a ledger of its own, so only the homeserver's lock rows keep them apart.
+#[test]
+fn two_roomkeepers_never_purge_one_room_at_once() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let first = Keeper::open(example.slowly()).expect("opens");
+    let id = example.start(&first);
+    wait_for_strides(&first, &id, 1);
+    let mut config = example.slowly();
+    config.ledger = example.site.directory().join("another.ledger");
+    let second = Keeper::open(config).expect("opens beside the first");
+    let other = example.start(&second);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut looks = example.server().client();
+            while !done.load(Ordering::SeqCst) {
+                let row = looks.query_one(
+                    "SELECT count(*), count(DISTINCT token) FROM worker_read_write_locks",
+                    &[],
+                );
+                let held: i64 = row.expect("asked").get(0);
+                assert!(held <= 1, "{held} hold the room");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        while !first.wait_for(&id, Duration::from_millis(1)) {
+            assert_eq!(strides_of(&second, &other), 0, "both purge");
+        }
+        second.wait(&other).expect("complete");
+        done.store(true, Ordering::SeqCst);
+    });
+    first.wait(&id).expect("complete");
+    first.stop();
+    second.stop();
+    example.assert_done("after two");
+    assert_eq!(example.site.tables().sizes()["worker_read_write_locks"], 0);
+}
+
+/// What a role that may switch off triggers does is what the ordinary one does; and nothing breaks a foreign key.
+#[test]
+fn keys_in_sets_remove_exactly_what_the_server_would() {
+    for n in 0..3 {
+        let first = seed().wrapping_add(n);
+        let Some(example) = Example::new(first) else {
+            return;
+        };
+        let about = format!("ROOMKEEPER_SEED={first}");
+        let granted = GrantedRole::new();
+        let planned = example.site.plan(&example.ask).expect("planned");
+        let who = planned.foreign_keys.expect("on a server");
+        assert!(who.contains("in sets"), "{who}");
+        let mut switched_off = example.site.config();
+        switched_off.stride.keys_in_sets = false;
+        let viewer = roomkeeper::keeper::Viewer::open(switched_off).expect("opens");
+        let room = RoomId::new(&*example.ask.room);
+        let planned = viewer
+            .plan_purge(&room, &example.ask.point(), PurgeOptions::default())
+            .expect("planned");
+        let who = planned.foreign_keys.expect("on a server");
+        assert!(who.contains("by the server"), "{who}");
+        drop(viewer);
+        example
+            .site
+            .purge_with(example.site.beside(7, 60_000), &example.ask)
+            .unwrap_or_else(|e| panic!("{about}: {e}"));
+        drop(granted);
+        example.assert_done(&about);
+    }
+}
+
+/// A row that refers to a doomed event and that no rule of ours removes: the server refuses, whoever looks after keys.
+#[test]
+fn a_key_that_refuses_is_found_in_sets_as_well() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let mut client = example.server().client();
+    client
+        .batch_execute(
+            "CREATE TABLE somebody_elses (event_id TEXT REFERENCES events (event_id));
+             GRANT ALL ON somebody_elses TO synapse",
+        )
+        .expect("made");
+    client
+        .execute(
+            "INSERT INTO somebody_elses SELECT event_id FROM events
+              WHERE room_id = $1 AND topological_ordering < $2 AND NOT outlier
+                AND event_id NOT IN (SELECT event_id FROM state_events)
+                AND event_id NOT IN (SELECT event_id FROM redactions)
+              ORDER BY topological_ordering DESC LIMIT 1",
+            &[&example.ask.room, &example.ask.below],
+        )
+        .expect("added");
+    drop(client);
+    let granted = GrantedRole::new();
+    let said = match example
+        .site
+        .purge_with(example.site.beside(1_000, 60_000), &example.ask)
+    {
+        Err(Error::JobFailed(said)) => said,
+        other => panic!("{other:?}"),
+    };
+    drop(granted);
+    assert!(said.contains("23503"), "{said}");
+    assert!(said.contains("somebody_elses"), "{said}");
+    example.site.assert_sound("refused");
+}
+
+/// While this is held, the ordinary role may switch triggers off.
+struct GrantedRole;
+
+impl GrantedRole {
+    fn new() -> Self {
+        cluster()
+            .expect("runs")
+            .run("GRANT SET ON PARAMETER session_replication_role TO synapse");
+        Self
+    }
+}
+
+impl Drop for GrantedRole {
+    fn drop(&mut self) {
+        cluster()
+            .expect("runs")
+            .run("REVOKE SET ON PARAMETER session_replication_role FROM synapse");
+    }
+}
+
+/// W-4.
+#[test]
+fn a_lock_that_is_lost_stops_the_job_before_its_next_transaction() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let keeper = Keeper::open(example.slowly()).expect("opens");
+    let id = example.start(&keeper);
+    wait_for_strides(&keeper, &id, 2);
+    let mut client = example.server().client();
+    client
+        .batch_execute("DELETE FROM worker_read_write_locks")
+        .expect("taken away");
+    let left = || -> i64 {
+        example
+            .server()
+            .client()
+            .query_one("SELECT count(*) FROM events", &[])
+            .expect("counted")
+            .get(0)
+    };
+    // A stride that had looked already may still commit.
+    std::thread::sleep(Duration::from_millis(10));
+    let said = match keeper.wait(&id) {
+        Err(Error::JobFailed(said)) => said,
+        other => panic!("{other:?}"),
+    };
+    assert!(said.contains("lock on the room was lost"), "{said}");
+    let then = left();
+    keeper.stop();
+    assert_eq!(left(), then);
+    example.site.assert_sound("stopped in the middle");
+}
