@@ -2,10 +2,12 @@
 
 mod deletion;
 mod demo;
+mod messages;
 mod output;
 mod remote;
 mod retention;
 mod serve;
+mod timeline;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -90,6 +92,8 @@ enum Command {
     /// What the retention policies say.
     #[command(subcommand)]
     Retention(retention::Retention),
+    /// Look at a room's timeline, as anybody sees it.
+    Messages(messages::Messages),
     /// What ran, runs, and how it ended.
     Jobs {
         /// Take up what was interrupted, and wait for it.
@@ -183,6 +187,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Block { room } => deletion::set_block(config(&cli.global)?, room, true, json),
         Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),
         Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
+        Command::Messages(wanted) => messages::messages(config(&cli.global)?, wanted, json),
         Command::Jobs { resume, cancel } => {
             jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)
         }

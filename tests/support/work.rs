@@ -97,9 +97,15 @@ impl Site {
 
     /// A random sample.
     pub fn random(seed: u64, recipe: &Recipe) -> Self {
+        Self::adjusted(seed, recipe, |_| ())
+    }
+
+    /// A random sample to which something is done before anybody uses it.
+    pub fn adjusted(seed: u64, recipe: &Recipe, adjust: impl FnOnce(&Connection)) -> Self {
         let draft = rooms::draw(seed, recipe);
         let mut site = Self::new(&draft.server_name);
         rooms::write(&site.database, &draft);
+        adjust(&Connection::open(&site.database).expect("it opens"));
         site.settle_on(super::engine::current());
         site
     }

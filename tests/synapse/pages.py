@@ -52,6 +52,10 @@ FILTERS = (
 FILTERED = ("talk", "everyday-v1", "everyday-v12", "window-shared")
 
 
+# The template's rooms that a quick run pages.
+SAMPLED = ("everyday-v1", "everyday-v12", "redactions", "federated", "patchy", "departed")
+
+
 @dataclass(frozen=True)
 class Answer:
     status: int
@@ -280,7 +284,7 @@ def is_judge(release) -> bool:
     return release.version == "1.163.2"
 
 
-def judge(template, scratch, differences) -> tuple[list[str], str]:
+def judge(template, scratch, differences, quick=False) -> tuple[list[str], str]:
     """What differs, and how much was compared."""
     release = template.release
     home = template.copy(scratch / "pages")
@@ -303,7 +307,8 @@ def judge(template, scratch, differences) -> tuple[list[str], str]:
             settle(server.database)
             with Daemon(home) as daemon:
                 comparison = Comparison(release, differences)
-                compare_all(comparison, (server.port, daemon.port), people, template.manifest["rooms"], rooms)
+                old = [room for room in template.manifest["rooms"] if not quick or room["shape"] in SAMPLED]
+                compare_all(comparison, (server.port, daemon.port), people, old, rooms, quick)
     finally:
         server_module.write_configuration = old
     return comparison.problems, f"{comparison.requests} requests, {comparison.events} events"
@@ -319,7 +324,7 @@ def settle(database):
             (newest,) = connection.execute("SELECT max(stream_ordering) FROM events").fetchone()
 
 
-def compare_all(comparison, ports, people, old_rooms, new_rooms):
+def compare_all(comparison, ports, people, old_rooms, new_rooms, quick):
     readers = {name: Reader(ports, account["access_token"]) for name, account in people.accounts.items() if name != "era"}
     left = {(room.room_id, who) for room in new_rooms for who in ("cem",) if room.shape != "talk"}
     left |= {(room.room_id, "joe") for room in new_rooms if room.shape == "shutters"}
@@ -332,13 +337,13 @@ def compare_all(comparison, ports, people, old_rooms, new_rooms):
     prefixes = 0
     for shape, room_id, who in everyone:
         for direction in "bf":
-            for limit in (3, 100) if shape != "big" else (100,):
+            for limit in (3, 100) if shape != "big" and not quick else (100,):
                 walk = Walk(shape, room_id, who, direction, limit, is_departed=(room_id, who) in left)
                 walk.prefix = PREFIXES[prefixes % len(PREFIXES)]
                 prefixes += 1
                 comparison.walk(readers[who], walk)
     for shape, room_id, who in everyone:
-        if shape in FILTERED and who in ("ann", "bob", "cem", ADMIN):
+        if shape in FILTERED and who in (("bob", ADMIN) if quick else ("ann", "bob", "cem", ADMIN)):
             for wanted in FILTERS:
                 for direction in "bf":
                     walk = Walk(shape, room_id, who, direction, 7, wanted, is_departed=(room_id, who) in left)
