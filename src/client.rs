@@ -1,7 +1,8 @@
-//! A small blocking HTTP client: one-shot commands talk to a running daemon with it.
+//! A small blocking HTTP client: one-shot commands talk to a running daemon with it, and a deletion beside a running
+//! homeserver to that.
 //!
-//! One request, one connection, one whole answer in memory. It speaks to our own gate, not to
-//! the world: no redirects, no transfer codings, no encryption.
+//! One request, one connection, one whole answer in memory. It speaks to our own gate and to a homeserver's own
+//! listener, not to the world: no redirects, no encryption.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -46,7 +47,7 @@ pub struct Reply {
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody listens there: no daemon runs, or not at this address.
-    #[error("no daemon answers at {address}: {source}")]
+    #[error("nobody answers at {address}: {source}")]
     Unreachable {
         /// The address that was tried.
         address: String,
@@ -54,7 +55,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The connection broke, or the time was over. The daemon may have done what it was asked.
-    #[error("the daemon at {address} did not answer: {source}")]
+    #[error("what listens at {address} did not answer: {source}")]
     Silent {
         /// The address that was asked.
         address: String,
@@ -62,7 +63,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The answer is not one of ours.
-    #[error("what answers at {address} does not seem to be roomkeeper: {what}")]
+    #[error("what answers at {address} is not what was expected there: {what}")]
     Stranger {
         /// The address that was asked.
         address: String,
@@ -277,14 +278,27 @@ fn parse(answer: &[u8]) -> Result<Reply, &'static str> {
         .and_then(|rest| rest.get(..3)?.parse().ok());
     let status = status.ok_or("it does not speak HTTP/1.1")?;
     let mut length = None;
+    let mut is_chunked = false;
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse::<usize>().ok();
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            return Err("it uses a transfer coding");
+            is_chunked = value.trim().eq_ignore_ascii_case("chunked");
+            if !is_chunked {
+                return Err("it uses a transfer coding");
+            }
         }
     }
     let body = &answer[end + 4..];
+    let joined;
+    let body = match is_chunked {
+        true => {
+            joined = join_chunks(body).ok_or("the answer is not whole")?;
+            length = Some(joined.len());
+            &joined[..]
+        }
+        false => body,
+    };
     match length {
         Some(length) if length == body.len() => {}
         None if body.is_empty() => {}
@@ -298,6 +312,23 @@ fn parse(answer: &[u8]) -> Result<Reply, &'static str> {
     }
     let body = serde_json::from_slice(body).map_err(|_| "the answer is not JSON")?;
     Ok(Reply { status, body })
+}
+
+/// A body in chunks, as homeservers send it; nothing when it is not whole.
+fn join_chunks(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    loop {
+        let end = rest.windows(2).position(|bytes| bytes == b"\r\n")?;
+        let size = std::str::from_utf8(&rest[..end]).ok()?;
+        let size = size.split(';').next().unwrap_or_default().trim();
+        let size = usize::from_str_radix(size, 16).ok()?;
+        rest = &rest[end + 2..];
+        if size == 0 {
+            return Some(whole);
+        }
+        whole.extend_from_slice(rest.get(..size)?);
+        rest = rest.get(size..)?.strip_prefix(b"\r\n")?;
+    }
 }
 
 #[cfg(test)]
@@ -315,6 +346,16 @@ mod tests {
             let _ = stream.read(&mut [0; 1024]);
         });
         address
+    }
+
+    #[test]
+    fn an_answer_in_chunks_is_joined() {
+        let words = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\n5;x=y\r\n\": 1}\r\n0\r\n\r\n";
+        let reply = Client::tcp(parrot(words), "t").get("/").expect("whole");
+        assert_eq!(
+            (reply.status, reply.body),
+            (200, serde_json::json!({"a": 1}))
+        );
     }
 
     #[test]
@@ -353,7 +394,9 @@ mod tests {
             &b"SSH-2.0-x\r\n\r\n"[..],
             b"HTTP/1.1 200 OK\r\n",
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{}",
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}\r\n0\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
             b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhtml",
         ] {
             let reply = Client::tcp(parrot(words), "t").get("/");

@@ -7,6 +7,7 @@
 
 mod aliases;
 mod author;
+mod delegate;
 #[cfg(all(test, feature = "events"))]
 mod faults;
 mod members;
@@ -17,6 +18,7 @@ mod run;
 mod shutdown;
 mod successor;
 
+pub(crate) use delegate::set_block;
 pub use plan::{Plan, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
 pub use run::{Extent, SHUTDOWN_ROOM, run};

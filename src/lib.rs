@@ -9,7 +9,6 @@ mod support;
 
 #[cfg(feature = "daemon")]
 pub mod cli;
-#[cfg(feature = "daemon")]
 pub mod client;
 pub mod config;
 pub mod database;

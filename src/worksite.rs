@@ -15,7 +15,7 @@ pub(crate) use self::lock::{acquire_row_lock, hold};
 pub(crate) use self::overwrite::tidy;
 pub use self::pace::{Gait, Pace};
 pub use self::progress::{Phase, Progress};
-use crate::config::Authorship;
+use crate::config::{Authorship, HomeserverApi};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::Ledger;
@@ -60,6 +60,8 @@ pub struct Worksite<'a> {
     pub raw: Option<&'a RawFile>,
     /// What this server's own events are made with.
     pub authorship: &'a Authorship,
+    /// How a homeserver that runs beside us is asked to do what only it can do.
+    pub homeserver: Option<&'a HomeserverApi>,
     /// Looks for a homeserver that is running although it should not.
     pub watch: Option<Watch>,
     /// The time.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Config, Homeserver, Listen, Secret, authorship, retention};
+use super::{Config, Homeserver, HomeserverApi, Listen, Secret, authorship, retention};
 use crate::database::{Database, Server};
 use crate::error::Error;
 use crate::ids::UserId;
@@ -242,7 +242,7 @@ fn read_ours(
             "listen" => config.listen = listen(value, directory)?,
             "admin_token_path" => {
                 let path = directory.join(string("roomkeeper.admin_token_path", value)?);
-                config.admin_token = Some(secret(&path)?);
+                config.admin_token = Some(secret("roomkeeper.admin_token_path", &path)?);
             }
             "admin_user" => {
                 config.admin_user = UserId::new(string("roomkeeper.admin_user", value)?)
@@ -286,11 +286,38 @@ fn read_ours(
                         ));
                     }
                 };
+                config.homeserver_api = homeserver_api(block, directory)?;
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Where the homeserver is, and what lets us in: both or neither.
+fn homeserver_api(
+    block: &Map<String, Value>,
+    directory: &Path,
+) -> Result<Option<HomeserverApi>, Error> {
+    let path_key = "roomkeeper.homeserver.admin_token_path";
+    let url = block
+        .get("url")
+        .map(|value| string("roomkeeper.homeserver.url", value))
+        .transpose()?;
+    let path = block
+        .get("admin_token_path")
+        .map(|value| string(path_key, value))
+        .transpose()?;
+    match (url, path) {
+        (None, None) => Ok(None),
+        (Some(url), Some(path)) => {
+            let token = secret(path_key, &directory.join(path))?;
+            HomeserverApi::at(&url, token).map(Some)
+        }
+        _ => Err(Error::Config(
+            "roomkeeper.homeserver: url and admin_token_path belong together".into(),
+        )),
+    }
 }
 
 fn listen(value: &Value, directory: &Path) -> Result<Vec<Listen>, Error> {
@@ -315,17 +342,13 @@ fn listen(value: &Value, directory: &Path) -> Result<Vec<Listen>, Error> {
 }
 
 /// Reads a file that holds nothing but a secret. The secret is in no message.
-fn secret(path: &Path) -> Result<Secret, Error> {
-    let text = fs::read_to_string(path).map_err(|e| {
-        Error::Config(format!(
-            "roomkeeper.admin_token_path: {} cannot be read: {e}",
-            path.display()
-        ))
-    })?;
+fn secret(key: &str, path: &Path) -> Result<Secret, Error> {
+    let text = fs::read_to_string(path)
+        .map_err(|e| Error::Config(format!("{key}: {} cannot be read: {e}", path.display())))?;
     let token = text.trim();
     if token.is_empty() || token.contains(char::is_whitespace) {
         return Err(Error::Config(format!(
-            "roomkeeper.admin_token_path: {} should hold one token on one line",
+            "{key}: {} should hold one token on one line",
             path.display()
         )));
     }
@@ -558,12 +581,16 @@ mod tests {
         }
         // What the sample proposes can be meant, too.
         let directory = tempfile::tempdir().expect("a directory");
-        std::fs::write(directory.path().join("admin.token"), "secret\n").expect("writes");
+        for file in ["admin.token", "synapse.token"] {
+            std::fs::write(directory.path().join(file), "secret\n").expect("writes");
+        }
         let proposed =
             switched_on().replace("/etc/roomkeeper", &directory.path().to_string_lossy());
         let config = read(&proposed).expect("reads");
         assert_eq!(config.admin_token, Some(Secret::new("secret")));
         assert_eq!(config.listen.len(), 2);
+        let api = config.homeserver_api.expect("both keys are there");
+        assert_eq!(api.address, "127.0.0.1:8008");
         let default = Config::for_database(config.database.clone(), &config.server_name);
         assert_eq!(config.admin_user, default.admin_user);
     }

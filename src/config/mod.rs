@@ -3,6 +3,7 @@
 mod authorship;
 #[cfg(feature = "daemon")]
 pub mod file;
+mod homeserver;
 #[cfg(feature = "daemon")]
 mod retention;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use self::authorship::{Authorship, SigningKey};
+pub use self::homeserver::HomeserverApi;
 use crate::database::Database;
 use crate::ids::UserId;
 use crate::policy::Retention;
@@ -110,6 +112,8 @@ pub struct Config {
     pub account_validity: bool,
     /// What this server's own events are made with, as a shutdown needs them.
     pub authorship: Authorship,
+    /// How a homeserver that runs beside us is asked to move people out of rooms, and to block them.
+    pub homeserver_api: Option<HomeserverApi>,
     /// Whether filters may name types of relations (the experimental MSC3874).
     pub relation_type_filters: bool,
     /// The time.
@@ -159,6 +163,7 @@ impl Config {
             delegated_auth: false,
             account_validity: false,
             authorship: Authorship::default(),
+            homeserver_api: None,
             relation_type_filters: false,
             clock: Arc::new(SystemClock),
         }

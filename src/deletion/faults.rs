@@ -119,6 +119,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         live: ticket.live(),
         raw: Some(&raw),
         authorship: &authorship,
+        homeserver: None,
         register: &register,
         watch: None,
         clock: &*clock,

@@ -4,7 +4,7 @@
 //! ledger that it is done, and looks at the database before it does anything.
 
 use super::request::{Request, Shutdown};
-use super::{rows, shutdown};
+use super::{delegate, rows, shutdown};
 use crate::error::{Chain, Error};
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
 use crate::store::{blocks, room_rows};
@@ -89,12 +89,16 @@ fn shut_down(
     progress.phase = Phase::ShuttingDown;
     site.publish(progress);
     site.still_alone()?;
-    // What is missing is said before anything is touched.
-    shutdown::means(site, request)?;
-    if request.block {
+    let delegate = site.homeserver.filter(|_| site.gait == Gait::Beside);
+    if delegate.is_none() {
+        // What is missing is said before anything is touched.
+        shutdown::means(site, request)?;
+    }
+    if request.block && delegate.is_none() {
         block(site, request)?;
     }
-    let shutdown = if room_rows::is_known(&site.db, site.room)? {
+    // The homeserver blocks rooms that it does not know as well.
+    let shutdown = if delegate.is_some() || room_rows::is_known(&site.db, site.room)? {
         warn_of_other_servers(site, request, progress)?;
         move_people(site, request, progress)?
     } else {
@@ -137,7 +141,10 @@ fn move_people(
             live.set_progress(value.clone());
             ledger.progress(&live.id, &value)
         };
-        shutdown::shut_down(site, request, before.unwrap_or_default(), &mut told)?
+        match site.homeserver.filter(|_| site.gait == Gait::Beside) {
+            Some(api) => delegate::shut_down(site, api, request, &mut told)?,
+            None => shutdown::shut_down(site, request, before.unwrap_or_default(), &mut told)?,
+        }
     };
     let failed = shutdown.failed_to_kick_users.len();
     if failed > 0 && request.purge && request.force_purge {

@@ -81,8 +81,8 @@ fn find(
 ) -> Result<Means, Error> {
     if site.gait == Gait::Beside {
         return Err(Error::Unsafe(
-            "events cannot be written while a homeserver runs, which would not hear of them: stop it, or shut the room \
-             down with its own API (purge: false) and delete it here afterwards"
+            "events cannot be written while a homeserver runs, which would not hear of them: stop it; or let it move the \
+             people itself (roomkeeper.homeserver.url and admin_token_path say how it is asked)"
                 .into(),
         ));
     }

@@ -217,6 +217,9 @@ impl Keeper {
     /// Lets nobody join the room any more, known or not. Who blocked it first stays on record (H-51).
     pub fn block(&self, room: &RoomId, blocker: &UserId) -> Result<(), Error> {
         refuse_illegal(room)?;
+        if self.is_delegated(room, true)? {
+            return Ok(());
+        }
         self.shared
             .write_once("block the room", |db| blocks::add(db, room, blocker))
     }
@@ -224,8 +227,23 @@ impl Keeper {
     /// Lets people join the room again.
     pub fn unblock(&self, room: &RoomId) -> Result<(), Error> {
         refuse_illegal(room)?;
+        if self.is_delegated(room, false)? {
+            return Ok(());
+        }
         self.shared
             .write_once("unblock the room", |db| blocks::remove(db, room))
+    }
+
+    /// A homeserver that runs beside us would notice a block of ours only by and by: it is asked to do it, where the
+    /// configuration says how.
+    fn is_delegated(&self, room: &RoomId, block: bool) -> Result<bool, Error> {
+        let config = &self.shared.config;
+        match &config.homeserver_api {
+            Some(api) if config.homeserver == Homeserver::Beside => {
+                deletion::set_block(api, room, block).map(|()| true)
+            }
+            _ => Ok(false),
+        }
     }
 
     fn deletion(&self, mut request: Request, extent: Extent) -> Deletion {

@@ -61,6 +61,7 @@ impl Shared {
             live: ticket.live(),
             raw: self.raw.as_ref(),
             authorship: &config.authorship,
+            homeserver: config.homeserver_api.as_ref(),
             watch,
             clock: &*config.clock,
             register: &self.register,

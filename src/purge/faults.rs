@@ -135,6 +135,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         watch: None,
         clock: &*clock,
         authorship: &authorship,
+        homeserver: None,
         register: &register,
         is_one_of_many: false,
         is_stopping: &is_stopping,

@@ -1,6 +1,11 @@
 //! Retention: the rules against a plain model of them, many rooms, and time.
 
+#[path = "../support/mod.rs"]
+#[macro_use]
+mod support;
+
 mod many;
+mod rules;
 mod time;
 mod town;
 mod upsets;

@@ -71,6 +71,7 @@ class Removal:
         yield from self.let_keeper_delete()
         yield from self.compare()
         yield from self.life_goes_on()
+        yield from self.beside()
 
     def copy(self, of, name):
         to = self.scratch / name
@@ -208,6 +209,67 @@ class Removal:
         code, said = Keeper(self.keeper).check()
         if code != 0:
             yield f"roomkeeper check, after Synapse: {said}"
+
+
+    def beside(self):
+        """A running Synapse moves the people out, because roomkeeper asks it to; the rows are roomkeeper's to delete."""
+        home = self.template.copy(self.scratch / "removals-beside")
+        accounts = self.template.manifest["accounts"]
+        ann = accounts["ann"]
+        gone = next(room for room, shape in self.rooms.items() if shape == "everyday-v10")
+        blocked = next(room for room, shape in self.rooms.items() if shape == BLOCKED)
+        database = home / "homeserver.db"
+        (home / "synapse.token").write_text(self.template.admin_token)
+        with Server(self.python, home) as server:
+            configuration = json.loads((home / "homeserver.yaml").read_text())
+            configuration["roomkeeper"] = {
+                "stride": {"events": 20},
+                "homeserver": {
+                    "running": "beside", "url": f"http://127.0.0.1:{server.port}", "admin_token_path": str(home / "synapse.token"),
+                },
+            }
+            (home / "keeper.yaml").write_text(json.dumps(configuration))
+            hand = Keeper(home)
+            hand.address = ["-c", "keeper.yaml"]
+            done = hand.run("--json", "delete-room", gone, "--block", "--new-room-user", ann["user_id"], "--room-name", "N")
+            try:
+                job = json.loads(done.stdout)
+            except ValueError:
+                yield f"beside: {done.stdout}{done.stderr}"
+                return
+            told = job["progress"].get("shutdown_room") or {}
+            if done.returncode != 0 or not told.get("kicked_users") or told.get("failed_to_kick_users") or not told.get("new_room_id"):
+                yield f"beside: {done.stdout}{done.stderr}"
+                return
+            if hand.run("block", blocked).returncode != 0:
+                yield "beside: a room could not be blocked"
+            client = server.client(ann["access_token"])
+            try:
+                client.post(f"/_matrix/client/v3/join/{quote(gone)}", {})
+                yield "beside: the deleted room was joined"
+            except Refused:
+                pass
+            members = client.get(f"/_matrix/client/v3/rooms/{quote(told['new_room_id'])}/joined_members")["joined"]
+            # The creator is there anyway; who was only invited is not joined.
+            if not set(members) <= {*told["kicked_users"], ann["user_id"]}:
+                yield f"beside: in the new room are {sorted(members)}, moved were {told['kicked_users']}"
+            client.close()
+        for table in ("rooms", "events", "state_groups", "room_memberships"):
+            left = columns(database, f"SELECT count(*) FROM {table} WHERE room_id = '{gone}'")[0][0]
+            if left:
+                yield f"beside: {left} rows of {table} are left"
+        blocks = {room for (room,) in columns(database, "SELECT room_id FROM blocked_rooms")}
+        if not {gone, blocked} <= blocks:
+            yield f"beside: blocked are {blocks}"
+        code, said = Keeper(home).check()
+        if code != 0:
+            yield f"beside: roomkeeper check: {said}"
+        with Server(self.python, home) as server:
+            client = server.client(ann["access_token"])
+            joined = client.get("/_matrix/client/v3/sync", timeout=0)["rooms"]["join"]
+            if told["new_room_id"] not in joined or gone in joined:
+                yield f"beside: after a restart ann is in {sorted(joined)}"
+            client.close()
 
 
 def troubles(template, scratch):

@@ -1,0 +1,327 @@
+"""Retention: Synapse's own jobs and roomkeeper's on copies of one aged server, whose rooms have policies of every kind.
+
+What differs must be named by the defect that makes the difference (behaviour.md, section 13).
+Alone: tests/synapse/run --plans retention
+"""
+
+import json
+import sqlite3
+import time
+from contextlib import closing
+from dataclasses import dataclass
+
+from client import quote
+from keeper import Keeper
+from model import History, Rules, read_events
+from releases import python_of
+from server import SERVER_NAME, Server
+
+NAME = "retention"
+DAY = 24 * 3600 * 1000
+# Between two arrivals; cut-offs at whole days are at least 18 minutes away from any, which is more than a run takes.
+STEP, FIRST = 48 * 60 * 1000, 30 * 60 * 1000
+
+# What rooms say, in turn; the last is said and redacted: its row stays, its content is gone.
+POLICIES = (
+    None,
+    {"max_lifetime": DAY},
+    {"max_lifetime": 30 * DAY},
+    {"max_lifetime": 900 * DAY},
+    {"max_lifetime": 0},
+    {"min_lifetime": DAY},
+    {"max_lifetime": 4000 * DAY},
+    {"min_lifetime": DAY, "max_lifetime": 5 * DAY},
+)
+
+
+def job(shortest=None, longest=None):
+    bounds = {"shortest_max_lifetime": shortest, "longest_max_lifetime": longest}
+    return {"interval": "4s", **{key: value for key, value in bounds.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class Block:
+    name: str
+    default: int | None
+    jobs: tuple
+    least: int | None = None
+    most: int | None = None
+
+    def written(self) -> dict:
+        block = {"enabled": True, "purge_jobs": list(self.jobs)}
+        if self.default is not None:
+            block["default_policy"] = {"max_lifetime": self.default}
+        for key, value in (("allowed_lifetime_min", self.least), ("allowed_lifetime_max", self.most)):
+            if value is not None:
+                block[key] = value
+        return block
+
+
+BLOCKS = (
+    Block("two jobs", 20 * DAY, (job(longest=3 * DAY), job(shortest=3 * DAY, longest=1000 * DAY))),
+    Block(
+        "three jobs and limits", 10 * DAY,
+        (job(longest=3 * DAY), job(shortest=3 * DAY, longest=31 * DAY), job(shortest=31 * DAY, longest=1000 * DAY)),
+        least=2 * DAY, most=25 * DAY,
+    ),
+    Block("no default", None, (job(),)),
+)
+
+
+class Amended:
+    """The interpreter of a server whose configuration gets a retention block just before it starts."""
+
+    def __init__(self, python, home, block):
+        self.python, self.home, self.block = python, home, block
+
+    def absolute(self):
+        amend(self.home, self.block)
+        return self.python.absolute()
+
+
+def amend(home, block):
+    path = home / "homeserver.yaml"
+    configuration = json.loads(path.read_text())
+    configuration["retention"] = block.written()
+    path.write_text(json.dumps(configuration))
+
+
+def ask(database, sql, *values) -> list:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+        return db.execute(sql, values).fetchall()
+
+
+class Aged:
+    """The template with policies said in its rooms, and with a past."""
+
+    def __init__(self, template, home):
+        self.release, self.home = template.release, template.copy(home)
+        self.database = self.home / "homeserver.db"
+        self.shapes = template.shapes
+        with Server(python_of(self.release), self.home) as server:
+            client = server.client(template.manifest["accounts"]["ann"]["access_token"])
+            rooms = [room for room in template.manifest["rooms"] if room["shape"] != "departed"]
+            for number, room in enumerate(rooms):
+                policy = POLICIES[number % len(POLICIES)]
+                path = f"/_matrix/client/v3/rooms/{quote(room['room_id'])}"
+                if policy is not None:
+                    said = client.call("PUT", f"{path}/state/m.room.retention", policy)["event_id"]
+                    if number % len(POLICIES) == len(POLICIES) - 1:
+                        client.call("PUT", f"{path}/redact/{quote(said)}/r{number}", {})
+            client.close()
+        self.age()
+        self.events = read_events(self.database)
+        self.policies = {
+            room: (least, most)
+            for room, least, most in ask(
+                self.database,
+                "SELECT c.room_id, r.min_lifetime, r.max_lifetime FROM room_retention r"
+                " JOIN current_state_events c ON c.event_id = r.event_id AND c.room_id = r.room_id",
+            )
+        }
+        self.rooms = [room for room, in ask(self.database, "SELECT DISTINCT room_id FROM current_state_events")]
+
+    def age(self):
+        """The newest event came half an hour ago, each one before it 48 minutes earlier, on rows alone: what is hashed
+        stays as it is."""
+        self.now = int(time.time() * 1000)
+        with closing(sqlite3.connect(self.database)) as db:
+            streams = [s for s, in db.execute("SELECT stream_ordering FROM events ORDER BY stream_ordering DESC")]
+            times = [(self.now - FIRST - STEP * n,) * 2 + (stream,) for n, stream in enumerate(streams)]
+            db.executemany("UPDATE events SET received_ts = ?, origin_server_ts = ? WHERE stream_ordering = ?", times)
+            db.commit()
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def copy(self, to):
+        import shutil
+
+        shutil.rmtree(to, ignore_errors=True)
+        shutil.copytree(self.home, to, ignore=shutil.ignore_patterns("*.log", "homeserver.db-*"))
+        return to
+
+    def deepest_extremity(self, room):
+        (depth,), = ask(
+            self.database,
+            "SELECT max(e.depth) FROM event_forward_extremities f JOIN events e USING (event_id) WHERE f.room_id = ?", room,
+        )
+        return depth
+
+    def stopped_by_its_newest(self, room, cut) -> bool:
+        """Defect D: a foreign key holds the event that came last, and it would go."""
+        if self.release.schema < 87:
+            return False
+        rows = ask(self.database, "SELECT event_stream_ordering FROM sliding_sync_joined_rooms WHERE room_id = ?", room)
+        held = {stream for stream, in rows}
+        return any(
+            e.stream_ordering in held and e.depth < cut and not e.is_state for e in self.events.values() if e.room_id == room
+        )
+
+
+def lifetime(block, policy):
+    """R-17, as both have it."""
+    wanted = (policy and policy[1]) or block.default
+    if wanted is None:
+        return None
+    if block.least is not None:
+        wanted = max(wanted, block.least)
+    if block.most is not None:
+        wanted = min(wanted, block.most)
+    return wanted
+
+
+def bounds(job):
+    return job.get("shortest_max_lifetime"), job.get("longest_max_lifetime")
+
+
+def includes_default(block, job) -> bool:
+    """R-11."""
+    shortest, longest = bounds(job)
+    if block.default is None:
+        return False
+    return not (shortest is not None and shortest >= block.default) and not (longest is not None and longest < block.default)
+
+
+def taken_by_synapse(aged, block, job) -> dict:
+    """R-12 to the letter: rooms with the policy that is applied to them, and whether only defect A takes them."""
+    shortest, longest = bounds(job)
+    taken = {}
+    for room, (least, most) in aged.policies.items():
+        is_bounded = shortest is not None or longest is not None
+        in_range = most is not None and (shortest is None or most > shortest) and (longest is None or most <= longest)
+        if not is_bounded or in_range or (most is None and includes_default(block, job)):
+            taken[room] = ((least, most), False)
+    if includes_default(block, job):
+        for room in aged.rooms:
+            taken.setdefault(room, (None, room in aged.policies))
+    return taken
+
+
+def promised(aged, block, room, job) -> bool:
+    """R-11 to R-16 with A and B repaired: the one lifetime a room has decides, before it is clamped."""
+    shortest, longest = bounds(job)
+    most = aged.policies.get(room, (None, None))[1]
+    wanted = most if most else block.default
+    return wanted is not None and (shortest is None or wanted > shortest) and (longest is None or wanted <= longest)
+
+
+def outcome(database) -> dict:
+    events = read_events(database)
+    rooms = {}
+    for event in events.values():
+        rooms.setdefault(event.room_id, {})[event.event_id] = event.outlier
+    return rooms
+
+
+def of_history(history) -> dict:
+    rooms = {}
+    for event in history.events.values():
+        rooms.setdefault(event.room_id, {})[event.event_id] = event.outlier
+    return rooms
+
+
+def let_synapse_run(aged, home, block):
+    """Until its jobs have come round and nothing has changed for two rounds."""
+    with Server(Amended(python_of(aged.release), home, block), home) as server:
+        seen, since, deadline = None, time.monotonic(), time.monotonic() + 150
+        begun = time.monotonic()
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            now = ask(server.database, "SELECT count(*), sum(outlier) FROM events")
+            if now != seen:
+                seen, since = now, time.monotonic()
+            if time.monotonic() - since > 12 and time.monotonic() - begun > 20:
+                return
+    raise RuntimeError("Synapse's retention does not come to an end")
+
+
+def try_block(aged, block, scratch) -> list[str]:
+    problems = []
+    theirs, ours = aged.copy(scratch / "synapse"), aged.copy(scratch / "roomkeeper")
+    let_synapse_run(aged, theirs, block)
+    amend(ours, block)
+    hand = Keeper(ours, other_way=True)
+    planned = hand.run("retention", "plan", "--json")
+    if planned.returncode != 0:
+        return [f"retention plan: {planned.stderr[-500:]}"]
+    plans = json.loads(planned.stdout)["plans"]
+    done = hand.run("retention", "run", "--json")
+    if done.returncode != 0:
+        problems.append(f"retention run: exit {done.returncode}: {done.stderr[-500:]}")
+    code, said = hand.check()
+    if code != 0:
+        problems.append(f"check after the run: {said[-500:]}")
+    synapse, keeper = outcome(theirs / "homeserver.db"), outcome(ours / "homeserver.db")
+
+    past = History(aged.events, Rules(SERVER_NAME))
+    judged = History(aged.events, Rules(SERVER_NAME, forgets_redactions=True))
+    expected = History(aged.events, Rules(SERVER_NAME))
+    names = {room: set() for room in aged.rooms}
+    crashes = False
+
+    def cut_of(room, lived):
+        cut = past.cut_before_ts(room, aged.now - lived)
+        deepest = aged.deepest_extremity(room)
+        return None if cut is None or (deepest is not None and deepest < cut) else cut
+
+    for each in block.jobs:
+        for room, (policy, by_mistake) in taken_by_synapse(aged, block, each).items():
+            lived = lifetime(block, policy)
+            if lived is None:
+                crashes = True  # Defect B; which rooms came before is anybody's guess.
+                continue
+            cut = cut_of(room, lived)
+            if cut is None:
+                continue
+            if by_mistake and not promised(aged, block, room, each):
+                names[room].add("A")
+            if aged.stopped_by_its_newest(room, cut):
+                names[room].add("D")
+                continue
+            judged.purge(room, cut, True)
+        for room in aged.rooms:
+            if promised(aged, block, room, each):
+                cut = cut_of(room, lifetime(block, aged.policies.get(room)))
+                if cut is not None:
+                    expected.purge(room, cut, True)
+    if block.least is not None:
+        # Nothing in the template came late and low within the promise, or the model would have to know.
+        young = [e for e in aged.events.values() if e.received_ts > aged.now - block.least]
+        for room in aged.rooms:
+            cut = expected.cuts.get(room)
+            if cut is not None and any(e.room_id == room and e.depth < cut for e in young):
+                names[room].add("promise")
+
+    meant, mistaken = of_history(expected), of_history(judged)
+    due = {due["room_id"] for plan in plans for due in plan["rooms"]}
+    before = {room: {e.event_id: e.outlier for e in past.of_room(room).values()} for room in aged.rooms}
+    differing = 0
+    for room in aged.rooms:
+        shape = aged.shapes.get(room, room)
+        if keeper.get(room) != meant.get(room) and "promise" not in names[room]:
+            problems.append(f"{shape}: roomkeeper left {len(keeper.get(room, {}))} events, promised are {len(meant.get(room, {}))}")
+        if (room in due) != (keeper.get(room) != before[room]):
+            problems.append(f"{shape}: {'planned and not purged' if room in due else 'purged and not planned'}")
+        if synapse.get(room) != mistaken.get(room) and not (crashes and synapse.get(room) == before[room]):
+            problems.append(f"{shape}: Synapse left {len(synapse.get(room, {}))} events, the rules say {len(mistaken.get(room, {}))}")
+        if synapse.get(room) == keeper.get(room):
+            continue
+        differing += 1
+        if meant.get(room) != mistaken.get(room) and not names[room]:
+            names[room].add("E")
+        if crashes and synapse.get(room) == before[room]:
+            names[room].add("B")
+        if not names[room]:
+            problems.append(f"{shape}: differs from Synapse's, and no defect says why")
+    if block is BLOCKS[0] and not any("A" in name for name in names.values()):
+        problems.append("defect A did not show: the rooms do not try it")
+    if block.default is None and not crashes:
+        problems.append("defect B did not show: the rooms do not try it")
+    told = sorted({name for room in names for name in names[room] if synapse.get(room) != keeper.get(room)})
+    print(f"     {aged.release.version}: retention, {block.name}: {len(due)} rooms purged, {differing} differ by {told}", flush=True)
+    return [f"{block.name}: {problem}" for problem in problems]
+
+
+def troubles(template, scratch) -> list[str]:
+    here = scratch / NAME
+    aged = Aged(template, here / "aged")
+    return [problem for block in BLOCKS for problem in try_block(aged, block, here / block.name.replace(" ", "-"))]
