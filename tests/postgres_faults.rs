@@ -376,6 +376,47 @@ fn a_key_that_refuses_is_found_in_sets_as_well() {
     example.site.assert_sound("refused");
 }
 
+/// Where a key would delete a row, it does, whoever looks after keys.
+#[test]
+fn a_key_that_cascades_does_so_when_keys_are_looked_after_in_sets() {
+    let Some(example) = Example::new(seed()) else {
+        return;
+    };
+    let mut client = example.server().client();
+    client
+        .batch_execute(
+            "CREATE TABLE somebody_elses (event_id TEXT REFERENCES events (event_id) ON DELETE CASCADE);
+             GRANT ALL ON somebody_elses TO synapse;
+             INSERT INTO somebody_elses SELECT event_id FROM events",
+        )
+        .expect("made");
+    let granted = GrantedRole::new();
+    let planned = example.site.plan(&example.ask).expect("planned");
+    assert!(
+        planned
+            .foreign_keys
+            .is_some_and(|who| who.contains("in sets"))
+    );
+    example
+        .site
+        .purge_with(example.site.beside(7, 60_000), &example.ask)
+        .expect("purged");
+    drop(granted);
+    let left: i64 = client
+        .query_one(
+            "SELECT count(*) FROM somebody_elses s FULL JOIN events e USING (event_id)
+              WHERE s.event_id IS NULL OR e.event_id IS NULL",
+            &[],
+        )
+        .expect("counted")
+        .get(0);
+    assert_eq!(left, 0);
+    client
+        .batch_execute("DROP TABLE somebody_elses")
+        .expect("dropped");
+    example.assert_done("cascaded");
+}
+
 /// While this is held, the ordinary role may switch triggers off.
 struct GrantedRole;
 

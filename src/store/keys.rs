@@ -17,12 +17,11 @@ const CHILDREN: &str = r#"
       FROM sqlite_master m, pragma_foreign_key_list(m.name) k
      WHERE m.type = 'table' AND k."table" = 'events' AND m.name <> 'events'"#;
 
-/// The same on PostgreSQL. What is done there when an event goes is told as well: `a` and `r` refuse, `c` deletes.
+/// The same on PostgreSQL. Whether such a key refuses or cascades makes no difference: a row that is found is left to it.
 const CHILDREN_ON_POSTGRES: &str = "-- PostgreSQL
     SELECT c.relname, a.attname, p.attname,
            EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = k.conrelid AND i.indkey[0] = a.attnum AND i.indpred IS NULL),
-           pg_table_is_visible(k.conrelid) AND array_length(k.conkey, 1) = 1,
-           k.confdeltype IN ('a', 'r')
+           pg_table_is_visible(k.conrelid) AND array_length(k.conkey, 1) = 1
       FROM pg_constraint k
       JOIN pg_class c ON c.oid = k.conrelid
       JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = k.conkey[1]
@@ -130,15 +129,14 @@ impl Keys {
                 parent: r.get(2)?,
                 is_indexed: r.get(3)?,
             };
-            Ok((child, r.get::<_, bool>(4)?, r.get::<_, bool>(5)?))
+            Ok((child, r.get::<_, bool>(4)?))
         })?;
         let mut kept = Vec::new();
-        for (child, is_plain_key, refuses) in children {
+        for (child, is_plain_key) in children {
             if event_rows::goes_with_its_event(&child.table, &child.column) {
                 continue;
             }
-            // What cascades into a table that we do not know, the server has to do.
-            if !(is_plain_key && refuses && child.is_known()) {
+            if !(is_plain_key && child.is_known()) {
                 return Ok(None);
             }
             kept.push(child);
