@@ -92,6 +92,11 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "event_push_actions",
         "stops at the first",
     ),
+    (
+        "INSERT INTO rk_selected (stream_ordering, event_id, doomed)\n    SELECT stream_ordering, event_id, TRUE FROM events",
+        "events",
+        "the next events of a room that goes, along the index, and no further than the limit",
+    ),
 ];
 
 /// How a statement begins that walks from the side of a table which [`present`](roomkeeper::store::event_rows) has
@@ -264,6 +269,26 @@ impl Server {
             let everything = Default::default();
             keeper.plan_retention(everything, true).expect("plans");
         })
+    }
+
+    /// What a stride of a deletion of room a executes.
+    fn deletion(&self) -> Vec<Said> {
+        let copy = self.directory.path().join("deletion");
+        std::fs::copy(&self.database, &copy).expect("copies");
+        let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
+        config.homeserver = Homeserver::Beside;
+        config.stride.events = 500;
+        config.stride.rest = std::time::Duration::ZERO;
+        let room = RoomId::new(sample::room_id("a"));
+        let mut heard = listen(|| {
+            let keeper = Keeper::open(config).expect("opens");
+            keeper.purge_room(&room, true).expect("deletes");
+        });
+        heard.retain(|said| match said {
+            Said::Batch(_) => true,
+            Said::Statement(sql) => sql.contains("rk_selected"),
+        });
+        essence(heard)
     }
 
     /// What purges in strides execute: offline, and beside a homeserver.
@@ -492,6 +517,34 @@ fn no_stride_reads_a_whole_table_or_room_whatever_sqlite_believes() {
         for believing in &beliefs {
             let statements = judge(&server.database, &heard, believing, |_| false);
             assert!(statements > 70, "only {statements} statements were heard");
+        }
+    }
+}
+
+#[test]
+fn no_stride_of_a_deletion_reads_a_whole_table_or_sorts_a_room() {
+    for more in ["", AS_ON_REAL_SERVERS] {
+        let server = Server::new(&["a", "b"], EVENTS, more);
+        let heard = server.deletion();
+        let conn = Connection::open(&server.database).expect("opens");
+        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
+        beliefs.extend((0..INVENTIONS / 4).map(|seed| invented_statistics(&conn, seed)));
+        drop(conn);
+        for believing in &beliefs {
+            let statements = judge(&server.database, &heard, believing, |_| false);
+            assert!(statements > 15, "only {statements} statements were heard");
+            let conn = Connection::open(&server.database).expect("opens");
+            for said in &heard {
+                match said {
+                    Said::Batch(sql) => conn.execute_batch(sql).expect("runs"),
+                    Said::Statement(sql) if sql.contains("INSERT INTO rk_selected") => {
+                        let plan = plan_of(&conn, sql);
+                        let sorts = plan.iter().any(|step| step.does.contains("TEMP B-TREE"));
+                        assert!(!sorts, "{plan:#?}");
+                    }
+                    Said::Statement(_) => {}
+                }
+            }
         }
     }
 }
