@@ -2,6 +2,7 @@
 //!
 //! `ROOMKEEPER_SEED=<n>` repeats a failed run, `ROOMKEEPER_CASES=<n>` tries more samples.
 
+#[macro_use]
 mod support;
 
 use std::collections::BTreeSet;
@@ -305,6 +306,38 @@ fn a_deleted_room_leaves_nothing_and_no_other_room_changes() {
         }
     });
 }
+
+/// Without rows that only SQLite is given above: the same on both engines.
+#[test]
+fn a_room_goes_whole_and_alone() {
+    for_each_sample(6, |seed, _| {
+        let site = Site::random(seed, &Recipe::default());
+        let before = site.tables();
+        let room = before.rows("rooms")[0].word("room_id").to_owned();
+        let expected = comparable(without_room(&before, &room));
+        let viewer = roomkeeper::keeper::Viewer::open(site.config()).expect("opens");
+        let plan = viewer.plan_deletion(&RoomId::new(&*room), &forced());
+        let plan = plan.expect("planned");
+        drop(viewer);
+        for strides in [100_000, 3] {
+            let about = format!("seed {seed}, in strides of {strides}");
+            let copy = site.copy();
+            let keeper = Keeper::open(copy.in_strides_of(strides)).expect("opens");
+            let done = keeper.purge_room(&RoomId::new(&*room), true);
+            let done = done.unwrap_or_else(|e| panic!("{about}: {e}"));
+            keeper.stop();
+            assert_same(&expected, &comparable(copy.tables()), &about);
+            assert_eq!(
+                plan.rows_removed,
+                progress_of(&done).rows_removed,
+                "{about}"
+            );
+            copy.assert_sound(&about);
+        }
+    });
+}
+
+also_on_postgres!(a_room_goes_whole_and_alone);
 
 fn first_room(site: &Site) -> String {
     let rooms = litter(site);

@@ -12,7 +12,9 @@ use std::sync::Once;
 
 use parking_lot::{Mutex, MutexGuard};
 use roomkeeper::config::Homeserver;
-use roomkeeper::{Config, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
+use roomkeeper::{
+    Config, Filter, Keeper, Millis, PageRequest, PurgeOptions, PurgePoint, Reader, RoomId, UserId,
+};
 use rusqlite::Connection;
 
 /// Tables that grow with the server: a scan of one of them takes as long as the server is old.
@@ -91,6 +93,31 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "SELECT EXISTS (SELECT 1 FROM event_push_actions WHERE room_id = $1)",
         "event_push_actions",
         "stops at the first",
+    ),
+    (
+        "INSERT INTO rk_selected (stream_ordering, event_id, doomed)\n    SELECT stream_ordering, event_id, TRUE FROM events",
+        "events",
+        "the next events of a room that goes, along the index, and no further than the limit",
+    ),
+    (
+        "SELECT max(topological_ordering) FROM events WHERE room_id = $1",
+        "events",
+        "looks at the last",
+    ),
+    (
+        "SELECT max(stream_ordering) FROM events WHERE room_id = $1",
+        "events",
+        "looks at the last",
+    ),
+    (
+        "FROM room_memberships WHERE user_id = $1 AND room_id = $2 AND forgotten = 0",
+        "room_memberships",
+        "once a page of who has left, and only if statistics lie: servers have an index on both columns",
+    ),
+    (
+        "AND +e.stream_ordering >= $2",
+        "events",
+        "stops at the first that arrived late enough; for who has left and comes with a live token",
     ),
 ];
 
@@ -264,6 +291,74 @@ impl Server {
             let everything = Default::default();
             keeper.plan_retention(everything, true).expect("plans");
         })
+    }
+
+    /// What a stride of a deletion of room a executes.
+    fn deletion(&self) -> Vec<Said> {
+        let copy = self.directory.path().join("deletion");
+        std::fs::copy(&self.database, &copy).expect("copies");
+        let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
+        config.homeserver = Homeserver::Beside;
+        config.stride.events = 500;
+        config.stride.rest = std::time::Duration::ZERO;
+        let room = RoomId::new(sample::room_id("a"));
+        let mut heard = listen(|| {
+            let keeper = Keeper::open(config).expect("opens");
+            keeper.purge_room(&room, true).expect("deletes");
+        });
+        heard.retain(|said| match said {
+            Said::Batch(_) => true,
+            Said::Statement(sql) => sql.contains("rk_selected"),
+        });
+        essence(heard)
+    }
+
+    /// What pages of room a execute: of every part of it, for an admin and for a user, through filters of every kind.
+    fn pages(&self) -> Vec<Said> {
+        let mut config = Config::for_sqlite(&self.database, sample::SERVER_NAME);
+        config.homeserver = Homeserver::AssumeStopped;
+        config.retention.enabled = true;
+        let (room, user) = (RoomId::new(sample::room_id("a")), "@reader:example.org");
+        let conn = Connection::open(&self.database).expect("opens");
+        conn.execute(
+            "INSERT INTO local_current_membership (room_id, user_id, event_id, membership) VALUES (?1, ?2, ?3, 'leave')",
+            [room.as_str(), user, &sample::event_id("a", self.events - 10)],
+        )
+        .expect("a membership");
+        conn.execute(
+            "INSERT INTO room_memberships (event_id, user_id, sender, room_id, membership, forgotten)
+             VALUES (?3, ?2, ?2, ?1, 'leave', 0)",
+            [room.as_str(), user, &sample::event_id("a", self.events - 10)],
+        )
+        .expect("a membership");
+        drop(conn);
+        let filters = [
+            "{}",
+            r#"{"types": ["m.room.message", "m.room.t*"], "not_types": ["m.x", "m.y*"], "lazy_load_members": true}"#,
+            r#"{"senders": ["@a:b"], "not_senders": ["@c:d"], "contains_url": true}"#,
+            r##"{"org.matrix.labels": ["#a", "#b"]}"##,
+            r#"{"related_by_senders": ["@a:b"], "related_by_rel_types": ["m.thread"]}"#,
+            r#"{"org.matrix.msc3874.rel_types": ["m.thread"], "org.matrix.msc3874.not_rel_types": ["m.x"]}"#,
+        ];
+        let heard = listen(|| {
+            let keeper = Keeper::open(config).expect("opens");
+            for reader in [Reader::Admin, Reader::user(&UserId::from(user))] {
+                for way in [PageRequest::backwards(50), PageRequest::forwards(50)] {
+                    for filter in filters {
+                        let mut request = way.clone();
+                        request.filter = Filter::parse(filter, true).expect("a filter");
+                        let page = keeper.messages(&room, &reader, &request).expect("a page");
+                        let from = [Some(page.start), page.end, "s100".parse().ok()];
+                        for from in from.into_iter().flatten() {
+                            keeper
+                                .messages(&room, &reader, &request.clone().from(from))
+                                .expect("a page");
+                        }
+                    }
+                }
+            }
+        });
+        essence(heard)
     }
 
     /// What purges in strides execute: offline, and beside a homeserver.
@@ -492,6 +587,50 @@ fn no_stride_reads_a_whole_table_or_room_whatever_sqlite_believes() {
         for believing in &beliefs {
             let statements = judge(&server.database, &heard, believing, |_| false);
             assert!(statements > 70, "only {statements} statements were heard");
+        }
+    }
+}
+
+#[test]
+fn no_stride_of_a_deletion_reads_a_whole_table_or_sorts_a_room() {
+    for more in ["", AS_ON_REAL_SERVERS] {
+        let server = Server::new(&["a", "b"], EVENTS, more);
+        let heard = server.deletion();
+        let conn = Connection::open(&server.database).expect("opens");
+        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
+        beliefs.extend((0..INVENTIONS / 4).map(|seed| invented_statistics(&conn, seed)));
+        drop(conn);
+        for believing in &beliefs {
+            let statements = judge(&server.database, &heard, believing, |_| false);
+            assert!(statements > 15, "only {statements} statements were heard");
+            let conn = Connection::open(&server.database).expect("opens");
+            for said in &heard {
+                match said {
+                    Said::Batch(sql) => conn.execute_batch(sql).expect("runs"),
+                    Said::Statement(sql) if sql.contains("INSERT INTO rk_selected") => {
+                        let plan = plan_of(&conn, sql);
+                        let sorts = plan.iter().any(|step| step.does.contains("TEMP B-TREE"));
+                        assert!(!sorts, "{plan:#?}");
+                    }
+                    Said::Statement(_) => {}
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_page_reads_more_than_it_shows_whatever_sqlite_believes() {
+    for more in ["", AS_ON_REAL_SERVERS] {
+        let server = Server::new(&["a", "b"], EVENTS, more);
+        let heard = server.pages();
+        let conn = Connection::open(&server.database).expect("opens");
+        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
+        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
+        drop(conn);
+        for believing in &beliefs {
+            let statements = judge(&server.database, &heard, believing, |_| false);
+            assert!(statements > 25, "only {statements} statements were heard");
         }
     }
 }

@@ -370,7 +370,12 @@ impl Ticket {
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.live.kind.replace('_', " ");
-        write!(f, "room {}: {kind} {}", self.room, self.live.id)
+        // Some jobs have many rooms, and say so in words.
+        let what = match self.room.as_str().contains(' ') {
+            true => "",
+            false => "room ",
+        };
+        write!(f, "{what}{}: {kind} {}", self.room, self.live.id)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Extent};
 use crate::store::homeserver::RowLock;
-use crate::store::{search, space};
+use crate::store::{search, shares, space};
 use crate::stride::Leap;
 use crate::worksite::{Phase, Progress, Worksite, hold, overwrite};
 
@@ -66,7 +66,7 @@ fn is_cheaper(db: &Db, left: i64) -> Result<bool, Error> {
     if !(LEAP_FROM..=LONGEST_LEAP).contains(&left) {
         return Ok(false);
     }
-    let shares = history::shares(db)?;
+    let shares = shares::shares(db)?;
     let stay = shares.events - left;
     let written = shares.used_bytes as f64 * stay as f64 / shares.events.max(1) as f64;
     let Some(path) = db.path() else {

@@ -11,8 +11,8 @@ use crate::point::Point;
 use crate::policy::{Lifetime, LifetimeRange, Policy, Retention, Verdict};
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
-use crate::store::history;
 use crate::store::policies::{self, CutOff, RoomCut};
+use crate::store::shares;
 use crate::time::Millis;
 
 /// What a retention job would do.
@@ -204,7 +204,7 @@ pub fn plan(
             });
         }
         let cuts = policies::cuts(db, &cut_offs(&wanted, now), keep_received_after)?;
-        let bytes_of_one = history::bytes_of_one_event(db)?;
+        let bytes_of_one = shares::bytes_of_one_event(db)?;
         for cut in cuts {
             let Some((policy, lifetime)) = wanted.remove(&cut.room) else {
                 continue;

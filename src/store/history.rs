@@ -407,30 +407,6 @@ pub fn depth_after(
         .filter(|depth| *depth < below))
 }
 
-/// What is known of the events table before a purge.
-#[derive(Clone, Copy, Debug)]
-pub struct Shares {
-    /// Events in all rooms.
-    pub events: i64,
-    /// Bytes in use in the file.
-    pub used_bytes: i64,
-}
-
-/// How many events there are, and how much room everything takes.
-pub fn shares(db: &Db) -> Result<Shares, Error> {
-    let pages = db.pragma("page_count")? - db.pragma("freelist_count")?;
-    Ok(Shares {
-        events: db.count("count all events", "SELECT count(*) FROM events", &[])?,
-        used_bytes: pages.saturating_mul(db.pragma("page_size")?),
-    })
-}
-
-/// What an event takes in the file with everything that belongs to it: the file's use, by the number of events.
-pub fn bytes_of_one_event(db: &Db) -> Result<i64, Error> {
-    let shares = shares(db)?;
-    Ok(shares.used_bytes / shares.events.max(1))
-}
-
 /// What an earlier job on this connection knew of its own strides.
 pub fn forget_former_job(db: &Db) -> Result<(), Error> {
     begin_selection(db, Extent::Stride)?;

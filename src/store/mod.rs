@@ -31,6 +31,7 @@ pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;
+pub mod shares;
 pub mod space;
 mod sqlite;
 pub mod state_groups;

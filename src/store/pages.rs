@@ -155,20 +155,20 @@ pub fn page(
     bound.push(&limit);
     // A page of a room. Binds `$1` room, `$2`, `$3` the place above which it lies, `$4`, `$5` the place up to which, `$6`,
     // `$7` the same by arrival, then what the sieve needs, then the number of events. Walks `events_order_room` and
-    // stops; the signs before `stream_ordering` keep the other indexes out of it.
+    // stops; the signs before `stream_ordering`, and the way to say "no outlier", keep the other indexes out of it.
     let sql = format!(
-        "SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
+        "SELECT p.event_id, p.room_id, p.topological_ordering, p.stream_ordering, p.instance_name,
                 j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
            FROM (SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name
                    FROM events e
-                  WHERE e.room_id = $1 AND NOT e.outlier
+                  WHERE e.room_id = $1 AND e.outlier IS NOT TRUE
                     AND (e.topological_ordering, e.stream_ordering) > ($2, $3)
                     AND (e.topological_ordering, e.stream_ordering) <= ($4, $5)
                     AND +e.stream_ordering > $6 AND +e.stream_ordering <= $7{also}
-                  ORDER BY {order} LIMIT ${}) e
-           LEFT JOIN event_json j ON j.event_id = e.event_id
-           LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
-           LEFT JOIN rejections r ON r.event_id = e.event_id",
+                  ORDER BY {order} LIMIT ${}) p
+           LEFT JOIN event_json j ON j.event_id = p.event_id
+           LEFT JOIN event_to_state_groups g ON g.event_id = p.event_id
+           LEFT JOIN rejections r ON r.event_id = p.event_id",
         bound.len()
     );
     let mut rows = db.rows("read a page", &sql, &bound, event_row)?;
@@ -272,11 +272,12 @@ impl Clauses {
 const BY_ID: &str = "
     SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
            j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
-      FROM events e
+      FROM (SELECT value FROM json_each($1)) asked
+     CROSS JOIN events e
       LEFT JOIN event_json j ON j.event_id = e.event_id
       LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
       LEFT JOIN rejections r ON r.event_id = e.event_id
-     WHERE e.event_id IN (SELECT value FROM json_each($1))";
+     WHERE e.event_id = asked.value";
 
 /// Those of the events that are held, in any room, in no order.
 pub fn by_id<S: AsRef<str>>(db: &Db, ids: &[S]) -> Result<Vec<EventRow>, Error> {

@@ -28,14 +28,15 @@ pub struct Related {
 }
 
 /// Events that refer to, edit or reply in a thread to some others. Binds `$1` those others. Walks
-/// `event_relations_relates`, then looks each up by id; the join is a left one so that it is done in this order on a
-/// database without statistics, too.
+/// `event_relations_relates`, then looks each up by id; the joins are crossed and left, so that they are done in this order
+/// whatever statistics say.
 const RELATED: &str = "
     SELECT x.relates_to_id, x.relation_type, x.event_id, c.sender, c.type, c.topological_ordering, c.stream_ordering,
            c.origin_server_ts, c.room_id
-      FROM event_relations x
+      FROM (SELECT value FROM json_each($1)) asked
+     CROSS JOIN event_relations x
       LEFT JOIN events c ON c.event_id = x.event_id
-     WHERE x.relates_to_id IN (SELECT value FROM json_each($1))
+     WHERE x.relates_to_id = asked.value
        AND x.relation_type IN ('m.reference', 'm.replace', 'm.thread')";
 
 /// The events of the room that refer to, edit or reply in a thread to `parents`, oldest first.
@@ -78,13 +79,17 @@ pub struct Redaction {
 
 /// Binds `$1` events. Walks `redactions_redacts`.
 const REDACTIONS: &str = "
-    SELECT redacts, event_id, recheck FROM redactions
-     WHERE redacts IN (SELECT value FROM json_each($1))";
+    SELECT r.redacts, r.event_id, r.recheck
+      FROM (SELECT value FROM json_each($1)) asked
+     CROSS JOIN redactions r
+     WHERE r.redacts = asked.value";
 
 /// The same before schema 94, when all were looked at again.
 const UNCONFIRMED: &str = "
-    SELECT redacts, event_id, TRUE FROM redactions
-     WHERE redacts IN (SELECT value FROM json_each($1))";
+    SELECT r.redacts, r.event_id, TRUE
+      FROM (SELECT value FROM json_each($1)) asked
+     CROSS JOIN redactions r
+     WHERE r.redacts = asked.value";
 
 /// The redactions of some events, by event.
 pub fn redactions(db: &Db, events: &[&str]) -> Result<HashMap<String, Vec<Redaction>>, Error> {

@@ -268,11 +268,13 @@ const DELETE_ALIAS_SERVERS: &str = "
      WHERE room_alias IN (SELECT room_alias FROM room_aliases WHERE room_id = $1)";
 
 /// The newest events of the room by depth, for the next stride: what remains then has all its ancestors, and every
-/// event that a state of the remaining ones names. Binds `$1` room, `$2` how many. Walks `events_order_room` backwards.
+/// event that a state of the remaining ones names. Binds `$1` room, `$2` how many. Walks `events_order_room` backwards
+/// and stops at once: without the bound on depth SQLite would now and then rather sort the room.
 const SELECT_NEWEST: &str = "
     INSERT INTO rk_selected (stream_ordering, event_id, doomed)
     SELECT stream_ordering, event_id, TRUE FROM events
      WHERE room_id = $1
+       AND topological_ordering <= 9223372036854775807
      ORDER BY topological_ordering DESC, stream_ordering DESC
      LIMIT $2";
 

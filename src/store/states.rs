@@ -14,14 +14,18 @@ pub struct Chains {
 }
 
 /// The edges of some groups and of all that they build upon. Binds `$1` the groups. Each group is met once, however many
-/// build upon it.
+/// build upon it; the joins are crossed so that they are done in this order.
 const EDGES: &str = "
     WITH RECURSIVE chain(state_group) AS (
-        SELECT id FROM state_groups WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each($1))
+        SELECT asked.id FROM (SELECT CAST(value AS BIGINT) AS id FROM json_each($1)) asked
          UNION
-        SELECT x.prev_state_group FROM chain c JOIN state_group_edges x ON x.state_group = c.state_group)
+        SELECT x.prev_state_group FROM chain c
+         CROSS JOIN state_group_edges x
+         WHERE x.state_group = c.state_group)
     SELECT x.state_group, x.prev_state_group
-      FROM chain c JOIN state_group_edges x ON x.state_group = c.state_group";
+      FROM chain c
+     CROSS JOIN state_group_edges x
+     WHERE x.state_group = c.state_group";
 
 /// The groups that some groups build upon.
 pub fn chains(db: &Db, groups: &[i64]) -> Result<Chains, Error> {
@@ -93,8 +97,10 @@ impl Chains {
 
 /// Binds `$1` groups, `$2` type, `$3` state key. Looks each up in `state_groups_state_type_idx`.
 const SAID: &str = "
-    SELECT state_group, event_id FROM state_groups_state
-     WHERE state_group IN (SELECT CAST(value AS BIGINT) FROM json_each($1)) AND type = $2 AND state_key = $3";
+    SELECT s.state_group, s.event_id
+      FROM (SELECT CAST(value AS BIGINT) AS id FROM json_each($1)) asked
+     CROSS JOIN state_groups_state s
+     WHERE s.state_group = asked.id AND s.type = $2 AND s.state_key = $3";
 
 /// The event of each of `groups` for one place of its state, where it has one.
 pub fn state_at(
@@ -116,14 +122,18 @@ pub fn state_at(
 
 /// The members that groups name themselves. Binds `$1` groups. Walks `state_groups_state_type_idx`; changes are small.
 const CHANGED_MEMBERS: &str = "
-    SELECT state_group, state_key, event_id FROM state_groups_state
-     WHERE state_group IN (SELECT CAST(value AS BIGINT) FROM json_each($1)) AND type = 'm.room.member'";
+    SELECT s.state_group, s.state_key, s.event_id
+      FROM (SELECT CAST(value AS BIGINT) AS id FROM json_each($1)) asked
+     CROSS JOIN state_groups_state s
+     WHERE s.state_group = asked.id AND s.type = 'm.room.member'";
 
 /// Some members of whole states. Binds `$1` groups, `$2` users. Looks each up in `state_groups_state_type_idx`.
 const SOME_MEMBERS: &str = "
-    SELECT state_group, state_key, event_id FROM state_groups_state
-     WHERE state_group IN (SELECT CAST(value AS BIGINT) FROM json_each($1)) AND type = 'm.room.member'
-       AND state_key IN (SELECT value FROM json_each($2))";
+    SELECT s.state_group, s.state_key, s.event_id
+      FROM (SELECT CAST(value AS BIGINT) AS id FROM json_each($1)) asked
+     CROSS JOIN (SELECT value FROM json_each($2)) users
+     CROSS JOIN state_groups_state s
+     WHERE s.state_group = asked.id AND s.type = 'm.room.member' AND s.state_key = users.value";
 
 /// The member events of some users in the state of a group (M-58).
 pub fn members_at(db: &Db, group: i64, users: &[&str]) -> Result<Vec<String>, Error> {

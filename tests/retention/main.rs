@@ -4,6 +4,8 @@
 #[macro_use]
 mod support;
 
+#[cfg(feature = "daemon")]
+mod doors;
 mod many;
 mod rules;
 mod time;
