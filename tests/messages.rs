@@ -481,3 +481,5 @@ fn while_a_room_is_purged_readers_see_it_whole_and_others_do_not_wait() {
     assert!(count(&pages) > 0 && count(&others) > 0);
     assert_eq!(all(&site.garden), garden[garden.len() - 100..]);
 }
+
+also_on_postgres!(every_event_is_met_once_whichever_way_and_however_large_the_pages);
