@@ -185,8 +185,16 @@ fn strides(
     loop {
         site.publish(progress);
         site.stay_or_go()?;
-        site.still_alone()?;
-        let next = history::depth_after(&site.db, site.room, from, below, pace.events())?;
+        let next = site
+            .still_alone()
+            .and_then(|()| history::depth_after(&site.db, site.room, from, below, pace.events()));
+        let next = match next {
+            Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
+                wait_for_server(site, &e);
+                continue;
+            }
+            next => next?,
+        };
         // The last stride looks at everything once more: at what came late, and at redactions that were kept
         // for the sake of events that are gone by now.
         let (from_depth, to_depth) = next.map_or((i64::MIN, below), |next| (from, next));
@@ -217,12 +225,7 @@ fn strides(
                 continue;
             }
             Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
-                log::warn!(
-                    "room {}: {}; trying again",
-                    site.room,
-                    crate::error::Chain(&e)
-                );
-                site.rest(LOST_REST);
+                wait_for_server(site, &e);
                 continue;
             }
             Err(e)
@@ -265,6 +268,16 @@ fn strides(
     }
     progress.seconds_left = None;
     Ok(())
+}
+
+/// A server that was lost may be there again in a moment.
+fn wait_for_server(site: &Worksite<'_>, lost: &Error) {
+    log::warn!(
+        "room {}: {}; trying again",
+        site.room,
+        crate::error::Chain(lost)
+    );
+    site.rest(LOST_REST);
 }
 
 /// How long a job waits before it looks again for a server that was lost.

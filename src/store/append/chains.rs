@@ -3,8 +3,8 @@
 //! An event B is in the auth chain of A when B lies below A in A's chain, or can be reached over links. Links are only
 //! stored where no other way leads.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use super::numbers::Numbers;
 use crate::error::Error;
@@ -40,6 +40,9 @@ const INSERT_LINK: &str = "
 const INSERT_LATER: &str = "
     INSERT INTO event_auth_chain_to_calculate (event_id, room_id, type, state_key) VALUES ($1, $2, $3, $4)
         ON CONFLICT DO NOTHING";
+
+/// Before this schema, readers follow no link but the first: every chain that can be reached has a link of its own (V-4).
+const FIRST_WITHOUT_TRANSITIVE_LINKS: i64 = 84;
 
 /// Chain and sequence number.
 type Place = (i64, i64);
@@ -100,6 +103,9 @@ impl Chains {
             }
         }
         db.execute(DOING, INSERT_PLACE, params![event.id.as_str(), at.0, at.1])?;
+        if db.catalog().version() < FIRST_WITHOUT_TRANSITIVE_LINKS {
+            needed = self.all_below(db, at, &needed)?;
+        }
         for to in needed {
             db.execute(DOING, INSERT_LINK, params![at.0, at.1, to.0, to.1])?;
             self.links_of(db, at.0)?.push(Link { from: at.1, to });
@@ -111,6 +117,28 @@ impl Chains {
         };
         self.places.insert(event.id.clone(), Some(placed));
         Ok(())
+    }
+
+    /// The highest place of every other chain that can be reached from `needed`, where no link out of the event's own
+    /// chain leads there already.
+    fn all_below(&mut self, db: &Db, at: Place, needed: &[Place]) -> Result<Vec<Place>, Error> {
+        let mut highest: BTreeMap<i64, i64> = BTreeMap::new();
+        let mut open = needed.to_vec();
+        while let Some((chain, place)) = open.pop() {
+            if highest.get(&chain).is_some_and(|known| *known >= place) {
+                continue;
+            }
+            highest.insert(chain, place);
+            let links = self.links_of(db, chain)?.iter();
+            open.extend(links.filter(|link| link.from <= place).map(|l| l.to));
+        }
+        highest.remove(&at.0);
+        let own = self.links_of(db, at.0)?;
+        let is_linked = |(chain, place): &Place| {
+            own.iter()
+                .any(|l| l.from <= at.1 && l.to.0 == *chain && *place <= l.to.1)
+        };
+        Ok(highest.into_iter().filter(|to| !is_linked(to)).collect())
     }
 
     /// The place after the event that this one replaces, if that is free; else the first of a new chain.
