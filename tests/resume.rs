@@ -55,7 +55,7 @@ fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
 /// Small strides, slow enough to be met in the middle.
 fn slowly(site: &Site) -> Config {
     let mut config = site.beside(3, 60_000);
-    config.stride.rest = Duration::from_millis(20);
+    config.stride.rest = Duration::from_millis(60);
     config
 }
 
