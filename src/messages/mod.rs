@@ -1,8 +1,8 @@
 //! Pages of a room: who may read it, what they see of it, and how it is written for them.
 //!
-//! A page is made in one pass: the [`window`] says between which places it lies, `store::pages` reads its events, the
-//! [`load`]er all that decides how they are shown, [`visibility`] what this reader sees, [`aggregate`] what others say
-//! about them, and the [`client_event`] writer puts the stored texts together anew. Everything is fetched in sets.
+//! A page is made in one pass: the `window` says between which places it lies, `store::pages` reads its events, the
+//! `load`er all that decides how they are shown, `visibility` what this reader sees, `aggregate` what others say
+//! about them, and the `client_event` writer puts the stored texts together anew. Everything is fetched in sets.
 
 mod aggregate;
 mod client_event;

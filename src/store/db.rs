@@ -1,5 +1,5 @@
 //! One connection: opening it, one transaction at a time, reading rows. Which engine answers is the affair of
-//! [`super::sqlite`] and [`super::postgres`].
+//! `sqlite` and `postgres`, beside this.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -54,6 +54,13 @@ const BEGIN_WITHOUT_TRIGGERS: &str = "
     SET LOCAL jit = off;
     SET LOCAL session_replication_role = replica";
 
+/// What a transaction writes is selected in small, analysed temporary tables, and every other table is walked from there
+/// along an index. A hash over a whole table looks cheaper to the planner where tables are in memory; it grows with the
+/// server.
+const WALK_INDEXES: &str = "
+    SET LOCAL enable_hashjoin = off;
+    SET LOCAL enable_mergejoin = off";
+
 const BEGIN_READ_ONLY: &str = "
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL statement_timeout = 0;
@@ -191,11 +198,13 @@ impl Link {
 
     pub(super) fn begin(&self, what: Transaction) -> Result<(), StoreError> {
         self.revive()?;
-        let begin = match what {
-            Transaction::Read if self.access == Access::Ask => BEGIN_READ_ONLY,
-            Transaction::Write if !self.triggers.get() => BEGIN_WITHOUT_TRIGGERS,
-            _ => BEGIN,
+        let (begin, plans) = match what {
+            Transaction::Read if self.access == Access::Ask => (BEGIN_READ_ONLY, ""),
+            Transaction::Read => (BEGIN, ""),
+            Transaction::Write if !self.triggers.get() => (BEGIN_WITHOUT_TRIGGERS, WALK_INDEXES),
+            Transaction::Write => (BEGIN, WALK_INDEXES),
         };
+        let begin = &[begin, plans].join(";");
         let mut begun = self.client.borrow_mut().batch_execute(begin);
         if begun.as_ref().is_err_and(|e| self.failed(e).is_lost) {
             self.replace()?;

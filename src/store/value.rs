@@ -25,7 +25,7 @@ pub trait Bind {
     fn value(&self) -> Value<'_>;
 }
 
-/// What a statement binds: see [`params!`].
+/// What a statement binds: made by `params!`.
 pub type Params<'a> = &'a [&'a dyn Bind];
 
 /// Values for a statement, `$1` first.
