@@ -80,7 +80,7 @@ pub struct Config {
     /// `server_name` of the homeserver.
     pub server_name: String,
     /// Our own bookkeeping; by default `<database>.roomkeeper`, or for a database on a server a file in our
-    /// [state directory](state_directory).
+    /// state directory.
     pub ledger: PathBuf,
     /// Purge threads.
     pub workers: usize,
