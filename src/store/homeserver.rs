@@ -4,6 +4,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
@@ -286,14 +287,28 @@ impl RowLock {
         const DELETE: &str = "
             DELETE FROM worker_read_write_locks WHERE lock_name = $1 AND lock_key = $2 AND token = $3";
         let doing = "give the homeserver's lock on the room back";
-        db.write(doing, |db| {
-            for name in self.names {
-                db.execute(doing, DELETE, params![name, self.room.as_str(), self.token])?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let released = db.write(doing, |db| {
+                for name in self.names {
+                    db.execute(doing, DELETE, params![name, self.room.as_str(), self.token])?;
+                }
+                Ok(())
+            });
+            match released {
+                // What was meant for an earlier statement can come late; a server is asked over a connection of its own.
+                Err(e) if e.is_interrupt() && tries < RELEASE_TRIES => thread::sleep(RELEASE_PAUSE),
+                outcome => return outcome,
             }
-            Ok(())
-        })
+        }
     }
 }
+
+/// How often giving a lock back is tried while interrupts come, and the pause between two tries: together longer than
+/// a stopping process goes on interrupting a job that has nothing else to do.
+const RELEASE_TRIES: u32 = 40;
+const RELEASE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether the database has Synapse's lock tables (schema ≥ 79).
 pub fn has_locks(db: &Db) -> bool {

@@ -307,8 +307,8 @@ def judge(template, scratch, differences, quick=False) -> tuple[list[str], str]:
             settle(server.database)
             with Daemon(home) as daemon:
                 comparison = Comparison(release, differences)
-                old = [room for room in template.manifest["rooms"] if not quick or room["shape"] in SAMPLED]
-                compare_all(comparison, (server.port, daemon.port), people, old, rooms, quick)
+                known = [room for room in template.manifest["rooms"] if not quick or room["shape"] in SAMPLED]
+                compare_all(comparison, (server.port, daemon.port), people, known, rooms, quick)
     finally:
         server_module.write_configuration = old
     return comparison.problems, f"{comparison.requests} requests, {comparison.events} events"
