@@ -50,7 +50,7 @@ struct Global {
     )]
     database: Option<PathBuf>,
     /// The homeserver's name, when there is no configuration file.
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME", global = true, conflicts_with = "config")]
     server_name: Option<String>,
     /// Machine-readable output on stdout.
     #[arg(long, global = true)]
@@ -169,6 +169,9 @@ fn start_logging(verbose: u8, is_daemon: bool) {
 fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
     let json = cli.global.json;
     match &cli.command {
+        Command::Demo if cli.global.database.is_some() || !cli.global.config.is_empty() => Err(
+            Error::Config("demo makes a database of its own and takes no other".into()),
+        ),
         Command::Demo => demo::demo(json),
         Command::Init => {
             let (Some(database), Some(_)) = (&cli.global.database, &cli.global.server_name) else {

@@ -24,6 +24,21 @@ use crate::time::Millis;
 /// How often a running job is asked after.
 const ASK_EVERY: Duration = Duration::from_millis(300);
 
+/// What a daemon answers with, besides `M_UNKNOWN`.
+const ERRCODES: &[&str] = &[
+    "M_BAD_JSON",
+    "M_FORBIDDEN",
+    "M_INVALID_PARAM",
+    "M_LIMIT_EXCEEDED",
+    "M_MISSING_PARAM",
+    "M_MISSING_TOKEN",
+    "M_NOT_FOUND",
+    "M_NOT_JSON",
+    "M_TOO_LARGE",
+    "M_UNKNOWN_TOKEN",
+    "M_UNRECOGNIZED",
+];
+
 /// The daemon that owns the ledger.
 fn daemon(ledger: &Path) -> Result<Client, Error> {
     let owned = Error::Owned(ledger.to_owned());
@@ -53,15 +68,16 @@ fn answer(reply: Result<Reply, crate::client::ClientError>) -> Result<Value, Err
     if (200..300).contains(&reply.status) {
         return Ok(reply.body);
     }
-    let said = reply
-        .body
-        .get("error")
-        .and_then(Value::as_str)
-        .unwrap_or("no reason given");
-    Err(Error::JobFailed(format!(
-        "the daemon answered {}: {said}",
-        reply.status
-    )))
+    let word = |key| reply.body.get(key).and_then(Value::as_str);
+    let errcode = word("errcode").unwrap_or_default();
+    Err(Error::Answered {
+        status: reply.status,
+        errcode: ERRCODES
+            .iter()
+            .find(|known| **known == errcode)
+            .unwrap_or(&"M_UNKNOWN"),
+        said: word("error").unwrap_or("no reason given").to_owned(),
+    })
 }
 
 fn quoted(text: &str) -> String {

@@ -49,10 +49,12 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
         .listen
         .iter()
         .filter_map(|listen| match listen {
-            Listen::Unix(path) => Some(path.clone()),
+            // Whoever asks may be elsewhere.
+            Listen::Unix(path) => Some(std::path::absolute(path)),
             Listen::Tcp(_) => None,
         })
-        .collect();
+        .collect::<Result<_, _>>()
+        .doing("find the daemon's own socket")?;
     config.resume = true;
     config.retention_jobs = true;
     let keeper = Keeper::open(config)?;

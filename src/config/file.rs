@@ -86,7 +86,15 @@ fn parse(text: &str) -> Result<Map<String, Value>, String> {
         Ok(Value::Object(keys)) => Ok(keys),
         Ok(Value::Null) => Ok(Map::new()),
         Ok(_) => Err("not a mapping of keys to values".into()),
-        Err(e) => Err(e.to_string()),
+        // Without the lines around the place: there may be secrets in them.
+        Err(e) => Err(match e.location() {
+            Some(at) => format!(
+                "line {}, column {}: not YAML as it should be",
+                at.line(),
+                at.column()
+            ),
+            None => "not YAML as it should be".into(),
+        }),
     }
 }
 
@@ -247,7 +255,13 @@ fn read_ours(
             "admin_user" => {
                 config.admin_user = UserId::new(string("roomkeeper.admin_user", value)?)
             }
-            "ledger" => config.ledger = directory.join(string("roomkeeper.ledger", value)?),
+            "ledger" => {
+                let file = string("roomkeeper.ledger", value)?;
+                if file.is_empty() {
+                    return Err(wrong("roomkeeper.ledger", value, "a file"));
+                }
+                config.ledger = directory.join(file);
+            }
             "workers" => config.workers = number("roomkeeper.workers", value, 1, 64)? as usize,
             "stride" => {
                 let block = mapping("roomkeeper.stride", value)?;

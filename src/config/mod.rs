@@ -130,7 +130,9 @@ impl Config {
     pub fn for_database(database: Database, server_name: &str) -> Self {
         let ledger = match &database {
             Database::File(path) => {
-                let mut ledger = path.clone().into_os_string();
+                // However the way to the file is written, it has one ledger.
+                let file = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+                let mut ledger = file.into_os_string();
                 ledger.push(".roomkeeper");
                 ledger.into()
             }

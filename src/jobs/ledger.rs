@@ -42,6 +42,12 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS recurring (name TEXT PRIMARY KEY, from_ms INTEGER NOT NULL) WITHOUT ROWID;
     PRAGMA user_version = 1;";
 
+/// Whether a file has tables and they are not ours.
+const IS_OF_ANOTHER: &str = "
+    SELECT EXISTS (SELECT 1 FROM sqlite_master)
+       AND NOT ((SELECT user_version FROM pragma_user_version) = 1
+                AND EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'candidate'))";
+
 /// Where a job is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -143,25 +149,34 @@ impl Ledger {
     /// Opens or makes the ledger and becomes its owner.
     ///
     /// # Errors
-    /// [`Error::Owned`] while another process owns it.
+    /// [`Error::Owned`] while another process owns it; [`Error::Config`] where it is a database of something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let doing = "open the ledger";
         let conn = Connection::open(path).doing(doing)?;
         conn.busy_timeout(OWNER_TIMEOUT).doing(doing)?;
-        let owned = conn.execute_batch(
-            "PRAGMA locking_mode = EXCLUSIVE;
-             PRAGMA journal_mode = WAL;
+        let refused = |e| match StoreError::from(e) {
+            e if e.is_busy() => Error::Owned(path.to_owned()),
+            source => Error::Store { doing, source },
+        };
+        // Before anything is written to it.
+        conn.execute_batch("PRAGMA locking_mode = EXCLUSIVE")
+            .doing(doing)?;
+        if conn
+            .query_row(IS_OF_ANOTHER, [], |row| row.get(0))
+            .map_err(refused)?
+        {
+            return Err(Error::Config(format!(
+                "the ledger {} cannot be used: it is a database of something else; say another place with \
+                 roomkeeper.ledger",
+                path.display()
+            )));
+        }
+        conn.execute_batch(
+            "PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
              BEGIN IMMEDIATE; COMMIT;",
-        );
-        if let Err(e) = owned {
-            let e = StoreError::from(e);
-            return Err(if e.is_busy() {
-                Error::Owned(path.to_owned())
-            } else {
-                Error::Store { doing, source: e }
-            });
-        }
+        )
+        .map_err(refused)?;
         conn.execute_batch(SCHEMA).doing(doing)?;
         let duties = conn
             .prepare("SELECT name FROM duty")
