@@ -40,7 +40,9 @@ pub enum Error {
     #[error("{0}")]
     Unsafe(String),
     /// Another roomkeeper owns the ledger, and so the work on this database.
-    #[error("another roomkeeper is at work: it owns the ledger {0}")]
+    #[error(
+        "another roomkeeper is at work: it owns the ledger {0}; wait until it has ended, or stop it"
+    )]
     Owned(std::path::PathBuf),
     /// A parameter that cannot be meant.
     #[error("{message}")]

@@ -41,6 +41,7 @@ use crate::store::users::{self, Requester};
 use crate::time::Millis;
 
 pub use self::deletion::DeleteStatus;
+pub use self::ownership::identity_of;
 pub use self::viewer::{Viewer, check_offline, reclaim};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
@@ -264,10 +265,25 @@ impl Keeper {
     pub fn resume(&self) -> Result<Vec<JobId>, Error> {
         let mut resumed = Vec::new();
         for record in self.shared.register.ledger().unended()? {
-            let Ok(ticket) = self.shared.register.readmit(&record) else {
-                continue;
-            };
             let id = record.id.clone();
+            let register = &self.shared.register;
+            let ticket = match register.readmit(&record) {
+                Ok(ticket) => ticket,
+                // It runs already.
+                Err(_) if register.is_live(&id) => continue,
+                Err(_) => {
+                    let why =
+                        "interrupted, and another job of the room was taken up again before it";
+                    log::warn!("{id} of room {} is given up: {why}", record.subject);
+                    register.ledger().end(
+                        &id,
+                        Some(why),
+                        &record.progress,
+                        self.shared.config.clock.now(),
+                    )?;
+                    continue;
+                }
+            };
             let Some(work) = Work::of_record(record) else {
                 ticket.end(Some(
                     "interrupted, and this roomkeeper does not know how to go on",

@@ -14,7 +14,7 @@ use super::signals;
 use crate::config::{Config, Listen};
 use crate::error::{Doing, EXIT_FAILED, Error};
 use crate::http;
-use crate::keeper::Keeper;
+use crate::keeper::{self, Keeper};
 
 /// How often the main thread looks up: for signals, which set a flag, and for the watchdog.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
@@ -24,6 +24,9 @@ const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
 pub(super) struct Owner {
     /// The daemon's process.
     pub pid: u32,
+    /// The database it works on, as the database itself knows it.
+    #[serde(default)]
+    pub database: String,
     /// Its Unix sockets.
     pub sockets: Vec<PathBuf>,
 }
@@ -55,12 +58,14 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
         })
         .collect::<Result<_, _>>()
         .doing("find the daemon's own socket")?;
+    let database = keeper::identity_of(&config)?;
     config.resume = true;
     config.retention_jobs = true;
     let keeper = Keeper::open(config)?;
     let door = http::serve(keeper.clone())?;
     let owner = Owner {
         pid: std::process::id(),
+        database,
         sockets,
     };
     write_owner(&ledger, &owner)?;

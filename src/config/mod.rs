@@ -136,9 +136,10 @@ impl Config {
                 ledger.push(".roomkeeper");
                 ledger.into()
             }
-            // One ledger for each homeserver; the database's address may be written in many ways.
-            Database::Server(_) => {
-                state_directory().join(format!("{}.ledger", server_name.replace(['/', ':'], "_")))
+            // One ledger for each homeserver and each copy of it; the address may be written in many ways.
+            Database::Server(server) => {
+                let name = format!("{server_name}.{}.ledger", server.database_name());
+                state_directory().join(name.replace(['/', ':'], "_"))
             }
         };
         let mut stride = StrideBounds::default();

@@ -57,6 +57,11 @@ pub fn run(site: &Site, call: &Call) -> Result<Outbound, Failure> {
     let who = site.admin(call)?;
     let wanted = wire::object(&call.inbound.body, Body::Optional)?;
     let mut ids: Vec<JobId> = Vec::new();
+    if wanted.is_empty() && !site.keeper.config().retention.enabled {
+        return Err(Failure::bad_json(
+            "retention is not enabled: say which job, or which lifetimes",
+        ));
+    }
     let mut refused = None;
     for range in ranges(&site.keeper.config().retention, &wanted)? {
         match site

@@ -40,6 +40,8 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS duty (name TEXT PRIMARY KEY) WITHOUT ROWID;
     -- From when the interval of a recurring job counts: its last run, or when it was first heard of.
     CREATE TABLE IF NOT EXISTS recurring (name TEXT PRIMARY KEY, from_ms INTEGER NOT NULL) WITHOUT ROWID;
+    -- The database that all this is about.
+    CREATE TABLE IF NOT EXISTS subject_database (one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL);
     PRAGMA user_version = 1;";
 
 /// Whether a file has tables and they are not ours.
@@ -178,6 +180,12 @@ impl Ledger {
         )
         .map_err(refused)?;
         conn.execute_batch(SCHEMA).doing(doing)?;
+        // S-19: whoever ran a job was the owner, and is gone.
+        conn.execute(
+            "UPDATE job SET state = 'queued' WHERE state = 'running'",
+            [],
+        )
+        .doing(doing)?;
         let duties = conn
             .prepare("SELECT name FROM duty")
             .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
@@ -192,6 +200,30 @@ impl Ledger {
     /// The ledger's file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether there is unfinished work in it, and on another database than this.
+    pub fn is_of_another(&self, identity: &str) -> Result<bool, Error> {
+        const OF_ANOTHER: &str = "
+            SELECT EXISTS (SELECT 1 FROM subject_database WHERE identity <> $1)
+               AND (EXISTS (SELECT 1 FROM job WHERE state IN ('queued', 'running'))
+                    OR EXISTS (SELECT 1 FROM candidate) OR EXISTS (SELECT 1 FROM step) OR EXISTS (SELECT 1 FROM duty))";
+        self.conn
+            .lock()
+            .query_row(OF_ANOTHER, [identity], |row| row.get(0))
+            .doing("look whose ledger it is")
+    }
+
+    /// From now on it is this database's.
+    pub fn adopt(&self, identity: &str) -> Result<(), Error> {
+        const ADOPT: &str = "
+            INSERT INTO subject_database VALUES (1, $1)
+                ON CONFLICT (one) DO UPDATE SET identity = excluded.identity WHERE identity <> excluded.identity";
+        self.conn
+            .lock()
+            .execute(ADOPT, [identity])
+            .doing("say whose ledger it is")
+            .map(drop)
     }
 
     /// Writes a new job down. It is there before anything starts.
@@ -523,6 +555,22 @@ mod tests {
         assert!(matches!(Ledger::open(&path), Err(Error::Owned(_))));
         drop(first);
         Ledger::open(&path).expect("opens again");
+    }
+
+    #[test]
+    fn what_ran_when_its_owner_was_killed_waits_for_the_next() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("l");
+        let ledger = Ledger::open(&path).expect("opens");
+        ledger.insert(&job("A")).expect("insert");
+        ledger.start(&JobId::from("A"), Millis(2)).expect("start");
+        drop(ledger);
+        let next = Ledger::open(&path).expect("opens");
+        let found = next.get(&JobId::from("A")).expect("read").expect("there");
+        assert_eq!(
+            (found.state, found.started_ms),
+            (State::Queued, Some(Millis(2)))
+        );
     }
 
     #[test]

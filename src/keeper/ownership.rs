@@ -15,14 +15,33 @@ use crate::store::users;
 
 /// Becomes the owner of the ledger, and so of the work on the database.
 pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
-    match config.database.file() {
-        Some(file) if file.is_file() => {}
-        // Before a ledger appears beside nothing.
-        Some(_) => drop(Db::open(&config.database, &OpenOptions::default())?),
-        None => make_directory_of(&config.ledger)?,
+    if config.database.file().is_none() {
+        make_directory_of(&config.ledger)?;
     }
+    // Before a ledger appears beside nothing, or beside a file that is something else.
+    let identity = identity_of(config)?;
     make_ledger(&config.ledger, config.database.file())?;
-    Ledger::open(&config.ledger)
+    let ledger = Ledger::open(&config.ledger)?;
+    if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
+        return Err(Error::Unsafe(format!(
+            "the ledger {} has unfinished work on another database: finish that first (`roomkeeper jobs --resume` there), \
+             or say another ledger (roomkeeper.ledger) for this one",
+            config.ledger.display()
+        )));
+    }
+    ledger.adopt(&identity)?;
+    Ok(ledger)
+}
+
+/// What tells a database from every other one, its own copies included.
+pub fn identity_of(config: &Config) -> Result<String, Error> {
+    Db::open(&config.database, &OpenOptions::default())?.identity()
+}
+
+/// A file that was moved together with the ledger beside it is no other database.
+fn lies_beside(ledger: &Path, identity: &str) -> bool {
+    let beside = format!("{identity}.roomkeeper");
+    fs::canonicalize(ledger).is_ok_and(|ledger| ledger == Path::new(&beside))
 }
 
 /// A new ledger belongs to whom the database belongs to, as SQLite's own files beside it do: a purge by root must not

@@ -17,6 +17,7 @@ use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{PURGE_LOCK, RowLock};
 use crate::store::keys::Keys;
+use crate::store::room_rows;
 use crate::store::search::{self, Documents};
 use crate::store::space;
 use crate::worksite::{
@@ -125,6 +126,10 @@ fn purge_events(
         history::forget_former_job(&site.db)?;
     }
     refuse_to_empty(&site.db, site.room, request)?;
+    if !room_rows::is_known(&site.db, site.room)? {
+        let note = "the database does not know this room (an id begins with !; an alias is none)";
+        progress.notes.push(note.into());
+    }
     refuse_partial_state(site, request)?;
     space::check_room_to_purge(&site.db)?;
     let left = history::count_timeline(&site.db, &request.cut(site.room, site.server_name))?;

@@ -80,6 +80,10 @@ fn wrong_usage_and_configuration_end_with_2() {
         home.run(words)
             .assert_ended(2, "roomkeeper.wokers is not a key; the keys are");
     }
+    home.configure("", "retention: {default_policy: {max_lifetime: 1s}}");
+    home.run(&["retention", "run"])
+        .assert_ended(2, "retention is not enabled");
+    home.run(&["retention", "plan"]).assert_ended(0, "");
     home.configure("", "");
     home.run(&["purge-history", "!a:b"])
         .assert_ended(2, "--before-event");
@@ -351,18 +355,20 @@ fn words_of(command: &str) -> Vec<String> {
 #[test]
 fn every_command_of_the_readme_is_understood() {
     let readme = include_str!("../../README.md");
-    let alias = readme.lines().find_map(|line| {
-        line.strip_prefix("alias rk='roomkeeper ")?
-            .strip_suffix('\'')
-    });
-    let alias = words_of(alias.expect("an alias for a short name"));
+    let mut short: Vec<String> = Vec::new();
     let mut in_shell = false;
     let mut understood = 0;
     for line in readme.lines() {
         if line.starts_with("```") {
             in_shell = line == "```sh";
         }
-        let before: &[String] = if line.starts_with("rk ") { &alias } else { &[] };
+        if let Some(meaning) = line.strip_prefix("rk() { roomkeeper ") {
+            let meaning = meaning
+                .strip_suffix(" \"$@\"; }")
+                .expect("a function of one command");
+            short = words_of(meaning);
+        }
+        let before: &[String] = if line.starts_with("rk ") { &short } else { &[] };
         let command = ["rk ", "roomkeeper ", "cargo run --release -- "]
             .iter()
             .find_map(|name| line.strip_prefix(name))
