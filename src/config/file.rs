@@ -505,8 +505,9 @@ mod tests {
         assert!(!format!("{:?}", config.database).contains("hunter2"));
         assert_eq!(config.ledger, Path::new("/l"));
         assert!(!config.stride.keys_in_sets);
-        let other =
-            read("server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h}}");
+        let other = read(
+            "server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h, dbname: syn}}",
+        );
         let ledger = other.expect("reads").ledger;
         assert!(
             ledger.ends_with("example.org_8448.syn.ledger"),
