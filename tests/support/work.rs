@@ -78,6 +78,13 @@ impl Site {
         site
     }
 
+    /// What somebody else has written into a file, and takes away in the end: there, or where this engine has it.
+    pub fn of_file(database: &Path, server_name: &str) -> Self {
+        let mut site = Self::at(database, server_name);
+        site.settle_on(super::engine::current());
+        site
+    }
+
     /// A database of somebody else, who takes it away in the end.
     pub fn at(database: &Path, server_name: &str) -> Self {
         Self {
@@ -226,6 +233,34 @@ impl Site {
             return server.tables();
         }
         Tables::read(&self.database)
+    }
+
+    /// Runs SQL past roomkeeper, which nobody stops: neither rights nor foreign keys.
+    #[track_caller]
+    pub fn run(&self, sql: &str) {
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            let mut client = server.client();
+            client
+                .batch_execute("SET session_replication_role = replica")
+                .expect("an administrator may");
+            client.batch_execute(sql).expect(sql);
+            return;
+        }
+        let conn = Connection::open(&self.database).expect("opens");
+        conn.execute_batch(sql).expect(sql);
+    }
+
+    /// The number that a question past roomkeeper has for an answer.
+    #[track_caller]
+    pub fn number(&self, sql: &str) -> i64 {
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            let row = server.client().query_one(sql, &[]).expect(sql);
+            return row.get(0);
+        }
+        let conn = Connection::open(&self.database).expect("opens");
+        conn.query_row(sql, [], |row| row.get(0)).expect(sql)
     }
 
     /// A row goes into a table.
