@@ -256,6 +256,7 @@ impl Site {
     pub fn number(&self, sql: &str) -> i64 {
         #[cfg(feature = "postgres")]
         if let Some(server) = &self.on_server {
+            let sql = &*roomkeeper::store::dialect::to_postgres(sql);
             let row = server.client().query_one(sql, &[]).expect(sql);
             return row.get(0);
         }
