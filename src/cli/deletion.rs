@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{finish, output, remote};
-use crate::config::Config;
+use crate::config::{Config, Homeserver};
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
@@ -87,6 +87,8 @@ pub(super) fn set_block(
 ) -> Result<ExitCode, Error> {
     let (room, asked) = (RoomId::new(room), config.clone());
     let operator = config.admin_user.clone();
+    // W-20: a homeserver that is not told believes what it remembers.
+    let is_unheard = config.homeserver == Homeserver::Beside && config.homeserver_api.is_none();
     match Keeper::open(config) {
         Err(Error::Owned(_)) => remote::set_block(&asked, &room, block)?,
         keeper if block => keeper?.block(&room, &operator)?,
@@ -94,6 +96,11 @@ pub(super) fn set_block(
     }
     if as_json {
         output::json(&json!({"room_id": room, "block": block}));
+    } else if block && is_unheard {
+        output::say(&format!(
+            "room {room} is blocked in the database: the homeserver that runs heeds it when it looks there again, at the \
+             latest when it starts anew"
+        ));
     } else if block {
         output::say(&format!("room {room} is blocked: nobody can join it"));
     } else {

@@ -99,7 +99,7 @@ impl Keeper {
         if is_busy {
             return Err(Error::RoomBusy { room: room.clone() });
         }
-        self.refuse_foreign(&request)?;
+        refuse_foreign(&request, &self.shared.config.server_name)?;
         let deletion = self.deletion(request, Extent::Whole);
         let params = params_of(&deletion)?;
         let ticket = shared
@@ -119,7 +119,7 @@ impl Keeper {
     /// left in the room, and none of its rows went; [`Error::JobFailed`].
     pub fn delete_room(&self, room: &RoomId, request: Request) -> Result<Shutdown, Error> {
         refuse_illegal(room)?;
-        self.refuse_foreign(&request)?;
+        refuse_foreign(&request, &self.shared.config.server_name)?;
         let ended = self.do_and_wait(DELETE_ROOM, room, self.deletion(request, Extent::Whole))?;
         Ok(shutdown_of(&ended))
     }
@@ -260,20 +260,20 @@ impl Keeper {
         request.requester.get_or_insert_with(|| operator.clone());
         Deletion { request, extent }
     }
+}
 
-    /// D-6.
-    fn refuse_foreign(&self, request: &Request) -> Result<(), Error> {
-        match &request.new_room_user_id {
-            Some(user) if !user.is_local(&self.shared.config.server_name) => Err(Error::bad(
-                "M_UNKNOWN",
-                format!("User must be our own: {user}"),
-            )),
-            Some(user) if !user.is_whole() => Err(Error::bad(
-                "M_INVALID_PARAM",
-                "new_room_user_id has no name, or more than 255 bytes",
-            )),
-            _ => Ok(()),
-        }
+/// D-6.
+fn refuse_foreign(request: &Request, server_name: &str) -> Result<(), Error> {
+    match &request.new_room_user_id {
+        Some(user) if !user.is_local(server_name) => Err(Error::bad(
+            "M_UNKNOWN",
+            format!("User must be our own: {user}"),
+        )),
+        Some(user) if !user.is_whole() => Err(Error::bad(
+            "M_INVALID_PARAM",
+            "new_room_user_id has no name, or more than 255 bytes",
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -328,6 +328,15 @@ impl Viewer {
     /// As [`Keeper::plan_deletion`].
     pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
         refuse_illegal(room)?;
-        deletion::plan(&self.db, room, request, &self.config.server_name)
+        let config = &self.config;
+        refuse_foreign(request, &config.server_name)?;
+        let mut plan = deletion::plan(&self.db, room, request, &config.server_name)?;
+        let writes = !plan.users_to_move.is_empty() || request.new_room_user_id.is_some();
+        let needs_key = writes && config.homeserver_api.is_none() && !request.force_purge;
+        if needs_key && let Err(e) = config.authorship.keys() {
+            plan.notes
+                .push(format!("as it is, it would be refused: {e}"));
+        }
+        Ok(plan)
     }
 }

@@ -104,28 +104,46 @@ pub(super) fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
     if config.homeserver != Homeserver::Refuse {
         return Ok(());
     }
-    let sign = match Watch::new(config.whereabouts.clone(), &config.database).outside() {
-        Some(sign) => Some(sign),
-        None if config
-            .database
-            .file()
-            .map_or(Ok(false), homeserver::is_open_elsewhere)? =>
-        {
-            Some("another process has the database open".to_owned())
-        }
-        None => {
-            let db = Db::open(&config.database, &OpenOptions::default())?;
-            Watch::new(Default::default(), &config.database)
-                .sign_of_life(&db, config.clock.now())?
-        }
-    };
-    match sign {
+    match sign_of_homeserver(config)? {
         None => Ok(()),
         Some(sign) => Err(Error::Unsafe(format!(
             "a homeserver seems to be running on this database: {sign}. Stop it first; or accept it with --beside \
              (roomkeeper.homeserver.running: beside); or, if you are sure that none is running, say --offline=assume"
         ))),
     }
+}
+
+/// The same for what needs the database for itself alone, whatever the configuration accepts.
+pub(super) fn refuse_anybody_else(config: &Config) -> Result<(), Error> {
+    let sign = match config.homeserver {
+        Homeserver::AssumeStopped => open_elsewhere(config)?,
+        Homeserver::Refuse | Homeserver::Beside => sign_of_homeserver(config)?,
+    };
+    match sign {
+        None => Ok(()),
+        Some(sign) => Err(Error::Unsafe(format!(
+            "this needs the database for itself alone, and a homeserver seems to be running on it: {sign}. Stop it first"
+        ))),
+    }
+}
+
+fn sign_of_homeserver(config: &Config) -> Result<Option<String>, Error> {
+    if let Some(sign) = Watch::new(config.whereabouts.clone(), &config.database).outside() {
+        return Ok(Some(sign));
+    }
+    if let Some(sign) = open_elsewhere(config)? {
+        return Ok(Some(sign));
+    }
+    let db = Db::open(&config.database, &OpenOptions::default())?;
+    Watch::new(Default::default(), &config.database).sign_of_life(&db, config.clock.now())
+}
+
+fn open_elsewhere(config: &Config) -> Result<Option<String>, Error> {
+    let is_open = config
+        .database
+        .file()
+        .map_or(Ok(false), homeserver::is_open_elsewhere)?;
+    Ok(is_open.then(|| "another process has the database open".to_owned()))
 }
 
 /// Who is local is told by the server's name: under a wrong one a purge would take local users' messages, and a deletion

@@ -1,8 +1,10 @@
 //! What can be done without owning the work on a database, and what needs it for itself alone.
 
-use super::ownership::{own_ledger, refuse_running_homeserver, refuse_wrong_server_name};
+use super::ownership::{
+    own_ledger, refuse_anybody_else, refuse_running_homeserver, refuse_wrong_server_name,
+};
 use super::{PurgeOptions, options};
-use crate::config::{Config, Homeserver};
+use crate::config::Config;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::PurgePoint;
@@ -70,12 +72,7 @@ pub fn check_offline(
 /// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
 pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
     let ledger = own_ledger(config)?;
-    // Only a stopped homeserver will do here, whatever the configuration accepts.
-    let alone = Config {
-        homeserver: Homeserver::Refuse,
-        ..config.clone()
-    };
-    refuse_running_homeserver(&alone)?;
+    refuse_anybody_else(config)?;
     let mut db = Db::open(&config.database, &OpenOptions::default())?;
     if config.overwrite_deleted && search::is_present(&db) {
         // Purges beside a running homeserver leave this to us.
