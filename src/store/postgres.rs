@@ -2,6 +2,10 @@
 //! breaks. The client blocks; what is asynchronous inside it stays inside it.
 
 mod address;
+mod encryption;
+mod passwords;
+#[cfg(feature = "postgres-tls")]
+mod tls;
 mod wire;
 
 use std::cell::{Cell, RefCell};
@@ -17,6 +21,7 @@ use super::dialect;
 use super::value::{Of, Params, Row, RowResult, Value};
 use crate::database::Server;
 use crate::error::{Error, ServerError, StoreError};
+use encryption::Encryption;
 use wire::Bound;
 
 /// Statements that one connection keeps prepared; ours are some two hundred.
@@ -73,19 +78,19 @@ pub(super) struct Link {
     access: Access,
     client: RefCell<Client>,
     statements: RefCell<HashMap<String, Statement>>,
-    token: Arc<Mutex<CancelToken>>,
+    token: Arc<Mutex<(CancelToken, Encryption)>>,
     in_transaction: Cell<bool>,
     triggers: Cell<bool>,
 }
 
 /// Stops the statement that a connection is running.
-pub struct Interrupt(Arc<Mutex<CancelToken>>);
+pub struct Interrupt(Arc<Mutex<(CancelToken, Encryption)>>);
 
 impl Interrupt {
     /// Asks the server, over a connection of its own. What does not get there is asked again by who wants to stop.
     pub(super) fn interrupt(&self) {
-        let token = self.0.lock().clone();
-        if let Err(e) = address::cancel(&token) {
+        let (token, encryption) = self.0.lock().clone();
+        if let Err(e) = encryption.cancel(&token) {
             log::debug!("asking the server to stop a statement: {}", error(&e));
         }
     }
@@ -94,11 +99,11 @@ impl Interrupt {
 impl Link {
     /// Connects.
     pub(super) fn open(server: &Server, access: Access) -> Result<Self, Error> {
-        let client = connect(server, access)?;
+        let (client, encryption) = connect(server, access)?;
         Ok(Self {
             server: server.clone(),
             access,
-            token: Arc::new(Mutex::new(client.cancel_token())),
+            token: Arc::new(Mutex::new((client.cancel_token(), encryption))),
             client: RefCell::new(client),
             statements: RefCell::default(),
             in_transaction: Cell::new(false),
@@ -264,8 +269,8 @@ impl Link {
     }
 
     fn replace(&self) -> Result<(), StoreError> {
-        let client = match connect(&self.server, self.access) {
-            Ok(client) => client,
+        let (client, encryption) = match connect(&self.server, self.access) {
+            Ok(connected) => connected,
             Err(Error::Store { source, .. }) => return Err(source),
             Err(e) => {
                 return Err(StoreError::Server(ServerError {
@@ -275,7 +280,7 @@ impl Link {
                 }));
             }
         };
-        *self.token.lock() = client.cancel_token();
+        *self.token.lock() = (client.cancel_token(), encryption);
         self.statements.borrow_mut().clear();
         *self.client.borrow_mut() = client;
         Ok(())
@@ -288,25 +293,25 @@ impl Link {
     }
 }
 
-fn connect(server: &Server, access: Access) -> Result<Client, Error> {
+fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Error> {
     let doing = "connect to the PostgreSQL server";
     let lost = |e: &postgres::Error| {
         let mut error = error(e);
-        // Whatever stands in the way of connecting may be gone the next time; a wrong password is not.
-        error.is_lost |= error.code.is_none();
+        // Whatever stands in the way of connecting may be gone the next time; a wrong password or certificate is not.
+        error.is_lost |= error.code.is_none() && !encryption::is_about_encryption(e);
         error.text = format!("{server}: {}", error.text);
         Error::Store {
             doing,
             source: error.into(),
         }
     };
-    let mut client = address::connect(server, |e| lost(&e))?;
+    let (mut client, encryption) = address::connect(server, |e| lost(&e))?;
     let mut setup = String::from("SET client_encoding = 'UTF8'");
     if access != Access::Write {
         setup.push_str("; SET default_transaction_read_only = on");
     }
     client.batch_execute(&setup).map_err(|e| lost(&e))?;
-    Ok(client)
+    Ok((client, encryption))
 }
 
 /// What the server said, without what it says of rows.
