@@ -64,7 +64,7 @@ impl<'a> Held<'a> {
     }
 
     fn write(&self, sql: &str, params: impl rusqlite::Params) {
-        let conn = Connection::open(&self.0.database).expect("opens");
+        let conn = Connection::open(&self.0.site.database).expect("opens");
         conn.busy_timeout(Duration::from_secs(60)).expect("set");
         conn.pragma_update(None, "foreign_keys", true).expect("set");
         conn.execute(sql, params).expect(sql);
