@@ -8,10 +8,6 @@ use super::db::{Access, Db, OpenOptions};
 use crate::database::Database;
 use crate::error::Error;
 
-/// Page cache of one connection, in KiB: a page of a hundred events touches some 2 MiB of the file, and most of what is
-/// read is mapped, not cached.
-const CACHE_KIB: i64 = 16 * 1024;
-
 /// Connections that ask and cannot write. Those that wait lie on a stack, so that the one whose caches are warm is lent
 /// next; whoever finds none opens one, so nobody waits for another's question.
 pub struct Connections {
@@ -41,7 +37,6 @@ impl Connections {
                 &self.database,
                 &OpenOptions {
                     access: Access::Ask,
-                    cache_kib: CACHE_KIB,
                     ..OpenOptions::default()
                 },
             )?,

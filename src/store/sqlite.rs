@@ -115,9 +115,6 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     pragmas.push_str(&format!("PRAGMA cache_size = -{};", options.cache_kib));
     if options.access == Access::Ask {
         pragmas.push_str("PRAGMA query_only = ON;");
-        // Whatever another process writes empties this connection's page cache, beside a busy server every second:
-        // what is mapped is not read again then. SQLite maps no more than 2 GiB.
-        pragmas.push_str("PRAGMA mmap_size = 2147418112;");
     }
     conn.execute_batch(&pragmas)
         .doing("open the database (is it a SQLite database, and whole?)")?;
