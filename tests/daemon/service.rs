@@ -58,7 +58,7 @@ fn a_purge_that_a_signal_interrupts_goes_on_at_the_next_start() {
     assert_eq!(daemon.wait().signal(), Some(9));
     drop(daemon);
     // On a server its lock on the room may be another roomkeeper's, for two minutes; those have passed (W-4).
-    home.sql("DELETE FROM worker_read_write_locks");
+    home.sql("DELETE FROM worker_read_write_locks; DELETE FROM worker_read_write_locks_mode");
     let left = home.events();
     assert!(left < EVENTS, "something was purged");
     home.assert_sound();
