@@ -155,13 +155,15 @@ impl Keys {
                 parent,
                 is_indexed,
             } = child;
-            // A server finds by itself from which side to walk.
-            let from_child = db.engine() == Engine::Postgres || !is_indexed || {
+            let from_child = || -> Result<bool, Error> {
                 let longer =
                     format!("SELECT EXISTS (SELECT 1 FROM {table} LIMIT 1 OFFSET {selected})");
-                db.count(doing, &longer, &[])? == 0
+                Ok(!is_indexed || db.count(doing, &longer, &[])? == 0)
             };
-            let joined = if from_child {
+            let joined = if db.engine() == Engine::Postgres {
+                // Named side by side, a server finds by itself from which to walk.
+                format!("rk_selected s, {table} c")
+            } else if from_child()? {
                 format!("{table} c CROSS JOIN rk_selected s")
             } else {
                 format!("rk_selected s CROSS JOIN {table} c")
