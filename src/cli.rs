@@ -168,6 +168,15 @@ fn start_logging(verbose: u8, is_daemon: bool) {
 
 fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
     let json = cli.global.json;
+    let database = cli.global.database.as_deref().map(Database::of_path);
+    if let Some(Database::Server(server)) = &database
+        && server.shows_password()
+    {
+        log::warn!(
+            "everybody on this machine can read the password on the command line: put it into PGPASSWORD, into \
+             ~/.pgpass, or into a configuration (-c)"
+        );
+    }
     match &cli.command {
         Command::Demo => demo::demo(json),
         Command::Init => {

@@ -68,6 +68,18 @@ impl fmt::Debug for Database {
     }
 }
 
+impl Server {
+    /// Whether the address as it is written holds a password, which on a command line everybody on the machine can read.
+    pub fn shows_password(&self) -> bool {
+        let Self::Url(url) = self else { return false };
+        let (place, query) = url.split_once('?').unwrap_or((url, ""));
+        let rest = SCHEMES.iter().find_map(|s| place.strip_prefix(s));
+        let who = rest.and_then(|rest| Some(rest.rsplit_once('@')?.0));
+        who.is_some_and(|who| who.contains(':'))
+            || query.split('&').any(|pair| pair.starts_with("password="))
+    }
+}
+
 /// Host and name: what helps a person, and nothing that opens a door.
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -148,6 +160,19 @@ mod tests {
             assert!(!shown.contains("hunt"), "{shown}");
             assert!(shown.contains("postgres://"), "{shown}");
         }
+    }
+
+    #[test]
+    fn an_address_with_a_password_is_told_from_one_without() {
+        let shows = |url: &str| Server::Url(url.into()).shows_password();
+        assert!(shows("postgres://synapse:hunter2@db.example/synapse"));
+        assert!(shows(
+            "postgresql://db.example/synapse?user=u&password=hunter2"
+        ));
+        assert!(!shows(
+            "postgres://synapse@db.example:5433/synapse?sslmode=require"
+        ));
+        assert!(!shows("postgres:///synapse"));
     }
 
     #[test]

@@ -57,6 +57,10 @@ const ALLOWED: &[(&str, &str)] = &[
         "once a deletion, and only where there are tables that nobody knows",
     ),
     (
+        " LIMIT 1 OFFSET ",
+        "looks whether a table is longer than the selection, and at no more of it",
+    ),
+    (
         "FROM state_groups WHERE room_id = $1",
         "once a deletion: its list of groups",
     ),

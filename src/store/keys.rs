@@ -155,15 +155,12 @@ impl Keys {
                 parent,
                 is_indexed,
             } = child;
-            let from_child = || -> Result<bool, Error> {
+            let from_child = !is_indexed || {
                 let longer =
                     format!("SELECT EXISTS (SELECT 1 FROM {table} LIMIT 1 OFFSET {selected})");
-                Ok(!is_indexed || db.count(doing, &longer, &[])? == 0)
+                db.count(doing, &longer, &[])? == 0
             };
-            let joined = if db.engine() == Engine::Postgres {
-                // Named side by side, a server finds by itself from which to walk.
-                format!("rk_selected s, {table} c")
-            } else if from_child()? {
+            let joined = if from_child {
                 format!("{table} c CROSS JOIN rk_selected s")
             } else {
                 format!("rk_selected s CROSS JOIN {table} c")

@@ -2,6 +2,10 @@
 //! breaks. The client blocks; what is asynchronous inside it stays inside it.
 
 mod address;
+mod encryption;
+mod passwords;
+#[cfg(feature = "postgres-tls")]
+mod tls;
 mod wire;
 
 use std::cell::{Cell, RefCell};
@@ -17,10 +21,14 @@ use super::dialect;
 use super::value::{Of, Params, Row, RowResult, Value};
 use crate::database::Server;
 use crate::error::{Error, ServerError, StoreError};
+use encryption::Encryption;
 use wire::Bound;
 
 /// Statements that one connection keeps prepared; ours are some two hundred.
 const MOST_STATEMENTS: usize = 512;
+
+/// How often a question that stands alone is asked, where the server is lost meanwhile.
+const ASKED_AGAIN: usize = 4;
 
 /// What a connection of ours is called in `pg_stat_activity`.
 pub(crate) const APPLICATION_NAME: &str = "roomkeeper";
@@ -95,20 +103,20 @@ pub(super) struct Link {
     access: Access,
     client: RefCell<Client>,
     statements: RefCell<HashMap<String, Statement>>,
-    token: Arc<Mutex<CancelToken>>,
+    token: Arc<Mutex<(CancelToken, Encryption)>>,
     in_transaction: Cell<bool>,
     triggers: Cell<bool>,
     walks: Cell<bool>,
 }
 
 /// Stops the statement that a connection is running.
-pub struct Interrupt(Arc<Mutex<CancelToken>>);
+pub struct Interrupt(Arc<Mutex<(CancelToken, Encryption)>>);
 
 impl Interrupt {
     /// Asks the server, over a connection of its own. What does not get there is asked again by who wants to stop.
     pub(super) fn interrupt(&self) {
-        let token = self.0.lock().clone();
-        if let Err(e) = address::cancel(&token) {
+        let (token, encryption) = self.0.lock().clone();
+        if let Err(e) = encryption.cancel(&token) {
             log::debug!("asking the server to stop a statement: {}", error(&e));
         }
     }
@@ -117,11 +125,11 @@ impl Interrupt {
 impl Link {
     /// Connects.
     pub(super) fn open(server: &Server, access: Access) -> Result<Self, Error> {
-        let client = connect(server, access)?;
+        let (client, encryption) = connect(server, access)?;
         Ok(Self {
             server: server.clone(),
             access,
-            token: Arc::new(Mutex::new(client.cancel_token())),
+            token: Arc::new(Mutex::new((client.cancel_token(), encryption))),
             client: RefCell::new(client),
             statements: RefCell::default(),
             in_transaction: Cell::new(false),
@@ -186,13 +194,13 @@ impl Link {
         params: Params<'_>,
         work: impl Fn(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
     ) -> Result<T, StoreError> {
-        match self.ask(sql, params, &work) {
-            Err(e) if e.is_lost() && !self.in_transaction.get() => {
-                self.replace()?;
-                self.ask(sql, params, work)
+        for _ in 1..ASKED_AGAIN {
+            match self.ask(sql, params, &work) {
+                Err(e) if e.is_lost() && !self.in_transaction.get() => self.replace()?,
+                answer => return answer,
             }
-            answer => answer,
         }
+        self.ask(sql, params, work)
     }
 
     /// Prepares a statement, or takes the one that was prepared before, and runs it.
@@ -298,8 +306,8 @@ impl Link {
     }
 
     fn replace(&self) -> Result<(), StoreError> {
-        let client = match connect(&self.server, self.access) {
-            Ok(client) => client,
+        let (client, encryption) = match connect(&self.server, self.access) {
+            Ok(connected) => connected,
             Err(Error::Store { source, .. }) => return Err(source),
             Err(e) => {
                 return Err(StoreError::Server(ServerError {
@@ -309,7 +317,7 @@ impl Link {
                 }));
             }
         };
-        *self.token.lock() = client.cancel_token();
+        *self.token.lock() = (client.cancel_token(), encryption);
         self.statements.borrow_mut().clear();
         *self.client.borrow_mut() = client;
         Ok(())
@@ -322,19 +330,19 @@ impl Link {
     }
 }
 
-fn connect(server: &Server, access: Access) -> Result<Client, Error> {
+fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Error> {
     let doing = "connect to the PostgreSQL server";
     let lost = |e: &postgres::Error| {
         let mut error = error(e);
-        // Whatever stands in the way of connecting may be gone the next time; a wrong password is not.
-        error.is_lost |= error.code.is_none();
+        // Whatever stands in the way of connecting may be gone the next time; a wrong password or certificate is not.
+        error.is_lost |= error.code.is_none() && !encryption::is_about_encryption(e);
         error.text = format!("{server}: {}", error.text);
         Error::Store {
             doing,
             source: error.into(),
         }
     };
-    let mut client = address::connect(server, |e| lost(&e))?;
+    let (mut client, encryption) = address::connect(server, |e| lost(&e))?;
     let mut setup = String::from(SETUP);
     if access != Access::ReadFile {
         setup.push(';');
@@ -344,7 +352,7 @@ fn connect(server: &Server, access: Access) -> Result<Client, Error> {
         setup.push_str("; SET default_transaction_read_only = on");
     }
     client.batch_execute(&setup).map_err(|e| lost(&e))?;
-    Ok(client)
+    Ok((client, encryption))
 }
 
 /// What the server said, without what it says of rows.

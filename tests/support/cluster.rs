@@ -16,6 +16,7 @@ use roomkeeper::database::{Database, Server};
 /// A server that runs, and where.
 pub struct Cluster {
     directory: PathBuf,
+    port: u16,
     programs: PathBuf,
     admin: Mutex<Client>,
     /// The shell that watches over it: it ends the server when this process has ended, which closes the pipe.
@@ -28,12 +29,25 @@ const MUST_RUN: &str = "ROOMKEEPER_CI";
 /// A role with no rights but those of an owner, as Synapse's is.
 pub const ROLE: &str = "synapse";
 
+/// Where a server is met that is met by its socket alone.
+const PORT: u16 = 5432;
+
 /// The server of this process; `None`, after saying so, where there are no programs to start one with.
 pub fn cluster() -> Option<&'static Cluster> {
+    of_this_process("", PORT)
+}
+
+/// As [`cluster`], for a suite that meets it over TCP, too: on a port of 127.0.0.1 that was free.
+pub fn cluster_over_tcp() -> Option<&'static Cluster> {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    of_this_process("127.0.0.1", free.expect("a free port").port())
+}
+
+fn of_this_process(addresses: &str, port: u16) -> Option<&'static Cluster> {
     static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
     CLUSTER
         .get_or_init(|| match programs() {
-            Some(programs) => Some(Cluster::start(programs)),
+            Some(programs) => Some(Cluster::start(programs, addresses, port)),
             None => {
                 assert!(
                     std::env::var_os(MUST_RUN).is_none(),
@@ -83,7 +97,7 @@ fn without_rights() -> Vec<String> {
 }
 
 impl Cluster {
-    fn start(programs: PathBuf) -> Self {
+    fn start(programs: PathBuf, addresses: &str, port: u16) -> Self {
         // The name of a socket has to be short.
         let memory = Path::new("/dev/shm");
         let root = if memory.is_dir() {
@@ -102,7 +116,7 @@ impl Cluster {
         }
         let script = format!(
             "cd {dir} && {bin}/initdb -D {dir}/data -U postgres -A trust -E UTF8 --locale=C --no-sync >{dir}/initdb.log 2>&1 || exit 1
-             {bin}/postgres -D {dir}/data -k {dir} -c listen_addresses= -c fsync=off -c full_page_writes=off \
+             {bin}/postgres -D {dir}/data -k {dir} -c listen_addresses={addresses} -c port={port} -c fsync=off -c full_page_writes=off \
                 -c synchronous_commit=off -c max_connections=120 -c shared_buffers=64MB -c autovacuum=off \
                 -c log_min_messages=warning -c max_wal_size=256MB  >{dir}/server.log 2>&1 &
              cat >/dev/null
@@ -121,7 +135,7 @@ impl Cluster {
             .expect("a shell");
         let until = Instant::now() + Duration::from_secs(60);
         let admin = loop {
-            match client(&directory, "postgres", "postgres") {
+            match client(&directory, port, "postgres", "postgres") {
                 Ok(client) => break client,
                 Err(e) if Instant::now() > until => {
                     let log = fs::read_to_string(directory.join("initdb.log")).unwrap_or_default();
@@ -132,6 +146,7 @@ impl Cluster {
         };
         let cluster = Self {
             directory,
+            port,
             programs,
             admin: Mutex::new(admin),
             _watcher: watcher,
@@ -187,6 +202,7 @@ impl Cluster {
         let host = self.directory.display().to_string();
         let pairs = [
             ("host", host),
+            ("port", self.port.to_string()),
             ("user", role.into()),
             ("dbname", name.into()),
         ];
@@ -197,12 +213,12 @@ impl Cluster {
 
     /// A connection past roomkeeper, as an administrator.
     pub fn client(&self, name: &str) -> Client {
-        client(&self.directory, "postgres", name).expect("connects")
+        client(&self.directory, self.port, "postgres", name).expect("connects")
     }
 
     /// A connection past roomkeeper, as the ordinary role.
     pub fn client_of_role(&self, name: &str) -> Client {
-        client(&self.directory, ROLE, name).expect("connects")
+        client(&self.directory, self.port, ROLE, name).expect("connects")
     }
 
     /// An empty database in Synapse's layout, made once.
@@ -213,6 +229,52 @@ impl Cluster {
             roomkeeper::store::schema::create(self.database(&name)).expect("tables");
             name
         })
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Puts a file into its directory that the server may read and nobody else; answers its path.
+    pub fn keep(&self, name: &str, text: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.directory.join(name);
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("set");
+        if rustix::process::geteuid().is_root() {
+            let done = Command::new("chown")
+                .arg("nobody:nogroup")
+                .arg(&path)
+                .status();
+            assert!(done.expect("chown").success());
+        }
+        path
+    }
+
+    /// Sets what the server takes up without a restart, and has it read `pg_hba.conf` anew, with this text in it. Who
+    /// connects from now on meets it so.
+    pub fn configure(&self, settings: &[(&str, &str)], who_may_come: &str) {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let mark = format!("{} ", COUNT.fetch_add(1, Ordering::SeqCst));
+        self.keep("data/pg_hba.conf", who_may_come);
+        for (name, value) in settings.iter().chain(&[("log_line_prefix", &*mark)]) {
+            self.run(&format!("ALTER SYSTEM SET {name} = '{value}'"));
+        }
+        self.run("SELECT pg_reload_conf()");
+        let until = Instant::now() + Duration::from_secs(30);
+        let prefix = || -> String {
+            let mut client = self.client("postgres");
+            let row = client.query_one("SELECT current_setting('log_line_prefix')", &[]);
+            row.expect("asked").get(0)
+        };
+        while prefix() != mark {
+            assert!(
+                Instant::now() < until,
+                "the server does not take up its configuration"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Stops the server at once, as a crash would, and starts it again; answers when it takes connections.
@@ -232,13 +294,18 @@ impl Cluster {
         words.extend(["sh", "-c", &script].map(str::to_owned));
         let done = Command::new(&words[0]).args(&words[1..]).status();
         assert!(done.expect("a shell").success());
-        *self.admin.lock() = client(&self.directory, "postgres", "postgres").expect("runs again");
+        *self.admin.lock() =
+            client(&self.directory, self.port, "postgres", "postgres").expect("runs again");
     }
 }
 
-fn client(directory: &Path, role: &str, name: &str) -> Result<Client, postgres::Error> {
+fn client(directory: &Path, port: u16, role: &str, name: &str) -> Result<Client, postgres::Error> {
     let mut config = postgres::Config::new();
-    config.host_path(directory).user(role).dbname(name);
+    config
+        .host_path(directory)
+        .port(port)
+        .user(role)
+        .dbname(name);
     config.connect(NoTls)
 }
 
