@@ -9,10 +9,9 @@ use std::collections::BTreeSet;
 
 use roomkeeper::deletion::{Request, Shutdown};
 use roomkeeper::{Config, Error, Keeper, Millis, RoomId, UserId};
-use rusqlite::Connection;
 use support::rooms::Recipe;
 use support::samples::for_each_sample;
-use support::tables::{Row, Tables, Value, assert_same, insert, row};
+use support::tables::{Row, Tables, Value, assert_same, row};
 
 use support::work::{Site, progress_of};
 
@@ -26,10 +25,6 @@ fn forced() -> Request {
 
 /// Rows of every table that knows of rooms, for each room; in all of them `room` is the room's id.
 fn litter(site: &Site) -> Vec<String> {
-    let conn = Connection::open(&site.database).expect("opens");
-    // As homeservers do: what is moved within the file leaves nothing behind.
-    conn.execute_batch("PRAGMA secure_delete = ON")
-        .expect("set");
     let tables = site.tables();
     let rooms: Vec<String> = tables
         .rows("rooms")
@@ -49,7 +44,7 @@ fn litter(site: &Site) -> Vec<String> {
             for (column, value) in cells {
                 row.set(column, value.clone());
             }
-            insert(&conn, table, &row);
+            site.insert(table, &row);
         };
         let (text, one): (Value, Value) = ("x".into(), n.into());
         let (who, what) = (
@@ -184,7 +179,7 @@ fn litter(site: &Site) -> Vec<String> {
         );
         let mut server = row([("room_alias", (&alias).into())]);
         server.set("server", "x");
-        insert(&conn, "room_alias_servers", &server);
+        site.insert("room_alias_servers", &server);
     }
     // Every place in a chain has a link, most to another place.
     for place in tables.rows("event_auth_chains") {
@@ -198,7 +193,7 @@ fn litter(site: &Site) -> Vec<String> {
             ("target_chain_id", (chain % 7).into()),
             ("target_sequence_number", 1.into()),
         ]);
-        insert(&conn, "event_auth_chain_links", &link);
+        site.insert("event_auth_chain_links", &link);
     }
     rooms
 }
@@ -337,8 +332,6 @@ fn a_room_goes_whole_and_alone() {
     });
 }
 
-also_on_postgres!(a_room_goes_whole_and_alone);
-
 fn first_room(site: &Site) -> String {
     let rooms = litter(site);
     rooms[0].clone()
@@ -346,9 +339,7 @@ fn first_room(site: &Site) -> String {
 
 /// Nobody is in any room any more, as after a shutdown.
 fn empty(site: &Site) {
-    let conn = Connection::open(&site.database).expect("opens");
-    conn.execute_batch("DELETE FROM current_state_events; DELETE FROM local_current_membership")
-        .expect("emptied");
+    site.run("DELETE FROM current_state_events; DELETE FROM local_current_membership");
 }
 
 #[test]
@@ -389,25 +380,23 @@ fn a_room_with_local_people_in_it_is_not_deleted_unless_it_is_forced() {
             first_room(&site),
             UserId::new(format!("@somebody:{}", site.server_name)),
         );
-        let conn = Connection::open(&site.database).expect("opens");
         // In a very old database the current state does not know who is joined (E-1).
-        let event: String = conn
-            .query_row(
-                "SELECT m.event_id FROM room_memberships m WHERE m.room_id = $1 AND m.membership = 'join'",
-                [&room],
-                |r| r.get(0),
-            )
-            .expect("somebody joined");
-        conn.execute_batch(
-            "DELETE FROM current_state_events; DELETE FROM local_current_membership",
-        )
-        .expect("emptied");
-        conn.execute(
-            "INSERT INTO current_state_events (event_id, room_id, type, state_key) VALUES ($1, $2, 'm.room.member', $3)",
-            [&event, &room, local.as_str()],
-        )
-        .expect("written");
-        drop(conn);
+        let before = site.tables();
+        let mut members = before.rows("room_memberships").iter();
+        let joined = members.find(|m| m.word("room_id") == room && m.word("membership") == "join");
+        empty(&site);
+        site.insert(
+            "current_state_events",
+            &row([
+                (
+                    "event_id",
+                    joined.expect("somebody").word("event_id").into(),
+                ),
+                ("room_id", room.as_str().into()),
+                ("type", "m.room.member".into()),
+                ("state_key", local.as_str().into()),
+            ]),
+        );
         let before = site.tables();
         for config in [site.config(), site.in_strides_of(1)] {
             let keeper = Keeper::open(config).expect("opens");
@@ -436,26 +425,27 @@ fn people_of_other_servers_and_of_similar_names_do_not_keep_a_room() {
     let site = Site::random(1, &Recipe::default());
     let room = first_room(&site);
     empty(&site);
-    let conn = Connection::open(&site.database).expect("opens");
-    let events: Vec<String> = conn
-        .prepare("SELECT event_id FROM events WHERE room_id = $1 LIMIT 3")
-        .and_then(|mut s| s.query_map([&room], |r| r.get(0))?.collect())
-        .expect("events");
+    let tables = site.tables();
+    let events = tables.rows("events").iter();
+    let events = events.filter(|e| e.word("room_id") == room);
     let server = &site.server_name;
     let users = [
         format!("@a:x{server}"),
         format!("@a:{}", server.to_uppercase()),
         format!("@a:evil:{server}"),
     ];
-    for (event, user) in events.iter().zip(&users) {
-        conn.execute(
-            "INSERT INTO current_state_events (event_id, room_id, type, state_key, membership)
-             VALUES ($1, $2, 'm.room.member', $3, 'join')",
-            [event, &room, user],
-        )
-        .expect("written");
+    for (event, user) in events.zip(&users) {
+        site.insert(
+            "current_state_events",
+            &row([
+                ("event_id", event.word("event_id").into()),
+                ("room_id", room.as_str().into()),
+                ("type", "m.room.member".into()),
+                ("state_key", user.into()),
+                ("membership", "join".into()),
+            ]),
+        );
     }
-    drop(conn);
     let keeper = Keeper::open(site.config()).expect("opens");
     let plan = keeper
         .plan_deletion(&RoomId::new(&*room), &Request::default())
@@ -477,13 +467,9 @@ fn deleting_a_room_again_or_one_that_never_was_clears_what_is_left_and_is_no_err
     delete(site.config(), &room, Request::default()).expect("deleted again");
     assert_same(&after, &site.tables(), "there was nothing left");
     // A vestige of a room without a row of its own (E-5).
-    let conn = Connection::open(&site.database).expect("opens");
-    conn.execute(
-        "INSERT INTO room_tags (user_id, room_id, tag, content) VALUES ('@u:x', $1, 't', '{}')",
-        [&room],
-    )
-    .expect("written");
-    drop(conn);
+    site.run(&format!(
+        "INSERT INTO room_tags (user_id, room_id, tag, content) VALUES ('@u:x', '{room}', 't', '{{}}')"
+    ));
     delete(site.config(), &room, Request::default()).expect("cleared");
     assert_same(&after, &site.tables(), "the vestige went");
 }
@@ -574,23 +560,14 @@ fn a_deletion_has_a_status_for_a_day_and_its_room_knows_it() {
 fn rows_of_a_table_that_nobody_knows_stop_the_delete_before_it_begins() {
     let site = Site::random(5, &Recipe::default());
     let room = first_room(&site);
-    let conn = Connection::open(&site.database).expect("opens");
-    conn.execute_batch(
+    site.run(&format!(
         "CREATE TABLE module_notes (room TEXT REFERENCES rooms (room_id), note TEXT);
          CREATE TABLE module_marks (event TEXT REFERENCES events (event_id) ON DELETE CASCADE);
-         CREATE TABLE module_list (room_id TEXT);",
-    )
-    .expect("made");
-    conn.execute("INSERT INTO module_notes VALUES ($1, 'x')", [&room])
-        .expect("written");
-    conn.execute("INSERT INTO module_list VALUES ($1)", [&room])
-        .expect("written");
-    conn.execute(
-        "INSERT INTO module_marks SELECT event_id FROM events WHERE room_id = $1",
-        [&room],
-    )
-    .expect("written");
-    drop(conn);
+         CREATE TABLE module_list (room_id TEXT);
+         INSERT INTO module_notes VALUES ('{room}', 'x');
+         INSERT INTO module_list VALUES ('{room}');
+         INSERT INTO module_marks SELECT event_id FROM events WHERE room_id = '{room}'",
+    ));
     let before = site.tables();
     let keeper = Keeper::open(site.config()).expect("opens");
     let plan = keeper
@@ -614,13 +591,22 @@ fn rows_of_a_table_that_nobody_knows_stop_the_delete_before_it_begins() {
     assert!(refused.contains("module_notes"), "{refused}");
     assert_same(&before, &site.tables(), "nothing went");
     keeper.stop();
-    let conn = Connection::open(&site.database).expect("opens");
-    conn.execute_batch("DELETE FROM module_notes")
-        .expect("done");
-    drop(conn);
+    site.run("DELETE FROM module_notes");
     delete(site.config(), &room, forced()).expect("deleted");
     let after = site.tables();
     assert_eq!(after.rows("module_list").len(), 1, "it is not ours");
     assert!(after.rows("module_marks").is_empty(), "it went along");
     site.assert_sound("deleted");
+}
+
+also_on_postgres! {
+    a_deleted_room_leaves_nothing_and_no_other_room_changes,
+    a_room_goes_whole_and_alone,
+    a_dry_run_counts_exactly_the_rows_that_then_go,
+    a_room_with_local_people_in_it_is_not_deleted_unless_it_is_forced,
+    people_of_other_servers_and_of_similar_names_do_not_keep_a_room,
+    deleting_a_room_again_or_one_that_never_was_clears_what_is_left_and_is_no_error,
+    a_block_is_written_first_and_outlives_the_room,
+    a_deletion_has_a_status_for_a_day_and_its_room_knows_it,
+    rows_of_a_table_that_nobody_knows_stop_the_delete_before_it_begins,
 }

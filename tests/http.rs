@@ -3,19 +3,26 @@
 #![cfg(feature = "daemon")]
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
+mod support;
+
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use roomkeeper::client::{Client, Reply};
-use roomkeeper::config::{Homeserver, Listen, Secret};
+use roomkeeper::config::{Listen, Secret};
 use roomkeeper::http::{self, HttpDoor};
 use roomkeeper::store::schema;
+use roomkeeper::time::SystemClock;
 use roomkeeper::{Config, Keeper, UserId};
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use support::work::Site;
 
 const ROOM: &str = "!room:example.org";
 const STATIC: &str = "static-token-0123456789";
@@ -26,6 +33,7 @@ struct Daemon {
     keeper: Keeper,
     address: SocketAddr,
     socket: PathBuf,
+    site: Site,
     _directory: tempfile::TempDir,
 }
 
@@ -41,8 +49,12 @@ impl Daemon {
         schema::create(&database).unwrap();
         fill(&Connection::open(&database).unwrap());
         let socket = directory.path().join("control.sock");
-        let mut config = Config::for_sqlite(&database, "example.org");
-        config.homeserver = Homeserver::AssumeStopped;
+        // The server's driver shows what this writes, tokens and all; it is ours that has to show none.
+        IS_FILLING.set(true);
+        let site = Site::of_file(&database, "example.org");
+        IS_FILLING.set(false);
+        let mut config = site.config();
+        config.clock = Arc::new(SystemClock);
         config.listen = vec![
             Listen::Tcp(([127, 0, 0, 1], 0).into()),
             Listen::Unix(socket.clone()),
@@ -58,6 +70,7 @@ impl Daemon {
             keeper,
             address,
             socket,
+            site,
             _directory: directory,
         }
     }
@@ -387,11 +400,10 @@ fn a_purge_that_cannot_be_is_refused_in_synapses_words() {
 #[test]
 fn a_failed_purge_says_why_with_its_code() {
     let daemon = Daemon::start();
-    let connection = Connection::open(daemon.keeper.config().database.file().unwrap()).unwrap();
-    let sql = "UPDATE events SET depth = $1, topological_ordering = $1 WHERE event_id = $2";
-    connection.execute(sql, (11, "$e9")).unwrap();
-    connection.execute(sql, (9, "$e10")).unwrap();
-    drop(connection);
+    daemon.site.run(
+        "UPDATE events SET depth = 11, topological_ordering = 11 WHERE event_id = '$e9';
+         UPDATE events SET depth = 9, topological_ordering = 9 WHERE event_id = '$e10'",
+    );
     let reply = daemon
         .admin()
         .post(PURGE, &json!({"purge_up_to_event_id": "$e9"}))
@@ -547,9 +559,10 @@ fn with_delegated_authentication_only_the_static_token_works() {
 fn accounts_that_have_run_out_are_refused_where_that_is_configured() {
     for (enabled, status) in [(true, 403), (false, 200)] {
         let daemon = Daemon::start_with(|config| config.account_validity = enabled);
-        let connection = Connection::open(daemon.keeper.config().database.file().unwrap()).unwrap();
-        let sql = "INSERT INTO account_validity (user_id, expiration_ts_ms, email_sent) VALUES ('@admin:example.org', 1, 0)";
-        connection.execute(sql, []).unwrap();
+        daemon.site.run(
+            "INSERT INTO account_validity (user_id, expiration_ts_ms, email_sent)
+             VALUES ('@admin:example.org', 1, FALSE)",
+        );
         let reply = daemon.admin().get("/_roomkeeper/v1/jobs").unwrap();
         assert_eq!(reply.status, status);
         if enabled {
@@ -708,6 +721,11 @@ fn a_door_without_an_address_or_with_an_impossible_token_does_not_open() {
 /// Every line that anybody logs in this process.
 static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
+thread_local! {
+    /// What this thread does now is none of the daemon's doing.
+    static IS_FILLING: Cell<bool> = const { Cell::new(false) };
+}
+
 fn listen_to_the_log() {
     struct Listener;
     impl log::Log for Listener {
@@ -715,11 +733,27 @@ fn listen_to_the_log() {
             true
         }
         fn log(&self, record: &log::Record<'_>) {
-            LOG.lock().push(record.args().to_string());
+            if !IS_FILLING.get() {
+                LOG.lock().push(record.args().to_string());
+            }
         }
         fn flush(&self) {}
     }
     if log::set_logger(&Listener).is_ok() {
         log::set_max_level(log::LevelFilter::Trace);
     }
+}
+
+also_on_postgres! {
+    a_purge_is_started_watched_and_found_among_the_jobs,
+    the_point_may_stand_in_the_path_encoded_or_not_and_be_a_time,
+    a_purge_that_cannot_be_is_refused_in_synapses_words,
+    a_failed_purge_says_why_with_its_code,
+    over_tcp_a_token_decides,
+    the_socket_file_needs_no_token_but_a_token_is_believed,
+    with_delegated_authentication_only_the_static_token_works,
+    accounts_that_have_run_out_are_refused_where_that_is_configured,
+    who_may_not_ask_learns_nothing_from_the_order_of_checks,
+    health_is_told_to_everybody_and_is_all_they_are_told,
+    no_token_and_no_body_is_ever_logged,
 }

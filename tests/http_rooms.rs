@@ -2,6 +2,7 @@
 
 #![cfg(feature = "daemon")]
 
+#[macro_use]
 mod support;
 
 use std::io::{Read, Write};
@@ -30,22 +31,8 @@ struct Daemon {
 impl Daemon {
     /// A daemon over a sample; nobody is in any of its rooms any more.
     fn start(seed: u64) -> Self {
-        let site = Site::random(seed, &Recipe::default());
-        let conn = Connection::open(&site.database).expect("opens");
-        conn.execute_batch(
-            "DELETE FROM current_state_events;
-             DELETE FROM local_current_membership;
-             INSERT INTO room_stats_state (room_id, name) SELECT room_id, 'N ' || room_id FROM rooms;
-             INSERT INTO room_stats_current (room_id, current_state_events, joined_members, invited_members,
-                 left_members, banned_members, local_users_in_room, completed_delta_stream_id)
-             SELECT room_id, rowid, rowid - 1, 0, 0, 0, rowid - 1, 1 FROM rooms;",
-        )
-        .expect("emptied");
-        let rooms = conn
-            .prepare("SELECT room_id FROM rooms ORDER BY rowid")
-            .and_then(|mut s| s.query_map([], |r| r.get(0))?.collect())
-            .expect("rooms");
-        drop(conn);
+        let mut rooms = Vec::new();
+        let site = Site::adjusted(seed, &Recipe::default(), |conn| rooms = Self::empty(conn));
         let mut config = site.config();
         config.listen = vec![
             Listen::Tcp(([127, 0, 0, 1], 0).into()),
@@ -63,6 +50,22 @@ impl Daemon {
             site,
             rooms,
         }
+    }
+
+    /// Nobody is in any room any more; answers the rooms.
+    fn empty(conn: &Connection) -> Vec<String> {
+        conn.execute_batch(
+            "DELETE FROM current_state_events;
+             DELETE FROM local_current_membership;
+             INSERT INTO room_stats_state (room_id, name) SELECT room_id, 'N ' || room_id FROM rooms;
+             INSERT INTO room_stats_current (room_id, current_state_events, joined_members, invited_members,
+                 left_members, banned_members, local_users_in_room, completed_delta_stream_id)
+             SELECT room_id, rowid, rowid - 1, 0, 0, 0, rowid - 1, 1 FROM rooms;",
+        )
+        .expect("emptied");
+        conn.prepare("SELECT room_id FROM rooms ORDER BY rowid")
+            .and_then(|mut s| s.query_map([], |r| r.get(0))?.collect())
+            .expect("rooms")
     }
 
     fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Reply {
@@ -290,4 +293,12 @@ fn scripts_send_what_they_like_in_paths_queries_and_content_types() {
         .request("DELETE", &daemon.v1(&encoded), Some(&json!({})))
         .expect("answered");
     assert_eq!((reply.status, reply.body), (200, nobody_moved()));
+}
+
+also_on_postgres! {
+    a_room_is_deleted_at_once_or_as_a_job_and_the_answers_are_synapses,
+    what_cannot_be_meant_is_refused_in_synapses_words_and_order,
+    a_room_is_blocked_and_unblocked_known_or_not,
+    rooms_are_listed_in_pages_in_any_order,
+    scripts_send_what_they_like_in_paths_queries_and_content_types,
 }

@@ -8,12 +8,18 @@ mod sample;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use parking_lot::{Mutex, MutexGuard};
 use roomkeeper::config::Homeserver;
+#[cfg(feature = "events")]
+use roomkeeper::config::{Secret, SigningKey};
+#[cfg(feature = "events")]
+use roomkeeper::deletion::Request;
+use roomkeeper::time::ManualClock;
 use roomkeeper::{
     Config, Filter, Keeper, Millis, PageRequest, PurgeOptions, PurgePoint, Reader, RoomId, UserId,
+    days,
 };
 use rusqlite::Connection;
 
@@ -108,6 +114,31 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "SELECT max(stream_ordering) FROM events WHERE room_id = $1",
         "events",
         "looks at the last",
+    ),
+    (
+        "WHERE room_id = $1 AND type = 'm.room.message' AND sender = $2",
+        "events",
+        "once a shutdown, and of the new room alone, in which nobody has spoken yet",
+    ),
+    (
+        "UPDATE room_memberships SET forgotten = 1\n         WHERE room_id = $1",
+        "room_memberships",
+        "once for two hundred people who leave a room: among its members, or each one's memberships",
+    ),
+    (
+        "FROM current_state_events c\n      LEFT JOIN room_memberships m ON m.event_id = c.event_id\n     WHERE c.room_id = $1",
+        "current_state_events",
+        "all of a room's state is what is asked for",
+    ),
+    (
+        "FROM current_state_events\n     WHERE room_id = $3",
+        "current_state_events",
+        "once a shutdown: the end of the state is told, entry by entry",
+    ),
+    (
+        "DELETE FROM current_state_events WHERE room_id = $1",
+        "current_state_events",
+        "once a shutdown: all of it goes",
     ),
     (
         "FROM room_memberships WHERE user_id = $1 AND room_id = $2 AND forgotten = 0",
@@ -309,6 +340,58 @@ impl Server {
         heard.retain(|said| match said {
             Said::Batch(_) => true,
             Said::Statement(sql) => sql.contains("rk_selected"),
+        });
+        essence(heard)
+    }
+
+    /// What a run of retention executes that purges most of room a, in strides.
+    fn retention(&self) -> Vec<Said> {
+        let copy = self.directory.path().join("retention");
+        std::fs::copy(&self.database, &copy).expect("copies");
+        let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
+        config.homeserver = Homeserver::AssumeStopped;
+        config.stride.events_offline = 1_000;
+        config.retention.default_policy.max_lifetime = Some(days(1));
+        config.retention.allowed_lifetime_min = Some(days(1));
+        let a_day_after = |event: i64| Millis(sample::FIRST_TS + event * 1_000) + days(1);
+        let clock = Arc::new(ManualClock::at(a_day_after(15)));
+        config.clock = clock.clone();
+        let heard = listen(|| {
+            let keeper = Keeper::open(config).expect("opens");
+            let run = || {
+                let id = keeper.purge_history_for_rooms_in_range(None, None);
+                let run = keeper.wait(&id.expect("begins")).expect("purges");
+                run.progress["events_deleted"].as_i64().unwrap_or(0)
+            };
+            // Few events, fewer than even the small tables have rows; then most of them.
+            assert!((1..15).contains(&run()));
+            clock.advance(Millis((self.events - 500) * 1_000));
+            assert!(run() > self.events / 2);
+        });
+        essence(heard)
+    }
+
+    /// What a shutdown of room a into a new room executes: everything that writes events.
+    #[cfg(feature = "events")]
+    fn shutdown(&self) -> Vec<Said> {
+        let copy = self.directory.path().join("shutdown");
+        std::fs::copy(&self.database, &copy).expect("copies");
+        let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
+        config.homeserver = Homeserver::AssumeStopped;
+        config.authorship.signing_key = Some(SigningKey::Text(Secret::new(
+            "ed25519 a_test AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
+        )));
+        let room = RoomId::new(sample::room_id("a"));
+        let request = Request {
+            new_room_user_id: Some(UserId::from("@mod:example.org")),
+            purge: false,
+            ..Request::default()
+        };
+        let heard = listen(|| {
+            let keeper = Keeper::open(config).expect("opens");
+            let done = keeper.delete_room(&room, request).expect("shuts down");
+            assert_eq!(done.kicked_users.len(), 1, "{done:?}");
+            assert!(done.new_room_id.is_some(), "{done:?}");
         });
         essence(heard)
     }
@@ -615,6 +698,39 @@ fn no_stride_of_a_deletion_reads_a_whole_table_or_sorts_a_room() {
                     Said::Statement(_) => {}
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn no_run_of_retention_reads_a_whole_table_or_room_for_each_of_its_purges() {
+    for more in ["", AS_ON_REAL_SERVERS] {
+        let server = Server::new(&["a", "b"], EVENTS, more);
+        let heard = server.retention();
+        let conn = Connection::open(&server.database).expect("opens");
+        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
+        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
+        drop(conn);
+        for believing in &beliefs {
+            let statements = judge(&server.database, &heard, believing, |_| false);
+            assert!(statements > 50, "only {statements} statements were heard");
+        }
+    }
+}
+
+#[cfg(feature = "events")]
+#[test]
+fn no_event_that_is_written_reads_a_whole_table_whatever_sqlite_believes() {
+    for more in ["", AS_ON_REAL_SERVERS] {
+        let server = Server::new(&["a", "b"], EVENTS, more);
+        let heard = server.shutdown();
+        let conn = Connection::open(&server.database).expect("opens");
+        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
+        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
+        drop(conn);
+        for believing in &beliefs {
+            let statements = judge(&server.database, &heard, believing, |_| false);
+            assert!(statements > 40, "only {statements} statements were heard");
         }
     }
 }

@@ -3,6 +3,7 @@
 
 #[path = "shutdown/model.rs"]
 mod model;
+#[macro_use]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +13,8 @@ use roomkeeper::config::{Secret, SigningKey};
 use roomkeeper::deletion::{Request, Shutdown};
 use roomkeeper::room_version::RoomVersion;
 use roomkeeper::{Config, Error, Keeper, RoomId, UserId};
-use rusqlite::Connection;
 use support::draft::{Draft, Event};
+use support::engine::{self, Engine};
 use support::state_model::Graph;
 use support::tables::{Row, Tables, row};
 use support::work::Site;
@@ -294,14 +295,12 @@ fn those_who_were_in_the_room_find_a_new_one_with_the_notice_and_the_aliases() {
     assert_eq!(listed.text("room_name"), Some("Gone"));
     assert_eq!(listed.number("event_stream_ordering"), newest(&after));
     assert_eq!(listed.number("bump_stamp"), newest(&after));
-    let conn = Connection::open(&site.database).expect("opens");
-    let found: i64 = conn
-        .query_row(
-            "SELECT count(*) FROM event_search WHERE value MATCH 'moderators'",
-            [],
-            |r| r.get(0),
-        )
-        .expect("asked");
+    let found = site.number(match engine::current() {
+        Engine::Sqlite => "SELECT count(*) FROM event_search WHERE value MATCH 'moderators'",
+        Engine::Postgres => {
+            "SELECT count(*) FROM event_search WHERE vector @@ to_tsquery('english', 'moderators')"
+        }
+    });
     assert_eq!(found, 1);
     let mut aliases: Vec<(&str, &str, Option<&str>)> = after
         .rows("room_aliases")
@@ -387,14 +386,12 @@ fn the_first_to_leave_ties_the_ends_of_a_forked_room_together() {
 #[test]
 fn one_who_is_not_there_by_the_state_keeps_nobody_else_from_leaving() {
     let site = Site::of(draft());
-    let conn = Connection::open(&site.database).expect("opens");
     // As an old bug left it: the server takes eve, who is banned, for joined.
-    conn.execute(
-        "UPDATE local_current_membership SET membership = 'join' WHERE user_id = ?1 AND room_id = ?2",
-        [user("eve"), OLD.to_owned()],
-    )
-    .expect("changed");
-    drop(conn);
+    site.run(&format!(
+        "UPDATE local_current_membership SET membership = 'join'
+          WHERE user_id = '{}' AND room_id = '{OLD}'",
+        user("eve")
+    ));
     let told = shut_down(signing(&site), OLD, with_new_room()).expect("shut down");
     assert_eq!(told.failed_to_kick_users, users(&["eve"]));
     assert_eq!(told.kicked_users, users(&["carol", "dave", "ann", "bob"]));
@@ -421,17 +418,12 @@ fn what_is_missing_is_said_before_anything_is_touched() {
     let nothing = |_: &Site, _: &mut Config| ();
     let without_key = |_: &Site, config: &mut Config| config.authorship.signing_key = None;
     let set_version = |site: &Site, _: &mut Config| {
-        let conn = Connection::open(&site.database).expect("opens");
-        conn.execute("UPDATE rooms SET room_version = 'org.example.strange'", [])
-            .expect("changed");
+        site.run("UPDATE rooms SET room_version = 'org.example.strange'");
     };
     let still_joining = |site: &Site, _: &mut Config| {
-        let conn = Connection::open(&site.database).expect("opens");
-        conn.execute(
-            "INSERT INTO partial_state_rooms (room_id) VALUES (?1)",
-            [OLD],
-        )
-        .expect("changed");
+        site.run(&format!(
+            "INSERT INTO partial_state_rooms (room_id) VALUES ('{OLD}')"
+        ));
     };
     let powerless = |_: &Site, config: &mut Config| {
         let users = serde_json::json!({"@admin:example.org": 100});
@@ -563,4 +555,16 @@ fn a_shutdown_of_many_makes_no_longer_chains_of_state_groups_than_the_homeserver
         ends: BTreeSet::new(),
     };
     room.told(&after, SERVER);
+}
+
+also_on_postgres! {
+    everybody_of_this_server_leaves_and_forgets_and_nobody_else,
+    those_who_were_in_the_room_find_a_new_one_with_the_notice_and_the_aliases,
+    rooms_of_every_version_are_made_and_left,
+    the_first_to_leave_ties_the_ends_of_a_forked_room_together,
+    one_who_is_not_there_by_the_state_keeps_nobody_else_from_leaving,
+    what_is_missing_is_said_before_anything_is_touched,
+    a_room_that_is_given_up_goes_without_leaves_where_nothing_can_be_signed,
+    an_invitation_into_a_room_elsewhere_is_declined_outside_the_timeline,
+    a_shutdown_of_many_makes_no_longer_chains_of_state_groups_than_the_homeserver,
 }

@@ -21,7 +21,7 @@ use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::Ticket;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
-use crate::retention::{self, Due, Exact, Plan};
+use crate::retention::{self, Due, Exact, Plan, Reason};
 use crate::store::db::{Access, Db};
 use crate::store::homeserver::{self, Watch};
 use crate::time::Millis;
@@ -269,6 +269,12 @@ impl Shared {
             ticket.live().set_interrupt(None);
             plan?
         };
+        for left in &plan.left_alone {
+            if matches!(left.reason, Reason::Busy | Reason::BusyInHomeserver) {
+                let (room, why) = (&left.room_id, left.reason.in_words());
+                log::warn!("room {room}: {why}, so this retention run skips it");
+            }
+        }
         progress.phase = Phase::Events;
         progress.events_planned = plan.events;
         let swept = Swept {
@@ -417,7 +423,10 @@ impl Shared {
             };
             site.is_one_of_many = true;
             let progress = purge::run(&mut site, request)?;
-            *kept = Some((site.db, site.watch));
+            // A leap leaves nothing of what was prepared on its connection.
+            if !progress.leapt {
+                *kept = Some((site.db, site.watch));
+            }
             Ok(progress)
         })();
         tally.running.lock().retain(|running| *running != id);

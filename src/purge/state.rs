@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::ids::RoomId;
 use crate::store::state_groups::{self, Freed, Rebase, References};
 use crate::worksite::{Gait, Phase, Progress, Worksite};
 
@@ -98,9 +99,25 @@ fn leave_to_homeserver(
 /// Does the steps that the ledger has for the room, and crosses each out when the database has it. A step that is
 /// done again changes nothing.
 fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
-    let doing = "delete state groups";
     let room = site.room.clone();
     let steps = site.ledger.steps(room.as_str())?;
+    if steps.is_empty() {
+        return Ok(());
+    }
+    // Power that fails must not take back what the ledger has crossed out: nobody would look at those groups again.
+    site.db.sync_commits(true)?;
+    let carried = carry_out_steps(site, progress, &room, &steps);
+    site.db.sync_commits(false)?;
+    carried
+}
+
+fn carry_out_steps(
+    site: &mut Worksite<'_>,
+    progress: &mut Progress,
+    room: &RoomId,
+    steps: &[(i64, String)],
+) -> Result<(), Error> {
+    let doing = "delete state groups";
     let mut at = 0;
     while at < steps.len() {
         if (site.is_stopping)() {
@@ -112,12 +129,14 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
             .collect();
         let parsed =
             parsed.map_err(|e| Error::Bug(format!("the ledger holds a step that is none: {e}")))?;
-        let started = Instant::now();
+        let mut started = Instant::now();
         let mut freed = Freed::default();
         let done = {
-            let _alone = site.locks.write(&room);
+            let _alone = site.locks.write(room);
             let _writer = site.writer.lock();
             site.db.write(doing, |db| {
+                // From here on others wait for us; before, we waited for them.
+                started = Instant::now();
                 freed = Freed::default();
                 let mut done = 0;
                 for step in &parsed {
@@ -126,7 +145,7 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
                     };
                     state_groups::rebase(
                         db,
-                        &room,
+                        room,
                         Rebase {
                             group: *group,
                             base: *base,
@@ -150,7 +169,7 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
                 } else {
                     ROWS_OFFLINE
                 };
-                Ok(done + state_groups::delete(db, &room, &doomed, rows, &mut freed)?)
+                Ok(done + state_groups::delete(db, room, &doomed, rows, &mut freed)?)
             })?
         };
         at += done;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::db::{Db, Engine, Params};
+use super::db::{Db, Engine, Params, params};
 use crate::error::Error;
 
 /// Rows removed, or to be removed, by table.
@@ -158,15 +158,36 @@ pub fn remove(
         let rows = if removal == Removal::Refill && is_large {
             refill(db, found.table, &found.stays())?
         } else {
-            let delete = match db.engine() {
-                Engine::Sqlite => found.delete(),
-                Engine::Postgres => found.delete_on_postgres(),
-            };
-            db.execute("purge the events", &delete, found.params(&[&room]))?
+            match db.engine() {
+                Engine::Sqlite if found.has_few() => delete_each(db, &found, &[&room])?,
+                Engine::Sqlite => {
+                    db.execute("purge the events", &found.delete(), found.params(&[&room]))?
+                }
+                Engine::Postgres => {
+                    let delete = found.delete_on_postgres();
+                    db.execute("purge the events", &delete, found.params(&[&room]))?
+                }
+            }
         };
         add(counts, found.table, rows);
     }
     Ok(())
+}
+
+/// Deletes rows one by one, in the order in which they lie in the file. Asked to delete a set of them, SQLite would read
+/// from end to end a table of which statistics once told that it was small, for every purge of a few events.
+fn delete_each(db: &Db, found: &Found, room: Params<'_>) -> Result<i64, Error> {
+    let doing = "purge the events";
+    let find = format!("SELECT t.rowid FROM {}", found.found_by());
+    let mut rows: Vec<i64> = db.rows(doing, &find, found.params(room), |r| r.get(0))?;
+    rows.sort_unstable();
+    rows.dedup();
+    let delete = format!("DELETE FROM {} WHERE rowid = $1", found.table);
+    let mut deleted = 0;
+    for row in rows {
+        deleted += db.execute(doing, &delete, params![row])?;
+    }
+    Ok(deleted)
 }
 
 /// Puts aside the rows of `table` that satisfy `stays` (over the table as `t`), empties it, and fills it again:
@@ -257,6 +278,11 @@ impl Found {
         } else {
             format!("rk_selected s CROSS JOIN {table} t WHERE {condition}")
         }
+    }
+
+    /// Whether the table has rows for some events only, and is looked into for each of the selected ones.
+    fn has_few(&self) -> bool {
+        !self.from_table && self.rows != Rows::Events && !PER_EVENT.contains(&self.table)
     }
 
     /// What makes a row of the table, `t`, one of the selection's, `s`.

@@ -71,9 +71,9 @@ pub fn invitation(db: &Db, room: &RoomId, user: &UserId) -> Result<Option<Invita
     const INVITATION: &str = "
         SELECT l.event_id, e.depth, j.json
           FROM local_current_membership l
-          JOIN events e ON e.event_id = l.event_id
-          JOIN event_json j ON j.event_id = l.event_id
-         WHERE l.user_id = $1 AND l.room_id = $2";
+         CROSS JOIN events e
+         CROSS JOIN event_json j
+         WHERE l.user_id = $1 AND l.room_id = $2 AND e.event_id = l.event_id AND j.event_id = l.event_id";
     const AUTH: &str = "SELECT auth_id FROM event_auth WHERE event_id = $1 ORDER BY auth_id";
     let doing = "read an invitation";
     let found = db.row(

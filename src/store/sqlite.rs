@@ -229,6 +229,12 @@ impl Db {
             .doing("set up the connection")
     }
 
+    /// From now on a commit returns when it, and every one before it, is on the disk; or, with `false`, lets the next
+    /// checkpoint see to that. For what the ledger forgets afterwards, which is on the disk at once.
+    pub fn sync_commits(&self, at_once: bool) -> Result<(), Error> {
+        self.set_pragma("synchronous", if at_once { "FULL" } else { "NORMAL" })
+    }
+
     /// Whether foreign keys are looked after by the engine. On a server this is of the next transactions that write: with
     /// `false` their triggers are switched off, which the role must be allowed to do.
     pub fn set_foreign_keys(&self, on: bool) -> Result<(), Error> {

@@ -116,3 +116,7 @@ fn plans_and_runs_are_asked_for_by_admins_and_a_plan_changes_nothing() {
     keeper.stop();
     town.assert_sound();
 }
+
+also_on_postgres! {
+    plans_and_runs_are_asked_for_by_admins_and_a_plan_changes_nothing,
+}

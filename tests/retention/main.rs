@@ -4,6 +4,7 @@
 #[macro_use]
 mod support;
 
+mod busy;
 #[cfg(feature = "daemon")]
 mod doors;
 mod many;

@@ -10,7 +10,6 @@ use roomkeeper::policy::{LifetimeRange, Policy, Retention};
 use roomkeeper::retention::Stays;
 use roomkeeper::time::ManualClock;
 use roomkeeper::{Config, Keeper, Millis};
-use rusqlite::Connection;
 
 use crate::support::draft::FIRST_TS;
 use crate::support::model::{self, Refused, Wanted};
@@ -24,7 +23,6 @@ type Said = (Option<i64>, Option<i64>);
 
 /// Lets some rooms say how long their messages stay: any of their state events will do as the one that says it.
 fn say_policies(site: &Site, rng: &mut StdRng) {
-    let conn = Connection::open(&site.database).expect("opens");
     let rooms: Vec<String> = site
         .tables()
         .rows("rooms")
@@ -41,31 +39,19 @@ fn say_policies(site: &Site, rng: &mut StdRng) {
             _ => Some(rng.random_range(1..120) * 1_000),
         };
         let (min, max) = (lifetime(rng), lifetime(rng));
-        // Whatever the sample has of the kind.
-        conn.execute(
-            "DELETE FROM current_state_events WHERE room_id = ?1 AND type = 'm.room.retention'",
-            [&room],
-        )
-        .expect("forgotten");
-        conn.execute(
-            "UPDATE current_state_events SET type = 'm.room.retention', state_key = ''
-              WHERE event_id = (SELECT min(event_id) FROM current_state_events WHERE room_id = ?1)",
-            [&room],
-        )
-        .expect("said");
-        conn.execute(
-            "INSERT INTO room_retention (room_id, event_id, min_lifetime, max_lifetime)
-             SELECT room_id, event_id, ?2, ?3 FROM current_state_events
-              WHERE room_id = ?1 AND type = 'm.room.retention'",
-            (&room, min, max),
-        )
-        .expect("noted");
-        // A row of an event that is not current any more says nothing (R-7).
-        conn.execute(
-            "INSERT INTO room_retention (room_id, event_id, min_lifetime, max_lifetime) VALUES (?1, '$former', 1, 1)",
-            [&room],
-        )
-        .expect("noted");
+        let word = |lifetime: Option<i64>| lifetime.map_or("NULL".to_owned(), |ms| ms.to_string());
+        let (min, max) = (word(min), word(max));
+        // Whatever the sample has of the kind goes; and a row of an event that is not current any more says nothing (R-7).
+        site.run(&format!(
+            "DELETE FROM current_state_events WHERE room_id = '{room}' AND type = 'm.room.retention';
+             UPDATE current_state_events SET type = 'm.room.retention', state_key = ''
+              WHERE event_id = (SELECT min(event_id) FROM current_state_events WHERE room_id = '{room}');
+             INSERT INTO room_retention (room_id, event_id, min_lifetime, max_lifetime)
+             SELECT room_id, event_id, {min}, {max} FROM current_state_events
+              WHERE room_id = '{room}' AND type = 'm.room.retention';
+             INSERT INTO room_retention (room_id, event_id, min_lifetime, max_lifetime)
+             VALUES ('{room}', '$former', 1, 1)"
+        ));
     }
 }
 
@@ -336,4 +322,8 @@ fn a_job_takes_the_rooms_it_should_and_of_each_what_it_should() {
     });
     assert!(purged > 0, "no room was ever purged");
     println!("{purged} rooms purged, {spared} messages spared because they are young");
+}
+
+also_on_postgres! {
+    a_job_takes_the_rooms_it_should_and_of_each_what_it_should,
 }

@@ -139,3 +139,10 @@ fn nothing_runs_by_itself_unless_it_is_enabled() {
     assert_eq!(done.progress["rooms_purged"], 2);
     keeper.stop();
 }
+
+also_on_postgres! {
+    a_week_passes_in_a_moment_and_every_job_runs_when_it_should,
+    a_clock_that_is_set_wrong_neither_hurries_a_purge_nor_repeats_nor_forgets_a_run,
+    while_the_clock_is_ahead_a_run_takes_what_has_really_expired_and_no_more,
+    nothing_runs_by_itself_unless_it_is_enabled,
+}

@@ -4,7 +4,6 @@ use roomkeeper::jobs::ledger::State;
 use roomkeeper::keeper::retention::RETENTION;
 use roomkeeper::retention::Reason;
 use roomkeeper::{Error, Keeper, RoomId, days};
-use rusqlite::Connection;
 
 use crate::town::{Town, room};
 
@@ -12,14 +11,11 @@ use crate::town::{Town, room};
 fn one_broken_room_stops_no_other_and_is_told_of() {
     let town = Town::new(40, 40);
     // Room 1 is still being joined, as far as one of its old messages is concerned (P-18).
-    let conn = Connection::open(&town.database).expect("opens");
-    conn.execute_batch(
+    town.site.run(
         "INSERT INTO partial_state_rooms (room_id, device_lists_stream_id, join_event_id)
          VALUES ('!room1:example.org', 1, NULL);
          INSERT INTO partial_state_events (room_id, event_id) VALUES ('!room1:example.org', '$r1e5')",
-    )
-    .expect("broken");
-    drop(conn);
+    );
     let keeper = Keeper::open(town.config()).expect("opens");
     let id = keeper
         .purge_history_for_rooms_in_range(None, Some(days(30)))
@@ -93,12 +89,10 @@ fn a_cancelled_run_begins_no_more_rooms() {
 #[test]
 fn a_room_that_the_homeserver_itself_is_deleting_is_left_alone() {
     let town = Town::new(8, 40);
-    let conn = Connection::open(&town.database).expect("opens");
-    conn.execute_batch(
+    town.site.run(
         "INSERT INTO scheduled_tasks (id, action, status, timestamp, resource_id)
          VALUES ('a', 'shutdown_and_purge_room', 'active', 1, '!room1:example.org')",
-    )
-    .expect("busy");
+    );
     let keeper = Keeper::open(town.config()).expect("opens");
     let plan = keeper
         .plan_retention(Default::default(), false)
@@ -116,4 +110,11 @@ fn a_room_that_the_homeserver_itself_is_deleting_is_left_alone() {
         town.ask("SELECT count(*) FROM events WHERE room_id = '!room1:example.org'"),
         40
     );
+}
+
+also_on_postgres! {
+    one_broken_room_stops_no_other_and_is_told_of,
+    a_run_of_a_range_is_not_begun_twice_and_one_that_is_stopped_goes_on,
+    a_cancelled_run_begins_no_more_rooms,
+    a_room_that_the_homeserver_itself_is_deleting_is_left_alone,
 }

@@ -76,6 +76,10 @@ impl OnServer {
             .batch_execute(
                 "SELECT setval(pg_get_serial_sequence('state_groups_pending_deletion', 'sequence_number'),
                                (SELECT coalesce(max(sequence_number), 0) + 1 FROM state_groups_pending_deletion), FALSE);
+                 SELECT setval('events_stream_seq', (SELECT greatest(1, max(stream_ordering)) FROM events));
+                 SELECT setval('events_backfill_stream_seq', (SELECT greatest(1, -min(stream_ordering)) FROM events));
+                 SELECT setval('state_group_id_seq', (SELECT greatest(1, max(id)) FROM state_groups));
+                 SELECT setval('event_auth_chain_id', (SELECT greatest(1, max(chain_id)) FROM event_auth_chains));
                  ANALYZE",
             )
             .expect("set");

@@ -1,11 +1,11 @@
 """One plan carried out by both on copies of one template, and all that is known about it."""
 
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import beside
+import database
 import judge
 import rows
 from keeper import Keeper
@@ -24,7 +24,7 @@ class Template:
     manifest: dict
 
     def __post_init__(self):
-        self.database = self.home / "homeserver.db"
+        self.database = database.of(self.home)
         self.events = read_events(self.database)
         self.tables = rows.read_all(self.database)
         self.groups = StateGroups(self.database)
@@ -41,9 +41,7 @@ class Template:
 
     def copy(self, to: Path) -> Path:
         """A server of its own, without the template's logs."""
-        shutil.rmtree(to, ignore_errors=True)
-        shutil.copytree(self.home, to, ignore=shutil.ignore_patterns("*.log", "manifest.json", "homeserver.db-*"))
-        return to
+        return database.copy(self.home, to)
 
 
 @dataclass(frozen=True)
@@ -127,19 +125,19 @@ class Case:
             history.purge(order.room_id, cut, order.delete_local)
 
     def foreign_key_failure(self, room_id) -> bool:
-        return "FOREIGN KEY" in self.judge_failed.get(room_id, "")
+        return "FOREIGN KEY" in self.judge_failed.get(room_id, "").upper()
 
     def read_results(self):
         self.read_keeper()
         if self.synapse is not None:
-            self.synapse_tables = rows.read_all(self.synapse / "homeserver.db")
-            self.synapse_groups = StateGroups(self.synapse / "homeserver.db")
+            self.synapse_tables = rows.read_all(database.of(self.synapse))
+            self.synapse_groups = StateGroups(database.of(self.synapse))
 
     def read_keeper(self):
-        database = self.keeper / "homeserver.db"
-        self.keeper_tables = rows.read_all(database)
-        self.keeper_groups = StateGroups(database)
-        self.keeper_events = read_events(database)
+        kept = database.of(self.keeper)
+        self.keeper_tables = rows.read_all(kept)
+        self.keeper_groups = StateGroups(kept)
+        self.keeper_events = read_events(kept)
 
     def compare_rows(self, deviations):
         """Every row that differs must be explained; whatever is not is a complaint."""

@@ -2,6 +2,7 @@
 
 import time
 
+import database
 import rows
 from releases import python_of
 from server import Server
@@ -18,5 +19,5 @@ def drift(template, scratch) -> list[str]:
             client.get("/_synapse/admin/v1/rooms")
             time.sleep(1)
         client.close()
-    found = rows.differences(template.tables, rows.read_all(home / "homeserver.db"))
+    found = rows.differences(template.tables, rows.read_all(database.of(home)))
     return [str(difference) for difference in found if not is_volatile(difference)]

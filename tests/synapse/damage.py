@@ -4,9 +4,8 @@ A comparison that is never seen to fail proves nothing.
 """
 
 import copy
-import shutil
-import sqlite3
 
+import database
 import promises
 
 # Each is what a purge with one mistake in it would leave.  `:kept` is an event of the big room above the cut,
@@ -14,8 +13,8 @@ import promises
 DAMAGES = {
     "one event too many deleted": "DELETE FROM events WHERE event_id = :kept",
     "its JSON forgotten": "DELETE FROM event_json WHERE event_id = :kept",
-    "an event above the cut became an outlier": "UPDATE events SET outlier = 1 WHERE event_id = :kept",
-    "a state event stayed in the timeline": "UPDATE events SET outlier = 0 WHERE event_id = :outlier",
+    "an event above the cut became an outlier": "UPDATE events SET outlier = TRUE WHERE event_id = :kept",
+    "a state event stayed in the timeline": "UPDATE events SET outlier = FALSE WHERE event_id = :outlier",
     "an outlier kept its state group": (
         "INSERT INTO event_to_state_groups (event_id, state_group)"
         " SELECT :outlier, state_group FROM event_to_state_groups WHERE event_id = :kept"
@@ -58,12 +57,12 @@ def unnoticed(case, deviations):
         damaged = copy.copy(case)
         damaged.problems = []
         damaged.keeper = sound.with_name("damaged")
-        shutil.rmtree(damaged.keeper, ignore_errors=True)
-        shutil.copytree(sound, damaged.keeper)
-        database = sqlite3.connect(damaged.keeper / "homeserver.db")
-        changed = database.execute(sql, {key: value for key, value in names.items() if f":{key}" in sql}).rowcount
-        database.commit()
-        database.close()
+        database.copy(sound, damaged.keeper)
+        harmed = database.of(damaged.keeper)
+        if not harmed.is_file:
+            sql = sql.replace("key, value)", "key, vector)")  # there the full-text index keeps no text
+        with harmed.damaging_session() as session:
+            changed = session.execute(sql, {key: value for key, value in names.items() if f":{key}" in sql}).rowcount
         if changed == 0:
             yield f"{what}: the damage did nothing"
             continue

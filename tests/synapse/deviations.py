@@ -94,7 +94,7 @@ def _kept_beyond_the_judge(case, event_id) -> bool:
 @deviation("D", of=OUTCOME)
 def judge_cannot_finish(case, outcome):
     """P-19: the judge's purge fails on a foreign key, ours does not fail."""
-    return outcome.done and "FOREIGN KEY" in outcome.reason
+    return outcome.done and "FOREIGN KEY" in outcome.reason.upper()
 
 
 @deviation("C", of=OUTCOME)

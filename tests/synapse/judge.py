@@ -3,7 +3,6 @@
 import time
 
 from client import Refused, quote
-from rows import read_only
 from server import Server
 
 DONE, FAILED, REFUSED = "complete", "failed", "refused"
@@ -45,16 +44,13 @@ def purge(client, order) -> tuple[str, str]:
 
 def await_state_groups(database):
     """Until unreferenced groups are gone, where they go by and by (P-40 to P-43; the launcher hurries them)."""
-    connection = read_only(database)
-    try:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'state_groups_pending_deletion'").fetchone():
+    with database.session() as session:
+        if "state_groups_pending_deletion" not in database.tables(session):
             return
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            (pending,) = connection.execute("SELECT count(*) FROM state_groups_pending_deletion").fetchone()
+            (pending,) = session.execute("SELECT count(*) FROM state_groups_pending_deletion").fetchone()
             if pending == 0:
                 return
             time.sleep(0.1)
         raise Unsettled(f"{pending} state groups stay pending")
-    finally:
-        connection.close()

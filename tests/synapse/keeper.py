@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import database
 from releases import REPOSITORY
 from server import SERVER_NAME
 
@@ -15,6 +16,11 @@ def binary() -> Path:
         if candidate.is_file():
             return candidate.resolve()
     raise SystemExit(f"no roomkeeper at {' or '.join(map(str, candidates))}: build it first, or set ROOMKEEPER")
+
+
+def environment(home: Path) -> dict:
+    """Where there is no file for it to lie beside, the ledger is in the server's directory."""
+    return {**os.environ, "STATE_DIRECTORY": str(home)}
 
 
 class Keeper:
@@ -29,12 +35,12 @@ class Keeper:
         self.address = (
             ["-c", "homeserver.yaml"]
             if other_way
-            else ["--database", str(home / "homeserver.db"), "--server-name", SERVER_NAME]
+            else ["--database", database.of(home).address(), "--server-name", SERVER_NAME]
         )
 
     def run(self, *arguments) -> subprocess.CompletedProcess:
         command = [binary(), *self.address, *["--beside"] * self.beside, *arguments]
-        return subprocess.run(command, cwd=self.home, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=self.home, env=environment(self.home), capture_output=True, text=True, timeout=300)
 
     def purge(self, order, dry_run: bool = False) -> tuple[int, str]:
         """The exit code, and what was said."""

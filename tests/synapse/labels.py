@@ -7,8 +7,6 @@ Here every new one is called after what it is: the first leave of bob in a room 
 import json
 from collections import Counter, defaultdict
 
-from rows import read_only
-
 STREAMS = {"stream_ordering", "event_stream_ordering", "stream_id", "bump_stamp", "last_receipt_stream_ordering"}
 # When it was, and what follows from that and from the order in which people were moved, which is nobody's promise.
 TIMES = {"received_ts", "origin_server_ts", "depth", "topological_ordering"}
@@ -17,13 +15,13 @@ TIMES = {"received_ts", "origin_server_ts", "depth", "topological_ordering"}
 class Labels:
     """The new events of a database, by what they are."""
 
-    def __init__(self, path, since: int, successors: dict):
+    def __init__(self, database, since: int, successors: dict):
         """`successors`: new rooms by their ids, with the name of the room that each follows."""
         self.rooms = {room_id: f"<the room after {shape}>" for room_id, shape in successors.items()}
         self.events, self.streams = {}, {}
-        database = read_only(path)
+        session = database.session()
         seen = Counter()
-        rows = database.execute(
+        rows = session.execute(
             "SELECT e.event_id, e.stream_ordering, e.room_id, e.type, s.state_key, e.sender"
             " FROM events e LEFT JOIN state_events s USING (event_id) WHERE e.stream_ordering > ? ORDER BY 2",
             (since,),
@@ -34,9 +32,9 @@ class Labels:
             label = f"<{seen[what]}. {kind} {key or ''} by {sender} in {what[0]}>"
             self.events[event_id] = label
             self.streams[stream] = label
-        places = database.execute("SELECT event_id, chain_id, sequence_number FROM event_auth_chains").fetchall()
+        places = session.execute("SELECT event_id, chain_id, sequence_number FROM event_auth_chains").fetchall()
         self.places = {(chain, number): self.word(event_id) for event_id, chain, number in places}
-        database.close()
+        session.close()
 
     def word(self, value):
         if isinstance(value, str):

@@ -6,8 +6,6 @@ should do.  Deliberate differences are explained by the distance of the two, nev
 
 from dataclasses import dataclass, replace
 
-from rows import read_only
-
 
 @dataclass(frozen=True)
 class Event:
@@ -24,16 +22,16 @@ class Event:
     redacts: str | None
 
 
-def read_events(path) -> dict[str, Event]:
-    database = read_only(path)
-    rows = database.execute(
+def read_events(database) -> dict[str, Event]:
+    session = database.session()
+    rows = session.execute(
         "SELECT e.event_id, e.room_id, e.sender, e.topological_ordering, e.stream_ordering, e.received_ts,"
         " EXISTS (SELECT 1 FROM state_events s WHERE s.event_id = e.event_id), e.outlier,"
         " EXISTS (SELECT 1 FROM rejections j WHERE j.event_id = e.event_id),"
         " (SELECT redacts FROM redactions r WHERE r.event_id = e.event_id) FROM events e"
     )
     events = {row[0]: Event(*row[:6], *map(bool, row[6:9]), row[9]) for row in rows}
-    database.close()
+    session.close()
     return events
 
 

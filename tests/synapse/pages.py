@@ -7,7 +7,6 @@ differ is on the list `DIFFERENCES`, with the rule that wants it so; an entry th
 
 import json
 import socket
-import sqlite3
 import subprocess
 import time
 import urllib.parse
@@ -17,7 +16,7 @@ from pathlib import Path
 import server as server_module
 import windows
 from client import Client, quote
-from keeper import binary
+from keeper import binary, environment
 from releases import python_of
 from server import Server, free_port
 
@@ -95,7 +94,7 @@ class Daemon:
         (self.home / "roomkeeper.yaml").write_text(json.dumps(ours))
         command = [binary(), "serve", "-c", "homeserver.yaml", "-c", "roomkeeper.yaml"]
         self._log = open(self.home / "roomkeeper.log", "ab")
-        self._process = subprocess.Popen(command, cwd=self.home, stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen(command, cwd=self.home, env=environment(self.home), stdout=self._log, stderr=self._log)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
@@ -320,8 +319,8 @@ def settle(database):
     while before != newest:
         before = newest
         time.sleep(2)
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            (newest,) = connection.execute("SELECT max(stream_ordering) FROM events").fetchone()
+        with database.session() as session:
+            (newest,) = session.execute("SELECT max(stream_ordering) FROM events").fetchone()
 
 
 def compare_all(comparison, ports, people, old_rooms, new_rooms, quick):

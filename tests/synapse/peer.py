@@ -6,7 +6,6 @@ side branch (P-3, P-6, P-19).  The peer only ever calls; nobody can call it, its
 
 import base64
 import json
-import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -47,18 +46,17 @@ class Peer:
         """Puts our key where Synapse keeps those it has fetched: it cannot fetch ours, we do not listen."""
         response = {"server_name": PEER_NAME, "valid_until_ts": FOREVER, "verify_keys": {KEY_ID: {"key": verify_key}}}
         raw = base64.b64decode(verify_key + "=")
-        with sqlite3.connect(self.server.database, timeout=30) as database:
-            database.execute(
+        with self.server.database.session(write=True) as session:
+            session.execute(
                 "INSERT INTO server_signature_keys"
                 " (server_name, key_id, from_server, ts_added_ms, verify_key, ts_valid_until_ms) VALUES (?, ?, ?, 0, ?, ?)",
                 (PEER_NAME, KEY_ID, PEER_NAME, raw, FOREVER),
             )
-            database.execute(
+            session.execute(
                 "INSERT INTO server_keys_json (server_name, key_id, from_server, ts_added_ms, ts_valid_until_ms, key_json)"
                 " VALUES (?, ?, ?, 0, ?, ?)",
                 (PEER_NAME, KEY_ID, PEER_NAME, FOREVER, json.dumps(response).encode()),
             )
-        database.close()
 
     def _sign(self, order):
         self._signer.stdin.write(json.dumps(order) + "\n")
@@ -86,13 +84,12 @@ class Peer:
 
     def authority(self, room) -> list[str]:
         """The auth events by which our user may speak now."""
-        with sqlite3.connect(f"file:{self.server.database}?mode=ro", uri=True, timeout=30) as database:
-            rows = database.execute(
-                "SELECT event_id FROM current_state_events WHERE room_id = ?1 AND"
-                " (type IN ('m.room.create', 'm.room.power_levels') OR type = 'm.room.member' AND state_key = ?2)",
+        with self.server.database.session() as session:
+            rows = session.execute(
+                "SELECT event_id FROM current_state_events WHERE room_id = ? AND"
+                " (type IN ('m.room.create', 'm.room.power_levels') OR type = 'm.room.member' AND state_key = ?)",
                 (room.room_id, self.user_id),
             ).fetchall()
-        database.close()
         return [row[0] for row in rows]
 
     def send(self, room, kind, content, after=None, by=None, **more):
@@ -101,11 +98,10 @@ class Peer:
         It comes after the given event or after what is newest, and is allowed by the given auth events or by those
         in force now.
         """
-        with sqlite3.connect(f"file:{self.server.database}?mode=ro", uri=True, timeout=30) as database:
-            previous = [after] if after else self._forward_extremities(database, room)
+        with self.server.database.session() as session:
+            previous = [after] if after else self._forward_extremities(session, room)
             marks = ",".join("?" * len(previous))
-            (depth,) = database.execute(f"SELECT max(depth) FROM events WHERE event_id IN ({marks})", previous).fetchone()
-        database.close()
+            (depth,) = session.execute(f"SELECT max(depth) FROM events WHERE event_id IN ({marks})", previous).fetchone()
         authority = by or self.authority(room)
         event = {
             "type": kind, "room_id": room.room_id, "sender": self.user_id, "content": content, "origin": PEER_NAME,
@@ -123,21 +119,18 @@ class Peer:
         return done["event_id"]
 
     @staticmethod
-    def _forward_extremities(database, room):
+    def _forward_extremities(session, room):
         sql = "SELECT event_id FROM event_forward_extremities WHERE room_id = ?"
-        return [row[0] for row in database.execute(sql, (room.room_id,))]
+        return [row[0] for row in session.execute(sql, (room.room_id,))]
 
     def _await(self, event_id):
         """Inbound events are queued by Synapse; the answer comes before they are stored."""
         deadline = time.monotonic() + 30
-        database = sqlite3.connect(f"file:{self.server.database}?mode=ro", uri=True, timeout=30)
-        try:
+        with self.server.database.session() as session:
             while time.monotonic() < deadline:
-                if database.execute("SELECT 1 FROM events WHERE event_id = ?", (event_id,)).fetchone():
+                if session.execute("SELECT 1 FROM events WHERE event_id = ?", (event_id,)).fetchone():
                     return
                 time.sleep(0.02)
-        finally:
-            database.close()
         raise TimeoutError(f"{event_id} was not stored")
 
     def say(self, room, text, **more):

@@ -4,11 +4,9 @@ Alone: tests/synapse/run --plans removals
 """
 
 import json
-import shutil
-import sqlite3
 import time
-from contextlib import closing
 
+import database
 import rows
 from client import Refused, quote
 from keeper import Keeper
@@ -42,17 +40,19 @@ def delete(client, room_id, **wanted):
     raise RuntimeError(f"Synapse does not finish with {room_id}")
 
 
-def columns(database, sql) -> list:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
-        return db.execute(sql).fetchall()
+def columns(home, sql) -> list:
+    with database.of(home).session() as session:
+        return session.execute(sql).fetchall()
 
 
-def await_recalculation(database):
+def await_recalculation(home):
     time.sleep(2)
     deadline = time.monotonic() + 60
     table = "sliding_sync_joined_rooms_to_recalculate"
-    while time.monotonic() < deadline and columns(database, f"SELECT 1 FROM sqlite_master WHERE name = '{table}'"):
-        if not columns(database, f"SELECT 1 FROM {table}"):
+    with database.of(home).session() as session:
+        is_there = table in database.of(home).tables(session)
+    while is_there and time.monotonic() < deadline:
+        if not columns(home, f"SELECT 1 FROM {table}"):
             return
         time.sleep(0.2)
 
@@ -74,10 +74,7 @@ class Removal:
         yield from self.beside()
 
     def copy(self, of, name):
-        to = self.scratch / name
-        shutil.rmtree(to, ignore_errors=True)
-        shutil.copytree(of, to, ignore=shutil.ignore_patterns("*.log", "homeserver.db-*", "homeserver.pid"))
-        return to
+        return database.copy(of, self.scratch / name, "homeserver.pid")
 
     def move_people_out(self):
         self.before = self.template.copy(self.scratch / "removals-before")
@@ -91,25 +88,20 @@ class Removal:
             time.sleep(3)
         with Server(self.python, self.before):
             time.sleep(3)
-        database = self.before / "homeserver.db"
-        with closing(sqlite3.connect(database)) as db:
+        with database.of(self.before).session(write=True) as session:
             # Older releases leave the invited behind (defect R); roomkeeper would move them, and write events.
-            rooms = json.dumps(list(self.rooms))
-            db.execute(
-                "DELETE FROM local_current_membership WHERE membership IN ('invite', 'knock')"
-                " AND room_id IN (SELECT value FROM json_each(?))", (rooms,),
-            )
-            db.commit()
-        self.groups = dict(columns(database, "SELECT id, room_id FROM state_groups"))
-        self.events = dict(columns(database, "SELECT event_id, room_id FROM events"))
-        self.aliases = dict(columns(database, "SELECT room_alias, room_id FROM room_aliases"))
+            sql = "DELETE FROM local_current_membership WHERE membership IN ('invite', 'knock') AND room_id = ?"
+            session.executemany(sql, [(room,) for room in self.rooms])
+        self.groups = dict(columns(self.before, "SELECT id, room_id FROM state_groups"))
+        self.events = dict(columns(self.before, "SELECT event_id, room_id FROM events"))
+        self.aliases = dict(columns(self.before, "SELECT room_alias, room_id FROM room_aliases"))
 
     def let_synapse_delete(self):
         self.synapse = self.copy(self.before, "removals-synapse")
         with Server(self.python, self.synapse) as server:
             client = server.client(self.template.admin_token)
             # While a start recalculates the lists of rooms, its deletes fail on foreign keys (E-11).
-            await_recalculation(self.synapse / "homeserver.db")
+            await_recalculation(self.synapse)
             self.verdicts = {
                 room_id: delete(client, room_id, block=shape == BLOCKED) for room_id, shape in self.everything().items()
             }
@@ -146,12 +138,13 @@ class Removal:
             yield f"roomkeeper check: {said}"
 
     def sizes(self):
-        with closing(sqlite3.connect(f"file:{self.keeper / 'homeserver.db'}?mode=ro", uri=True)) as db:
-            return {name: db.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
-                    for name in rows.table_names(db) if name != "event_search"}
+        kept = database.of(self.keeper)
+        with kept.session() as session:
+            return {name: session.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
+                    for name in kept.tables(session) if name != "event_search"}
 
     def compare(self):
-        synapse, keeper = (rows.read_all(home / "homeserver.db") for home in (self.synapse, self.keeper))
+        synapse, keeper = (rows.read_all(database.of(home)) for home in (self.synapse, self.keeper))
         for difference in rows.differences(synapse, keeper):
             if not is_volatile(difference) and not self.is_meant(difference):
                 yield str(difference)
@@ -218,7 +211,6 @@ class Removal:
         ann = accounts["ann"]
         gone = next(room for room, shape in self.rooms.items() if shape == "everyday-v10")
         blocked = next(room for room, shape in self.rooms.items() if shape == BLOCKED)
-        database = home / "homeserver.db"
         (home / "synapse.token").write_text(self.template.admin_token)
         with Server(self.python, home) as server:
             configuration = json.loads((home / "homeserver.yaml").read_text())
@@ -255,10 +247,10 @@ class Removal:
                 yield f"beside: in the new room are {sorted(members)}, moved were {told['kicked_users']}"
             client.close()
         for table in ("rooms", "events", "state_groups", "room_memberships"):
-            left = columns(database, f"SELECT count(*) FROM {table} WHERE room_id = '{gone}'")[0][0]
+            left = columns(home, f"SELECT count(*) FROM {table} WHERE room_id = '{gone}'")[0][0]
             if left:
                 yield f"beside: {left} rows of {table} are left"
-        blocks = {room for (room,) in columns(database, "SELECT room_id FROM blocked_rooms")}
+        blocks = {room for (room,) in columns(home, "SELECT room_id FROM blocked_rooms")}
         if not {gone, blocked} <= blocks:
             yield f"beside: blocked are {blocks}"
         code, said = Keeper(home).check()

@@ -5,11 +5,10 @@ Alone: tests/synapse/run --plans retention
 """
 
 import json
-import sqlite3
 import time
-from contextlib import closing
 from dataclasses import dataclass
 
+import database
 from client import quote
 from keeper import Keeper
 from model import History, Rules, read_events
@@ -86,9 +85,9 @@ def amend(home, block):
     path.write_text(json.dumps(configuration))
 
 
-def ask(database, sql, *values) -> list:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
-        return db.execute(sql, values).fetchall()
+def ask(of, sql, *values) -> list:
+    with of.session() as session:
+        return session.execute(sql, values).fetchall()
 
 
 class Aged:
@@ -96,7 +95,7 @@ class Aged:
 
     def __init__(self, template, home):
         self.release, self.home = template.release, template.copy(home)
-        self.database = self.home / "homeserver.db"
+        self.database = database.of(self.home)
         self.shapes = template.shapes
         with Server(python_of(self.release), self.home) as server:
             client = server.client(template.manifest["accounts"]["ann"]["access_token"])
@@ -125,19 +124,14 @@ class Aged:
         """The newest event came half an hour ago, each one before it 48 minutes earlier, on rows alone: what is hashed
         stays as it is."""
         self.now = int(time.time() * 1000)
-        with closing(sqlite3.connect(self.database)) as db:
-            streams = [s for s, in db.execute("SELECT stream_ordering FROM events ORDER BY stream_ordering DESC")]
+        with self.database.session(write=True) as db:
+            streams = [s for s, in db.execute("SELECT stream_ordering FROM events ORDER BY stream_ordering DESC").fetchall()]
             times = [(self.now - FIRST - STEP * n,) * 2 + (stream,) for n, stream in enumerate(streams)]
             db.executemany("UPDATE events SET received_ts = ?, origin_server_ts = ? WHERE stream_ordering = ?", times)
-            db.commit()
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.database.settle()
 
     def copy(self, to):
-        import shutil
-
-        shutil.rmtree(to, ignore_errors=True)
-        shutil.copytree(self.home, to, ignore=shutil.ignore_patterns("*.log", "homeserver.db-*"))
-        return to
+        return database.copy(self.home, to)
 
     def deepest_extremity(self, room):
         (depth,), = ask(
@@ -204,8 +198,8 @@ def promised(aged, block, room, job) -> bool:
     return wanted is not None and (shortest is None or wanted > shortest) and (longest is None or wanted <= longest)
 
 
-def outcome(database) -> dict:
-    events = read_events(database)
+def outcome(home) -> dict:
+    events = read_events(database.of(home))
     rooms = {}
     for event in events.values():
         rooms.setdefault(event.room_id, {})[event.event_id] = event.outlier
@@ -226,7 +220,7 @@ def let_synapse_run(aged, home, block):
         begun = time.monotonic()
         while time.monotonic() < deadline:
             time.sleep(0.5)
-            now = ask(server.database, "SELECT count(*), sum(outlier) FROM events")
+            now = ask(server.database, "SELECT count(*), sum(CASE WHEN outlier THEN 1 ELSE 0 END) FROM events")
             if now != seen:
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > 12 and time.monotonic() - begun > 20:
@@ -250,7 +244,7 @@ def try_block(aged, block, scratch) -> list[str]:
     code, said = hand.check()
     if code != 0:
         problems.append(f"check after the run: {said[-500:]}")
-    synapse, keeper = outcome(theirs / "homeserver.db"), outcome(ours / "homeserver.db")
+    synapse, keeper = outcome(theirs), outcome(ours)
 
     past = History(aged.events, Rules(SERVER_NAME))
     judged = History(aged.events, Rules(SERVER_NAME, forgets_redactions=True))

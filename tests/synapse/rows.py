@@ -1,16 +1,7 @@
 """Reading a whole database as rows, and finding where two of them differ."""
 
-import sqlite3
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-
-# How SQLite stores a full-text table; its *content* is compared, and its integrity is checked apart.
-SHADOWS = ("_content", "_segments", "_segdir", "_docsize", "_stat")
-
-
-def read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
 
 
 @dataclass
@@ -62,43 +53,19 @@ def brief(row: dict) -> str:
     return "{" + ", ".join(f"{column}: {str(value)[:60]}" for column, value in row.items() if value is not None) + "}"
 
 
-def table_names(database) -> list[str]:
-    names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    virtual = {
-        name
-        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL%'")
-    }
-    shadows = {name + shadow for name in virtual for shadow in SHADOWS}
-    return sorted(names - shadows)
-
-
-def identity_of(database, table: str, columns) -> tuple[str, ...]:
-    """The smallest set of columns that is unique in this table, partial indexes left aside."""
-    info = database.execute(f'PRAGMA table_info("{table}")').fetchall()
-    candidates = []
-    primary = tuple(row[1] for row in sorted(info, key=lambda row: row[5]) if row[5])
-    if primary:
-        candidates.append(primary)
-    for _, index, unique, _, partial in database.execute(f'PRAGMA index_list("{table}")').fetchall():
-        if unique and not partial:
-            candidates.append(tuple(row[2] for row in database.execute(f'PRAGMA index_info("{index}")')))
-    candidates = [key for key in candidates if all(column in columns for column in key)]
-    return min(candidates, key=len, default=())
-
-
-def read_table(database, table: str) -> Table:
-    cursor = database.execute(f'SELECT * FROM "{table}"')
+def read_table(database, session, table: str) -> Table:
+    cursor = session.execute(f'SELECT * FROM "{table}"')
     columns = tuple(column[0] for column in cursor.description)
-    rows = Counter(cursor.fetchall())
-    return Table(columns, identity_of(database, table, columns), rows)
+    # The smallest set of columns that is unique.
+    keys = [key for key in database.unique(session, table) if all(column in columns for column in key)]
+    # Of PostgreSQL's arrays the driver makes lists, which cannot be counted.
+    rows = (tuple(tuple(value) if isinstance(value, list) else value for value in row) for row in cursor.fetchall())
+    return Table(columns, min(keys, key=len, default=()), Counter(rows))
 
 
-def read_all(path: Path) -> dict[str, Table]:
-    database = read_only(path)
-    try:
-        return {name: read_table(database, name) for name in table_names(database)}
-    finally:
-        database.close()
+def read_all(database) -> dict[str, Table]:
+    with database.session() as session:
+        return {name: read_table(database, session, name) for name in database.tables(session)}
 
 
 def differences(synapse: dict[str, Table], keeper: dict[str, Table]) -> list[Difference]:

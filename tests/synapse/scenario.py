@@ -45,14 +45,14 @@ def build(server, big_room_messages) -> dict:
     }
 
 
-def operate(database, rooms):
+def operate(session, rooms):
     """What the API cannot do, on the stopped server."""
     for room in rooms:
         cuts = room.pop("surgery")
         if cuts:
-            surgery.make_backfilled(database, cuts["backfilled"])
+            surgery.make_backfilled(session, cuts["backfilled"])
             for event in cuts["gaps"]:
-                surgery.make_gap(database, room["room_id"], event)
+                surgery.make_gap(session, room["room_id"], event)
 
 
 def everyday(people, version) -> Room:

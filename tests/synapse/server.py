@@ -1,4 +1,4 @@
-"""Configuration, start and stop of one Synapse on a directory with a SQLite database."""
+"""Configuration, start and stop of one Synapse on a directory with a database."""
 
 import hashlib
 import hmac
@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import time
 from pathlib import Path
 
+import cluster
+import database
 from client import Client
 
 SERVER_NAME = "oracle.test"
@@ -46,7 +47,7 @@ def write_configuration(home: Path, port: int) -> Path:
         "log_config": "log.yaml",
         "pid_file": "homeserver.pid",
         "media_store_path": "media",
-        "database": {"name": "sqlite3", "args": {"database": "homeserver.db"}},
+        "database": database.of(home).settings(),
         "listeners": [
             {
                 "port": port,
@@ -113,8 +114,8 @@ class Server:
         self._process = None
 
     @property
-    def database(self) -> Path:
-        return self.home / "homeserver.db"
+    def database(self):
+        return database.of(self.home)
 
     def __enter__(self):
         self.port = free_port()
@@ -123,6 +124,8 @@ class Server:
         # Nobody asks Synapse to go through a proxy to its own loopback.
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             environment.pop(name, None)
+        if not self.database.is_file:
+            environment["PYTHONPATH"] = str(cluster.driver_directory())
         self._output = open(self.home / "stdout.log", "ab")
         self._process = subprocess.Popen(
             [self.python.absolute(), LAUNCHER, "-c", "homeserver.yaml"],
@@ -168,7 +171,7 @@ class Server:
                 process.kill()
                 process.wait()
         self._output.close()
-        checkpoint(self.database)
+        self.database.settle()
 
     def client(self, token=None) -> Client:
         return Client(self.port, token)
@@ -188,8 +191,8 @@ class Server:
         """A schema is only whole when its background updates have run (V-8)."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as database:
-                (left,) = database.execute("SELECT count(*) FROM background_updates").fetchone()
+            with self.database.session() as session:
+                (left,) = session.execute("SELECT count(*) FROM background_updates").fetchone()
             if left == 0:
                 return
             time.sleep(0.2)
@@ -199,8 +202,8 @@ class Server:
         """Until every push action is folded into the summaries: the next chore would change them otherwise."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True) as database:
-                (done,) = database.execute(
+            with self.database.session() as session:
+                (done,) = session.execute(
                     "SELECT (SELECT max(stream_ordering) FROM event_push_actions)"
                     " <= (SELECT stream_ordering FROM event_push_summary_stream_ordering)"
                 ).fetchone()
@@ -208,11 +211,3 @@ class Server:
                 return
             time.sleep(0.3)
         raise Unwell("push actions are not rotated")
-
-
-def checkpoint(database: Path):
-    """Everything into the one file, so that a copy of it is the whole database."""
-    if database.exists():
-        connection = sqlite3.connect(database)
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        connection.close()

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import database
 import rows
 import server as server_module
 from client import Refused, quote
@@ -162,11 +163,9 @@ def lasting(tables: dict) -> dict:
     return left
 
 
-def newest(path) -> int:
-    database = rows.read_only(path)
-    (stream,) = database.execute("SELECT max(stream_ordering) FROM events").fetchone()
-    database.close()
-    return stream
+def newest(of) -> int:
+    with of.session() as session:
+        return session.execute("SELECT max(stream_ordering) FROM events").fetchone()[0]
 
 
 class Shutdowns:
@@ -206,13 +205,13 @@ class Shutdowns:
     def labels(self, home, outcomes) -> Labels:
         shapes = {order.room_id: order.shape for order in self.orders}
         successors = {outcome.new_room: shapes[room] for room, outcome in outcomes.items() if outcome.new_room}
-        return Labels(home / "homeserver.db", self.since, successors)
+        return Labels(database.of(home), self.since, successors)
 
     def differences(self):
         """Whatever either of them wrote and the other did not, in words that both share."""
         theirs, ours = self.labels(self.synapse, self.by_synapse), self.labels(self.keeper, self.by_keeper)
-        left = theirs.tables(lasting(rows.read_all(self.synapse / "homeserver.db")))
-        right = ours.tables(lasting(rows.read_all(self.keeper / "homeserver.db")))
+        left = theirs.tables(lasting(rows.read_all(database.of(self.synapse))))
+        right = ours.tables(lasting(rows.read_all(database.of(self.keeper))))
         # Defect R again: events that only a newer release would write.
         only_ours = set(ours.events.values()) - set(theirs.events.values())
         skipped = only_ours if self.release.version == "1.79.0" else set()
@@ -225,8 +224,8 @@ class Shutdowns:
             for row in (right[table] - left[table]).elements():
                 if not self.is_meant(table, dict(row), skipped):
                     yield f"{table}: only roomkeeper has {rows.brief(dict(row))}"
-        states_left = theirs.states(StateGroups(self.synapse / "homeserver.db"))
-        states_right = ours.states(StateGroups(self.keeper / "homeserver.db"))
+        states_left = theirs.states(StateGroups(database.of(self.synapse)))
+        states_right = ours.states(StateGroups(database.of(self.keeper)))
         for label in sorted(states_left.keys() & states_right.keys()):
             before, after = states_left[label], states_right[label]
             # Whether others had left already is a matter of order; what is no membership is not.

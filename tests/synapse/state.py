@@ -2,22 +2,20 @@
 
 from collections import defaultdict
 
-from rows import read_only
-
 
 class StateGroups:
     """All groups of a database, resolved on demand."""
 
-    def __init__(self, path):
-        database = read_only(path)
-        self.rooms = dict(database.execute("SELECT id, room_id FROM state_groups"))
-        self.edges = database.execute("SELECT state_group, prev_state_group FROM state_group_edges").fetchall()
-        self.of_event = dict(database.execute("SELECT event_id, state_group FROM event_to_state_groups"))
+    def __init__(self, database):
+        session = database.session()
+        self.rooms = dict(session.execute("SELECT id, room_id FROM state_groups").fetchall())
+        self.edges = session.execute("SELECT state_group, prev_state_group FROM state_group_edges").fetchall()
+        self.of_event = dict(session.execute("SELECT event_id, state_group FROM event_to_state_groups").fetchall())
         self.entries = defaultdict(dict)
-        rows = database.execute("SELECT state_group, type, state_key, event_id FROM state_groups_state")
+        rows = session.execute("SELECT state_group, type, state_key, event_id FROM state_groups_state")
         for group, kind, key, event_id in rows:
             self.entries[group][kind, key] = event_id
-        database.close()
+        session.close()
         self._parents = {group: parent for group, parent in self.edges}
         self._resolved = {}
 

@@ -11,16 +11,16 @@ TABLES_OF_A_MESSAGE = (
 )
 
 
-def make_gap(database, room_id, event_id):
+def make_gap(session, room_id, event_id):
     """As if `event_id` had never arrived: gone, and in its place a backward extremity (section 0, P-9, P-10)."""
     for table in TABLES_OF_A_MESSAGE:
-        database.execute(f"DELETE FROM {table} WHERE event_id = ?", (event_id,))
-    database.execute("INSERT INTO event_backward_extremities (event_id, room_id) VALUES (?, ?)", (event_id, room_id))
+        session.execute(f"DELETE FROM {table} WHERE event_id = ?", (event_id,))
+    session.execute("INSERT INTO event_backward_extremities (event_id, room_id) VALUES (?, ?)", (event_id, room_id))
 
 
-def make_backfilled(database, event_ids):
+def make_backfilled(session, event_ids):
     """As if these, oldest first, had been fetched later: -1 is the newest of them, and nobody was notified."""
     for n, event_id in enumerate(reversed(event_ids), start=1):
-        database.execute("DELETE FROM event_push_actions WHERE event_id = ?", (event_id,))
-        database.execute("DELETE FROM stream_ordering_to_exterm WHERE event_id = ?", (event_id,))
-        database.execute("UPDATE events SET stream_ordering = ? WHERE event_id = ?", (-n, event_id))
+        session.execute("DELETE FROM event_push_actions WHERE event_id = ?", (event_id,))
+        session.execute("DELETE FROM stream_ordering_to_exterm WHERE event_id = ?", (event_id,))
+        session.execute("UPDATE events SET stream_ordering = ? WHERE event_id = ?", (-n, event_id))

@@ -7,13 +7,12 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
+import database
 import keeper
 from releases import cache_directory
 from server import SERVER_NAME, free_port
@@ -50,7 +49,7 @@ class Daemon:
     def __enter__(self):
         command = [keeper.binary(), "-c", "keeper.yaml", "--offline=assume", "serve"]
         self._log = open(self.home / "keeper.log", "ab")
-        self._process = subprocess.Popen(command, cwd=self.home, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(command, cwd=self.home, env=keeper.environment(self.home), stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not (self.home / "s").exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -106,9 +105,9 @@ def expect(what, found, wanted):
         yield f"{what}: {found!r}, and not {wanted!r}"
 
 
-def rooms_of(database: Path) -> set:
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
-        return {room for (room,) in db.execute("SELECT room_id FROM rooms")}
+def rooms_of(home: Path) -> set:
+    with database.of(home).session() as session:
+        return {room for (room,) in session.execute("SELECT room_id FROM rooms").fetchall()}
 
 
 def settled(synadm, *words):
@@ -127,21 +126,19 @@ def settled(synadm, *words):
 def troubles(template, scratch: Path):
     home = template.copy(scratch / "synadm")
     rooms = {room["shape"]: room for room in template.manifest["rooms"]}
-    database = home / "homeserver.db"
-    with sqlite3.connect(database) as db:
+    with database.of(home).session(write=True) as db:
         # What purge-empty looks for: a room that the homeserver has counted, and nobody is in any more.
         empty = rooms["departed"]["room_id"]
         for table in ("current_state_events", "local_current_membership"):
             db.execute(f"DELETE FROM {table} WHERE room_id = ?", (empty,))
         db.execute("UPDATE room_stats_current SET local_users_in_room = 0 WHERE room_id = ?", (empty,))
         db.execute("UPDATE room_stats_current SET local_users_in_room = 1 WHERE local_users_in_room = 0 AND room_id <> ?", (empty,))
-    db.close()
     with Daemon(home) as daemon:
         http = Synadm(home, "http", f"http://127.0.0.1:{daemon.port}", template.admin_token)
         unix = Synadm(home, "unix", str(home / "s"), TOKEN)
-        yield from walk(http, rooms, database)
+        yield from walk(http, rooms, home)
         yield from over_the_socket(unix, rooms)
-        yield from empty_rooms(http, empty, database)
+        yield from empty_rooms(http, empty, home)
         stranger = Synadm(home / "synadm-http", "http", f"http://127.0.0.1:{daemon.port}", "no-such-token")
         code, said = stranger.run("room", "block-status", empty)
         if "M_UNKNOWN_TOKEN" not in said:
@@ -163,7 +160,7 @@ def over_the_socket(synadm, rooms):
     yield from expect("purge-status over the socket", status, {"status": "complete"})
 
 
-def walk(synadm, rooms, database):
+def walk(synadm, rooms, home):
     gone, at_once, history = (rooms[shape]["room_id"] for shape in ("everyday-v12", "everyday-v10", "threads"))
     yield from expect("version", "roomkeeper" in synadm.answer("version")["server_version"], True)
     # Deleting, as a job.
@@ -180,7 +177,7 @@ def walk(synadm, rooms, database):
     # Deleting, waited for.
     answer = synadm.answer("room", "delete", at_once, "--v1", "--force-purge")
     yield from expect("delete --v1", sorted(answer), ["failed_to_kick_users", "kicked_users", "local_aliases", "new_room_id"])
-    yield from expect("rooms that are left", rooms_of(database) & {gone, at_once}, set())
+    yield from expect("rooms that are left", rooms_of(home) & {gone, at_once}, set())
     code, said = synadm.run("room", "delete", at_once)
     yield from expect("deleting an unknown room", (code, "Room not found." in said), (1, True))
     # History.
@@ -192,11 +189,11 @@ def walk(synadm, rooms, database):
     yield from expect("room list", len(listed["rooms"]), 5)
 
 
-def empty_rooms(synadm, empty, database):
+def empty_rooms(synadm, empty, home):
     _, said = synadm.run("room", "purge-empty", "--dry-run")
     if empty not in said:
         yield f"purge-empty --dry-run: {said}"
     code, said = synadm.run("room", "purge-empty", "--batch-size", "7")
     yield from expect("purge-empty", (code, "delete_id" in said), (0, True))
     settled(synadm, "room", "delete-status", "--room-id", empty)
-    yield from expect("the empty room", empty in rooms_of(database), False)
+    yield from expect("the empty room", empty in rooms_of(home), False)

@@ -15,6 +15,7 @@ VOLATILE = (
     ("destinations", ANY, "whom Synapse tried to reach for backfill, when it was paged"),
     ("room_forgetter_stream_pos", ANY, "how far a chore has read"),
     ("sqlite_sequence", ANY, "a counter of rows that came and went"),
+    ("cache_invalidation_stream_by_instance", ANY, "what a process on PostgreSQL tells others to forget (W-30)"),
 )
 
 

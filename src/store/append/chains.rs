@@ -16,8 +16,8 @@ use crate::store::db::{Db, params};
 const PLACE: &str = "
     SELECT c.chain_id, c.sequence_number, s.type, s.state_key
       FROM event_auth_chains c
-      JOIN state_events s ON s.event_id = c.event_id
-     WHERE c.event_id = $1";
+     CROSS JOIN state_events s
+     WHERE c.event_id = $1 AND s.event_id = c.event_id";
 
 /// The end of a chain: the end of the unique index on both columns.
 const END: &str = "SELECT max(sequence_number) FROM event_auth_chains WHERE chain_id = $1";

@@ -119,8 +119,8 @@ const RISE: &str = "
      WHERE room_id = $3 AND event_stream_ordering < $1";
 
 const CONTENT: &str = "
-    SELECT j.json, EXISTS (SELECT 1 FROM redactions r JOIN events e ON e.event_id = r.event_id
-                            WHERE r.redacts = j.event_id)
+    SELECT j.json, EXISTS (SELECT 1 FROM redactions r CROSS JOIN events e
+                            WHERE r.redacts = j.event_id AND e.event_id = r.event_id)
       FROM event_json j
      WHERE j.event_id = $1";
 

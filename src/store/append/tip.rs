@@ -19,9 +19,9 @@ const MOST_PREV: usize = 10;
 const EXTREMITIES: &str = "
     SELECT f.event_id, e.depth, g.state_group
       FROM event_forward_extremities f
-      JOIN events e ON e.event_id = f.event_id
+     CROSS JOIN events e
       LEFT JOIN event_to_state_groups g ON g.event_id = f.event_id
-     WHERE f.room_id = $1 AND NOT e.outlier
+     WHERE f.room_id = $1 AND e.event_id = f.event_id AND NOT e.outlier
      ORDER BY e.depth DESC, e.stream_ordering DESC";
 
 /// The resolved state of a room. Walks the unique index on (room_id, type, state_key).
@@ -62,8 +62,8 @@ pub fn version_by_create_event(db: &Db, room: &RoomId) -> Result<Option<String>,
     const CREATE_EVENT: &str = "
         SELECT j.json
           FROM events e
-          JOIN event_json j ON j.event_id = e.event_id
-         WHERE e.room_id = $1 AND e.type = 'm.room.create'
+         CROSS JOIN event_json j
+         WHERE e.room_id = $1 AND e.type = 'm.room.create' AND j.event_id = e.event_id
          ORDER BY e.topological_ordering, e.stream_ordering
          LIMIT 1";
     let json: Option<String> = db.row(

@@ -1,6 +1,8 @@
 //! Values on their way to the server and back. What a parameter is, the server decides by where it stands; so a number
 //! goes as whatever number is wanted, and a text as whatever kind of text.
 
+use std::fmt;
+
 use bytes::BytesMut;
 use postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
@@ -9,8 +11,14 @@ use super::Value;
 type Oops = Box<dyn std::error::Error + Sync + Send>;
 
 /// A bound value on its way to the server.
-#[derive(Debug)]
 pub(super) struct Bound<'a>(pub(super) Value<'a>);
+
+/// Without the value: the driver puts this into its log, and one of them is somebody's access token.
+impl fmt::Debug for Bound<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
 
 impl ToSql for Bound<'_> {
     fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Oops> {
