@@ -50,7 +50,7 @@ struct Global {
     )]
     database: Option<PathBuf>,
     /// The homeserver's name, when there is no configuration file.
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME", global = true, conflicts_with = "config")]
     server_name: Option<String>,
     /// Machine-readable output on stdout.
     #[arg(long, global = true)]
@@ -143,6 +143,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.global.verbose, matches!(cli.command, Command::Serve));
     let failed = match dispatch(&cli) {
+        Ok(_) if !output::is_whole() => return ExitCode::from(EXIT_FAILED),
         Ok(code) => return code,
         Err(e) => e,
     };
@@ -178,6 +179,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         );
     }
     match &cli.command {
+        Command::Demo if cli.global.database.is_some() || !cli.global.config.is_empty() => Err(
+            Error::Config("demo makes a database of its own and takes no other".into()),
+        ),
         Command::Demo => demo::demo(json),
         Command::Init => {
             let (Some(database), Some(_)) = (&cli.global.database, &cli.global.server_name) else {
@@ -266,10 +270,10 @@ fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<Ex
         return Ok(ExitCode::SUCCESS);
     }
     let now = config.clock.now();
-    let ledger = config.ledger.clone();
+    let asked = config.clone();
     let keeper = match Keeper::open(config) {
         Err(Error::Owned(_)) => {
-            return remote::purge_history(&ledger, &room, &point, options, now, json);
+            return remote::purge_history(&asked, &room, &point, options, now, json);
         }
         keeper => keeper?,
     };
@@ -333,12 +337,19 @@ fn signals() -> Result<std::sync::Arc<std::sync::atomic::AtomicBool>, Error> {
 }
 
 fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Result<ExitCode, Error> {
-    let ledger = config.ledger.clone();
+    let asked = config.clone();
     let keeper = match Keeper::open(Config {
         homeserver: looking(&config, resume),
         ..config
     }) {
-        Err(Error::Owned(_)) => return remote::jobs(&ledger, cancel, json),
+        Err(Error::Owned(_)) => {
+            if resume {
+                eprintln!(
+                    "roomkeeper: nothing is to be resumed while a daemon is at work: it has taken up what was interrupted"
+                );
+            }
+            return remote::jobs(&asked, cancel, json);
+        }
         keeper => keeper?,
     };
     if let Some(id) = cancel {

@@ -29,8 +29,10 @@ const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 impl Database {
     /// What `--database` says: an address begins with `postgres://`, everything else is the path of a file.
     pub fn of_words(words: &str) -> Self {
-        if SCHEMES.iter().any(|scheme| words.starts_with(scheme)) {
-            Self::Server(Server::Url(words.to_owned()))
+        if let Some((scheme, rest)) = words.split_once("://")
+            && SCHEMES.contains(&format!("{}://", scheme.to_ascii_lowercase()).as_str())
+        {
+            Self::Server(Server::Url(format!("postgres://{rest}")))
         } else {
             Self::File(words.into())
         }
@@ -69,6 +71,21 @@ impl fmt::Debug for Database {
 }
 
 impl Server {
+    /// The name of the database on its server, as far as the address says it.
+    pub fn database_name(&self) -> &str {
+        match self {
+            Self::Url(url) => {
+                let address = url.split('?').next().unwrap_or_default();
+                // What follows a password that holds a slash is still last.
+                address.rsplit('/').next().unwrap_or_default()
+            }
+            Self::Keys(keys) => keys
+                .get("dbname")
+                .or_else(|| keys.get("database"))
+                .map_or("", String::as_str),
+        }
+    }
+
     /// Whether the address as it is written holds a password, which on a command line everybody on the machine can read.
     pub fn shows_password(&self) -> bool {
         let Self::Url(url) = self else { return false };
@@ -98,13 +115,8 @@ impl fmt::Display for Server {
                 write!(f, "postgres://{place}")
             }
             Self::Keys(keys) => {
-                let key = |name: &str| keys.get(name).map_or("", String::as_str);
-                let name = if keys.contains_key("dbname") {
-                    key("dbname")
-                } else {
-                    key("database")
-                };
-                write!(f, "postgres://{}/{name}", key("host"))
+                let host = keys.get("host").map_or("", String::as_str);
+                write!(f, "postgres://{host}/{}", self.database_name())
             }
         }
     }

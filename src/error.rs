@@ -40,7 +40,9 @@ pub enum Error {
     #[error("{0}")]
     Unsafe(String),
     /// Another roomkeeper owns the ledger, and so the work on this database.
-    #[error("another roomkeeper is at work: it owns the ledger {0}")]
+    #[error(
+        "another roomkeeper is at work: it owns the ledger {0}; wait until it has ended, or stop it"
+    )]
     Owned(std::path::PathBuf),
     /// A parameter that cannot be meant.
     #[error("{message}")]
@@ -83,6 +85,16 @@ pub enum Error {
     /// The job that was waited for failed; this is what its status says.
     #[error("{0}")]
     JobFailed(String),
+    /// A daemon that was asked refused or failed.
+    #[error("{said}")]
+    Answered {
+        /// As it answered.
+        status: u16,
+        /// As it answered.
+        errcode: &'static str,
+        /// What it said.
+        said: String,
+    },
     /// No such job.
     #[error("no job {0} is known")]
     NoSuchJob(JobId),
@@ -237,6 +249,20 @@ impl Error {
             Self::Denied {
                 status, errcode, ..
             } => (*status, *errcode, EXIT_FAILED),
+            Self::Answered {
+                status,
+                errcode,
+                said,
+            } => {
+                // As the same would have ended without a daemon.
+                let exit = match (*status, *errcode) {
+                    (400, _) if is_of_the_data(said) => EXIT_FAILED,
+                    (400, _) => EXIT_USAGE,
+                    (503, "M_UNKNOWN") => EXIT_REFUSED,
+                    _ => EXIT_FAILED,
+                };
+                (*status, *errcode, exit)
+            }
             Self::NotInRoom { .. } => (403, "M_FORBIDDEN", EXIT_FAILED),
             Self::PartialState(_) => (500, "M_UNKNOWN", EXIT_FAILED),
             Self::NoSpace(_) | Self::JobFailed(_) | Self::Store { .. } | Self::Bug(_) => {
@@ -282,6 +308,16 @@ impl Error {
     pub fn is_interrupt(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.is_interrupt())
     }
+}
+
+/// Whether a daemon's 400 is about what is in the database, and not about what was asked.
+fn is_of_the_data(said: &str) -> bool {
+    let errors = [
+        Error::WrongRoom,
+        Error::WouldEmptyRoom,
+        Error::UsersStillJoined,
+    ];
+    errors.iter().any(|e| e.to_string() == said) || said.contains(" already in progress for ")
 }
 
 /// Adds to a database's error what we were doing.

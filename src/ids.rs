@@ -94,6 +94,12 @@ impl RoomId {
 }
 
 impl UserId {
+    /// Whether there is a name between `@` and `:`, and no more than 255 bytes in all.
+    pub fn is_whole(&self) -> bool {
+        let text = self.as_str();
+        text.len() <= 255 && !text.starts_with("@:")
+    }
+
     /// The text after the first `:`; empty when there is none.
     pub fn domain(&self) -> &str {
         self.0.split_once(':').map_or("", |(_, domain)| domain)

@@ -2,13 +2,15 @@
 
 mod deletion;
 mod messages;
+mod ownership;
 pub mod retention;
 mod site;
 mod sweeper;
+mod viewer;
 
+use self::ownership::{own_ledger, refuse_running_homeserver, refuse_wrong_server_name};
 use self::sweeper::Sweeper;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -17,11 +19,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::config::{Config, Homeserver};
+use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
-use crate::jobs::ledger::{Ledger, Record, State};
+use crate::jobs::ledger::{Record, State};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{Register, Ticket};
 use crate::jobs::timer::{self, Timer};
@@ -29,20 +31,18 @@ use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
-use crate::store::check::{self, Violation};
 use crate::store::connections::Connections;
-use crate::store::db::{Access, Db, Engine, OpenOptions};
+use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::erase::RawFile;
-use crate::store::homeserver::{self, Watch};
+use crate::store::homeserver;
 use crate::store::log::Writer;
 use crate::store::points;
-use crate::store::search;
-use crate::store::space::{self, Reclaimed};
 use crate::store::users::{self, Requester};
 use crate::time::Millis;
-use crate::worksite::overwrite;
 
 pub use self::deletion::DeleteStatus;
+pub use self::ownership::identity_of;
+pub use self::viewer::{Viewer, check_offline, reclaim};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
@@ -131,12 +131,14 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error::Owned`] while another roomkeeper owns the ledger; [`Error::Unsafe`] while a homeserver seems to be
-    /// running (unless told otherwise), or when the database is not one we know; [`Error::Config`] when there is none.
+    /// running (unless told otherwise), or when the database is not one we know or another server's; [`Error::Config`]
+    /// when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
         let ledger = own_ledger(&config)?;
         let raw = config.database.file().map(RawFile::open).transpose()?;
         refuse_running_homeserver(&config)?;
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
+        refuse_wrong_server_name(&db, &config)?;
         homeserver::release_leftover_locks(&mut db, config.clock.now())?;
         drop(db);
         let register = Arc::new(Register::new(ledger, config.clock.clone()));
@@ -152,6 +154,8 @@ impl Keeper {
             raw,
             config,
         });
+        // Keeps the file open, so that whoever looks sees that somebody is at work here.
+        shared.with_reader(|_| Ok(()))?;
         shared.register.forget_old(shared.config.keep_jobs);
         let no_thread = |e| Error::Store {
             doing: "start a thread",
@@ -261,10 +265,25 @@ impl Keeper {
     pub fn resume(&self) -> Result<Vec<JobId>, Error> {
         let mut resumed = Vec::new();
         for record in self.shared.register.ledger().unended()? {
-            let Ok(ticket) = self.shared.register.readmit(&record) else {
-                continue;
-            };
             let id = record.id.clone();
+            let register = &self.shared.register;
+            let ticket = match register.readmit(&record) {
+                Ok(ticket) => ticket,
+                // It runs already.
+                Err(_) if register.is_live(&id) => continue,
+                Err(_) => {
+                    let why =
+                        "interrupted, and another job of the room was taken up again before it";
+                    log::warn!("{id} of room {} is given up: {why}", record.subject);
+                    register.ledger().end(
+                        &id,
+                        Some(why),
+                        &record.progress,
+                        self.shared.config.clock.now(),
+                    )?;
+                    continue;
+                }
+            };
             let Some(work) = Work::of_record(record) else {
                 ticket.end(Some(
                     "interrupted, and this roomkeeper does not know how to go on",
@@ -403,7 +422,19 @@ impl Shared {
     }
 
     fn with_reader<T>(&self, ask: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
+        self.refuse_replaced_file()?;
         self.readers.ask(ask)
+    }
+
+    /// What is open is the old file when another was put in its place: what is written to it is lost.
+    fn refuse_replaced_file(&self) -> Result<(), Error> {
+        match (&self.raw, self.config.database.file()) {
+            (Some(raw), Some(file)) if !raw.is_at(file) => Err(Error::Unsafe(format!(
+                "the file {} is not the one that was there when roomkeeper started: start roomkeeper again",
+                file.display()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     fn run_job(&self, ticket: Ticket, work: &Work) {
@@ -422,14 +453,7 @@ impl Shared {
                 log::info!("{ticket} is complete: {summary}");
                 ticket.end(None);
             }
-            Err(Error::Stopping) => {
-                log::info!("{ticket} is interrupted and goes on at the next start");
-                ticket.suspend();
-            }
-            Err(e) => {
-                log::error!("{ticket} failed: {}", Chain(&e));
-                ticket.end(Some(&e.status_text()));
-            }
+            Err(e) => end_early(ticket, &e),
         }
     }
 
@@ -482,170 +506,21 @@ impl Drop for Threads {
     }
 }
 
+/// A job that came to no good end goes on at the next start, or says why it failed.
+fn end_early(ticket: Ticket, error: &Error) {
+    if matches!(error, Error::Stopping) {
+        log::info!("{ticket} is interrupted and goes on at the next start");
+        return ticket.suspend();
+    }
+    log::error!("{ticket} failed: {}", Chain(error));
+    ticket.end(Some(&error.status_text()));
+}
+
 fn options(access: Access) -> OpenOptions {
     OpenOptions {
         access,
         ..OpenOptions::default()
     }
-}
-
-/// Becomes the owner of the ledger, and so of the work on the database.
-fn own_ledger(config: &Config) -> Result<Ledger, Error> {
-    match config.database.file() {
-        Some(file) if file.is_file() => {}
-        // Before a ledger appears beside nothing.
-        Some(_) => drop(Db::open(&config.database, &OpenOptions::default())?),
-        None => make_directory_of(&config.ledger)?,
-    }
-    Ledger::open(&config.ledger)
-}
-
-/// The place for ledgers of databases that are no files is ours to make.
-fn make_directory_of(ledger: &Path) -> Result<(), Error> {
-    let Some(directory) = ledger.parent().filter(|d| !d.as_os_str().is_empty()) else {
-        return Ok(());
-    };
-    std::fs::create_dir_all(directory).map_err(|e| {
-        Error::Config(format!(
-            "the ledger's directory {} cannot be made: {e}; say another place with roomkeeper.ledger",
-            directory.display()
-        ))
-    })
-}
-
-/// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
-fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
-    if config.homeserver != Homeserver::Refuse {
-        return Ok(());
-    }
-    let sign = match Watch::new(config.whereabouts.clone(), &config.database).outside() {
-        Some(sign) => Some(sign),
-        None if config
-            .database
-            .file()
-            .map_or(Ok(false), homeserver::is_open_elsewhere)? =>
-        {
-            Some("another process has the database open".to_owned())
-        }
-        None => {
-            let db = Db::open(&config.database, &OpenOptions::default())?;
-            Watch::new(Default::default(), &config.database)
-                .sign_of_life(&db, config.clock.now())?
-        }
-    };
-    match sign {
-        None => Ok(()),
-        Some(sign) => Err(Error::Unsafe(format!(
-            "a homeserver seems to be running on this database: {sign}. Stop it first; or accept it with --beside \
-             (roomkeeper.homeserver.running: beside); or, if you are sure that none is running, say --offline=assume"
-        ))),
-    }
-}
-
-fn plan_purge(
-    db: &Db,
-    config: &Config,
-    room: &RoomId,
-    point: &PurgePoint,
-    options: PurgeOptions,
-) -> Result<Plan, Error> {
-    let point = points::resolve(db, room, point, config.clock.now())?;
-    let request = Request {
-        point,
-        delete_local_events: options.delete_local_events,
-        keep_received_after: options.keep_received_after,
-    };
-    let mut plan = purge::plan(db, room, &request, &config.server_name)?;
-    plan.foreign_keys = purge::care_for_keys(db, config.stride.keys_in_sets)?;
-    Ok(plan)
-}
-
-/// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.
-pub struct Viewer {
-    db: Db,
-    config: Config,
-}
-
-impl Viewer {
-    /// Opens the database for reading.
-    pub fn open(config: Config) -> Result<Self, Error> {
-        Ok(Self {
-            db: Db::open(&config.database, &options(Access::ReadFile))?,
-            config,
-        })
-    }
-
-    /// As [`Keeper::plan_purge`].
-    pub fn plan_purge(
-        &self,
-        room: &RoomId,
-        point: &PurgePoint,
-        options: PurgeOptions,
-    ) -> Result<Plan, Error> {
-        plan_purge(&self.db, &self.config, room, point, options)
-    }
-
-    /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.
-    pub fn check(&self, each: impl FnMut(&str, &str)) -> Result<Vec<Violation>, Error> {
-        check::check(&self.db, self.config.clock.now(), each)
-    }
-
-    /// Bytes of the database file that hold nothing any more.
-    pub fn reclaimable_bytes(&self) -> Result<u64, Error> {
-        space::reclaimable_bytes(&self.db)
-    }
-}
-
-/// Tests a database that nobody else uses, the full-text index included, which only a writer can ask.
-///
-/// # Errors
-/// [`Error::Unsafe`] when a homeserver seems to be running; [`Viewer::check`] serves then.
-pub fn check_offline(
-    config: &Config,
-    each: impl FnMut(&str, &str),
-) -> Result<Vec<Violation>, Error> {
-    let _owner = own_ledger(config)?;
-    refuse_running_homeserver(config)?;
-    let mut db = Db::open(&config.database, &OpenOptions::default())?;
-    // As every start does: a roomkeeper that was killed leaves its lock on the room.
-    homeserver::release_leftover_locks(&mut db, config.clock.now())?;
-    if db.engine() == Engine::Postgres {
-        // It has no index that only a writer can ask; and what reads whole tables is planned otherwise than a stride.
-        db = Db::open(&config.database, &options(Access::ReadFile))?;
-    }
-    check::check(&db, config.clock.now(), each)
-}
-
-/// Gives free pages back to the file system. Nothing else may have the database open.
-///
-/// # Errors
-/// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
-pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
-    let ledger = own_ledger(config)?;
-    // Only a stopped homeserver will do here, whatever the configuration accepts.
-    let alone = Config {
-        homeserver: Homeserver::Refuse,
-        ..config.clone()
-    };
-    refuse_running_homeserver(&alone)?;
-    let mut db = Db::open(&config.database, &OpenOptions::default())?;
-    if config.overwrite_deleted && search::is_present(&db) {
-        // Purges beside a running homeserver leave this to us.
-        db.write("merge the full-text index", search::optimize)?;
-    }
-    let Some(file) = config.database.file() else {
-        return space::vacuum(&db);
-    };
-    drop(db);
-    let reclaimed = space::reclaim(file)?;
-    // Nothing that was deleted is in the new file.
-    for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
-        ledger.settle(duty)?;
-    }
-    if config.overwrite_deleted {
-        ledger.settle(overwrite::MERGE_INDEX)?;
-    }
-    Ok(reclaimed)
 }
 
 /// What a job's record says, as the doors show it.

@@ -32,6 +32,20 @@ pub struct LifetimeRange {
 }
 
 impl LifetimeRange {
+    /// What is wrong with a range on demand, by the rules for those of the configuration (R-2d, R-5).
+    pub fn nonsense(&self) -> Option<&'static str> {
+        let ends = [self.shortest, self.longest];
+        if ends.iter().flatten().any(|end| end.0 < 0) {
+            return Some("a lifetime cannot be negative");
+        }
+        match ends {
+            [Some(shortest), Some(longest)] if shortest > longest => {
+                Some("the shortest lifetime of a range cannot be greater than its longest")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether a job of this range takes rooms of this lifetime.
     pub fn contains(&self, lifetime: Millis) -> bool {
         self.shortest.is_none_or(|shortest| shortest < lifetime)

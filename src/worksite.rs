@@ -34,6 +34,9 @@ const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
 /// How long a job beside a live server waits for the database to be free, before it ends with that reason.
 pub(crate) const BUSY_PATIENCE: Duration = Duration::from_secs(10 * 60);
 
+/// How long a job waits before it looks again for a server that was lost.
+pub(crate) const LOST_REST: Duration = Duration::from_secs(1);
+
 /// What a job on a room works with: its own connection, and what it shares with others.
 pub struct Worksite<'a> {
     /// A connection for this job alone.

@@ -589,7 +589,14 @@ fn rows_of_a_table_that_nobody_knows_stop_the_delete_before_it_begins() {
     let refused = keeper.purge_room(&RoomId::new(&*room), true);
     let refused = refused.expect_err("it would be stopped").to_string();
     assert!(refused.contains("module_notes"), "{refused}");
-    assert_same(&before, &site.tables(), "nothing went");
+    let whole = Request {
+        block: true,
+        ..forced()
+    };
+    let refused = keeper.delete_room(&RoomId::new(&*room), whole);
+    let refused = refused.expect_err("it would be stopped").to_string();
+    assert!(refused.contains("module_notes"), "{refused}");
+    assert_same(&before, &site.tables(), "nothing went, and nobody");
     keeper.stop();
     site.run("DELETE FROM module_notes");
     delete(site.config(), &room, forced()).expect("deleted");

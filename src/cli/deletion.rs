@@ -64,10 +64,10 @@ pub(super) fn delete_room(
         output::deletion_plan(as_json, &plan);
         return Ok(ExitCode::SUCCESS);
     }
-    let ledger = config.ledger.clone();
+    let asked = config.clone();
     let keeper = match Keeper::open(config) {
         Err(Error::Owned(_)) => {
-            return remote::delete_room(&ledger, &room, &request, as_json);
+            return remote::delete_room(&asked, &room, &request, as_json);
         }
         keeper => keeper?,
     };
@@ -85,10 +85,10 @@ pub(super) fn set_block(
     block: bool,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let (room, ledger) = (RoomId::new(room), config.ledger.clone());
+    let (room, asked) = (RoomId::new(room), config.clone());
     let operator = config.admin_user.clone();
     match Keeper::open(config) {
-        Err(Error::Owned(_)) => remote::set_block(&ledger, &room, block)?,
+        Err(Error::Owned(_)) => remote::set_block(&asked, &room, block)?,
         keeper if block => keeper?.block(&room, &operator)?,
         keeper => keeper?.unblock(&room)?,
     }

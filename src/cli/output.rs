@@ -1,6 +1,7 @@
 //! What the command line prints: sentences and tables for people, one JSON document for machines.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,14 +18,33 @@ use crate::store::event_rows::RowCounts;
 use crate::store::space::{Reclaimed, human};
 use crate::worksite::Progress;
 
-/// Prints one JSON document. A closed pipe is the reader's choice.
+/// Whether something was said that nobody got.
+static IS_LOST: AtomicBool = AtomicBool::new(false);
+
+/// Prints one JSON document.
 pub fn json(value: &Value) {
-    let _ = writeln!(std::io::stdout(), "{value}");
+    print(&value.to_string());
 }
 
 /// Prints a line.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    print(text);
+}
+
+/// A closed pipe is the reader's choice; a full disk is not, and whoever believes what was written must hear of it.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe && !IS_LOST.swap(true, Ordering::SeqCst) => {
+            eprintln!("roomkeeper: what it says cannot be written: {e}");
+        }
+        _ => {}
+    }
+}
+
+/// Whether all that was said was written.
+pub fn is_whole() -> bool {
+    !IS_LOST.load(Ordering::SeqCst)
 }
 
 /// What `init` made.

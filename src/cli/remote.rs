@@ -1,7 +1,6 @@
 //! One-shot commands while a daemon owns the ledger: they ask the daemon, over its socket, and say so.
 
 use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -12,11 +11,12 @@ use serde_json::{Map, Value, json};
 use super::output;
 use super::serve::{Owner, owner_file};
 use crate::client::{Client, Reply};
+use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{Record, State};
-use crate::keeper::PurgeOptions;
+use crate::keeper::{self, PurgeOptions};
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::time::Millis;
@@ -24,15 +24,39 @@ use crate::time::Millis;
 /// How often a running job is asked after.
 const ASK_EVERY: Duration = Duration::from_millis(300);
 
+/// What a daemon answers with, besides `M_UNKNOWN`.
+const ERRCODES: &[&str] = &[
+    "M_BAD_JSON",
+    "M_FORBIDDEN",
+    "M_INVALID_PARAM",
+    "M_LIMIT_EXCEEDED",
+    "M_MISSING_PARAM",
+    "M_MISSING_TOKEN",
+    "M_NOT_FOUND",
+    "M_NOT_JSON",
+    "M_TOO_LARGE",
+    "M_UNKNOWN_TOKEN",
+    "M_UNRECOGNIZED",
+];
+
 /// The daemon that owns the ledger.
-fn daemon(ledger: &Path) -> Result<Client, Error> {
-    let owned = Error::Owned(ledger.to_owned());
-    let Ok(text) = fs::read_to_string(owner_file(ledger)) else {
+fn daemon(config: &Config) -> Result<Client, Error> {
+    let owned = Error::Owned(config.ledger.clone());
+    let Ok(text) = fs::read_to_string(owner_file(&config.ledger)) else {
         return Err(owned);
     };
     let Ok(owner) = serde_json::from_str::<Owner>(&text) else {
         return Err(owned);
     };
+    // What is asked of it would be done to another database than the one that was named.
+    if owner.database != keeper::identity_of(config)? {
+        return Err(Error::Unsafe(format!(
+            "a daemon (process {}) owns the ledger {} and works on another database: say another ledger \
+             (roomkeeper.ledger) for this one",
+            owner.pid,
+            config.ledger.display()
+        )));
+    }
     match owner.sockets.first() {
         Some(socket) => {
             eprintln!(
@@ -53,15 +77,16 @@ fn answer(reply: Result<Reply, crate::client::ClientError>) -> Result<Value, Err
     if (200..300).contains(&reply.status) {
         return Ok(reply.body);
     }
-    let said = reply
-        .body
-        .get("error")
-        .and_then(Value::as_str)
-        .unwrap_or("no reason given");
-    Err(Error::JobFailed(format!(
-        "the daemon answered {}: {said}",
-        reply.status
-    )))
+    let word = |key| reply.body.get(key).and_then(Value::as_str);
+    let errcode = word("errcode").unwrap_or_default();
+    Err(Error::Answered {
+        status: reply.status,
+        errcode: ERRCODES
+            .iter()
+            .find(|known| **known == errcode)
+            .unwrap_or(&"M_UNKNOWN"),
+        said: word("error").unwrap_or("no reason given").to_owned(),
+    })
 }
 
 fn quoted(text: &str) -> String {
@@ -70,14 +95,14 @@ fn quoted(text: &str) -> String {
 
 /// Has the daemon purge, and waits for it.
 pub(super) fn purge_history(
-    ledger: &Path,
+    config: &Config,
     room: &RoomId,
     point: &PurgePoint,
     options: PurgeOptions,
     now: Millis,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let client = daemon(ledger)?;
+    let client = daemon(config)?;
     let mut body = Map::new();
     body.insert(
         "delete_local_events".into(),
@@ -105,12 +130,12 @@ pub(super) fn purge_history(
 
 /// Has the daemon delete a room, and waits for it.
 pub(super) fn delete_room(
-    ledger: &Path,
+    config: &Config,
     room: &RoomId,
     request: &Request,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let client = daemon(ledger)?;
+    let client = daemon(config)?;
     let body = json!({
         "block": request.block, "purge": request.purge, "force_purge": request.force_purge,
         "new_room_user_id": request.new_room_user_id, "room_name": request.room_name, "message": request.message,
@@ -122,10 +147,10 @@ pub(super) fn delete_room(
 }
 
 /// Has the daemon block a room, or unblock it.
-pub(super) fn set_block(ledger: &Path, room: &RoomId, block: bool) -> Result<(), Error> {
+pub(super) fn set_block(config: &Config, room: &RoomId, block: bool) -> Result<(), Error> {
     let path = format!("/_synapse/admin/v1/rooms/{}/block", quoted(room.as_str()));
     let body = json!({"block": block});
-    answer(daemon(ledger)?.request("PUT", &path, Some(&body))).map(drop)
+    answer(daemon(config)?.request("PUT", &path, Some(&body))).map(drop)
 }
 
 /// Shows the progress of the daemon's job until it has ended.
@@ -135,11 +160,11 @@ fn follow(client: &Client, id: &str, as_json: bool) -> Result<ExitCode, Error> {
 
 /// Has the daemon run retention, one range after the other, and waits for it.
 pub(super) fn retention(
-    ledger: &Path,
+    config: &Config,
     ranges: &[LifetimeRange],
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let client = daemon(ledger)?;
+    let client = daemon(config)?;
     let mut runs = Vec::new();
     for range in ranges {
         let body = serde_json::to_value(range).map_err(|e| Error::Bug(e.to_string()))?;
@@ -169,8 +194,12 @@ fn attend(client: &Client, id: &str, as_json: bool) -> Result<Record, Error> {
 }
 
 /// Shows the daemon's jobs, after cancelling one if asked to.
-pub(super) fn jobs(ledger: &Path, cancel: Option<&str>, as_json: bool) -> Result<ExitCode, Error> {
-    let client = daemon(ledger)?;
+pub(super) fn jobs(
+    config: &Config,
+    cancel: Option<&str>,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let client = daemon(config)?;
     if let Some(id) = cancel {
         answer(client.post(
             &format!("/_roomkeeper/v1/jobs/{}/cancel", quoted(id)),

@@ -46,6 +46,11 @@ pub(super) struct Which {
 }
 
 impl Which {
+    /// Whether nothing in particular was asked for.
+    fn is_everything(&self) -> bool {
+        self.job.is_none() && self.shortest.is_none() && self.longest.is_none()
+    }
+
     /// The ranges that are meant: one on demand, one job's, or every job's.
     pub(super) fn ranges(&self, config: &Config) -> Result<Vec<LifetimeRange>, Error> {
         let length = |text: &Option<String>| match text {
@@ -80,6 +85,9 @@ pub(super) fn retention(
     match wanted {
         Retention::Plan { which, exact } => {
             let ranges = which.ranges(&config)?;
+            if !config.retention.enabled && !as_json {
+                output::say("Retention is not enabled: the daemon runs none of this.");
+            }
             let viewer = Viewer::open(config)?;
             let mut plans = Vec::new();
             for range in ranges {
@@ -101,10 +109,17 @@ pub(super) fn retention(
 }
 
 fn run(config: Config, which: &Which, as_json: bool) -> Result<ExitCode, Error> {
+    if which.is_everything() && !config.retention.enabled {
+        return Err(Error::Config(
+            "retention is not enabled (retention.enabled in the configuration): say which job (--job) or which lifetimes \
+             (--shortest, --longest) are to be run all the same"
+                .into(),
+        ));
+    }
     let ranges = which.ranges(&config)?;
-    let ledger = config.ledger.clone();
+    let asked = config.clone();
     let keeper = match Keeper::open(config) {
-        Err(Error::Owned(_)) => return remote::retention(&ledger, &ranges, as_json),
+        Err(Error::Owned(_)) => return remote::retention(&asked, &ranges, as_json),
         keeper => keeper?,
     };
     let mut runs = Vec::new();

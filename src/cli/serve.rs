@@ -14,7 +14,7 @@ use super::signals;
 use crate::config::{Config, Listen};
 use crate::error::{Doing, EXIT_FAILED, Error};
 use crate::http;
-use crate::keeper::Keeper;
+use crate::keeper::{self, Keeper};
 
 /// How often the main thread looks up: for signals, which set a flag, and for the watchdog.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
@@ -24,6 +24,9 @@ const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
 pub(super) struct Owner {
     /// The daemon's process.
     pub pid: u32,
+    /// The database it works on, as the database itself knows it.
+    #[serde(default)]
+    pub database: String,
     /// Its Unix sockets.
     pub sockets: Vec<PathBuf>,
 }
@@ -49,16 +52,20 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
         .listen
         .iter()
         .filter_map(|listen| match listen {
-            Listen::Unix(path) => Some(path.clone()),
+            // Whoever asks may be elsewhere.
+            Listen::Unix(path) => Some(std::path::absolute(path)),
             Listen::Tcp(_) => None,
         })
-        .collect();
+        .collect::<Result<_, _>>()
+        .doing("find the daemon's own socket")?;
+    let database = keeper::identity_of(&config)?;
     config.resume = true;
     config.retention_jobs = true;
     let keeper = Keeper::open(config)?;
     let door = http::serve(keeper.clone())?;
     let owner = Owner {
         pid: std::process::id(),
+        database,
         sockets,
     };
     write_owner(&ledger, &owner)?;

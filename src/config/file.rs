@@ -86,7 +86,15 @@ fn parse(text: &str) -> Result<Map<String, Value>, String> {
         Ok(Value::Object(keys)) => Ok(keys),
         Ok(Value::Null) => Ok(Map::new()),
         Ok(_) => Err("not a mapping of keys to values".into()),
-        Err(e) => Err(e.to_string()),
+        // Without the lines around the place: there may be secrets in them.
+        Err(e) => Err(match e.location() {
+            Some(at) => format!(
+                "line {}, column {}: not YAML as it should be",
+                at.line(),
+                at.column()
+            ),
+            None => "not YAML as it should be".into(),
+        }),
     }
 }
 
@@ -189,19 +197,27 @@ fn whereabouts(keys: &Map<String, Value>) -> Result<Whereabouts, Error> {
         return Ok(found);
     };
     for listener in listeners {
-        let port = listener
-            .get("port")
-            .and_then(Value::as_u64)
-            .and_then(|p| u16::try_from(p).ok())
-            .filter(|p| *p > 0);
-        let Some(port) = port else { continue };
+        let port = match listener.get("port") {
+            Some(Value::String(port)) => port.parse().ok(),
+            Some(port) => port.as_u64().and_then(|port| u16::try_from(port).ok()),
+            None => None,
+        };
+        let Some(port) = port.filter(|port| *port > 0) else {
+            continue;
+        };
         let addresses = match (listener.get("bind_addresses"), listener.get("bind_address")) {
-            (Some(Value::Array(list)), _) => list.iter().filter_map(Value::as_str).collect(),
+            (Some(Value::Array(list)), _) if !list.is_empty() => {
+                list.iter().filter_map(Value::as_str).collect()
+            }
             (_, Some(Value::String(one))) => vec![one.as_str()],
             _ => vec!["::", "0.0.0.0"],
         };
         for address in addresses {
-            if let Ok(ip) = address.parse::<IpAddr>() {
+            let name = match address {
+                "localhost" => "127.0.0.1",
+                address => address,
+            };
+            if let Ok(ip) = name.parse::<IpAddr>() {
                 // Listening everywhere is reached through this machine's own address.
                 let ip = match ip {
                     IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
@@ -247,7 +263,13 @@ fn read_ours(
             "admin_user" => {
                 config.admin_user = UserId::new(string("roomkeeper.admin_user", value)?)
             }
-            "ledger" => config.ledger = directory.join(string("roomkeeper.ledger", value)?),
+            "ledger" => {
+                let file = string("roomkeeper.ledger", value)?;
+                if file.is_empty() {
+                    return Err(wrong("roomkeeper.ledger", value, "a file"));
+                }
+                config.ledger = directory.join(file);
+            }
             "workers" => config.workers = number("roomkeeper.workers", value, 1, 64)? as usize,
             "stride" => {
                 let block = mapping("roomkeeper.stride", value)?;
@@ -377,6 +399,15 @@ fn refuse_unknown(
 }
 
 pub(super) fn wrong(key: &str, value: &Value, wanted: &str) -> Error {
+    // A key, a password or an address with one does not belong on a screen.
+    let may_be_secret = [
+        "key", "password", "secret", "token", "url", "args", "database",
+    ]
+    .iter()
+    .any(|word| key.contains(word));
+    if may_be_secret && !value.is_null() {
+        return Error::Config(format!("{key} should be {wanted}"));
+    }
     Error::Config(format!("{key} is {value}, and should be {wanted}"))
 }
 
@@ -474,10 +505,14 @@ mod tests {
         assert!(!format!("{:?}", config.database).contains("hunter2"));
         assert_eq!(config.ledger, Path::new("/l"));
         assert!(!config.stride.keys_in_sets);
-        let other =
-            read("server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h}}");
+        let other = read(
+            "server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h, dbname: syn}}",
+        );
         let ledger = other.expect("reads").ledger;
-        assert!(ledger.ends_with("example.org_8448.ledger"), "{ledger:?}");
+        assert!(
+            ledger.ends_with("example.org_8448.syn.ledger"),
+            "{ledger:?}"
+        );
     }
 
     #[test]

@@ -130,13 +130,16 @@ impl Config {
     pub fn for_database(database: Database, server_name: &str) -> Self {
         let ledger = match &database {
             Database::File(path) => {
-                let mut ledger = path.clone().into_os_string();
+                // However the way to the file is written, it has one ledger.
+                let file = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+                let mut ledger = file.into_os_string();
                 ledger.push(".roomkeeper");
                 ledger.into()
             }
-            // One ledger for each homeserver; the database's address may be written in many ways.
-            Database::Server(_) => {
-                state_directory().join(format!("{}.ledger", server_name.replace(['/', ':'], "_")))
+            // One ledger for each homeserver and each copy of it; the address may be written in many ways.
+            Database::Server(server) => {
+                let name = format!("{server_name}.{}.ledger", server.database_name());
+                state_directory().join(name.replace(['/', ':'], "_"))
             }
         };
         let mut stride = StrideBounds::default();

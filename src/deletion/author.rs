@@ -155,7 +155,7 @@ pub(super) fn refusal(error: EventError) -> Error {
     match error {
         EventError::TooLarge => Error::bad(
             "M_TOO_LARGE",
-            "the message is too long: an event may have 65536 bytes",
+            "the message or the room's name is too long: an event may have 65536 bytes",
         ),
         EventError::Form(what) => Error::Config(format!(
             "the new room cannot be made as default_power_level_content_override wants it: {what}"

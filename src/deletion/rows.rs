@@ -280,11 +280,7 @@ impl Work<'_, '_> {
             self.pace
                 .learn(stride.result, stride.took, stride.wal_bytes);
             let progress = &mut *self.progress;
-            let rate = (progress.events_done - done_before) as f64
-                / started.elapsed().as_secs_f64().max(0.001);
-            progress.events_per_second = rate as i64;
-            let left = progress.events_planned - progress.events_done;
-            progress.seconds_left = (rate > 0.0).then_some((left as f64 / rate).ceil() as i64);
+            progress.reckon(started, done_before);
             log::debug!(
                 "room {room}: {} of {} events, {} rows",
                 progress.events_done,

@@ -55,6 +55,10 @@ fn run_interruptibly(
     progress: &mut Progress,
 ) -> Result<(), Error> {
     site.stay_or_go()?;
+    if request.purge {
+        // Before anybody is moved out; and again before the first row goes.
+        refuse_what_stops_it(site)?;
+    }
     if extent == Extent::Whole {
         shut_down(site, request, progress)?;
     }

@@ -21,6 +21,11 @@ pub fn plan(site: &Site, call: &Call) -> Result<Outbound, Failure> {
     site.admin(call)?;
     let body = wire::object(&call.inbound.body, Body::Required)?;
     if let Some(retention) = body.get("retention") {
+        if body.len() > 1 {
+            return Err(Failure::bad_json(
+                "retention is planned for the server as a whole: room_id does not go with it",
+            ));
+        }
         let wanted = match retention {
             Value::Object(wanted) => wanted.clone(),
             Value::Null => Map::new(),
@@ -52,20 +57,54 @@ pub fn run(site: &Site, call: &Call) -> Result<Outbound, Failure> {
     let who = site.admin(call)?;
     let wanted = wire::object(&call.inbound.body, Body::Optional)?;
     let mut ids: Vec<JobId> = Vec::new();
-    for range in ranges(&site.keeper.config().retention, &wanted)? {
-        let id = site
-            .keeper
-            .purge_history_for_rooms_in_range(range.shortest, range.longest)?;
-        log::info!("retention run {id}: {who} asks for it");
-        ids.push(id);
+    if wanted.is_empty() && !site.keeper.config().retention.enabled {
+        return Err(Failure::bad_json(
+            "retention is not enabled: say which job, or which lifetimes",
+        ));
     }
-    Ok(wire::json(200, &json!({ "job_ids": ids })))
+    let mut refused = None;
+    for range in ranges(&site.keeper.config().retention, &wanted)? {
+        match site
+            .keeper
+            .purge_history_for_rooms_in_range(range.shortest, range.longest)
+        {
+            Ok(id) => {
+                log::info!("retention run {id}: {who} asks for it");
+                ids.push(id);
+            }
+            // The ids of those that run already must not be lost.
+            Err(e) if !ids.is_empty() => {
+                refused = Some(e.to_string());
+                break;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let mut answer = json!({ "job_ids": ids });
+    if let Some(refused) = refused {
+        answer["error"] = refused.into();
+    }
+    Ok(wire::json(200, &answer))
 }
+
+const MEMBERS: &[&str] = &[
+    "job",
+    "shortest_max_lifetime",
+    "longest_max_lifetime",
+    "exact",
+];
 
 fn ranges(
     retention: &Retention,
     wanted: &Map<String, Value>,
 ) -> Result<Vec<LifetimeRange>, Failure> {
+    // A misspelt bound would be no bound, and this deletes.
+    if let Some(key) = wanted.keys().find(|key| !MEMBERS.contains(&key.as_str())) {
+        return Err(Failure::bad_json(format!(
+            "unknown member {key:?}; there are {}",
+            MEMBERS.join(", ")
+        )));
+    }
     let shortest = length(wanted, "shortest_max_lifetime")?;
     let longest = length(wanted, "longest_max_lifetime")?;
     // A bound that is given as null is no bound, and names a range all the same.
@@ -75,6 +114,9 @@ fn ranges(
     match wanted.get("job") {
         None | Some(Value::Null) if !names_range => Ok(retention.ranges()),
         None | Some(Value::Null) => Ok(vec![LifetimeRange { shortest, longest }]),
+        Some(_) if names_range => Err(Failure::bad_json(
+            "job and the bounds of a range do not go together",
+        )),
         Some(number) => {
             let job = number.as_u64().and_then(|n| usize::try_from(n).ok());
             match job.and_then(|number| retention.job(number)) {
@@ -137,6 +179,8 @@ mod tests {
         for wrong in [
             json!({"longest_max_lifetime": true}),
             json!({"longest_max_lifetime": "x"}),
+            json!({"lonest_max_lifetime": "3d"}),
+            json!({"job": 1, "longest_max_lifetime": "3d"}),
         ] {
             assert_eq!(of(wrong).err().map(|f| f.errcode), Some("M_BAD_JSON"));
         }

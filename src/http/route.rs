@@ -131,6 +131,12 @@ const SLOW: &[(&str, &str, Lane)] = &[
     ),
     ("DELETE", "/_synapse/admin/v1/rooms/{room_id}", Lane::Long),
     ("GET", "/_synapse/admin/v1/rooms", Lane::Slow),
+    // Waits for whoever writes.
+    (
+        "PUT",
+        "/_synapse/admin/v1/rooms/{room_id}/block",
+        Lane::Slow,
+    ),
     ("POST", "/_roomkeeper/v1/plan", Lane::Slow),
 ];
 

@@ -40,7 +40,15 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS duty (name TEXT PRIMARY KEY) WITHOUT ROWID;
     -- From when the interval of a recurring job counts: its last run, or when it was first heard of.
     CREATE TABLE IF NOT EXISTS recurring (name TEXT PRIMARY KEY, from_ms INTEGER NOT NULL) WITHOUT ROWID;
+    -- The database that all this is about.
+    CREATE TABLE IF NOT EXISTS subject_database (one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL);
     PRAGMA user_version = 1;";
+
+/// Whether a file has tables and they are not ours.
+const IS_OF_ANOTHER: &str = "
+    SELECT EXISTS (SELECT 1 FROM sqlite_master)
+       AND NOT ((SELECT user_version FROM pragma_user_version) = 1
+                AND EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'candidate'))";
 
 /// Where a job is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,26 +151,41 @@ impl Ledger {
     /// Opens or makes the ledger and becomes its owner.
     ///
     /// # Errors
-    /// [`Error::Owned`] while another process owns it.
+    /// [`Error::Owned`] while another process owns it; [`Error::Config`] where it is a database of something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let doing = "open the ledger";
         let conn = Connection::open(path).doing(doing)?;
         conn.busy_timeout(OWNER_TIMEOUT).doing(doing)?;
-        let owned = conn.execute_batch(
-            "PRAGMA locking_mode = EXCLUSIVE;
-             PRAGMA journal_mode = WAL;
+        let refused = |e| match StoreError::from(e) {
+            e if e.is_busy() => Error::Owned(path.to_owned()),
+            source => Error::Store { doing, source },
+        };
+        // Before anything is written to it.
+        conn.execute_batch("PRAGMA locking_mode = EXCLUSIVE")
+            .doing(doing)?;
+        if conn
+            .query_row(IS_OF_ANOTHER, [], |row| row.get(0))
+            .map_err(refused)?
+        {
+            return Err(Error::Config(format!(
+                "the ledger {} cannot be used: it is a database of something else; say another place with \
+                 roomkeeper.ledger",
+                path.display()
+            )));
+        }
+        conn.execute_batch(
+            "PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
              BEGIN IMMEDIATE; COMMIT;",
-        );
-        if let Err(e) = owned {
-            let e = StoreError::from(e);
-            return Err(if e.is_busy() {
-                Error::Owned(path.to_owned())
-            } else {
-                Error::Store { doing, source: e }
-            });
-        }
+        )
+        .map_err(refused)?;
         conn.execute_batch(SCHEMA).doing(doing)?;
+        // S-19: whoever ran a job was the owner, and is gone.
+        conn.execute(
+            "UPDATE job SET state = 'queued' WHERE state = 'running'",
+            [],
+        )
+        .doing(doing)?;
         let duties = conn
             .prepare("SELECT name FROM duty")
             .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
@@ -177,6 +200,30 @@ impl Ledger {
     /// The ledger's file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether there is unfinished work in it, and on another database than this.
+    pub fn is_of_another(&self, identity: &str) -> Result<bool, Error> {
+        const OF_ANOTHER: &str = "
+            SELECT EXISTS (SELECT 1 FROM subject_database WHERE identity <> $1)
+               AND (EXISTS (SELECT 1 FROM job WHERE state IN ('queued', 'running'))
+                    OR EXISTS (SELECT 1 FROM candidate) OR EXISTS (SELECT 1 FROM step) OR EXISTS (SELECT 1 FROM duty))";
+        self.conn
+            .lock()
+            .query_row(OF_ANOTHER, [identity], |row| row.get(0))
+            .doing("look whose ledger it is")
+    }
+
+    /// From now on it is this database's.
+    pub fn adopt(&self, identity: &str) -> Result<(), Error> {
+        const ADOPT: &str = "
+            INSERT INTO subject_database VALUES (1, $1)
+                ON CONFLICT (one) DO UPDATE SET identity = excluded.identity WHERE identity <> excluded.identity";
+        self.conn
+            .lock()
+            .execute(ADOPT, [identity])
+            .doing("say whose ledger it is")
+            .map(drop)
     }
 
     /// Writes a new job down. It is there before anything starts.
@@ -508,6 +555,22 @@ mod tests {
         assert!(matches!(Ledger::open(&path), Err(Error::Owned(_))));
         drop(first);
         Ledger::open(&path).expect("opens again");
+    }
+
+    #[test]
+    fn what_ran_when_its_owner_was_killed_waits_for_the_next() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("l");
+        let ledger = Ledger::open(&path).expect("opens");
+        ledger.insert(&job("A")).expect("insert");
+        ledger.start(&JobId::from("A"), Millis(2)).expect("start");
+        drop(ledger);
+        let next = Ledger::open(&path).expect("opens");
+        let found = next.get(&JobId::from("A")).expect("read").expect("there");
+        assert_eq!(
+            (found.state, found.started_ms),
+            (State::Queued, Some(Millis(2)))
+        );
     }
 
     #[test]

@@ -138,12 +138,13 @@ impl Register {
         give_up: impl Fn() -> bool,
     ) -> Result<Ticket, Error> {
         loop {
+            // First: a job that stops frees its room, too.
+            if give_up() {
+                return Err(Error::Stopping);
+            }
             match self.admit(kind, room, params.clone()) {
                 Err(Error::RoomBusy { .. }) => {}
                 admitted => return admitted,
-            }
-            if give_up() {
-                return Err(Error::Stopping);
             }
             let mut busy = self.busy.lock();
             if busy.by_room.contains_key(room) {
@@ -191,6 +192,11 @@ impl Register {
     /// Whether a job of ours has the room.
     pub fn is_busy(&self, room: &RoomId) -> bool {
         self.busy.lock().by_room.contains_key(room)
+    }
+
+    /// Whether a job is at work, or waits for a worker, in this process.
+    pub fn is_live(&self, id: &JobId) -> bool {
+        self.busy.lock().by_room.values().any(|live| live.id == *id)
     }
 
     /// Notes that a job has come to what is done once for all rooms. Answers whether another job has not yet, and so

@@ -146,6 +146,15 @@ impl Keeper {
             Err(Error::JobFailed(text)) if text == Error::UsersStillJoined.status_text() => {
                 Err(Error::UsersStillJoined)
             }
+            Err(Error::Stopping) => {
+                // Whoever asked hears that nothing was done, and so it must stay.
+                if let Some(job) = register.ledger().get(&id)?
+                    && job.started_ms.is_none()
+                {
+                    register.ledger().withdraw(&id)?;
+                }
+                Err(Error::Stopping)
+            }
             ended => ended,
         }
     }
@@ -258,6 +267,10 @@ impl Keeper {
             Some(user) if !user.is_local(&self.shared.config.server_name) => Err(Error::bad(
                 "M_UNKNOWN",
                 format!("User must be our own: {user}"),
+            )),
+            Some(user) if !user.is_whole() => Err(Error::bad(
+                "M_INVALID_PARAM",
+                "new_room_user_id has no name, or more than 255 bytes",
             )),
             _ => Ok(()),
         }

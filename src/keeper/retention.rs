@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Keeper, Shared, Viewer, options};
+use super::{Keeper, Shared, Viewer, end_early, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::jobs::pool::{Pool, SubmitError};
@@ -82,6 +82,13 @@ pub(super) struct Range {
 }
 
 /// What retention asks of the purge of one room.
+fn refuse_nonsense(range: &LifetimeRange) -> Result<(), Error> {
+    match range.nonsense() {
+        None => Ok(()),
+        Some(why) => Err(Error::bad("M_INVALID_PARAM", why)),
+    }
+}
+
 fn request(plan: &Plan, due: &Due) -> Request {
     Request {
         point: due.point,
@@ -104,7 +111,8 @@ impl Keeper {
     /// at once. Needs no `retention.enabled`: whoever asks means it.
     ///
     /// # Errors
-    /// [`Error::RoomBusy`] while a run of the same range has not ended; [`Error::Stopping`].
+    /// [`Error::BadRequest`] where a bound is negative or the bounds are crossed; [`Error::RoomBusy`] while a run of the same
+    /// range has not ended; [`Error::Stopping`].
     pub fn purge_history_for_rooms_in_range(
         &self,
         shortest: Option<Millis>,
@@ -114,6 +122,7 @@ impl Keeper {
             return Err(Error::Stopping);
         }
         let range = LifetimeRange { shortest, longest };
+        refuse_nonsense(&range)?;
         let ticket = self.shared.admit_retention(range)?;
         let id = ticket.id().clone();
         self.run_retention(ticket, range)?;
@@ -231,14 +240,7 @@ impl Shared {
                 log::error!("{ticket} failed: {said}");
                 ticket.end(Some(&said));
             }
-            Err(Error::Stopping) => {
-                log::info!("{ticket} is interrupted and goes on at the next start");
-                ticket.suspend();
-            }
-            Err(e) => {
-                log::error!("{ticket} failed: {}", Chain(&e));
-                ticket.end(Some(&e.status_text()));
-            }
+            Err(e) => end_early(ticket, &e),
         }
     }
 
@@ -477,6 +479,7 @@ impl Viewer {
         exact: bool,
         is_busy: &dyn Fn(&RoomId) -> bool,
     ) -> Result<Plan, Error> {
+        refuse_nonsense(&range)?;
         let (db, config) = (&self.db, &self.config);
         let now = config.clock.now();
         let mut plan = retention::plan(db, &config.retention, range, now, is_busy)?;

@@ -1,14 +1,17 @@
 //! What the keeper gives a job to work with.
 
+use std::thread;
+use std::time::Instant;
+
 use super::Shared;
 use crate::config::Homeserver;
-use crate::error::Error;
+use crate::error::{Chain, Error};
 use crate::jobs::register::Ticket;
 use crate::store::db::{
     Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
 };
 use crate::store::homeserver::Watch;
-use crate::worksite::{Gait, Worksite};
+use crate::worksite::{BUSY_PATIENCE, Gait, LOST_REST, Worksite};
 
 impl Shared {
     /// What a job works with, its own connection among it.
@@ -17,6 +20,7 @@ impl Shared {
         ticket: &'a Ticket,
         is_stopping: &'a (dyn Fn() -> bool + Sync),
     ) -> Result<Worksite<'a>, Error> {
+        self.refuse_replaced_file()?;
         let config = &self.config;
         let gait = self.gait();
         let options = OpenOptions {
@@ -35,7 +39,17 @@ impl Shared {
         };
         let watch = (config.homeserver == Homeserver::Refuse)
             .then(|| Watch::new(config.whereabouts.clone(), &config.database));
-        let db = Db::open(&config.database, &options)?;
+        let begun = Instant::now();
+        let db = loop {
+            match Db::open(&config.database, &options) {
+                // A server that is starting anew costs a job time, and nothing else.
+                Err(e) if e.is_lost() && begun.elapsed() < BUSY_PATIENCE && !is_stopping() => {
+                    log::warn!("{ticket}: {}; trying again", Chain(&e));
+                    thread::sleep(LOST_REST);
+                }
+                opened => break opened?,
+            }
+        };
         Ok(self.worksite_on(db, watch, ticket, is_stopping))
     }
 

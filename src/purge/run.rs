@@ -17,10 +17,12 @@ use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Cut, Extent};
 use crate::store::homeserver::{PURGE_LOCK, RowLock};
 use crate::store::keys::Keys;
+use crate::store::room_rows;
 use crate::store::search::{self, Documents};
 use crate::store::space;
 use crate::worksite::{
-    BUSY_PATIENCE, Gait, Pace, Phase, Progress, Worksite, acquire_row_lock, hold, overwrite, tidy,
+    BUSY_PATIENCE, Gait, LOST_REST, Pace, Phase, Progress, Worksite, acquire_row_lock, hold,
+    overwrite, tidy,
 };
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
@@ -124,6 +126,10 @@ fn purge_events(
         history::forget_former_job(&site.db)?;
     }
     refuse_to_empty(&site.db, site.room, request)?;
+    if !room_rows::is_known(&site.db, site.room)? {
+        let note = "the database does not know this room (an id begins with !; an alias is none)";
+        progress.notes.push(note.into());
+    }
     refuse_partial_state(site, request)?;
     space::check_room_to_purge(&site.db)?;
     let left = history::count_timeline(&site.db, &request.cut(site.room, site.server_name))?;
@@ -257,11 +263,7 @@ fn strides(
         progress.add_rows(&stride.rows);
         site.keep(progress);
         pace.learn(stride.events, stride.took, stride.wal_bytes);
-        let rate = (progress.events_done - done_before) as f64
-            / started.elapsed().as_secs_f64().max(0.001);
-        progress.events_per_second = rate as i64;
-        let left = progress.events_planned - progress.events_done;
-        progress.seconds_left = (rate > 0.0).then_some((left as f64 / rate).ceil() as i64);
+        progress.reckon(started, done_before);
         log::debug!(
             "room {}: {} of {} events",
             site.room,
@@ -285,9 +287,6 @@ fn wait_for_server(site: &Worksite<'_>, lost: &Error) {
     );
     site.rest(LOST_REST);
 }
-
-/// How long a job waits before it looks again for a server that was lost.
-const LOST_REST: Duration = Duration::from_secs(1);
 
 /// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
 /// costs more than a look.

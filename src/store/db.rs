@@ -151,6 +151,24 @@ impl Db {
         })
     }
 
+    /// What tells this database from every other one, its own copies included.
+    pub fn identity(&self) -> Result<String, Error> {
+        const OF_SERVER: &str = "-- PostgreSQL
+            SELECT 'PostgreSQL ' || (SELECT CAST(system_identifier AS TEXT) FROM pg_control_system())
+                   || ' ' || CAST(oid AS TEXT)
+              FROM pg_database WHERE datname = current_database()";
+        let doing = "look which database it is";
+        match &self.path {
+            Some(path) => Ok(std::fs::canonicalize(path)
+                .doing(doing)?
+                .display()
+                .to_string()),
+            None => self
+                .row(doing, OF_SERVER, &[], |r| r.get(0))?
+                .ok_or_else(|| Error::Bug("the server does not know its own database".into())),
+        }
+    }
+
     /// Which engine answers.
     pub fn engine(&self) -> Engine {
         match self.conn {

@@ -8,7 +8,7 @@
 //! no log holds a newer version of one, and no reader ever looks into one.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use super::db::Db;
@@ -28,6 +28,14 @@ impl RawFile {
     pub fn open(path: &std::path::Path) -> Result<Self, Error> {
         let file = File::options().read(true).write(true).open(path);
         file.map(Self).doing("open the database")
+    }
+
+    /// Whether this is still the file at `path`: a backup that was put in its place, or a file that was made anew, is not.
+    pub fn is_at(&self, path: &std::path::Path) -> bool {
+        match (self.0.metadata(), std::fs::metadata(path)) {
+            (Ok(mine), Ok(there)) => (mine.dev(), mine.ino()) == (there.dev(), there.ino()),
+            _ => false,
+        }
     }
 
     fn page(&self, number: u32, buffer: &mut [u8]) -> std::io::Result<()> {

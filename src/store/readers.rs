@@ -115,9 +115,11 @@ pub fn policy(db: &Db, room: &RoomId) -> Result<Option<Policy>, Error> {
     }
     let doing = "read the room's retention policy";
     db.row(doing, POLICY, params![room.as_str()], |r| {
+        // What is no number says nothing.
+        let lifetime = |at| r.get::<_, Option<i64>>(at).ok().flatten().map(Millis);
         Ok(Policy {
-            min_lifetime: r.get::<_, Option<i64>>(0)?.map(Millis),
-            max_lifetime: r.get::<_, Option<i64>>(1)?.map(Millis),
+            min_lifetime: lifetime(0),
+            max_lifetime: lifetime(1),
         })
     })
 }

@@ -91,7 +91,14 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
         .doing("set up the connection")?;
     conn.set_prepared_statement_cache_capacity(256);
     let mut pragmas = String::new();
-    if options.access == Access::Write {
+    // The catalogue says what is wrong with a database of something else; it stays as it is.
+    const IS_SYNAPSES: &str =
+        "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'schema_version')";
+    if options.access == Access::Write
+        && conn
+            .query_row(IS_SYNAPSES, [], |row| row.get(0))
+            .doing("open the database")?
+    {
         // As Synapse opens it; a database that nobody opened yet is switched over.
         pragmas.push_str("PRAGMA journal_mode = WAL;");
     }

@@ -27,6 +27,31 @@ const DENIED_UNKNOWN: Error = Error::Denied {
     soft_logout: Some(false),
 };
 
+/// Any user's server. Binds nothing; reads one row.
+const ANY_SERVER: &str = "SELECT substr(name, instr(name, ':') + 1) FROM users LIMIT 1";
+
+/// Whether anybody is of this server. Binds `$1` its name. Walks all users where nobody is.
+const HAS_USER_OF: &str =
+    "SELECT EXISTS (SELECT 1 FROM users WHERE substr(name, instr(name, ':') + 1) = $1)";
+
+/// The server that the database's users are of, where nobody is of `server_name`: everybody in `users` is local. `None`
+/// where somebody is, and where there are no users.
+pub fn server_name_instead_of(db: &Db, server_name: &str) -> Result<Option<String>, Error> {
+    let doing = "look whose database it is";
+    if !db.catalog().has("users") {
+        return Ok(None);
+    }
+    let other: Option<String> = db.row(doing, ANY_SERVER, params![], |r| r.get(0))?;
+    Ok(match other {
+        Some(other)
+            if other != server_name && db.count(doing, HAS_USER_OF, params![server_name])? == 0 =>
+        {
+            Some(other)
+        }
+        _ => None,
+    })
+}
+
 /// The user of an access token.
 ///
 /// # Errors

@@ -1,5 +1,7 @@
 //! How far a job is, as the ledger keeps it and the doors show it.
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -76,5 +78,14 @@ impl Progress {
             *self.rows_removed.entry(table.clone()).or_default() += count;
         }
         self.events_deleted = self.rows_removed.get("events").copied().unwrap_or(0);
+    }
+
+    /// Works out how fast it goes and how long it will take; `done_before` events were dealt with before `started`.
+    pub fn reckon(&mut self, started: Instant, done_before: i64) {
+        let seconds = started.elapsed().as_secs_f64().max(0.001);
+        let rate = (self.events_done - done_before) as f64 / seconds;
+        self.events_per_second = rate as i64;
+        let left = self.events_planned - self.events_done;
+        self.seconds_left = (rate > 0.0).then_some((left as f64 / rate).ceil() as i64);
     }
 }

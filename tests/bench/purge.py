@@ -1,6 +1,6 @@
 """The purge benchmark: 90 % of a big room, by plain SQL, by Synapse, and by roomkeeper in both gaits, in one run.
 
-    ROOMKEEPER_BENCH_DIR=… python purge.py [--sizes 10k,100k,1m] [--ways floor,synapse,offline,beside] [--repeat N]
+    ROOMKEEPER_BENCH_DIR=… python purge.py [--sizes 10k,100k,1m] [--ways floor,floor_in_strides,synapse,offline,beside] [--repeat N]
 
 Run it with the Python of a virtual environment that has `matrix-synapse`; `cargo bench --bench purge` does, when
 $ROOMKEEPER_BENCH_PYTHON names that Python. Every purge works on a fresh copy of the same server (multiply.py), with
@@ -40,7 +40,7 @@ import homeserver
 import multiply
 
 SIZES = {"10k": 11_000, "100k": 110_000, "1m": 1_100_000}
-WAYS = ("floor", "synapse", "offline", "beside")  # and synapse_in_use, beside_in_use: how long a user waits
+WAYS = ("floor", "floor_in_strides", "synapse", "offline", "beside")  # and synapse_in_use, beside_in_use: how long a user waits
 REPEAT = {"10k": 3, "100k": 3, "1m": 1}
 TICKS = os.sysconf("SC_CLK_TCK")
 HERE = Path(__file__).parent
@@ -137,9 +137,13 @@ def longest(text):
 
 # ---- The ways --------------------------------------------------------------------------------------------------------
 
-def way_floor(server, about, _):
-    result = run_process([sys.executable, HERE / "floor.py", server / "homeserver.db", about["room_id"], about["cut_depth"]], server / "homeserver.db")
+def way_floor(server, about, _, way="leap"):
+    result = run_process([sys.executable, HERE / "floor.py", way, server / "homeserver.db", about["room_id"], about["cut_depth"]], server / "homeserver.db")
     return {**result, "longest": longest(result["out"])}
+
+
+def way_floor_in_strides(server, about, binary):
+    return way_floor(server, about, binary, "strides")
 
 
 def roomkeeper(server, about, binary, gait):

@@ -1,5 +1,6 @@
 //! One-shot commands: how they end, and what they refuse.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use roomkeeper::store::catalog::NEWEST_SCHEMA;
@@ -79,6 +80,10 @@ fn wrong_usage_and_configuration_end_with_2() {
         home.run(words)
             .assert_ended(2, "roomkeeper.wokers is not a key; the keys are");
     }
+    home.configure("", "retention: {default_policy: {max_lifetime: 1s}}");
+    home.run(&["retention", "run"])
+        .assert_ended(2, "retention is not enabled");
+    home.run(&["retention", "plan"]).assert_ended(0, "");
     home.configure("", "");
     home.run(&["purge-history", "!a:b"])
         .assert_ended(2, "--before-event");
@@ -224,6 +229,83 @@ fn what_could_harm_is_refused_with_3_and_says_what_to_do() {
 }
 
 #[test]
+fn the_name_of_another_server_would_make_local_users_strangers_and_is_refused() {
+    let home = Home::new(10, "");
+    home.sql("INSERT INTO users (name) VALUES ('@alice:example.org')");
+    let named = |name: &str, words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
+        command
+            .args(["--database", "homeserver.db", "--server-name", name])
+            .args(words)
+            .current_dir(home.path(""));
+        Ran::of(command.output().expect("runs"))
+    };
+    let room = sample::room_id("a");
+    for words in [
+        &["purge-history", &room, "--older-than", "0d"][..],
+        &["purge-history", &room, "--older-than", "0d", "--dry-run"],
+        &["delete-room", &room],
+    ] {
+        named("example.com", words).assert_ended(3, "its users are of example.org");
+        named("not a name", words).assert_ended(2, "is no server name");
+    }
+    assert_eq!(home.events(), 11, "nothing was changed");
+    named("example.org", &["jobs"]).assert_ended(0, "");
+}
+
+#[test]
+fn the_ledger_is_a_file_of_its_own_and_belongs_to_the_databases_owner() {
+    let home = Home::new(10, "ledger: homeserver.db");
+    let tables = |file: &str| -> i64 {
+        let conn = Connection::open(home.path(file)).expect("opens");
+        let count = "SELECT count(*) FROM sqlite_master";
+        conn.query_row(count, [], |row| row.get(0)).expect("counts")
+    };
+    let before = tables("homeserver.db");
+    home.run(&["jobs"])
+        .assert_ended(2, "it is the homeserver's database");
+    assert_eq!(tables("homeserver.db"), before);
+    home.configure("ledger: ''", "");
+    home.run(&["jobs"]).assert_ended(2, "roomkeeper.ledger");
+    home.configure("ledger: other.db", "");
+    let other = Connection::open(home.path("other.db")).expect("opens");
+    other.execute_batch("CREATE TABLE mine (n)").expect("made");
+    drop(other);
+    home.run(&["jobs"])
+        .assert_ended(2, "it is a database of something else");
+    assert_eq!(tables("other.db"), 1);
+    home.configure("", "");
+    let mode = |file: &str, set: Option<u32>| {
+        if let Some(mode) = set {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(home.path(file), mode).expect("set");
+        }
+        let metadata = home.path(file).metadata().expect("is there");
+        metadata.permissions().mode() & 0o777
+    };
+    mode("homeserver.db", Some(0o600));
+    home.run(&["jobs"]).assert_ended(0, "");
+    assert_eq!(mode("homeserver.db.roomkeeper", None), 0o600);
+}
+
+#[test]
+fn a_mistake_in_a_configuration_is_named_by_its_place_and_not_by_its_text() {
+    let home = Home::new(10, "");
+    for yaml in [
+        "macaroon_secret_key: 'Xyzzy'\nserver_name: a\nserver_name: b\n",
+        "a: 1\npassword: \"Xyzzy\n",
+        "password: Xyzzy\n\tb: [\n",
+    ] {
+        std::fs::write(home.path("homeserver.yaml"), yaml).expect("writes");
+        for words in [&["jobs"][..], &["jobs", "--json"]] {
+            let ran = home.run(words);
+            ran.assert_ended(2, "homeserver.yaml: line ");
+            assert!(!format!("{ran:?}").contains("Xyzzy"), "{ran:?}");
+        }
+    }
+}
+
+#[test]
 fn an_interrupted_command_ends_with_130_and_can_go_on() {
     const EVENTS: i64 = 4_000;
     let home = Home::new(EVENTS, "stride: {events: 100}");
@@ -273,18 +355,20 @@ fn words_of(command: &str) -> Vec<String> {
 #[test]
 fn every_command_of_the_readme_is_understood() {
     let readme = include_str!("../../README.md");
-    let alias = readme.lines().find_map(|line| {
-        line.strip_prefix("alias rk='roomkeeper ")?
-            .strip_suffix('\'')
-    });
-    let alias = words_of(alias.expect("an alias for a short name"));
+    let mut short: Vec<String> = Vec::new();
     let mut in_shell = false;
     let mut understood = 0;
     for line in readme.lines() {
         if line.starts_with("```") {
             in_shell = line == "```sh";
         }
-        let before: &[String] = if line.starts_with("rk ") { &alias } else { &[] };
+        if let Some(meaning) = line.strip_prefix("rk() { roomkeeper ") {
+            let meaning = meaning
+                .strip_suffix(" \"$@\"; }")
+                .expect("a function of one command");
+            short = words_of(meaning);
+        }
+        let before: &[String] = if line.starts_with("rk ") { &short } else { &[] };
         let command = ["rk ", "roomkeeper ", "cargo run --release -- "]
             .iter()
             .find_map(|name| line.strip_prefix(name))

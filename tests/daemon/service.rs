@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use roomkeeper::client::Client;
+use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -253,6 +254,13 @@ fn one_shot_commands_ask_the_daemon_that_is_at_work() {
         "topological_ordering is greater than forward extremities",
     );
 
+    // And ends as it would have ended without one.
+    home.run(&["purge-history", &room, "--before-token", "s5"])
+        .assert_ended(2, "Invalid room stream token 's5'");
+    let unknown = home.run(&["--json", "purge-history", &room, "--before-event", "$none"]);
+    unknown.assert_ended(1, "Could not find event $none");
+    assert_eq!(unknown.json()["errcode"], "M_NOT_FOUND");
+
     // One that is cancelled.
     let id = daemon.purge(EVENTS - 100);
     until("some progress", || {
@@ -285,4 +293,72 @@ fn one_shot_commands_ask_the_daemon_that_is_at_work() {
         "{reclaimed}"
     );
     home.assert_sound();
+}
+
+#[test]
+fn a_file_that_was_put_in_the_databases_place_is_left_alone_until_the_daemon_starts_again() {
+    let home = Home::new(100, "");
+    let daemon = Daemon::start(&home);
+    std::fs::copy(home.database(), home.path("restored.db")).expect("copied");
+    std::fs::rename(home.path("restored.db"), home.database()).expect("renamed");
+    let room = sample::room_id("a");
+    let token = sample::token(50);
+    home.run(&["purge-history", &room, "--before-token", &token])
+        .assert_ended(3, "start roomkeeper again");
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(home.events(), 101, "nothing was changed");
+    home.assert_sound();
+}
+
+#[test]
+fn an_idle_daemon_is_seen_by_whoever_keeps_another_ledger() {
+    let home = Home::new(100, "");
+    let daemon = Daemon::start(&home);
+    home.configure("ledger: another.ledger", "");
+    for words in [&["reclaim"][..], &["jobs", "--resume"]] {
+        home.run(words).assert_ended(3, " has the database open");
+    }
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    home.run(&["reclaim"]).assert_ended(0, "");
+}
+
+#[test]
+fn what_is_meant_for_a_copy_is_not_done_to_the_database_that_a_daemon_works_on() {
+    let home = Home::new(100, "ledger: one.ledger");
+    std::fs::copy(home.database(), home.path("copy.db")).expect("copied");
+    let copy = "database: {name: sqlite3, args: {database: copy.db}}\n";
+    std::fs::write(home.path("copy.yaml"), copy).expect("writes");
+    let daemon = Daemon::start(&home);
+    let room = sample::room_id("a");
+    let token = sample::token(50);
+    for words in [
+        &["purge-history", &room, "--before-token", &token][..],
+        &["delete-room", &room, "--force-purge"],
+        &["block", &room],
+        &["jobs", "--cancel", "x"],
+        &["retention", "run", "--longest", "1d"],
+    ] {
+        let mut all = vec!["-c", "copy.yaml"];
+        all.extend(words);
+        home.run(&all).assert_ended(3, "works on another database");
+    }
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(home.events(), 101, "nothing was changed");
+
+    // Nor is what was left unfinished there.
+    let ledger = Connection::open(home.path("one.ledger")).expect("opens");
+    ledger
+        .execute_batch("INSERT INTO candidate VALUES ('!a:example.org', 1)")
+        .expect("noted");
+    drop(ledger);
+    home.run(&["-c", "copy.yaml", "jobs"])
+        .assert_ended(3, "unfinished work on another database");
+    home.run(&["jobs"]).assert_ended(0, "");
+    let ledger = Connection::open(home.path("one.ledger")).expect("opens");
+    ledger.execute_batch("DELETE FROM candidate").expect("done");
+    drop(ledger);
+    home.run(&["-c", "copy.yaml", "jobs"]).assert_ended(0, "");
 }

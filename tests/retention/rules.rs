@@ -61,11 +61,11 @@ fn any_bound(rng: &mut StdRng) -> Option<Millis> {
 }
 
 fn any_retention(rng: &mut StdRng) -> (Retention, LifetimeRange) {
-    let (a, b) = (any_bound(rng), any_bound(rng));
-    let limits = match (a, b) {
+    let ends = |a: Option<Millis>, b: Option<Millis>| match (a, b) {
         (Some(a), Some(b)) => (Some(a.min(b)), Some(a.max(b))),
-        limits => limits,
+        ends => ends,
     };
+    let limits = ends(any_bound(rng), any_bound(rng));
     let retention = Retention {
         default_policy: Policy {
             min_lifetime: None,
@@ -75,11 +75,8 @@ fn any_retention(rng: &mut StdRng) -> (Retention, LifetimeRange) {
         allowed_lifetime_max: limits.1,
         ..Retention::default()
     };
-    let range = LifetimeRange {
-        shortest: any_bound(rng),
-        longest: any_bound(rng),
-    };
-    (retention, range)
+    let (shortest, longest) = ends(any_bound(rng), any_bound(rng));
+    (retention, LifetimeRange { shortest, longest })
 }
 
 /// The rooms a job takes, by with the repairs of; and how long each one's messages stay.

@@ -1,0 +1,144 @@
+//! What is made sure of before a keeper works on a database.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::path::Path;
+
+use crate::config::{Config, Homeserver};
+use crate::error::Error;
+use crate::ids::is_server_name;
+use crate::jobs::ledger::Ledger;
+use crate::store::db::{Db, OpenOptions};
+use crate::store::homeserver::{self, Watch};
+use crate::store::users;
+
+/// Becomes the owner of the ledger, and so of the work on the database.
+pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
+    if config.database.file().is_none() {
+        make_directory_of(&config.ledger)?;
+    }
+    // Before a ledger appears beside nothing, or beside a file that is something else.
+    let identity = identity_of(config)?;
+    make_ledger(&config.ledger, config.database.file())?;
+    let ledger = Ledger::open(&config.ledger)?;
+    if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
+        return Err(Error::Unsafe(format!(
+            "the ledger {} has unfinished work on another database: finish that first (`roomkeeper jobs --resume` there), \
+             or say another ledger (roomkeeper.ledger) for this one",
+            config.ledger.display()
+        )));
+    }
+    ledger.adopt(&identity)?;
+    Ok(ledger)
+}
+
+/// What tells a database from every other one, its own copies included.
+pub fn identity_of(config: &Config) -> Result<String, Error> {
+    Db::open(&config.database, &OpenOptions::default())?.identity()
+}
+
+/// A file that was moved together with the ledger beside it is no other database.
+fn lies_beside(ledger: &Path, identity: &str) -> bool {
+    let beside = format!("{identity}.roomkeeper");
+    fs::canonicalize(ledger).is_ok_and(|ledger| ledger == Path::new(&beside))
+}
+
+/// A new ledger belongs to whom the database belongs to, as SQLite's own files beside it do: a purge by root must not
+/// lock the owner out.
+fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
+    let unfit = |why: String| {
+        Error::Config(format!(
+            "the ledger {} cannot be used: {why}; say another place with roomkeeper.ledger",
+            ledger.display()
+        ))
+    };
+    let database = database.and_then(|file| fs::metadata(file).ok());
+    let mut how = fs::OpenOptions::new();
+    how.read(true).write(true);
+    let mode = database.as_ref().map_or(0o600, |d| d.mode() & 0o666);
+    match how.clone().create_new(true).mode(mode).open(ledger) {
+        Ok(file) => {
+            if let Some(database) = database {
+                // Only root may; whoever else is at work here is the owner, or shares the directory with them.
+                let _ = fchown(&file, Some(database.uid()), Some(database.gid()));
+            }
+            return Ok(());
+        }
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(unfit(e.to_string())),
+    }
+    let is_database = |m: &fs::Metadata| {
+        database
+            .as_ref()
+            .is_some_and(|d| (d.dev(), d.ino()) == (m.dev(), m.ino()))
+    };
+    match fs::metadata(ledger) {
+        Ok(m) if m.is_dir() => Err(unfit("it is a directory".into())),
+        Ok(m) if is_database(&m) => Err(unfit("it is the homeserver's database".into())),
+        Ok(m) => how.open(ledger).map(drop).map_err(|e| {
+            unfit(format!(
+                "{e}; it belongs to the user with the number {}: run as that user",
+                m.uid()
+            ))
+        }),
+        Err(e) => Err(unfit(e.to_string())),
+    }
+}
+
+/// The place for ledgers of databases that are no files is ours to make.
+fn make_directory_of(ledger: &Path) -> Result<(), Error> {
+    let Some(directory) = ledger.parent().filter(|d| !d.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    fs::create_dir_all(directory).map_err(|e| {
+        Error::Config(format!(
+            "the ledger's directory {} cannot be made: {e}; say another place with roomkeeper.ledger",
+            directory.display()
+        ))
+    })
+}
+
+/// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
+pub(super) fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
+    if config.homeserver != Homeserver::Refuse {
+        return Ok(());
+    }
+    let sign = match Watch::new(config.whereabouts.clone(), &config.database).outside() {
+        Some(sign) => Some(sign),
+        None if config
+            .database
+            .file()
+            .map_or(Ok(false), homeserver::is_open_elsewhere)? =>
+        {
+            Some("another process has the database open".to_owned())
+        }
+        None => {
+            let db = Db::open(&config.database, &OpenOptions::default())?;
+            Watch::new(Default::default(), &config.database)
+                .sign_of_life(&db, config.clock.now())?
+        }
+    };
+    match sign {
+        None => Ok(()),
+        Some(sign) => Err(Error::Unsafe(format!(
+            "a homeserver seems to be running on this database: {sign}. Stop it first; or accept it with --beside \
+             (roomkeeper.homeserver.running: beside); or, if you are sure that none is running, say --offline=assume"
+        ))),
+    }
+}
+
+/// Who is local is told by the server's name: under a wrong one a purge would take local users' messages, and a deletion
+/// would leave its people behind.
+pub(super) fn refuse_wrong_server_name(db: &Db, config: &Config) -> Result<(), Error> {
+    let name = &config.server_name;
+    if !is_server_name(name) {
+        return Err(Error::Config(format!("{name:?} is no server name")));
+    }
+    match users::server_name_instead_of(db, name)? {
+        None => Ok(()),
+        Some(other) => Err(Error::Unsafe(format!(
+            "this is not the database of {name}: its users are of {other}. Say the server_name that the homeserver has"
+        ))),
+    }
+}

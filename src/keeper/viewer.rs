@@ -1,0 +1,119 @@
+//! What can be done without owning the work on a database, and what needs it for itself alone.
+
+use super::ownership::{own_ledger, refuse_running_homeserver, refuse_wrong_server_name};
+use super::{PurgeOptions, options};
+use crate::config::{Config, Homeserver};
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::point::PurgePoint;
+use crate::purge::{self, Plan, Request};
+use crate::store::check::{self, Violation};
+use crate::store::db::{Access, Db, Engine, OpenOptions};
+use crate::store::space::{self, Reclaimed};
+use crate::store::{homeserver, points, search};
+use crate::worksite::overwrite;
+
+/// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.
+pub struct Viewer {
+    pub(super) db: Db,
+    pub(super) config: Config,
+}
+
+impl Viewer {
+    /// Opens the database for reading.
+    pub fn open(config: Config) -> Result<Self, Error> {
+        let db = Db::open(&config.database, &options(Access::ReadFile))?;
+        refuse_wrong_server_name(&db, &config)?;
+        Ok(Self { db, config })
+    }
+
+    /// As [`Keeper::plan_purge`].
+    pub fn plan_purge(
+        &self,
+        room: &RoomId,
+        point: &PurgePoint,
+        options: PurgeOptions,
+    ) -> Result<Plan, Error> {
+        plan_purge(&self.db, &self.config, room, point, options)
+    }
+
+    /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.
+    pub fn check(&self, each: impl FnMut(&str, &str)) -> Result<Vec<Violation>, Error> {
+        check::check(&self.db, self.config.clock.now(), each)
+    }
+
+    /// Bytes of the database file that hold nothing any more.
+    pub fn reclaimable_bytes(&self) -> Result<u64, Error> {
+        space::reclaimable_bytes(&self.db)
+    }
+}
+
+/// Tests a database that nobody else uses, the full-text index included, which only a writer can ask.
+///
+/// # Errors
+/// [`Error::Unsafe`] when a homeserver seems to be running; [`Viewer::check`] serves then.
+pub fn check_offline(
+    config: &Config,
+    each: impl FnMut(&str, &str),
+) -> Result<Vec<Violation>, Error> {
+    let _owner = own_ledger(config)?;
+    refuse_running_homeserver(config)?;
+    let mut db = Db::open(&config.database, &OpenOptions::default())?;
+    // As every start does: a roomkeeper that was killed leaves its lock on the room.
+    homeserver::release_leftover_locks(&mut db, config.clock.now())?;
+    if db.engine() == Engine::Postgres {
+        // It has no index that only a writer can ask; and what reads whole tables is planned otherwise than a stride.
+        db = Db::open(&config.database, &options(Access::ReadFile))?;
+    }
+    check::check(&db, config.clock.now(), each)
+}
+
+/// Gives free pages back to the file system. Nothing else may have the database open.
+///
+/// # Errors
+/// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
+pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
+    let ledger = own_ledger(config)?;
+    // Only a stopped homeserver will do here, whatever the configuration accepts.
+    let alone = Config {
+        homeserver: Homeserver::Refuse,
+        ..config.clone()
+    };
+    refuse_running_homeserver(&alone)?;
+    let mut db = Db::open(&config.database, &OpenOptions::default())?;
+    if config.overwrite_deleted && search::is_present(&db) {
+        // Purges beside a running homeserver leave this to us.
+        db.write("merge the full-text index", search::optimize)?;
+    }
+    let Some(file) = config.database.file() else {
+        return space::vacuum(&db);
+    };
+    drop(db);
+    let reclaimed = space::reclaim(file)?;
+    // Nothing that was deleted is in the new file.
+    for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
+        ledger.settle(duty)?;
+    }
+    if config.overwrite_deleted {
+        ledger.settle(overwrite::MERGE_INDEX)?;
+    }
+    Ok(reclaimed)
+}
+
+fn plan_purge(
+    db: &Db,
+    config: &Config,
+    room: &RoomId,
+    point: &PurgePoint,
+    options: PurgeOptions,
+) -> Result<Plan, Error> {
+    let point = points::resolve(db, room, point, config.clock.now())?;
+    let request = Request {
+        point,
+        delete_local_events: options.delete_local_events,
+        keep_received_after: options.keep_received_after,
+    };
+    let mut plan = purge::plan(db, room, &request, &config.server_name)?;
+    plan.foreign_keys = purge::care_for_keys(db, config.stride.keys_in_sets)?;
+    Ok(plan)
+}
