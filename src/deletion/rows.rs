@@ -200,20 +200,26 @@ impl Work<'_, '_> {
     /// A large room: after the first transaction the homeserver sees no room there.
     fn in_strides(&mut self) -> Result<(), Error> {
         let (room, server, force) = (self.site.room.clone(), self.site.server_name, self.force);
+        let offline = self.is_offline();
         self.whole_stride(|db, rows, _| {
             refuse_while_joined(db, &room, server, force)?;
-            room_rows::take_life(db, &room, rows)
+            match offline {
+                true => room_rows::take_life(db, &room, rows),
+                false => room_rows::take_life_only(db, &room, rows),
+            }
         })?;
+        if !offline {
+            // Rows refer to events: all of these before the first of those.
+            let left: Vec<_> = room_rows::left_by_life(&self.site.db).collect();
+            self.sweep(&room, &left)?;
+        }
         loop {
             self.remove_documents(&room)?;
             self.remove_events(&room)?;
             self.remove_groups(&room)?;
             if !self.is_offline() {
-                for table in room_rows::to_sweep(&self.site.db, &room)? {
-                    self.whole_stride(|db, rows, _| {
-                        room_rows::sweep_table(db, &room, table, rows)
-                    })?;
-                }
+                let left = room_rows::to_sweep(&self.site.db, &room)?;
+                self.sweep(&room, &left)?;
             }
             // What came meanwhile is few; where it is not, all begins again.
             let gone = self.whole_stride(|db, rows, _| {
@@ -240,6 +246,18 @@ impl Work<'_, '_> {
         let done = done.ok_or_else(|| Error::Bug("a stride without limit was given up".into()))?;
         self.site.rest(self.pace.rest());
         Ok(done.result)
+    }
+
+    /// Removes the room's rows from tables, a bounded number in each stride.
+    fn sweep(&mut self, room: &RoomId, tables: &[&'static str]) -> Result<(), Error> {
+        let most = self.rows_at_once();
+        for table in tables {
+            while self
+                .whole_stride(|db, rows, _| room_rows::sweep_some(db, room, table, most, rows))?
+            {
+            }
+        }
+        Ok(())
     }
 
     fn remove_documents(&mut self, room: &RoomId) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::event::Event;
 use super::load::Loader;
 use crate::error::Error;
-use crate::ids::{RoomId, UserId};
+use crate::ids::UserId;
 use crate::store::db::Db;
 use crate::store::relations::{self, Related};
 
@@ -52,133 +52,144 @@ impl Asker<'_> {
     }
 }
 
-/// An event that may have a bundle.
+/// An event that others relate to.
 struct Parent {
     kind: String,
     sender: String,
     may_be_root: bool,
+    is_redacted: bool,
+    related: Vec<Related>,
 }
+
+impl Parent {
+    /// An event of the page, if it may have a bundle (M-70).
+    fn of(event: &Event) -> Option<Self> {
+        if event.is_state() || !event.has_relations {
+            return None;
+        }
+        let relation = event.relation();
+        let kind = relation.as_ref().map(|relation| relation.kind.as_str());
+        if matches!(kind, Some("m.annotation" | "m.replace")) {
+            return None;
+        }
+        Some(Self {
+            kind: event.kind().to_owned(),
+            sender: event.sender().to_owned(),
+            may_be_root: relation.is_none(),
+            is_redacted: event.is_redacted,
+            related: Vec::new(),
+        })
+    }
+
+    /// The events that relate to it in a way, oldest first.
+    fn by(&self, relation: &str) -> impl DoubleEndedIterator<Item = &Related> + Clone {
+        let related = self.related.iter();
+        related.filter(move |related| related.relation == relation)
+    }
+
+    /// Its newest edit by the same sender, of the same type.
+    fn newest_edit(&self) -> Option<&Related> {
+        let is_edit =
+            |r: &&Related| r.kind == self.kind && r.sender.as_deref() == Some(self.sender.as_str());
+        let edits = self.by("m.replace").filter(is_edit);
+        edits.max_by_key(|edit| (edit.origin_server_ts, &edit.event_id))
+    }
+
+    /// The thread that it began, as far as the reader hears of it: its newest reply, how many there are, and whether
+    /// they took part.
+    fn thread(&self, asker: &Asker<'_>) -> Option<(&Related, usize, bool)> {
+        if !self.may_be_root {
+            return None;
+        }
+        let replies = self.by("m.thread");
+        let heard = replies.clone().filter(|reply| !asker.ignores(reply));
+        let latest = heard.clone().next_back()?;
+        let replied = || {
+            let mut replies = replies;
+            replies.any(|reply| asker.is(reply.sender.as_deref()))
+        };
+        let has_reader = asker.is(Some(&self.sender)) || replied();
+        Some((latest, heard.count(), has_reader))
+    }
+}
+
+/// Those who are related to.
+type Parents = HashMap<String, Parent>;
 
 /// What other events of the room say about `events`, and about the newest replies of their threads.
 pub(crate) fn bundles(
     db: &Db,
-    room: &RoomId,
     loader: &mut Loader<'_>,
     events: &[Rc<Event>],
     asker: &Asker<'_>,
 ) -> Result<Bundles, Error> {
-    let mut parents: HashMap<&str, Parent> = HashMap::new();
-    for event in events.iter().filter(|event| !event.is_state()) {
-        let relation = event.relation();
-        let kind = relation.as_ref().map(|relation| relation.kind.as_str());
-        if matches!(kind, Some("m.annotation" | "m.replace")) {
-            continue;
-        }
-        let parent = Parent {
-            kind: event.kind().to_owned(),
-            sender: event.sender().to_owned(),
-            may_be_root: relation.is_none(),
-        };
-        parents.insert(&event.id, parent);
-    }
-    let ids: Vec<&str> = parents.keys().copied().collect();
-    let mut related = by_parent(relations::related(db, room, &ids)?);
+    let parent = |event: &Rc<Event>| Some((event.id.as_ref().to_owned(), Parent::of(event)?));
+    let mut parents: Parents = events.iter().filter_map(parent).collect();
+    let asked: Vec<String> = parents.keys().cloned().collect();
+    relate(db, loader, &mut parents, &asked)?;
 
-    let mut threads: HashMap<String, (Related, usize, bool)> = HashMap::new();
-    for (id, parent) in parents.iter().filter(|(_, parent)| parent.may_be_root) {
-        let replies = related.get(*id).map_or(&[][..], Vec::as_slice).iter();
-        let replies: Vec<&Related> = replies.filter(|r| r.relation == "m.thread").collect();
-        let heard = replies.iter().filter(|reply| !asker.ignores(reply));
-        let Some(latest) = heard.clone().next_back() else {
-            continue;
-        };
-        let replied = replies
-            .iter()
-            .any(|reply| asker.is(reply.sender.as_deref()));
-        let has_reader = replied || asker.is(Some(&parent.sender));
-        threads.insert(
-            (*id).to_owned(),
-            (Related::clone(latest), heard.count(), has_reader),
-        );
-    }
     // The newest replies are shown with what is said about them, too.
-    let latest: Vec<Related> = threads
-        .values()
-        .map(|(latest, ..)| latest.clone())
-        .collect();
-    let is_new = |reply: &&Related| !parents.contains_key(reply.event_id.as_str());
-    let also: Vec<&Related> = latest.iter().filter(is_new).collect();
-    let ids: Vec<&str> = also.iter().map(|reply| reply.event_id.as_str()).collect();
-    related.extend(by_parent(relations::related(db, room, &ids)?));
-    for reply in also {
-        let parent = Parent {
-            kind: reply.kind.clone(),
-            sender: reply.sender.clone().unwrap_or_default(),
-            may_be_root: false,
-        };
-        parents.insert(&reply.event_id, parent);
+    let latest = |parent: &Parent| parent.thread(asker).map(|(latest, ..)| latest.clone());
+    let latest: Vec<Related> = parents.values().filter_map(latest).collect();
+    let mut asked = Vec::new();
+    for reply in &latest {
+        if !parents.contains_key(&reply.event_id) {
+            asked.push(reply.event_id.clone());
+            let parent = Parent {
+                kind: reply.kind.clone(),
+                sender: reply.sender.clone().unwrap_or_default(),
+                may_be_root: false,
+                is_redacted: false,
+                related: Vec::new(),
+            };
+            parents.insert(reply.event_id.clone(), parent);
+        }
     }
+    relate(db, loader, &mut parents, &asked)?;
 
-    let edits: HashMap<&str, String> = parents
-        .iter()
-        .filter_map(|(id, parent)| Some((*id, newest_edit(related.get(*id)?, parent)?)))
-        .collect();
-    let mut wanted: Vec<String> = latest.iter().map(|reply| reply.event_id.clone()).collect();
-    wanted.extend(edits.values().cloned());
+    let edits = parents.values().filter_map(Parent::newest_edit);
+    let wanted = latest.iter().chain(edits);
+    let wanted: Vec<Rc<str>> = wanted.map(|r| r.event_id.as_str().into()).collect();
     loader.load(&wanted)?;
 
-    let redacted: HashSet<&str> = events
-        .iter()
-        .filter(|event| event.is_redacted)
-        .map(|event| event.id.as_str())
-        .collect();
     let mut bundles = Bundles::new();
-    for id in parents.keys() {
-        let references = related.get(*id).map_or(&[][..], Vec::as_slice).iter();
-        let references = references.filter(|r| r.relation == "m.reference" && !asker.ignores(r));
+    for (id, parent) in parents {
+        let references = parent.by("m.reference").filter(|r| !asker.ignores(r));
         let is_redacted =
-            redacted.contains(id) || loader.show(id).is_some_and(|event| event.is_redacted);
-        let edit = edits.get(id).filter(|_| !is_redacted);
-        let thread = threads.get(*id).and_then(|(latest, count, has_reader)| {
-            Some(Thread {
-                latest: loader.show(&latest.event_id)?,
-                count: *count,
-                has_reader: *has_reader,
-            })
-        });
+            parent.is_redacted || loader.show(&id).is_some_and(|event| event.is_redacted);
+        let edit = parent.newest_edit().filter(|_| !is_redacted);
+        let thread = parent
+            .thread(asker)
+            .and_then(|(latest, count, has_reader)| {
+                Some(Thread {
+                    latest: loader.show(&latest.event_id)?,
+                    count,
+                    has_reader,
+                })
+            });
         let bundle = Bundle {
             references: references.map(|r| r.event_id.clone()).collect(),
-            edit: edit.and_then(|edit| loader.show(edit)),
+            edit: edit.and_then(|edit| loader.show(&edit.event_id)),
             thread,
         };
         if !bundle.references.is_empty() || bundle.edit.is_some() || bundle.thread.is_some() {
-            bundles.insert((*id).to_owned(), bundle);
+            bundles.insert(id, bundle);
         }
     }
     Ok(bundles)
 }
 
-fn by_parent(related: Vec<Related>) -> HashMap<String, Vec<Related>> {
-    let mut by_parent: HashMap<String, Vec<Related>> = HashMap::new();
-    for related in related {
-        by_parent
-            .entry(related.parent.clone())
-            .or_default()
-            .push(related);
+/// Reads what relates to some of the parents.
+fn relate(
+    db: &Db,
+    loader: &Loader<'_>,
+    parents: &mut Parents,
+    asked: &[String],
+) -> Result<(), Error> {
+    for related in relations::related(db, loader.room(), asked)? {
+        if let Some(parent) = parents.get_mut(&related.parent) {
+            parent.related.push(related);
+        }
     }
-    by_parent
-}
-
-/// The newest edit by the same sender, of the same type.
-fn newest_edit(related: &[Related], parent: &Parent) -> Option<String> {
-    let is_edit = |r: &&Related| {
-        r.relation == "m.replace"
-            && r.kind == parent.kind
-            && r.sender.as_deref() == Some(parent.sender.as_str())
-    };
-    let newest = related
-        .iter()
-        .filter(is_edit)
-        .max_by(|a, b| (a.origin_server_ts, &a.event_id).cmp(&(b.origin_server_ts, &b.event_id)));
-    newest.map(|edit| edit.event_id.clone())
+    Ok(())
 }

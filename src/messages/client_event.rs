@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::aggregate::{Bundle, Bundles};
 use super::event::Event;
-use super::json::{Maker, Object, integer, quoted};
+use super::json::{Maker, Object, integer, push_object, quoted};
 use super::load::Loader;
 use super::request::{Format, Session};
 use crate::time::Millis;
@@ -45,7 +45,7 @@ pub(crate) struct Writer<'a> {
 impl Writer<'_> {
     /// An event of the page, with what is said about it.
     pub(crate) fn event(&self, event: &Event, membership: Option<&str>) -> String {
-        self.write(event, membership, self.bundles.get(&event.id), true)
+        self.write(event, membership, self.bundles.get(event.id.as_ref()), true)
     }
 
     /// An event alone.
@@ -118,44 +118,46 @@ impl Writer<'_> {
     /// The event around its unsigned part.
     fn around(&self, event: &Event, unsigned: &Maker<'_>) -> String {
         let is_for_clients = self.format == Format::Client;
-        let mut top = Maker::default();
-        for (name, value) in event.document().iter() {
-            let is_left_out = matches!(name, "unsigned" | "event_id")
-                || (is_for_clients && SERVERS_OWN.contains(&name));
-            if !is_left_out {
-                top.push(name, value);
-            }
-        }
-        top.push("event_id", quoted(&event.id));
+        let mut added = Maker::default();
+        added.push("event_id", quoted(&event.id));
         if is_for_clients {
             if let Some(sender) = event.document().get("sender") {
-                top.set("user_id", sender);
+                added.push("user_id", sender);
             }
             for name in LIFTED {
                 if let Some(value) = unsigned.get(name) {
-                    top.set(name, value.as_ref());
+                    added.push(name, value.as_ref());
                 }
             }
         }
         if event.kind() == "m.room.create" && event.version.is_create_hash_room_id {
-            top.set("room_id", quoted(&event.room_id));
+            added.push("room_id", quoted(self.loader.room().as_str()));
         }
         if event.kind() == "m.room.redaction"
             && let Some(redacts) = event.redacts_text()
         {
             if event.version.has_new_redactions {
-                top.set("redacts", redacts);
+                added.push("redacts", redacts);
             } else {
                 let mut content = Maker::default();
                 for (name, value) in event.content().into_members() {
                     content.push(name, value);
                 }
                 content.set("redacts", redacts);
-                top.set("content", content.text());
+                added.push("content", content.text());
             }
         }
-        top.set("unsigned", unsigned.text());
-        top.text()
+        added.push("unsigned", unsigned.text());
+        let is_kept = |name: &str| {
+            let is_left_out = is_for_clients && SERVERS_OWN.contains(&name);
+            !is_left_out && !added.has(name)
+        };
+        let stored = event.document().iter();
+        let stored = stored.filter(|(name, _)| is_kept(name));
+        // Enough for most: what is added is mostly shorter than what is left out.
+        let mut json = String::with_capacity(event.document().len());
+        push_object(&mut json, stored.chain(added.iter()));
+        json
     }
 
     fn relations(&self, stored: Option<&str>, bundle: &Bundle) -> String {

@@ -1,10 +1,11 @@
 //! One event as a reader's page sees it: parsed as far as is needed, and redacted if it is.
 
 use std::borrow::Cow;
+use std::rc::Rc;
 
 use serde::Deserialize;
 
-use super::json::{Document, Maker, Object, integer};
+use super::json::{Document, Maker, Object, Piece, integer};
 use crate::point::Point;
 use crate::room_version::{KeptContent, KeptMember, RoomVersion};
 use crate::store::pages::EventRow;
@@ -48,13 +49,13 @@ pub(crate) struct Relation {
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     /// Its id.
-    pub(crate) id: String,
-    /// Its room.
-    pub(crate) room_id: String,
+    pub(crate) id: Rc<str>,
     /// Its place.
     pub(crate) point: Point,
-    /// The state after it.
+    /// The state after it, where that was asked for.
     pub(crate) state_group: Option<i64>,
+    /// Whether other events relate to it.
+    pub(crate) has_relations: bool,
     /// What the server noted.
     pub(crate) metadata: Metadata,
     /// Its room's version.
@@ -65,9 +66,9 @@ pub(crate) struct Event {
     pub(crate) redacted_by: Option<String>,
     /// `unsigned.prev_content` and `unsigned.prev_sender`, where the replaced event is held.
     pub(crate) previous: Option<(String, String)>,
-    kind: String,
-    sender: String,
-    state_key: Option<String>,
+    kind: Piece,
+    sender: Piece,
+    state_key: Option<Piece>,
     document: Document,
 }
 
@@ -109,8 +110,7 @@ impl Event {
         let Some(Ok(metadata)) = metadata else {
             return Err(Damage::NoMetadata);
         };
-        let field = |name| document.text(name).map(Cow::into_owned);
-        let (Some(kind), Some(sender)) = (field("type"), field("sender")) else {
+        let (Some(kind), Some(sender)) = (document.piece("type"), document.piece("sender")) else {
             return Err(Damage::NoEvent);
         };
         if !document
@@ -122,19 +122,20 @@ impl Event {
         let format = row.format.unwrap_or(1);
         let version = match room_version {
             Some(name) => RoomVersion::of(name).filter(|version| version.event_format == format),
-            None => (kind == "m.room.member").then(|| RoomVersion::of_event_format(format)),
+            None => (document.show(&kind) == "m.room.member")
+                .then(|| RoomVersion::of_event_format(format)),
         };
         Ok(Self {
             id: row.event_id,
-            room_id: row.room_id,
             point: row.point,
             state_group: row.state_group,
+            has_relations: row.has_relations,
             metadata,
             version: version.ok_or(Damage::UnknownVersion)?,
             is_redacted: false,
             redacted_by: None,
             previous: None,
-            state_key: field("state_key"),
+            state_key: document.piece("state_key"),
             kind,
             sender,
             document,
@@ -143,17 +144,18 @@ impl Event {
 
     /// Its type.
     pub(crate) fn kind(&self) -> &str {
-        &self.kind
+        self.document.show(&self.kind)
     }
 
     /// Its sender.
     pub(crate) fn sender(&self) -> &str {
-        &self.sender
+        self.document.show(&self.sender)
     }
 
     /// Its state key, if it is a state event.
     pub(crate) fn state_key(&self) -> Option<&str> {
-        self.state_key.as_deref()
+        let state_key = self.state_key.as_ref();
+        state_key.map(|piece| self.document.show(piece))
     }
 
     /// Whether it is a state event.
@@ -163,12 +165,14 @@ impl Event {
 
     /// Whether it is this place of the state.
     pub(crate) fn is(&self, kind: &str, state_key: &str) -> bool {
-        self.kind == kind && self.state_key() == Some(state_key)
+        self.kind() == kind && self.state_key() == Some(state_key)
     }
 
     /// The server of its sender.
     pub(crate) fn domain(&self) -> &str {
-        self.sender.split_once(':').map_or("", |(_, domain)| domain)
+        self.sender()
+            .split_once(':')
+            .map_or("", |(_, domain)| domain)
     }
 
     /// Its members.
@@ -257,7 +261,7 @@ impl Event {
                 redacted.set(name, value);
             }
         }
-        let content = match self.version.kept_content(&self.kind) {
+        let content = match self.version.kept_content(self.kind()) {
             KeptContent::Everything => self.content_text().to_owned(),
             KeptContent::Members(kept) => kept_members(&self.content(), &kept),
         };
@@ -270,8 +274,15 @@ impl Event {
             }
         }
         redacted.set("unsigned", unsigned.text());
-        let text = redacted.text();
-        if let Some(document) = Document::read(text) {
+        let document = Document::read(redacted.text());
+        // What is kept by every version: these are always there.
+        if let Some(document) = document
+            && let Some(kind) = document.piece("type")
+            && let Some(sender) = document.piece("sender")
+        {
+            self.kind = kind;
+            self.sender = sender;
+            self.state_key = document.piece("state_key");
             self.document = document;
         }
         self.is_redacted = true;
@@ -308,4 +319,118 @@ fn kept_members(content: &Object<'_>, kept: &[KeptMember]) -> String {
         }
     }
     left.text()
+}
+
+#[cfg(all(test, feature = "events"))]
+mod tests {
+    use ruma_common::RoomVersionId;
+    use ruma_common::canonical_json::{redact, try_from_json_map};
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+
+    /// Every type of event with rules of its own, some without, and contents with everything that some version keeps.
+    fn samples() -> Vec<(&'static str, Value)> {
+        vec![
+            (
+                "m.room.create",
+                json!({"creator": "@a:b", "room_version": "1", "m.federate": false, "predecessor": {"room_id": "!o:b"}}),
+            ),
+            (
+                "m.room.member",
+                json!({"membership": "join", "displayname": "A", "join_authorised_via_users_server": "@c:b",
+                       "third_party_invite": {"display_name": "a", "signed": {"mxid": "@a:b", "token": "t"}}}),
+            ),
+            (
+                "m.room.join_rules",
+                json!({"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": "!x:b"}], "else": 1}),
+            ),
+            (
+                "m.room.power_levels",
+                json!({"ban": 50, "events": {"m.room.name": 100}, "events_default": 0, "invite": 0, "kick": 50, "redact": 50,
+                       "state_default": 50, "users": {"@a:b": 100}, "users_default": 0, "notifications": {"room": 50}}),
+            ),
+            (
+                "m.room.history_visibility",
+                json!({"history_visibility": "shared", "else": 1}),
+            ),
+            ("m.room.aliases", json!({"aliases": ["#a:b"], "else": 1})),
+            (
+                "m.room.redaction",
+                json!({"redacts": "$x", "reason": "spam"}),
+            ),
+            (
+                "m.room.message",
+                json!({"body": "secret", "msgtype": "m.text", "m.relates_to": {"rel_type": "m.thread", "event_id": "$x"}}),
+            ),
+            (
+                "m.room.server_acl",
+                json!({"allow": ["*"], "deny": ["evil"], "allow_ip_literals": false}),
+            ),
+            ("m.room.encryption", json!({"algorithm": "m.megolm"})),
+            (
+                "org.example.other",
+                json!({"a\n\"b": {"c": ["é", null, true]}}),
+            ),
+        ]
+    }
+
+    fn without_unsigned(text: &Document) -> Map<String, Value> {
+        let members = text.iter().map(|(name, value)| {
+            let value = serde_json::from_str(value).expect("JSON");
+            (name.to_owned(), value)
+        });
+        members.filter(|(name, _)| name != "unsigned").collect()
+    }
+
+    #[test]
+    fn every_version_redacts_every_type_as_ruma_does() {
+        for name in 1..=12 {
+            let name = name.to_string();
+            let version = RoomVersion::of(&name).expect("known");
+            let rules = RoomVersionId::try_from(name.as_str()).expect("a version");
+            let rules = rules.rules().expect("known to ruma, too").redaction;
+            for (kind, content) in samples() {
+                let event = json!({
+                    "type": kind, "sender": "@a:b", "room_id": "!r:b", "event_id": "$e", "state_key": "", "content": content,
+                    "auth_events": [], "prev_events": [], "prev_state": [], "depth": 5, "origin": "b", "membership": "join",
+                    "origin_server_ts": 7, "hashes": {"sha256": "h"}, "signatures": {"b": {"k": "s"}}, "redacts": "$x",
+                    "unsigned": {"age_ts": 7, "secret": 1}, "secret": "secret",
+                });
+                let row = EventRow {
+                    event_id: "$e".into(),
+                    is_elsewhere: false,
+                    point: Point {
+                        topological: 5,
+                        stream: 5,
+                    },
+                    writer: None,
+                    json: Some(event.to_string()),
+                    metadata: Some("{}".into()),
+                    format: Some(version.event_format),
+                    state_group: None,
+                    is_rejected: false,
+                    has_redactions: true,
+                    has_relations: false,
+                };
+                let shown = Event::read(row, Some(&name)).expect("an event");
+                let shown = shown.redact(Some("$by"));
+                assert_eq!(
+                    shown.unsigned().iter().collect::<Vec<_>>(),
+                    [("age_ts", "7")]
+                );
+                let event = event.as_object().expect("an object").clone();
+                let canonical = try_from_json_map(event.clone()).expect("canonical");
+                let theirs = redact(canonical, &rules, None).expect("redacted");
+                let theirs = serde_json::to_value(theirs).expect("JSON");
+                let what = format!("{kind} in version {name}");
+                assert_eq!(
+                    Value::from(without_unsigned(shown.document())),
+                    theirs,
+                    "{what}"
+                );
+                assert_eq!(Value::from(version.redact(&event)), theirs, "{what}");
+            }
+        }
+    }
 }

@@ -133,14 +133,14 @@ impl Filter {
         })
     }
 
-    /// Whether an event passes (M-56). What other events say about it was decided by the sieve.
-    pub(crate) fn passes(&self, event: &Event) -> bool {
+    /// Whether an event of the room passes (M-56). What other events say about it was decided by the sieve.
+    pub(crate) fn passes(&self, event: &Event, room: &RoomId) -> bool {
         let of_type = |listed: &String| match listed.strip_suffix('*') {
             Some(begin) => event.kind().starts_with(begin),
             None => listed == event.kind(),
         };
-        let passes = judge(self.rooms.as_deref(), &self.not_rooms, |room| {
-            *room == event.room_id
+        let passes = judge(self.rooms.as_deref(), &self.not_rooms, |listed| {
+            listed == room.as_str()
         }) && judge(self.senders.as_deref(), &self.not_senders, |sender| {
             sender == event.sender()
         }) && judge(self.types.as_deref(), &self.not_types, of_type);

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A member's name, borrowed where it has no escapes.
@@ -96,50 +95,121 @@ pub(crate) fn integer(json: &str) -> Option<i64> {
     json.parse().ok()
 }
 
+/// A piece of a document: where it stands, or what it is.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    /// Where it stands, as it is.
+    At(Place),
+    /// What stands there with escapes.
+    Unescaped(Box<str>),
+}
+
+/// A place in a document's text. Stored events have at most 64 KiB; longer texts than this can hold are no documents.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    start: u32,
+    end: u32,
+}
+
+impl Place {
+    /// Where a part of a text stands in it, which begins at the address `start`.
+    fn of(part: &str, start: usize) -> Self {
+        let at = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let begin = part.as_ptr().addr().saturating_sub(start);
+        Self {
+            start: at(begin),
+            end: at(begin + part.len()),
+        }
+    }
+}
+
 /// An object in one piece with its text.
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     text: String,
-    members: Vec<(Place, Range<usize>)>,
+    members: Vec<(Piece, Place)>,
 }
 
-/// Where a name stands.
-#[derive(Clone, Debug)]
-enum Place {
-    At(Range<usize>),
-    Escaped(String),
+/// Reads the members of a text that begins at this address.
+struct Places(usize);
+
+impl<'de> DeserializeSeed<'de> for Places {
+    type Value = Vec<(Piece, Place)>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Places {
+    type Value = Vec<(Piece, Place)>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut members = Vec::with_capacity(16);
+        while let Some((name, value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
+            let name = match name.0 {
+                Cow::Borrowed(name) => Piece::At(Place::of(name, self.0)),
+                Cow::Owned(name) => Piece::Unescaped(name.into()),
+            };
+            members.push((name, Place::of(value.get(), self.0)));
+        }
+        Ok(members)
+    }
 }
 
 impl Document {
     /// Reads a text; `None` when it is no object.
     pub(crate) fn read(text: String) -> Option<Self> {
-        let start = text.as_ptr().addr();
-        let place = |part: &str| {
-            let at = part.as_ptr().addr() - start;
-            at..at + part.len()
-        };
-        let members = Object::read(&text)?.into_members();
-        let members = members
-            .into_iter()
-            .map(|(name, value)| match name {
-                Cow::Borrowed(name) => (Place::At(place(name)), place(value)),
-                Cow::Owned(name) => (Place::Escaped(name), place(value)),
-            })
-            .collect();
+        let places = Places(text.as_ptr().addr());
+        let mut reader = serde_json::Deserializer::from_str(&text);
+        let members = places.deserialize(&mut reader).ok()?;
+        reader.end().ok()?;
+        u32::try_from(text.len()).ok()?;
         Some(Self { text, members })
+    }
+
+    /// How long its text is.
+    pub(crate) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    fn at(&self, place: Place) -> Option<&str> {
+        let start = usize::try_from(place.start).ok()?;
+        let end = usize::try_from(place.end).ok()?;
+        self.text.get(start..end)
+    }
+
+    fn place(&self, name: &str) -> Option<Place> {
+        let mut members = self.members.iter().rev();
+        let found = members.find(|(known, _)| self.show(known) == name);
+        found.map(|(_, place)| *place)
     }
 
     /// A member's text.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        let mut members = self.iter_back();
-        members
-            .find(|(known, _)| *known == name)
-            .map(|(_, value)| value)
+        self.place(name).and_then(|place| self.at(place))
     }
 
-    /// A member that is a string.
-    pub(crate) fn text(&self, name: &str) -> Option<Cow<'_, str>> {
-        self.get(name).and_then(string)
+    /// A member that is a string, to be shown later.
+    pub(crate) fn piece(&self, name: &str) -> Option<Piece> {
+        let Place { start, end } = self.place(name)?;
+        Some(match string(self.at(Place { start, end })?)? {
+            // Without its quotes.
+            Cow::Borrowed(_) => Piece::At(Place {
+                start: start + 1,
+                end: end - 1,
+            }),
+            Cow::Owned(text) => Piece::Unescaped(text.into()),
+        })
+    }
+
+    /// A piece of this document.
+    pub(crate) fn show<'a>(&'a self, piece: &'a Piece) -> &'a str {
+        match piece {
+            Piece::At(place) => self.at(*place).unwrap_or_default(),
+            Piece::Unescaped(text) => text,
+        }
     }
 
     /// A member that is an object.
@@ -149,19 +219,8 @@ impl Document {
 
     /// All members.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.members.iter().map(|member| self.member(member))
-    }
-
-    fn iter_back(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.members.iter().rev().map(|member| self.member(member))
-    }
-
-    fn member<'a>(&'a self, (name, value): &'a (Place, Range<usize>)) -> (&'a str, &'a str) {
-        let name = match name {
-            Place::At(place) => self.text.get(place.clone()).unwrap_or_default(),
-            Place::Escaped(name) => name,
-        };
-        (name, self.text.get(value.clone()).unwrap_or("null"))
+        let members = self.members.iter();
+        members.map(|(name, place)| (self.show(name), self.at(*place).unwrap_or("null")))
     }
 }
 
@@ -190,25 +249,43 @@ impl<'a> Maker<'a> {
         found.map(|(_, value)| value)
     }
 
+    /// Whether there is a member of the name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| known == name)
+    }
+
+    /// All members.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let members = self.0.iter();
+        members.map(|(name, value)| (name.as_ref(), value.as_ref()))
+    }
+
     /// The object's text.
     pub(crate) fn text(&self) -> String {
         let size = self
-            .0
             .iter()
             .map(|(name, value)| name.len() + value.len() + 4);
         let mut text = String::with_capacity(size.sum::<usize>() + 2);
-        text.push('{');
-        for (n, (name, value)) in self.0.iter().enumerate() {
-            if n > 0 {
-                text.push(',');
-            }
-            push_string(&mut text, name);
-            text.push(':');
-            text.push_str(value);
-        }
-        text.push('}');
+        push_object(&mut text, self.iter());
         text
     }
+}
+
+/// Appends an object of these members.
+pub(crate) fn push_object<'a>(
+    json: &mut String,
+    members: impl Iterator<Item = (&'a str, &'a str)>,
+) {
+    json.push('{');
+    for (n, (name, value)) in members.enumerate() {
+        if n > 0 {
+            json.push(',');
+        }
+        push_string(json, name);
+        json.push(':');
+        json.push_str(value);
+    }
+    json.push('}');
 }
 
 /// Appends a string as JSON.

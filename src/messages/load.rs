@@ -1,6 +1,6 @@
 //! Events and all that decides how they are shown, in few statements: their redactions, and what these say in turn.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::event::{Damage, Event};
@@ -21,15 +21,46 @@ enum Held {
     Nothing,
 }
 
+/// An event id on the way to being shown.
+#[derive(Clone, Debug)]
+struct Known {
+    held: Held,
+    /// Whether there are redactions of it.
+    has_redactions: bool,
+    /// Those that were read.
+    redactions: Vec<Redaction>,
+    /// Whether all that decides how it is shown has been asked for.
+    is_settled: bool,
+}
+
+impl Known {
+    /// The event, if it is one of the room that was not rejected.
+    fn event(&self) -> Option<&Rc<Event>> {
+        match &self.held {
+            Held::Event(event) => Some(event),
+            Held::Elsewhere | Held::Nothing => None,
+        }
+    }
+}
+
+impl From<Held> for Known {
+    fn from(held: Held) -> Self {
+        Self {
+            held,
+            has_redactions: false,
+            redactions: Vec::new(),
+            is_settled: false,
+        }
+    }
+}
+
 /// The events that a page has to do with, by id.
 pub(crate) struct Loader<'a> {
     db: &'a Db,
     room: &'a RoomId,
     version: Option<String>,
     bans: HashMap<String, Vec<BanRedaction>>,
-    held: HashMap<String, Held>,
-    redactions: HashMap<String, Vec<Redaction>>,
-    settled: HashSet<String>,
+    known: HashMap<Rc<str>, Known>,
     damaged: usize,
 }
 
@@ -41,9 +72,7 @@ impl<'a> Loader<'a> {
             room,
             version: pages::room_version(db, room)?,
             bans: relations::ban_redactions(db, room)?,
-            held: HashMap::new(),
-            redactions: HashMap::new(),
-            settled: HashSet::new(),
+            known: HashMap::new(),
             damaged: 0,
         })
     }
@@ -63,11 +92,18 @@ impl<'a> Loader<'a> {
         );
     }
 
+    /// The room.
+    pub(crate) fn room(&self) -> &'a RoomId {
+        self.room
+    }
+
     /// Takes rows in.
     pub(crate) fn take(&mut self, rows: Vec<EventRow>) {
+        self.known.reserve(rows.len());
         for row in rows {
             let id = row.event_id.clone();
-            let held = if row.room_id != self.room.as_str() {
+            let has_redactions = row.has_redactions;
+            let held = if row.is_elsewhere {
                 Held::Elsewhere
             } else if row.is_rejected {
                 Held::Nothing
@@ -80,47 +116,69 @@ impl<'a> Loader<'a> {
                     }
                 }
             };
-            self.held.insert(id, held);
+            let known = Known {
+                has_redactions,
+                ..held.into()
+            };
+            self.known.insert(id, known);
         }
     }
 
     /// Reads those of the events that are not known yet.
-    fn fetch(&mut self, ids: &[String]) -> Result<(), Error> {
-        let is_new = |id: &&String| !self.held.contains_key(*id);
-        let wanted: Vec<String> = ids.iter().filter(is_new).cloned().collect();
-        let rows = pages::by_id(self.db, &wanted)?;
+    fn fetch(&mut self, ids: &[Rc<str>]) -> Result<(), Error> {
+        let is_new = |id: &&Rc<str>| !self.known.contains_key(*id);
+        let wanted: Vec<&Rc<str>> = ids.iter().filter(is_new).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let rows = pages::by_id(self.db, self.room, &wanted)?;
         self.take(rows);
-        for id in wanted {
-            self.held.entry(id).or_insert(Held::Nothing);
+        for id in ids {
+            let known = self.known.entry(id.clone());
+            known.or_insert_with(|| Held::Nothing.into());
         }
         Ok(())
     }
 
     /// Reads events, and everything that decides how [`Loader::show`] shows them.
-    pub(crate) fn load(&mut self, ids: &[String]) -> Result<(), Error> {
+    pub(crate) fn load(&mut self, ids: &[Rc<str>]) -> Result<(), Error> {
         let mut wanted = ids.to_vec();
         // Redactions can be redacted, and so on: in the end none is new.
         while !wanted.is_empty() {
-            wanted.retain(|id| self.settled.insert(id.clone()));
             self.fetch(&wanted)?;
-            let events: Vec<&str> = wanted.iter().map(String::as_str).collect();
-            let redactions = relations::redactions(self.db, &events)?;
-            let targets: Vec<String> = wanted
-                .iter()
-                .filter_map(|id| self.stored(id))
-                .filter(|event| event.kind() == "m.room.redaction")
-                .filter_map(|event| Some(event.redacts()?.into_owned()))
-                .collect();
-            let mut next: Vec<String> = redactions
-                .values()
-                .flatten()
-                .map(|redaction| redaction.event_id.clone())
-                .collect();
-            for event in wanted.iter().filter_map(|id| self.stored(id)) {
-                let bans = self.bans_of(event).map(|ban| ban.event_id.clone());
-                next.extend(bans);
+            // What they redact, and what redacts them.
+            let (mut targets, mut next) = (Vec::new(), Vec::new());
+            let mut redacted = Vec::new();
+            for id in &wanted {
+                let Some(known) = self.known.get_mut(id) else {
+                    continue;
+                };
+                if std::mem::replace(&mut known.is_settled, true) {
+                    continue;
+                }
+                let has_redactions = known.has_redactions;
+                let Held::Event(event) = &known.held else {
+                    continue;
+                };
+                if has_redactions {
+                    redacted.push(id.as_ref());
+                }
+                if event.kind() == "m.room.redaction" {
+                    targets.extend(event.redacts().map(Rc::from));
+                }
+                if !self.bans.is_empty() {
+                    let event = event.clone();
+                    let bans = self.bans_of(&event);
+                    next.extend(bans.map(|ban| Rc::from(ban.event_id.as_str())));
+                }
             }
-            self.redactions.extend(redactions);
+            for (id, redactions) in relations::redactions(self.db, &redacted)? {
+                let ids = redactions.iter().map(|redaction| &redaction.event_id);
+                next.extend(ids.map(|id| Rc::from(id.as_str())));
+                if let Some(known) = self.known.get_mut(id.as_str()) {
+                    known.redactions = redactions;
+                }
+            }
             self.fetch(&targets)?;
             wanted = next;
         }
@@ -129,10 +187,7 @@ impl<'a> Loader<'a> {
 
     /// An event of the room as it is stored, if it is known and was not rejected.
     fn stored(&self, id: &str) -> Option<&Rc<Event>> {
-        match self.held.get(id) {
-            Some(Held::Event(event)) => Some(event),
-            _ => None,
-        }
+        self.known.get(id)?.event()
     }
 
     /// The bans that redact an event.
@@ -147,11 +202,12 @@ impl<'a> Loader<'a> {
     /// A loaded event as it is shown: redacted if it is, and not at all if it was rejected, cannot be read, or redacts
     /// what it may not (M-37, M-87).
     pub(crate) fn show(&self, id: &str) -> Option<Rc<Event>> {
-        let event = self.stored(id)?;
+        let known = self.known.get(id)?;
+        let event = known.event()?;
         if event.kind() == "m.room.redaction" && !self.shows_redaction(event) {
             return None;
         }
-        match self.redacted_by(event) {
+        match self.redacted_by(event, &known.redactions) {
             Some(by) => Some(Rc::new(Event::clone(event).redact(Some(by)))),
             None => Some(event.clone()),
         }
@@ -169,14 +225,10 @@ impl<'a> Loader<'a> {
     }
 
     /// The redaction that counts, if there is one.
-    fn redacted_by<'s>(&'s self, event: &'s Event) -> Option<&'s str> {
+    fn redacted_by<'s>(&'s self, event: &'s Event, redactions: &'s [Redaction]) -> Option<&'s str> {
         if event.kind() == "m.room.create" {
             return None;
         }
-        let redactions = self
-            .redactions
-            .get(&event.id)
-            .map_or(&[][..], Vec::as_slice);
         if let Some(sure) = redactions.iter().find(|redaction| redaction.is_confirmed) {
             return Some(&sure.event_id);
         }

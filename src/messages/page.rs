@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::policy::Retention;
 use crate::store::db::Db;
-use crate::store::pages::{self, EventRow, Sieve};
+use crate::store::pages::{self, EventRow, Groups, Sieve};
 use crate::store::{readers, states};
 use crate::time::Millis;
 
@@ -42,11 +42,15 @@ pub fn page(
         Reader::Admin | Reader::NamedAdmin(_) => None,
     };
     let window = Window::open(db, room, request, entry, writers)?;
-    let (rows, limited) = rows(db, room, request, &window)?;
+    let groups = match reader.sees_everything() && !loads_members(request) {
+        true => Groups::Unwanted,
+        false => Groups::Wanted,
+    };
+    let (rows, limited) = rows(db, room, request, &window, groups)?;
     let next = window.next(rows.last().map(|row| row.point));
 
     let mut loader = Loader::new(db, room)?;
-    let ids: Vec<String> = rows.iter().map(|row| row.event_id.clone()).collect();
+    let ids: Vec<Rc<str>> = rows.iter().map(|row| row.event_id.clone()).collect();
     loader.take(rows);
     loader.load(&ids)?;
     let mut events: Vec<Rc<Event>> = ids.iter().filter_map(|id| loader.show(id)).collect();
@@ -54,7 +58,7 @@ pub fn page(
     let is_end = !limited && (events.is_empty() || window.ends_sight());
 
     if let Some(filter) = &request.filter {
-        events.retain(|event| filter.passes(event));
+        events.retain(|event| filter.passes(event, room));
     }
     let ignored = match reader.session() {
         Some(session) => readers::ignored_by(db, &session.user_id)?,
@@ -83,7 +87,7 @@ pub fn page(
         ignored: &ignored,
     };
     let shown: Vec<Rc<Event>> = seen.iter().map(|(event, _)| event.clone()).collect();
-    let bundles = aggregate::bundles(db, room, &mut loader, &shown, &asker)?;
+    let bundles = aggregate::bundles(db, &mut loader, &shown, &asker)?;
     let writer = Writer {
         now,
         format: request.format,
@@ -118,6 +122,7 @@ fn rows(
     room: &RoomId,
     request: &PageRequest,
     window: &Window,
+    groups: Groups,
 ) -> Result<(Vec<EventRow>, bool), Error> {
     let sieve = match &request.filter {
         Some(filter) => filter.sieve(room),
@@ -138,7 +143,8 @@ fn rows(
         limit + 1
     };
     let count = i64::try_from(wanted).unwrap_or(i64::MAX);
-    let mut rows = pages::page(db, room, &window.span(), request.direction, &sieve, count)?;
+    let (span, direction) = (window.span(), request.direction);
+    let mut rows = pages::page(db, room, &span, direction, &sieve, count, groups)?;
     let mut limited = rows.len() >= wanted;
     rows.retain(|row| window.holds(row));
     limited |= rows.len() > limit;
@@ -163,14 +169,12 @@ fn rows(
 
 /// Adds to state events what they replaced (M-83).
 fn add_previous(loader: &mut Loader<'_>, events: &mut [Rc<Event>]) -> Result<(), Error> {
-    let replaced: Vec<Option<String>> = events
-        .iter()
-        .map(|event| event.replaces_state().map(|id| id.into_owned()))
-        .collect();
-    let wanted: Vec<String> = replaced.iter().flatten().cloned().collect();
+    let replaced = |(at, event): (usize, &Rc<Event>)| Some((at, event.replaces_state()?.into()));
+    let replaced: Vec<(usize, Rc<str>)> = events.iter().enumerate().filter_map(replaced).collect();
+    let wanted: Vec<Rc<str>> = replaced.iter().map(|(_, id)| id.clone()).collect();
     loader.load(&wanted)?;
-    for (event, replaced) in events.iter_mut().zip(replaced) {
-        let Some(before) = replaced.and_then(|id| loader.show(&id)) else {
+    for (at, id) in replaced {
+        let (Some(event), Some(before)) = (events.get_mut(at), loader.show(&id)) else {
             continue;
         };
         let sender = before.document().get("sender").unwrap_or("null");
@@ -244,7 +248,7 @@ impl Sights<'_> {
         };
         let all = [&visibilities, &memberships, &join_rules];
         let named: HashSet<&String> = all.iter().flat_map(|said| said.values()).collect();
-        let named: Vec<String> = named.into_iter().cloned().collect();
+        let named: Vec<Rc<str>> = named.into_iter().map(|id| id.as_str().into()).collect();
         loader.load(&named)?;
         let content = |event: Option<&'_ String>, name: &'static str| {
             let event = loader.show(event?)?;
@@ -262,6 +266,12 @@ impl Sights<'_> {
     }
 }
 
+/// Whether the members who speak in a page are wanted with it.
+fn loads_members(request: &PageRequest) -> bool {
+    let filter = request.filter.as_ref();
+    filter.is_some_and(|filter| filter.loads_members())
+}
+
 /// The members who speak in a page, as they were after its first event (M-58).
 fn members(
     db: &Db,
@@ -269,11 +279,7 @@ fn members(
     request: &PageRequest,
     seen: &[Seen],
 ) -> Result<Vec<Rc<Event>>, Error> {
-    let is_wanted = request
-        .filter
-        .as_ref()
-        .is_some_and(|filter| filter.loads_members());
-    let (true, Some((first, _))) = (is_wanted, seen.first()) else {
+    let (true, Some((first, _))) = (loads_members(request), seen.first()) else {
         return Ok(Vec::new());
     };
     let Some(group) = first.state_group else {
@@ -283,6 +289,7 @@ fn members(
     let mut senders: Vec<&str> = senders.into_iter().collect();
     senders.sort_unstable();
     let members = states::members_at(db, group, &senders)?;
+    let members: Vec<Rc<str>> = members.into_iter().map(Rc::from).collect();
     loader.load(&members)?;
     Ok(members.iter().filter_map(|id| loader.show(id)).collect())
 }

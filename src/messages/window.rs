@@ -8,10 +8,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::{Direction, Point, Positions, RoomToken, StreamToken};
 use crate::store::db::Db;
-use crate::store::pages::{self, EventRow, Span};
-
-/// The name of the writer that rows without a name are of.
-const MAIN_WRITER: &str = "master";
+use crate::store::pages::{self, EventRow, MAIN_WRITER, Span};
 
 /// Where a page begins and how far it may reach.
 pub(crate) struct Window {

@@ -2,38 +2,38 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 
 use super::db::{Access, Db, OpenOptions};
 use crate::database::Database;
 use crate::error::Error;
 
-/// Connections that ask and cannot write. Those that wait lie in a channel; whoever finds none opens one, so nobody waits
-/// for another's question.
+/// Connections that ask and cannot write. Those that wait lie on a stack, so that the one whose caches are warm is lent
+/// next; whoever finds none opens one, so nobody waits for another's question.
 pub struct Connections {
     database: Database,
-    lend: Sender<Db>,
-    idle: Receiver<Db>,
+    most: usize,
+    idle: Mutex<Vec<Db>>,
     is_closed: AtomicBool,
 }
 
 impl Connections {
     /// None yet; at most `most` are kept open.
     pub fn new(database: &Database, most: usize) -> Self {
-        let (lend, idle) = bounded(most);
         Self {
             database: database.clone(),
-            lend,
-            idle,
+            most,
+            idle: Mutex::default(),
             is_closed: AtomicBool::new(false),
         }
     }
 
     /// Asks something. A connection to a server that broke meanwhile is replaced before the question is put.
     pub fn ask<T>(&self, question: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
-        let db = match self.idle.try_recv() {
-            Ok(db) => db,
-            Err(_) => Db::open(
+        let idle = self.idle.lock().pop();
+        let db = match idle {
+            Some(db) => db,
+            None => Db::open(
                 &self.database,
                 &OpenOptions {
                     access: Access::Ask,
@@ -43,16 +43,28 @@ impl Connections {
         };
         let answer = question(&db);
         let is_lost = answer.as_ref().is_err_and(Error::is_lost);
-        if !is_lost && !self.is_closed.load(Ordering::SeqCst) {
-            // Where enough are kept already, this one is closed.
-            let _ = self.lend.try_send(db);
+        if !is_lost {
+            self.put_back(db);
         }
         answer
+    }
+
+    /// Keeps a connection, unless there are enough.
+    fn put_back(&self, db: Db) {
+        let mut idle = self.idle.lock();
+        if idle.len() < self.most && !self.is_closed.load(Ordering::SeqCst) {
+            idle.push(db);
+        } else {
+            // Closing may empty the write-ahead log: not while others wait for the stack.
+            drop(idle);
+            drop(db);
+        }
     }
 
     /// Closes those that wait, and from now on every one when its question is answered.
     pub fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
-        while self.idle.try_recv().is_ok() {}
+        let idle = std::mem::take(&mut *self.idle.lock());
+        drop(idle);
     }
 }

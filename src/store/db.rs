@@ -390,7 +390,7 @@ impl Db {
         work: impl FnOnce(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match &self.conn {
-            Conn::Sqlite(conn) => conn.execute_batch("BEGIN DEFERRED").doing(doing)?,
+            Conn::Sqlite(conn) => sqlite::begin_to_read(conn).doing(doing)?,
             #[cfg(feature = "postgres")]
             Conn::Postgres(link) => link.begin(postgres::Transaction::Read).doing(doing)?,
         }

@@ -1,5 +1,7 @@
 //! Events of a room in the order of its history: a page of them, and single ones by id (M-10 … M-37).
 
+use std::rc::Rc;
+
 use super::db::{Bind, Db, Row, RowResult, Value, params};
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -9,12 +11,12 @@ use crate::point::{Direction, Point};
 #[derive(Clone, Debug)]
 pub struct EventRow {
     /// Its id.
-    pub event_id: String,
-    /// Its room.
-    pub room_id: String,
+    pub event_id: Rc<str>,
+    /// Whether it is of another room than the one that is paged.
+    pub is_elsewhere: bool,
     /// Its place.
     pub point: Point,
-    /// Who wrote it; NULL means the main process.
+    /// Who wrote it; `None` means the main process.
     pub writer: Option<String>,
     /// The event; `None` when it is missing.
     pub json: Option<String>,
@@ -22,11 +24,18 @@ pub struct EventRow {
     pub metadata: Option<String>,
     /// `event_json.format_version` (D-48).
     pub format: Option<i64>,
-    /// The state after it.
+    /// The state after it, where that was asked for.
     pub state_group: Option<i64>,
     /// Whether it was rejected.
     pub is_rejected: bool,
+    /// Whether there are redactions of it.
+    pub has_redactions: bool,
+    /// Whether other events relate to it.
+    pub has_relations: bool,
 }
+
+/// The name of the writer that rows without a name are of.
+pub const MAIN_WRITER: &str = "master";
 
 /// A text; what is none, is none: a damaged row costs an event, not the page.
 fn text(row: &Row<'_>, at: usize) -> RowResult<Option<String>> {
@@ -36,21 +45,30 @@ fn text(row: &Row<'_>, at: usize) -> RowResult<Option<String>> {
     })
 }
 
-/// Reads [`EventRow`]: both statements that do have the same columns, in its order, and look the last five up by event id.
-fn event_row(row: &Row<'_>) -> RowResult<EventRow> {
+/// Reads [`EventRow`]: the statements that do have the same columns, in its order, and look all but the first five up by
+/// event id.
+fn event_row(row: &Row<'_>, room: &RoomId) -> RowResult<EventRow> {
+    let is_text = |at, text: &str| -> RowResult<bool> {
+        Ok(matches!(row.value(at)?, Value::Text(known) if known == text))
+    };
     Ok(EventRow {
         event_id: row.get(0)?,
-        room_id: row.get(1)?,
+        is_elsewhere: !is_text(1, room.as_str())?,
         point: Point {
             topological: row.get(2)?,
             stream: row.get(3)?,
         },
-        writer: row.get(4)?,
+        writer: match is_text(4, MAIN_WRITER)? {
+            true => None,
+            false => row.get(4)?,
+        },
         json: text(row, 5)?,
         metadata: text(row, 6)?,
         format: row.get(7)?,
         state_group: row.get(8)?,
         is_rejected: row.get(9)?,
+        has_redactions: row.get(10)?,
+        has_relations: row.get(11)?,
     })
 }
 
@@ -116,6 +134,15 @@ const FORWARDS: &str = "e.topological_ordering, e.stream_ordering";
 
 const BACKWARDS: &str = "e.topological_ordering DESC, e.stream_ordering DESC";
 
+/// Whether the state after each event is looked up, which costs two look-ups each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Groups {
+    /// It is.
+    Wanted,
+    /// It is not.
+    Unwanted,
+}
+
 /// The events of a room in a span that the sieve lets through: the first `limit` in the direction, in its order.
 pub fn page(
     db: &Db,
@@ -124,10 +151,11 @@ pub fn page(
     direction: Direction,
     sieve: &Sieve,
     limit: i64,
+    groups: Groups,
 ) -> Result<Vec<EventRow>, Error> {
-    let room = room.as_str();
+    let name = room.as_str();
     let mut bound: Vec<&dyn Bind> = vec![
-        &room,
+        &name,
         &span.above.topological,
         &span.above.stream,
         &span.up_to.topological,
@@ -156,9 +184,18 @@ pub fn page(
     // A page of a room. Binds `$1` room, `$2`, `$3` the place above which it lies, `$4`, `$5` the place up to which, `$6`,
     // `$7` the same by arrival, then what the sieve needs, then the number of events. Walks `events_order_room` and
     // stops; the signs before `stream_ordering`, and the way to say "no outlier", keep the other indexes out of it.
+    let (group, join) = match groups {
+        Groups::Wanted => (
+            "g.state_group",
+            "LEFT JOIN event_to_state_groups g ON g.event_id = p.event_id",
+        ),
+        Groups::Unwanted => ("CAST(NULL AS BIGINT)", ""),
+    };
     let sql = format!(
         "SELECT p.event_id, p.room_id, p.topological_ordering, p.stream_ordering, p.instance_name,
-                j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
+                j.json, j.internal_metadata, j.format_version, {group}, r.event_id IS NOT NULL,
+                EXISTS (SELECT 1 FROM redactions d WHERE d.redacts = p.event_id),
+                EXISTS (SELECT 1 FROM event_relations x WHERE x.relates_to_id = p.event_id)
            FROM (SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name
                    FROM events e
                   WHERE e.room_id = $1 AND e.outlier IS NOT TRUE
@@ -167,11 +204,11 @@ pub fn page(
                     AND +e.stream_ordering > $6 AND +e.stream_ordering <= $7{also}
                   ORDER BY {order} LIMIT ${}) p
            LEFT JOIN event_json j ON j.event_id = p.event_id
-           LEFT JOIN event_to_state_groups g ON g.event_id = p.event_id
-           LEFT JOIN rejections r ON r.event_id = p.event_id",
+           LEFT JOIN rejections r ON r.event_id = p.event_id
+           {join}",
         bound.len()
     );
-    let mut rows = db.rows("read a page", &sql, &bound, event_row)?;
+    let mut rows = db.rows("read a page", &sql, &bound, |row| event_row(row, room))?;
     rows.sort_unstable_by_key(|row| row.point);
     if direction == Direction::Backwards {
         rows.reverse();
@@ -271,32 +308,35 @@ impl Clauses {
 /// Events by id. Binds `$1` their ids. Looks each up by id.
 const BY_ID: &str = "
     SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
-           j.json, j.internal_metadata, j.format_version, g.state_group, r.event_id IS NOT NULL
+           j.json, j.internal_metadata, j.format_version, CAST(NULL AS BIGINT), r.event_id IS NOT NULL,
+           EXISTS (SELECT 1 FROM redactions d WHERE d.redacts = e.event_id),
+           EXISTS (SELECT 1 FROM event_relations x WHERE x.relates_to_id = e.event_id)
       FROM (SELECT value FROM json_each($1)) asked
      CROSS JOIN events e
       LEFT JOIN event_json j ON j.event_id = e.event_id
-      LEFT JOIN event_to_state_groups g ON g.event_id = e.event_id
       LEFT JOIN rejections r ON r.event_id = e.event_id
      WHERE e.event_id = asked.value";
 
-/// Those of the events that are held, in any room, in no order.
-pub fn by_id<S: AsRef<str>>(db: &Db, ids: &[S]) -> Result<Vec<EventRow>, Error> {
+/// Those of the events that are held, in this room or another, in no order, without their states.
+pub fn by_id<S: AsRef<str>>(db: &Db, room: &RoomId, ids: &[S]) -> Result<Vec<EventRow>, Error> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
     let ids = json_list(ids);
-    db.rows("read events", BY_ID, params![ids], event_row)
+    let doing = "read events";
+    db.rows(doing, BY_ID, params![ids], |row| event_row(row, room))
 }
 
 /// A list as a text to bind.
 pub fn json_list<S: AsRef<str>>(list: &[S]) -> String {
     let list: Vec<&str> = list.iter().map(AsRef::as_ref).collect();
-    serde_json::Value::from(list).to_string()
+    // Texts always become JSON; no list is one that SQL refuses.
+    serde_json::to_string(&list).unwrap_or_default()
 }
 
 /// A list of integers as a text to bind.
 pub fn json_numbers(list: &[i64]) -> String {
-    serde_json::Value::from(list).to_string()
+    serde_json::to_string(list).unwrap_or_default()
 }
 
 /// Binds `$1` room. The last entry of the room in `events_order_room`.

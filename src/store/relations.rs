@@ -40,7 +40,11 @@ const RELATED: &str = "
        AND x.relation_type IN ('m.reference', 'm.replace', 'm.thread')";
 
 /// The events of the room that refer to, edit or reply in a thread to `parents`, oldest first.
-pub fn related(db: &Db, room: &RoomId, parents: &[&str]) -> Result<Vec<Related>, Error> {
+pub fn related<S: AsRef<str>>(
+    db: &Db,
+    room: &RoomId,
+    parents: &[S],
+) -> Result<Vec<Related>, Error> {
     if parents.is_empty() {
         return Ok(Vec::new());
     }

@@ -4,7 +4,7 @@
 //! What makes the room live goes first. Its events go newest first, so that what remains always has its ancestors and
 //! its state. What hangs on neither goes then, and the room's own row last.
 
-use super::db::{Db, params};
+use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::selected::{self, Extent};
 use super::{search, state_groups};
@@ -253,13 +253,79 @@ fn unknown_tables(db: &Db) -> Vec<&str> {
 
 /// Takes away what makes the room live. Inside a transaction.
 pub fn take_life(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    take_away_aliases(db, room, counts)?;
+    state_groups::forget_persisting(db, room, counts)?;
+    delete_by_room(db, room, When::First, counts)
+}
+
+/// Tables of [`When::First`] that have a row for each member, who may be a hundred thousand.
+const OF_MEMBERS: &[&str] = &[
+    "current_state_events",
+    "room_memberships",
+    "sliding_sync_membership_snapshots",
+    "users_in_public_rooms",
+];
+
+/// The current state that is no membership, and that of local users: without these it is the state of no room that the
+/// homeserver is in. Walks the room's part of the key on current state.
+const DELETE_STATE_OF_LIFE: &str = "
+    DELETE FROM current_state_events
+     WHERE room_id = $1
+       AND (type <> 'm.room.member'
+            OR state_key IN (SELECT user_id FROM local_current_membership WHERE room_id = $1))";
+
+/// As [`take_life`], for where others wait: what has a row for each member is left to [`sweep_some`], those rows apart
+/// without which the homeserver sees no room. Inside a transaction.
+pub fn take_life_only(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     let doing = "take away what makes the room live";
+    take_away_aliases(db, room, counts)?;
+    state_groups::forget_persisting(db, room, counts)?;
+    let rows = db.execute(doing, DELETE_STATE_OF_LIFE, params![room.as_str()])?;
+    add(counts, "current_state_events", rows);
+    for table in present(db, When::First).filter(|table| !OF_MEMBERS.contains(table)) {
+        sweep_table(db, room, table, counts)?;
+    }
+    Ok(())
+}
+
+/// Tables whose rows [`take_life_only`] has left, in the order in which they go.
+pub fn left_by_life(db: &Db) -> impl Iterator<Item = &'static str> {
+    present(db, When::First).filter(|table| OF_MEMBERS.contains(table))
+}
+
+/// Removes about `most` rows of the room from a table; answers whether there may be more. Inside a transaction.
+pub fn sweep_some(
+    db: &Db,
+    room: &RoomId,
+    table: &'static str,
+    most: i64,
+    counts: &mut RowCounts,
+) -> Result<bool, Error> {
+    if db.engine() == Engine::Postgres {
+        // There nobody waits for these rows.
+        sweep_table(db, room, table, counts)?;
+        return Ok(false);
+    }
+    let doing = "delete the room's rows";
+    let find = format!("SELECT rowid FROM {table} WHERE room_id = $1 LIMIT $2");
+    let mut found: Vec<i64> = db.rows(doing, &find, params![room.as_str(), most], |r| r.get(0))?;
+    found.sort_unstable();
+    let delete = format!("DELETE FROM {table} WHERE rowid = $1");
+    let mut rows = 0;
+    for row in &found {
+        rows += db.execute(doing, &delete, params![*row])?;
+    }
+    add(counts, table, rows);
+    Ok(i64::try_from(found.len()).unwrap_or(i64::MAX) >= most)
+}
+
+fn take_away_aliases(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     if db.catalog().has("room_alias_servers") {
+        let doing = "take away what makes the room live";
         let rows = db.execute(doing, DELETE_ALIAS_SERVERS, params![room.as_str()])?;
         add(counts, "room_alias_servers", rows);
     }
-    state_groups::forget_persisting(db, room, counts)?;
-    delete_by_room(db, room, When::First, counts)
+    Ok(())
 }
 
 /// Before the aliases themselves. Walks the aliases of the room, then the index on alias.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Statement, ToSql};
 
@@ -117,6 +118,11 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     }
     conn.execute_batch(&pragmas)
         .doing("open the database (is it a SQLite database, and whole?)")?;
+    if options.access != Access::Write {
+        // Or SQLite prepares a statement anew for every value that statistics say something about.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
+            .doing("set up the connection")?;
+    }
     Ok(conn)
 }
 
@@ -126,6 +132,12 @@ fn secure_delete(how: SecureDelete) -> &'static str {
         SecureDelete::Fast => "PRAGMA secure_delete = FAST;",
         SecureDelete::Off => "PRAGMA secure_delete = OFF;",
     }
+}
+
+/// Begins a transaction that takes its snapshot with the first statement.
+pub(super) fn begin_to_read(conn: &Connection) -> Result<(), StoreError> {
+    conn.prepare_cached("BEGIN DEFERRED")?.execute([])?;
+    Ok(())
 }
 
 /// Leaves the transaction, whatever happens. A `BEGIN` that reports an interrupt may have begun, and an interrupt can end

@@ -1,5 +1,7 @@
 //! What statements bind and rows hold, whichever engine answers.
 
+use std::rc::Rc;
+
 use crate::error::StoreError;
 
 /// One value, borrowed.
@@ -113,6 +115,16 @@ impl Read for String {
     fn read(value: Value<'_>) -> Option<Self> {
         match value {
             Value::Text(text) => Some(text.to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl Read for Rc<str> {
+    const NAME: &'static str = "a text";
+    fn read(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(text.into()),
             _ => None,
         }
     }
