@@ -11,6 +11,7 @@ mod wire;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use postgres::types::ToSql;
@@ -27,8 +28,10 @@ use wire::Bound;
 /// Statements that one connection keeps prepared; ours are some two hundred.
 const MOST_STATEMENTS: usize = 512;
 
-/// How often a question that stands alone is asked, where the server is lost meanwhile.
-const ASKED_AGAIN: usize = 4;
+/// How often a question that stands alone is put to a server that goes away, and how much longer it is waited for each
+/// time.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a connection of ours is called in `pg_stat_activity`.
 pub(crate) const APPLICATION_NAME: &str = "roomkeeper";
@@ -187,20 +190,30 @@ impl Link {
     }
 
     /// As [`Link::ask`]; what asks and stands alone is asked again when the server was lost meanwhile, which is seen only
-    /// now.
+    /// now, and once more when it is lost again.
     fn ask_again<T>(
         &self,
         sql: &str,
         params: Params<'_>,
         work: impl Fn(&mut Client, &Statement, &[&(dyn ToSql + Sync)]) -> Result<T, postgres::Error>,
     ) -> Result<T, StoreError> {
-        for _ in 1..ASKED_AGAIN {
+        let mut attempt = 1;
+        loop {
             match self.ask(sql, params, &work) {
-                Err(e) if e.is_lost() && !self.in_transaction.get() => self.replace()?,
+                Err(e) if e.is_lost() && !self.in_transaction.get() && attempt < ATTEMPTS => {
+                    if attempt > 1 {
+                        std::thread::sleep(PAUSE * attempt);
+                    }
+                    attempt += 1;
+                    match self.replace() {
+                        Err(e) if !e.is_lost() => return Err(e),
+                        // Who is not there yet may be the next time.
+                        _ => {}
+                    }
+                }
                 answer => return answer,
             }
         }
-        self.ask(sql, params, work)
     }
 
     /// Prepares a statement, or takes the one that was prepared before, and runs it.

@@ -9,11 +9,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use roomkeeper::client::Client;
+use roomkeeper::database::{Database, Server};
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::sample;
+use crate::support::engine::{self, Engine};
+use crate::support::work::Site;
 
 /// A long time for something that should happen soon, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -42,24 +45,39 @@ pub fn signal(child: &Child, signal: Signal) {
 /// A directory with a database and a configuration.
 pub struct Home {
     directory: tempfile::TempDir,
+    site: Site,
 }
 
 impl Home {
     /// With room `a` of so many events; `block` is what the configuration says in our block, as flow YAML.
     pub fn new(events: i64, block: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let home = Self { directory };
-        sample::create(&home.database(), &["a"], events);
+        let database = directory.path().join("homeserver.db");
+        sample::create(&database, &["a"], events);
+        let site = Site::of_file(&database, sample::SERVER_NAME);
+        let home = Self { directory, site };
         home.configure(block, "");
         home
     }
 
     /// Writes the configuration anew, `more` being other blocks of it.
     pub fn configure(&self, block: &str, more: &str) {
+        let path = self.database().display().to_string();
+        let (database, ours) = match self.site.config().database {
+            Database::Server(Server::Keys(keys)) => {
+                let ledger = format!("ledger: '{path}.roomkeeper'");
+                let ours = [block, &ledger].map(str::to_owned);
+                let ours = ours.into_iter().filter(|keys| !keys.is_empty());
+                let args = serde_json::json!({"name": "psycopg2", "args": keys});
+                (args.to_string(), ours.collect::<Vec<_>>().join(", "))
+            }
+            _ => (
+                format!("{{name: sqlite3, args: {{database: '{path}'}}}}"),
+                block.to_owned(),
+            ),
+        };
         let yaml = format!(
-            "server_name: example.org\ndatabase: {{name: sqlite3, args: {{database: '{}'}}}}\n\
-             roomkeeper: {{{block}}}\n{more}\n",
-            self.database().display()
+            "server_name: example.org\ndatabase: {database}\nroomkeeper: {{{ours}}}\n{more}\n"
         );
         fs::write(self.path("homeserver.yaml"), yaml).expect("writes");
     }
@@ -91,16 +109,18 @@ impl Home {
 
     /// Runs SQL on the database, with no other connection of ours left open.
     pub fn sql(&self, sql: &str) {
-        let conn = Connection::open(self.database()).expect("opens");
-        conn.execute_batch(sql).expect(sql);
+        self.site.run(sql);
     }
 
     /// How many events room `a` has, as far as they have been committed.
     pub fn events(&self) -> i64 {
+        let sql = "SELECT count(*) FROM events";
+        if engine::current() == Engine::Postgres {
+            return self.site.number(sql);
+        }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
         let conn = Connection::open_with_flags(self.database(), flags).expect("opens");
-        conn.query_row("SELECT count(*) FROM events", [], |row| row.get(0))
-            .expect("counts")
+        conn.query_row(sql, [], |row| row.get(0)).expect("counts")
     }
 
     /// The one job that there is, as `jobs --json` shows it.

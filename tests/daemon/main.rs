@@ -2,6 +2,10 @@
 
 #![cfg(feature = "daemon")]
 
+#[path = "../support/mod.rs"]
+#[macro_use]
+mod support;
+
 mod commands;
 mod home;
 #[path = "../sample/mod.rs"]

@@ -30,14 +30,16 @@ def running() -> "Cluster":
 
 def driver_directory() -> Path:
     """Where the driver is installed, apart from every Synapse; installs it first where needed."""
-    home = cache_directory() / "psycopg2"
+    home = cache_directory() / "postgres-driver"
     whole = home / "installed"
     if not (whole.exists() and whole.read_text() == DRIVER):
         shutil.rmtree(home, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", home, DRIVER]
-        subprocess.run(pip, check=True)
+        # Not every Python has a pip of its own, and no other package of this one may come between Synapse and its own.
+        subprocess.run([sys.executable, "-m", "venv", home / "venv"], check=True)
+        pip = [home / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "--target", home / "driver", DRIVER], check=True)
         whole.write_text(DRIVER)
-    return home
+    return home / "driver"
 
 
 def programs() -> Path:

@@ -34,7 +34,26 @@ class Labels:
             self.streams[stream] = label
         places = session.execute("SELECT event_id, chain_id, sequence_number FROM event_auth_chains").fetchall()
         self.places = {(chain, number): self.word(event_id) for event_id, chain, number in places}
+        self.at = {self.word(event_id): (chain, number) for event_id, chain, number in places}
+        self.links = defaultdict(list)
+        links = "SELECT origin_chain_id, origin_sequence_number, target_chain_id, target_sequence_number FROM event_auth_chain_links"
+        for origin, number, *target in session.execute(links).fetchall():
+            self.links[origin].append((number, *target))
         session.close()
+
+    def reaches(self, event, other) -> bool:
+        """Whether the chains lead from one event to another, over as many links as it takes."""
+        if event not in self.at or other not in self.at:
+            return False
+        (chain, number), seen = self.at[other], {}
+        waiting = [self.at[event]]
+        while waiting:
+            here, upto = waiting.pop()
+            if seen.get(here, 0) >= upto:
+                continue
+            seen[here] = upto
+            waiting += [(target, at) for origin, target, at in self.links[here] if origin <= upto]
+        return seen.get(chain, 0) >= number
 
     def word(self, value):
         if isinstance(value, str):
@@ -72,8 +91,9 @@ class Labels:
             event.pop(member, None)
         event["unsigned"].pop("age_ts", None)
         if event["type"] == "m.room.power_levels":
-            # Who may start calls: only newer releases say so (D-22).
+            # Who may start calls: only newer releases say so (D-22), and 1.128 says it in the wrong place.
             event["content"].get("events", {}).pop("m.call.invite", None)
+            event["content"].pop("m.call.invite", None)
         auth = [entry[0] if isinstance(entry, list) else entry for entry in event["auth_events"]]
         event["auth_events"] = sorted(map(self.word, auth))
         return json.dumps({name: self.deep(value) for name, value in event.items()}, sort_keys=True)

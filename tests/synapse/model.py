@@ -20,6 +20,13 @@ class Event:
     rejected: bool
     # What this event redacts, if it is a redaction.
     redacts: str | None
+    origin_server_ts: int = 0
+
+    def is_younger_than(self, ts: int | None) -> bool:
+        """Received live after that time; or backfilled after it, and sent after it as well."""
+        if ts is None or (self.received_ts or 0) <= ts:
+            return False
+        return self.stream_ordering > 0 or self.origin_server_ts > ts
 
 
 def read_events(database) -> dict[str, Event]:
@@ -28,9 +35,9 @@ def read_events(database) -> dict[str, Event]:
         "SELECT e.event_id, e.room_id, e.sender, e.topological_ordering, e.stream_ordering, e.received_ts,"
         " EXISTS (SELECT 1 FROM state_events s WHERE s.event_id = e.event_id), e.outlier,"
         " EXISTS (SELECT 1 FROM rejections j WHERE j.event_id = e.event_id),"
-        " (SELECT redacts FROM redactions r WHERE r.event_id = e.event_id) FROM events e"
+        " (SELECT redacts FROM redactions r WHERE r.event_id = e.event_id), e.origin_server_ts FROM events e"
     )
-    events = {row[0]: Event(*row[:6], *map(bool, row[6:9]), row[9]) for row in rows}
+    events = {row[0]: Event(*row[:6], *map(bool, row[6:9]), *row[9:]) for row in rows}
     session.close()
     return events
 
@@ -73,8 +80,8 @@ class History:
         ]
         return max(anchors, key=lambda event: event.stream_ordering).depth if anchors else None
 
-    def purge(self, room_id: str, cut: int, delete_local: bool):
-        """P-4 and P-5, with P-21 unless the rules forget it."""
+    def purge(self, room_id: str, cut: int, delete_local: bool, keep_received_after: int | None = None):
+        """P-4 and P-5, with P-21 unless the rules forget it; without what is promised to be too young."""
 
         def deletable(event):
             return not event.is_state and (delete_local or not self.rules.is_local(event))
@@ -83,6 +90,7 @@ class History:
             event.event_id
             for event in self.events.values()
             if event.room_id == room_id and event.depth < cut and (not event.outlier or deletable(event))
+            and not event.is_younger_than(keep_received_after)
         }
         doomed = {event_id for event_id in selected if deletable(self.events[event_id])}
         if not self.rules.forgets_redactions:

@@ -35,6 +35,8 @@ class Release:
     smoke_only: bool = False
     # Whether there is `/_synapse/admin/v1/rooms/…/messages`.
     admins_page: bool = True
+    # Whether a shutdown has those join the new room who were only invited to the old one (seen of 1.100 and 1.128, not of 1.79 and 1.163).
+    invited_join: bool = False
     # Sending is what takes the time of building a server: some 30 ms of processor each.
     big_room_messages: int = 700
 
@@ -52,8 +54,8 @@ RELEASES = {
             admins_page=False, big_room_messages=150,
         ),
         Release("1.79.0", 74, _MIDDLE_PINS, frozenset(_UNTIL_1_100)),
-        Release("1.100.0", 84, _MIDDLE_PINS, frozenset(_UNTIL_1_100)),
-        Release("1.128.0", 91, _MIDDLE_PINS, frozenset(_UNTIL_1_128)),
+        Release("1.100.0", 84, _MIDDLE_PINS, frozenset(_UNTIL_1_100), invited_join=True),
+        Release("1.128.0", 91, _MIDDLE_PINS, frozenset(_UNTIL_1_128), invited_join=True),
         Release("1.163.2", 94),
     )
 }

@@ -9,16 +9,25 @@ import time
 from dataclasses import dataclass
 
 import database
+import promises
+import rows
+from case import Case
 from client import quote
+from deviations import Deviations
 from keeper import Keeper
 from model import History, Rules, read_events
 from releases import python_of
 from server import SERVER_NAME, Server
+from state import StateGroups
+from volatile import is_volatile
 
 NAME = "retention"
 DAY = 24 * 3600 * 1000
 # Between two arrivals; cut-offs at whole days are at least 18 minutes away from any, which is more than a run takes.
 STEP, FIRST = 48 * 60 * 1000, 30 * 60 * 1000
+
+# What has come so late is young by every limit that a block of ours sets.
+YOUNG = 2 * DAY - 60 * 60 * 1000
 
 # What rooms say, in turn; the last is said and redacted: its row stays, its content is gone.
 POLICIES = (
@@ -109,7 +118,9 @@ class Aged:
                         client.call("PUT", f"{path}/redact/{quote(said)}/r{number}", {})
             client.close()
         self.age()
+        self.late = self.let_some_come_late()
         self.events = read_events(self.database)
+        self.tables, self.groups = rows.read_all(self.database), StateGroups(self.database)
         self.policies = {
             room: (least, most)
             for room, least, most in ask(
@@ -129,6 +140,29 @@ class Aged:
             times = [(self.now - FIRST - STEP * n,) * 2 + (stream,) for n, stream in enumerate(streams)]
             db.executemany("UPDATE events SET received_ts = ?, origin_server_ts = ? WHERE stream_ordering = ?", times)
         self.database.settle()
+
+    def let_some_come_late(self) -> dict:
+        """In each room the newest of its young messages that nothing refers to lies low in the room's past from now on, as
+        if it had come late; by event. Rows alone again: the end of a room stays what it is."""
+        with self.database.session(write=True) as db:
+            found = db.execute(
+                "SELECT e.room_id, e.event_id FROM events e"
+                " WHERE e.type = 'm.room.message' AND e.stream_ordering > 0 AND NOT e.outlier AND e.received_ts > ?"
+                " AND e.event_id NOT IN (SELECT event_id FROM event_forward_extremities)"
+                " AND e.event_id NOT IN (SELECT event_id FROM event_relations)"
+                " AND e.event_id NOT IN (SELECT relates_to_id FROM event_relations)"
+                " AND e.event_id NOT IN (SELECT redacts FROM redactions)"
+                " AND e.event_id NOT IN (SELECT event_id FROM rejections)"
+                " ORDER BY e.stream_ordering",
+                (self.now - YOUNG,),
+            ).fetchall()
+            newest = dict(found)
+            late = {event_id: room for room, event_id in newest.items()}
+            db.executemany(
+                "UPDATE events SET depth = 5, topological_ordering = 5 WHERE event_id = ?", [(event,) for event in late],
+            )
+        self.database.settle()
+        return late
 
     def copy(self, to):
         return database.copy(self.home, to)
@@ -224,8 +258,59 @@ def let_synapse_run(aged, home, block):
             if now != seen:
                 seen, since = now, time.monotonic()
             if time.monotonic() - since > 12 and time.monotonic() - begun > 20:
+                await_state_groups(server.database)
                 return
     raise RuntimeError("Synapse's retention does not come to an end")
+
+
+def await_state_groups(database):
+    """Until what its purges have marked is gone; marks on groups that are gone stay (I-16)."""
+    with database.session() as session:
+        there = "state_groups_pending_deletion" in database.tables(session)
+    deadline = time.monotonic() + 60
+    waiting = "SELECT count(*) FROM state_groups_pending_deletion p JOIN state_groups s ON s.id = p.state_group"
+    while there and ask(database, waiting)[0][0]:
+        if time.monotonic() > deadline:
+            raise RuntimeError("Synapse does not delete the state groups that it has marked")
+        time.sleep(0.2)
+
+
+# A process that is stopped in the middle of its next round leaves its lock behind.
+LOCKS = {"worker_read_write_locks", "worker_read_write_locks_mode"}
+
+
+class Run(Case):
+    """The two results of a block, row by row."""
+
+    def __init__(self, aged, synapse, keeper, judged, promised, without_p21):
+        self.template, self.release, self.shapes = aged, aged.release, aged.shapes
+        self.synapse, self.keeper, self.problems = synapse, keeper, []
+        self.judged, self.promised, self.without_p21 = judged, promised, without_p21
+        self.judge_failed = {}
+
+    def marks_nothing(self, difference) -> bool:
+        """I-16: the judge leaves marks on state groups that are gone."""
+        return (
+            difference.table == "state_groups_pending_deletion"
+            and difference.synapse["state_group"] not in self.synapse_groups.rooms
+        )
+
+    def compare(self, spared) -> int:
+        """Every row that differs, but for rooms that a defect has lost other events; answers how many rooms were compared."""
+        self.read_results()
+        promises.verify_purged_rows(self)
+        # Its jobs come round and round: from the second time on there is nothing to purge (defect H).
+        self.promised.empty_purges |= self.judged.cuts.keys() | self.promised.cuts.keys()
+        deviations = Deviations()
+        for difference in rows.differences(self.synapse_tables, self.keeper_tables):
+            room = self.room_of(difference)
+            if difference.kept_by_synapse_only and (difference.table in LOCKS or self.marks_nothing(difference)):
+                continue
+            if room in spared or self._stored_otherwise(difference) or is_volatile(difference):
+                continue
+            if not deviations.explain(self, difference):
+                self.complain(f"{self.name_of(room)}: {difference}")
+        return len(set(self.template.rooms) - spared)
 
 
 def try_block(aged, block, scratch) -> list[str]:
@@ -249,21 +334,24 @@ def try_block(aged, block, scratch) -> list[str]:
     past = History(aged.events, Rules(SERVER_NAME))
     judged = History(aged.events, Rules(SERVER_NAME, forgets_redactions=True))
     expected = History(aged.events, Rules(SERVER_NAME))
+    without_p21 = History(aged.events, Rules(SERVER_NAME, forgets_redactions=True))
+    keep = None if block.least is None else aged.now - block.least
     names = {room: set() for room in aged.rooms}
     crashes = False
 
-    def cut_of(room, lived):
-        cut = past.cut_before_ts(room, aged.now - lived)
+    def cut_of(room, lived, history=past):
+        cut = history.cut_before_ts(room, aged.now - lived)
         deepest = aged.deepest_extremity(room)
         return None if cut is None or (deepest is not None and deepest < cut) else cut
 
-    for each in block.jobs:
+    # Its jobs come round and round: where one has taken the event that another one stopped at, that one goes further.
+    for each in block.jobs * 3:
         for room, (policy, by_mistake) in taken_by_synapse(aged, block, each).items():
             lived = lifetime(block, policy)
             if lived is None:
                 crashes = True  # Defect B; which rooms came before is anybody's guess.
                 continue
-            cut = cut_of(room, lived)
+            cut = cut_of(room, lived, judged)
             if cut is None:
                 continue
             if by_mistake and not promised(aged, block, room, each):
@@ -272,17 +360,18 @@ def try_block(aged, block, scratch) -> list[str]:
                 names[room].add("D")
                 continue
             judged.purge(room, cut, True)
+    for each in block.jobs:
         for room in aged.rooms:
             if promised(aged, block, room, each):
                 cut = cut_of(room, lifetime(block, aged.policies.get(room)))
                 if cut is not None:
-                    expected.purge(room, cut, True)
-    if block.least is not None:
-        # Nothing in the template came late and low within the promise, or the model would have to know.
-        young = [e for e in aged.events.values() if e.received_ts > aged.now - block.least]
+                    expected.purge(room, cut, True, keep)
+                    without_p21.purge(room, cut, True, keep)
+    if keep is not None:
+        # A promise of ours that the judge does not make.
         for room in aged.rooms:
             cut = expected.cuts.get(room)
-            if cut is not None and any(e.room_id == room and e.depth < cut for e in young):
+            if cut is not None and any(e.depth < cut and e.is_younger_than(keep) for e in past.of_room(room).values()):
                 names[room].add("promise")
 
     meant, mistaken = of_history(expected), of_history(judged)
@@ -291,7 +380,7 @@ def try_block(aged, block, scratch) -> list[str]:
     differing = 0
     for room in aged.rooms:
         shape = aged.shapes.get(room, room)
-        if keeper.get(room) != meant.get(room) and "promise" not in names[room]:
+        if keeper.get(room) != meant.get(room):
             problems.append(f"{shape}: roomkeeper left {len(keeper.get(room, {}))} events, promised are {len(meant.get(room, {}))}")
         if (room in due) != (keeper.get(room) != before[room]):
             problems.append(f"{shape}: {'planned and not purged' if room in due else 'purged and not planned'}")
@@ -306,12 +395,25 @@ def try_block(aged, block, scratch) -> list[str]:
             names[room].add("B")
         if not names[room]:
             problems.append(f"{shape}: differs from Synapse's, and no defect says why")
+    kept = [
+        event for event, room in aged.late.items()
+        if event in keeper.get(room, {}) and event not in synapse.get(room, {}) and not names[room] - {"E", "promise"}
+    ]
+    if keep is None and kept:
+        problems.append(f"{len(kept)} late events stay although nobody promised it")
+    if keep is not None and not kept:
+        problems.append("the promise did not show: no late event stays that the judge deletes")
+    run = Run(aged, theirs, ours, judged, expected, without_p21)
+    differ = {room for room in aged.rooms if meant.get(room) != mistaken.get(room) or synapse.get(room) != mistaken.get(room)}
+    compared = run.compare({room for room in differ if names[room] - {"E"}})
+    problems += run.problems
     if block is BLOCKS[0] and not any("A" in name for name in names.values()):
         problems.append("defect A did not show: the rooms do not try it")
     if block.default is None and not crashes:
         problems.append("defect B did not show: the rooms do not try it")
     told = sorted({name for room in names for name in names[room] if synapse.get(room) != keeper.get(room)})
-    print(f"     {aged.release.version}: retention, {block.name}: {len(due)} rooms purged, {differing} differ by {told}", flush=True)
+    print(f"     {aged.release.version}: retention, {block.name}: {len(due)} rooms purged, {differing} differ by {told};"
+          f" {len(kept)} late events kept by promise; rows of {compared} rooms compared", flush=True)
     return [f"{block.name}: {problem}" for problem in problems]
 
 
