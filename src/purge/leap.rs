@@ -9,9 +9,10 @@ use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::history::{self, Extent};
 use crate::store::homeserver::RowLock;
+use crate::store::keys::Keys;
 use crate::store::{search, shares, space};
 use crate::stride::Leap;
-use crate::worksite::{Phase, Progress, Worksite, hold, overwrite};
+use crate::worksite::{Gait, Phase, Progress, Worksite, hold, overwrite};
 
 /// Bytes of surviving rows that one leap may put aside and write again; bounds its log, of which it needs about
 /// twice that.
@@ -57,6 +58,29 @@ pub(super) fn leap(
         .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
     leapt
 }
+
+/// On a server: whether the whole purge is one stride, in which tables are read from end to end instead of looked into row
+/// by row. Where the server looks after foreign keys that gains nothing: its triggers take nine tenths of the time.
+pub(super) fn is_one_stride(
+    site: &Worksite<'_>,
+    keys: Option<&Keys>,
+    left: i64,
+) -> Result<bool, Error> {
+    if site.db.engine() != Engine::Postgres || site.gait != Gait::Offline || keys.is_none() {
+        return Ok(false);
+    }
+    Ok(match site.bounds.leap {
+        Leap::Never => false,
+        Leap::WhereCheaper => {
+            (LEAP_FROM..=LONGEST_LEAP).contains(&left)
+                && left.saturating_mul(LEAP_SHARE) >= shares::shares(&site.db)?.events
+        }
+        Leap::WherePossible => true,
+    })
+}
+
+/// On a server: the part of all events that has to go for a leap to cost less than strides, as a divisor.
+const LEAP_SHARE: i64 = 5;
 
 /// Events below which strides by rows are quick enough.
 const LEAP_FROM: i64 = 20_000;
@@ -112,7 +136,6 @@ fn leap_unchecked(
             // P-7: an empty selection touches nothing.
             return Ok(RowCounts::new());
         }
-        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
         let mut rows = RowCounts::new();
         if search::is_present(db) {
             look_at("event_search")?;
@@ -123,14 +146,9 @@ fn leap_unchecked(
             overwrite::owe(ledger, SecureDelete::Fast, false)?;
         }
         let removal = Removal::Refill;
-        rows.extend(history::remove(
-            db,
-            &cut,
-            selected,
-            below,
-            removal,
-            &mut look_at,
-        )?);
+        let removed = history::remove(db, &cut, selected, below, removal, &mut look_at)?;
+        rows.extend(removed.rows);
+        ledger.add_candidates(room.room().as_str(), &removed.state_groups)?;
         if event_rows::broken_foreign_keys(db)? > 0 {
             return Err(Error::Bug(
                 "removing the events in one leap would break a foreign key".into(),

@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::leap::leap;
+use super::leap::{is_one_stride, leap};
 use super::plan::{self, refuse_to_empty};
 use super::request::Request;
 use super::state;
@@ -185,15 +185,18 @@ fn strides(
     let secure_delete = overwrite::settle_on(site)?;
     let on_server = site.db.engine() == Engine::Postgres;
     let mut pace = Pace::new(site.gait, site.bounds).on_server(on_server);
+    let planned = progress.events_planned - progress.events_done;
+    let mut leaps = is_one_stride(site, keys.as_ref(), planned)?;
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
     let mut waited_from = Instant::now();
     loop {
         site.publish(progress);
         site.stay_or_go()?;
-        let next = site
-            .still_alone()
-            .and_then(|()| history::depth_after(&site.db, site.room, from, below, pace.events()));
+        let next = site.still_alone().and_then(|()| match leaps {
+            true => Ok(None),
+            false => history::depth_after(&site.db, site.room, from, below, pace.events()),
+        });
         let next = match next {
             Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
                 wait_for_server(site, &e);
@@ -213,15 +216,16 @@ fn strides(
             documents,
             keys: keys.as_ref(),
             secure_delete,
+            leaps,
         };
-        let stride = match stride(site, &cut, below, &pace, means, lock) {
+        let stride = match stride(site, &cut, below, &pace, means, lock, progress) {
             Ok(Outcome::Done(stride)) => stride,
             Ok(Outcome::BreaksKeys) => {
                 log::debug!(
                     "room {}: a foreign key needs the engine's own care",
                     site.room
                 );
-                *keys = None;
+                (*keys, leaps) = (None, false);
                 site.db.set_foreign_keys(true)?;
                 continue;
             }
@@ -250,6 +254,8 @@ fn strides(
         };
         waited_from = Instant::now();
         progress.strides += 1;
+        progress.table = None;
+        progress.leapt |= leaps;
         progress.events_done = (progress.events_done + stride.events).min(progress.events_planned);
         progress.longest_transaction_ms = progress
             .longest_transaction_ms
@@ -318,6 +324,8 @@ struct Means<'a> {
     /// Looks after foreign keys while they are off.
     keys: Option<&'a Keys>,
     secure_delete: SecureDelete,
+    /// On a server: whether this is the whole purge, and a large part of what the server has.
+    leaps: bool,
 }
 
 fn stride(
@@ -327,37 +335,47 @@ fn stride(
     pace: &Pace,
     means: Means<'_>,
     lock: &mut Option<&mut RowLock>,
+    progress: &mut Progress,
 ) -> Result<Outcome, Error> {
     let room = site.locks.write(site.room);
     let mut writer = site.writer.lock();
     if site.gait == Gait::Beside {
         writer.pin(&site.db)?;
     }
-    let (ledger, now, gait) = (site.ledger, site.clock.now(), site.gait);
+    let (ledger, live, now, gait) = (site.ledger, site.live, site.clock.now(), site.gait);
     let overwrites = site.overwrite_deleted;
     let may_rebuild = gait == Gait::Offline;
     // Whether it would be cheaper takes a look at every document: too much for one of many small purges.
     let rebuild_from = if site.is_one_of_many { 10_000 } else { 0 };
     let mut begun = Instant::now();
     let (mut gave_up, mut breaks_keys) = (false, false);
+    let extent = match means.leaps {
+        true => Extent::Whole,
+        false => Extent::Stride,
+    };
+    site.db.walk_indexes(!means.leaps);
     let wal_before = log_length(&site.db);
     let result = site.db.write("purge the events", |db| {
         // From here on others wait for us; before, we waited for them.
         begun = Instant::now();
-        let mut in_time = |_| match pace.deadline() {
+        let mut in_time = |table: &'static str| match pace.deadline() {
             Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
                 gave_up = true;
                 Err(Error::Cancelled)
             }
+            _ if means.leaps => {
+                progress.table = Some(table.to_owned());
+                live.set_progress(serde_json::to_value(&*progress).unwrap_or_default());
+                Ok(())
+            }
             _ => Ok(()),
         };
         hold(db, lock, now)?;
-        let selected = history::select(db, cut, Extent::Stride)?;
+        let selected = history::select(db, cut, extent)?;
         if selected.events == 0 {
             // P-7: an empty selection touches nothing.
             return Ok((0, RowCounts::new()));
         }
-        ledger.add_candidates(room.room().as_str(), &history::selected_groups(db)?)?;
         let mut rows = RowCounts::new();
         if let Some(documents) = means.documents {
             in_time("event_search")?;
@@ -372,14 +390,9 @@ fn stride(
             overwrite::owe(ledger, means.secure_delete, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
-        rows.extend(history::remove(
-            db,
-            cut,
-            selected,
-            survives,
-            removal,
-            &mut in_time,
-        )?);
+        let removed = history::remove(db, cut, selected, survives, removal, &mut in_time)?;
+        rows.extend(removed.rows);
+        ledger.add_candidates(room.room().as_str(), &removed.state_groups)?;
         in_time("")?;
         if let Some(keys) = means.keys
             && keys.are_broken(db, selected.doomed)?
@@ -390,6 +403,7 @@ fn stride(
         Ok((selected.events, rows))
     });
     let took = begun.elapsed();
+    site.db.walk_indexes(true);
     let wal_bytes = log_length(&site.db);
     match site.gait {
         _ if site.db.engine() == Engine::Postgres => {}

@@ -410,6 +410,18 @@ impl Db {
         let _ = on;
     }
 
+    /// On a server: whether the next transactions that write walk every table along an index, which takes as long as
+    /// what is wanted is large and never as long as the server is old. That is how connections begin.
+    pub fn walk_indexes(&self, on: bool) {
+        match &self.conn {
+            Conn::Sqlite(_) => {}
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.walk_indexes(on),
+        }
+        #[cfg(not(feature = "postgres"))]
+        let _ = on;
+    }
+
     /// The connection to a file, for what only SQLite has.
     ///
     /// # Errors

@@ -6,6 +6,8 @@
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::newest;
+use super::selected;
+pub use super::selected::Extent;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 use crate::time::Millis;
@@ -28,15 +30,6 @@ pub struct Cut<'a> {
     pub keep_received_after: Option<Millis>,
 }
 
-/// How much a selection may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
-    /// A stride: its index is kept while it is filled.
-    Stride,
-    /// All there is below the point: it is indexed when it is full, which is cheaper.
-    Whole,
-}
-
 /// What a selection holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
@@ -46,33 +39,8 @@ pub struct Selected {
     pub doomed: i64,
 }
 
-/// The temporary tables of a purge. `doomed` is Synapse's `should_delete`.
-const TEMPORARY_TABLES: &str = "
-    CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
-        stream_ordering INTEGER PRIMARY KEY, event_id TEXT NOT NULL, doomed BOOLEAN NOT NULL);
-    CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
-    CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
-    DELETE FROM rk_selected;
-    DELETE FROM rk_extremities;";
-
-/// The same. The statistics of a table that was emptied and filled again are not its own until it is analysed.
-const TEMPORARY_TABLES_ON_POSTGRES: &str = "-- PostgreSQL
-    CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
-        stream_ordering BIGINT PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, doomed BOOLEAN NOT NULL);
-    CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY);
-    CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY);
-    TRUNCATE rk_selected, rk_extremities;";
-
-const ANALYZE_SELECTED: &str = "-- PostgreSQL
-    ANALYZE rk_selected";
-
 const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
     ANALYZE rk_extremities";
-
-const INDEX_SELECTED: &str =
-    "CREATE UNIQUE INDEX IF NOT EXISTS temp.rk_selected_event_id ON rk_selected (event_id, doomed)";
-
-const DROP_INDEX: &str = "DROP INDEX IF EXISTS temp.rk_selected_event_id";
 
 /// P-2: the greatest depth among forward extremities that are held. Binds `$1` room.
 const DEEPEST_EXTREMITY: &str = "
@@ -102,6 +70,11 @@ const SELECT_BELOW: &str = "
                     OR (e.stream_ordering < 0 AND coalesce(e.origin_server_ts, 0) <= $6)
                     OR $6 IS NULL)) AS below
      WHERE NOT outlier OR deletable";
+
+/// On PostgreSQL the selection is filled in the order of its ids, so that the deletes that walk from it go through every
+/// index on event ids from one end to the other.
+const IN_ORDER_OF_IDS: &str = "
+     ORDER BY event_id";
 
 /// P-21, defect E: a redaction whose target survives is kept, or the target would read as before it was
 /// redacted. Keeping a redaction can make another one's target survive, so this is repeated until it changes
@@ -242,6 +215,14 @@ const SELECTED_GROUPS: &str = "
       FROM rk_selected s
      CROSS JOIN event_to_state_groups g
      WHERE g.event_id = s.event_id";
+
+/// P-12 on PostgreSQL, where deleting the rows answers as well which groups they named, and how many rows named each.
+const TAKE_GROUPS: &str = "-- PostgreSQL
+    WITH gone AS (
+        DELETE FROM event_to_state_groups g USING rk_selected s
+         WHERE g.event_id = s.event_id
+        RETURNING g.state_group)
+    SELECT state_group, count(*) FROM gone GROUP BY state_group";
 
 /// P-3: state events below the cut stop being forward extremities when another extremity remains.
 /// Binds `$1` room.
@@ -409,29 +390,8 @@ pub fn depth_after(
 
 /// What an earlier job on this connection knew of its own strides.
 pub fn forget_former_job(db: &Db) -> Result<(), Error> {
-    begin_selection(db, Extent::Stride)?;
+    selected::begin(db, Extent::Stride)?;
     db.batch("begin a purge", "DELETE FROM rk_own_extremities")
-}
-
-/// Makes the temporary tables, or empties them.
-pub(super) fn begin_selection(db: &Db, extent: Extent) -> Result<(), Error> {
-    let doing = "select events";
-    db.batch(
-        doing,
-        db.text(TEMPORARY_TABLES, TEMPORARY_TABLES_ON_POSTGRES),
-    )?;
-    let on_sqlite = db.engine() == Engine::Sqlite;
-    // A schema that changes has every statement prepared anew: little to pay once, much to pay in every stride.
-    match extent {
-        Extent::Stride if on_sqlite => db.batch(doing, INDEX_SELECTED),
-        Extent::Whole if on_sqlite => db.batch(doing, DROP_INDEX),
-        _ => Ok(()),
-    }
-}
-
-/// The selection is full: it is found by event id from here on.
-pub(super) fn end_selection(db: &Db) -> Result<(), Error> {
-    db.batch("select events", db.text(INDEX_SELECTED, ANALYZE_SELECTED))
 }
 
 /// Fills the temporary table with what `cut` takes.
@@ -440,10 +400,11 @@ pub(super) fn end_selection(db: &Db) -> Result<(), Error> {
 /// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
 pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error> {
     let doing = "select the events to purge";
-    begin_selection(db, extent)?;
+    selected::begin(db, extent)?;
+    let in_order = [SELECT_BELOW, IN_ORDER_OF_IDS].concat();
     db.execute(
         doing,
-        SELECT_BELOW,
+        db.text(SELECT_BELOW, &in_order),
         params![
             cut.delete_local_events,
             cut.server_name,
@@ -453,7 +414,7 @@ pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error>
             cut.keep_received_after.map(|after| after.0)
         ],
     )?;
-    end_selection(db)?;
+    selected::end(db, extent)?;
     let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
     // No table has more rows than its greatest rowid. PostgreSQL finds by itself from which side to walk.
     let redactions = match db.engine() {
@@ -492,6 +453,23 @@ pub fn selected_groups(db: &Db) -> Result<Vec<i64>, Error> {
         &[],
         |r| r.get(0),
     )
+}
+
+/// The state groups of the selected events, each once. On PostgreSQL their rows in `event_to_state_groups` go with that
+/// answer.
+fn take_groups(db: &Db, counts: &mut RowCounts) -> Result<Vec<i64>, Error> {
+    if db.engine() == Engine::Sqlite {
+        return selected_groups(db);
+    }
+    let doing = "purge the events";
+    let groups: Vec<(i64, i64)> =
+        db.rows(doing, TAKE_GROUPS, &[], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    add(
+        counts,
+        "event_to_state_groups",
+        groups.iter().map(|(_, rows)| rows).sum(),
+    );
+    Ok(groups.into_iter().map(|(group, _)| group).collect())
 }
 
 /// Bytes of the JSON of doomed events.
@@ -533,6 +511,14 @@ pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Er
     Ok(counts)
 }
 
+/// What [`remove`] removed.
+pub struct Removed {
+    /// Rows, by table.
+    pub rows: RowCounts,
+    /// The state groups of the selected events (P-12), each once: to be noted before the transaction is committed.
+    pub state_groups: Vec<i64>,
+}
+
 /// Removes the selected rows and repairs what pointed at them, in the order of P-9 to P-21. `survives` is the
 /// depth that outlives the whole job, of which this cut may be one stride.
 ///
@@ -544,7 +530,7 @@ pub fn remove(
     survives: i64,
     removal: Removal,
     each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
-) -> Result<RowCounts, Error> {
+) -> Result<Removed, Error> {
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
@@ -565,6 +551,8 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
+    each("event_to_state_groups")?;
+    let state_groups = take_groups(db, &mut counts)?;
     event_rows::remove(
         db,
         Scope::History,
@@ -584,7 +572,10 @@ pub fn remove(
     db.execute(doing, TURN_OUTLIER, &[])?;
     // Last: Synapse waits for this row whenever it stores an event (P-11).
     db.execute(doing, LOWEST_DEPTH, params![room])?;
-    Ok(counts)
+    Ok(Removed {
+        rows: counts,
+        state_groups,
+    })
 }
 
 /// The statement that counts what `delete` deletes.

@@ -155,8 +155,7 @@ impl Keys {
                 parent,
                 is_indexed,
             } = child;
-            // A server finds by itself from which side to walk.
-            let from_child = db.engine() == Engine::Postgres || !is_indexed || {
+            let from_child = !is_indexed || {
                 let longer =
                     format!("SELECT EXISTS (SELECT 1 FROM {table} LIMIT 1 OFFSET {selected})");
                 db.count(doing, &longer, &[])? == 0

@@ -31,6 +31,7 @@ pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;
+mod selected;
 pub mod shares;
 pub mod space;
 mod sqlite;

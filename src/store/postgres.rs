@@ -65,18 +65,40 @@ const BEGIN_WITHOUT_TRIGGERS: &str = "
     SET LOCAL jit = off;
     SET LOCAL session_replication_role = replica";
 
-/// What a transaction writes is selected in small, analysed temporary tables, and every other table is walked from there
-/// along an index. A hash over a whole table looks cheaper to the planner where tables are in memory; it grows with the
-/// server.
+/// How strides and pages are planned. What a stride writes is selected in small, analysed temporary tables, and what a
+/// page needs is named one by one: every other table is walked from there along an index, in the order in which the
+/// statement names them. A hash over a whole table looks cheaper to the planner where tables are in memory; it grows with the
+/// server. And a server that was never analysed takes a room for a handful of events.
 const WALK_INDEXES: &str = "
-    SET LOCAL enable_hashjoin = off;
-    SET LOCAL enable_mergejoin = off";
+    SET enable_hashjoin = off;
+    SET enable_mergejoin = off;
+    SET enable_bitmapscan = off;
+    SET join_collapse_limit = 1";
 
+/// How what counts everything is planned, and one transaction that takes a large part of the server: reading a table from
+/// end to end costs less than to look for that many of its rows one by one. Enough memory for the ids of some two
+/// hundred thousand events in one piece.
+const READ_TABLES: &str = "
+    SET LOCAL enable_hashjoin = on;
+    SET LOCAL enable_mergejoin = on;
+    SET LOCAL enable_bitmapscan = on;
+    SET LOCAL join_collapse_limit = 8;
+    SET LOCAL work_mem = '64MB'";
+
+/// Memory for temporary tables: what is selected for a long stride stays in it. It is taken as it is used.
+const SETUP: &str = "
+    SET client_encoding = 'UTF8';
+    SET temp_buffers = '64MB'";
+
+/// Pages are read from an index in their order. The planner thinks little of so many conditions together, and would rather
+/// sort all of a room to find those few events; or, without statistics, read all relations.
 const BEGIN_READ_ONLY: &str = "
     BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
     SET LOCAL statement_timeout = 0;
     SET LOCAL idle_in_transaction_session_timeout = 0;
-    SET LOCAL jit = off";
+    SET LOCAL jit = off;
+    SET LOCAL enable_sort = off;
+    SET LOCAL enable_seqscan = off";
 
 /// A connection to a server, and how to get another one.
 pub(super) struct Link {
@@ -87,6 +109,7 @@ pub(super) struct Link {
     token: Arc<Mutex<(CancelToken, Encryption)>>,
     in_transaction: Cell<bool>,
     triggers: Cell<bool>,
+    walks: Cell<bool>,
 }
 
 /// Stops the statement that a connection is running.
@@ -114,6 +137,7 @@ impl Link {
             statements: RefCell::default(),
             in_transaction: Cell::new(false),
             triggers: Cell::new(true),
+            walks: Cell::new(true),
         })
     }
 
@@ -124,6 +148,11 @@ impl Link {
     /// Whether triggers run in the next transactions that write.
     pub(super) fn switch_triggers(&self, on: bool) {
         self.triggers.set(on);
+    }
+
+    /// Whether the next transactions that write walk every table along an index, however much of it they want.
+    pub(super) fn walk_indexes(&self, on: bool) {
+        self.walks.set(on);
     }
 
     pub(super) fn execute(&self, sql: &str, params: Params<'_>) -> Result<i64, StoreError> {
@@ -221,9 +250,14 @@ impl Link {
         self.revive()?;
         let (begin, plans) = match what {
             Transaction::Read if self.access == Access::Ask => (BEGIN_READ_ONLY, ""),
-            Transaction::Read => (BEGIN, ""),
-            Transaction::Write if !self.triggers.get() => (BEGIN_WITHOUT_TRIGGERS, WALK_INDEXES),
-            Transaction::Write => (BEGIN, WALK_INDEXES),
+            Transaction::Read => (BEGIN, READ_TABLES),
+            Transaction::Write => {
+                let begin = match self.triggers.get() {
+                    true => BEGIN,
+                    false => BEGIN_WITHOUT_TRIGGERS,
+                };
+                (begin, if self.walks.get() { "" } else { READ_TABLES })
+            }
         };
         let begin = &[begin, plans].join(";");
         let mut begun = self.client.borrow_mut().batch_execute(begin);
@@ -322,7 +356,11 @@ fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Erro
         }
     };
     let (mut client, encryption) = address::connect(server, |e| lost(&e))?;
-    let mut setup = String::from("SET client_encoding = 'UTF8'");
+    let mut setup = String::from(SETUP);
+    if access != Access::ReadFile {
+        setup.push(';');
+        setup.push_str(WALK_INDEXES);
+    }
     if access != Access::Write {
         setup.push_str("; SET default_transaction_read_only = on");
     }

@@ -58,8 +58,11 @@ const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1)";
 
 const OF_ROOM: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1 AND room_id = $2)";
 
-const REFERENCED: &str =
-    "SELECT EXISTS (SELECT 1 FROM event_to_state_groups WHERE state_group = $1)";
+/// Asked whether there is one, PostgreSQL would read all of the table where the group had a large share of it; asked for
+/// the first of a range, it walks `event_to_state_groups_sg_index`.
+const REFERENCED: &str = "
+    SELECT min(state_group) IS NOT NULL FROM event_to_state_groups
+     WHERE state_group >= $1 AND state_group <= $1";
 
 const REFERENCED_OUTSIDE: &str = "
     SELECT EXISTS (
@@ -108,11 +111,13 @@ pub(super) const INSERT_ENTRY: &str = "
 pub(super) const INSERT_EDGE: &str =
     "INSERT INTO state_group_edges (state_group, prev_state_group) VALUES ($1, $2)";
 
-/// P-41: rows that are there stay as they are. Binds `$1` group, `$2` now.
+/// P-41: rows that are there stay as they are. Binds `$1` now, `$2` groups.
 const MARK: &str = "
     INSERT INTO state_groups_pending_deletion (state_group, insertion_ts)
-    SELECT $1, $2
-     WHERE NOT EXISTS (SELECT 1 FROM state_groups_pending_deletion WHERE state_group = $1)";
+    SELECT id, $1 FROM state_groups
+     WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each($2))
+       AND NOT EXISTS (SELECT 1 FROM state_groups_pending_deletion p WHERE p.state_group = state_groups.id)
+     ORDER BY id DESC";
 
 /// Longest chain that is followed; a longer one is a cycle (P-33).
 const LONGEST_CHAIN: usize = 100_000;
@@ -469,13 +474,12 @@ pub fn delete(
 
 /// P-41: leaves the groups to the running homeserver, which deletes them ten minutes later.
 pub fn mark(db: &Db, groups: &[i64], now: Millis) -> Result<(), Error> {
-    for group in groups {
-        db.execute(
-            "mark state groups for deletion",
-            MARK,
-            params![group, now.0],
-        )?;
-    }
+    let groups = serde_json::to_string(groups).map_err(|e| Error::Bug(e.to_string()))?;
+    db.execute(
+        "mark state groups for deletion",
+        MARK,
+        params![now.0, groups],
+    )?;
     Ok(())
 }
 

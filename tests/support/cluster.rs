@@ -183,6 +183,12 @@ impl Cluster {
         name
     }
 
+    /// What the server has said so far.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.directory.join("server.log")).expect("a log");
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// Throws a database away.
     pub fn drop(&self, name: &str) {
         self.run(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
