@@ -74,7 +74,7 @@ class Cluster:
                 -c synchronous_commit=off -c max_connections=100 -c shared_buffers=96MB -c autovacuum=off \
                 -c max_wal_size=256MB >server.log 2>&1 &
             cat >/dev/null
-            kill -INT $(head -n 1 data/postmaster.pid); while [ -e data/postmaster.pid ]; do sleep 0.05; done; rm -rf {here}"""
+            kill -QUIT $(head -n 1 data/postmaster.pid); while [ -e data/postmaster.pid ]; do sleep 0.05; done; rm -rf {here}"""
         self._watcher = subprocess.Popen([*without_rights, "sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
         self._await()
         _running = self
