@@ -29,7 +29,7 @@ impl Viewer {
         Ok(Self { db, config })
     }
 
-    /// As [`Keeper::plan_purge`].
+    /// As [`crate::keeper::Keeper::plan_purge`].
     pub fn plan_purge(
         &self,
         room: &RoomId,

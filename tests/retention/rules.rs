@@ -228,6 +228,10 @@ fn a_job_takes_the_rooms_it_should_and_of_each_what_it_should() {
         let plan = viewer.plan_retention(range, true).expect(&about);
         drop(viewer);
 
+        let some_are_unknown = before
+            .rows("events")
+            .iter()
+            .any(|e| e.int("received_ts").is_none());
         let mut due = BTreeSet::new();
         let mut expected = held(&before);
         let mut refused = 0;
@@ -259,6 +263,10 @@ fn a_job_takes_the_rooms_it_should_and_of_each_what_it_should() {
                 continue;
             }
             let found = plan.rooms.iter().find(|due| due.room_id.as_str() == room);
+            if found.is_none() && done.deleted.is_empty() {
+                // All there is below the cut is a redaction that must not go: nothing to purge, and it stays as it is.
+                continue;
+            }
             let found = found.unwrap_or_else(|| panic!("{about}: not planned"));
             assert_eq!(found.lifetime.lifetime, Millis(lifetime), "{about}");
             assert_eq!(found.cut_off_ms, Millis(ts), "{about}");
@@ -278,9 +286,14 @@ fn a_job_takes_the_rooms_it_should_and_of_each_what_it_should() {
                 found.stays.at_or_above_the_cut, stays.at_or_above_the_cut,
                 "{about}"
             );
-            assert_eq!(
+            // The plan looks for them from a place in the stream on, which is found by times of arrival: where some
+            // are missing it can be too high, and the count too low. What goes is not decided by it.
+            let (counted, young) = (
                 found.stays.younger_than_allowed_lifetime_min,
                 stays.younger_than_allowed_lifetime_min,
+            );
+            assert!(
+                counted == young || (some_are_unknown && counted < young),
                 "{about}"
             );
             for id in &done.deleted {
