@@ -44,11 +44,11 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS subject_database (one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL);
     PRAGMA user_version = 1;";
 
-/// Whether a file has tables and they are not ours.
+/// Whether a file has tables that are not ours.
 const IS_OF_ANOTHER: &str = "
-    SELECT EXISTS (SELECT 1 FROM sqlite_master)
-       AND NOT ((SELECT user_version FROM pragma_user_version) = 1
-                AND EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'candidate'))";
+    SELECT EXISTS (SELECT 1 FROM sqlite_master
+                    WHERE type = 'table'
+                      AND name NOT IN ('job', 'candidate', 'step', 'duty', 'recurring', 'subject_database'))";
 
 /// Where a job is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,7 +179,9 @@ impl Ledger {
              BEGIN IMMEDIATE; COMMIT;",
         )
         .map_err(refused)?;
-        conn.execute_batch(SCHEMA).doing(doing)?;
+        // All of it or nothing, whenever the process is killed.
+        conn.execute_batch(&format!("BEGIN; {SCHEMA} COMMIT;"))
+            .doing(doing)?;
         // S-19: whoever ran a job was the owner, and is gone.
         conn.execute(
             "UPDATE job SET state = 'queued' WHERE state = 'running'",
