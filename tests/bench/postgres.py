@@ -13,7 +13,7 @@ The ways:
 - granted           roomkeeper, Synapse stopped, by a role that may set `session_replication_role`. State groups go at once.
 - granted_beside    the same with `--beside`: small strides with rests. State groups are marked.
 - ordinary(_beside) the same by the owner of the database, with no more rights than Synapse has.
-- two               `granted_beside` (`--two-offline`: `granted`) for two rooms of that size on two workers of one daemon, and for one of
+- --two             `granted_beside` (`--two-offline`: `granted`) for two rooms of that size on two workers of one daemon, and for one of
                     them alone: look at `wall`.
 
 CPU is user + system of the program and of every process of the server. Single times are not stable on a shared machine: compare the
@@ -246,7 +246,7 @@ def by_daemon(server, name, about, scratch, rooms, offline):
     path = scratch / "socket"
     path.unlink(missing_ok=True)
     config = configuration(server, name, about, scratch, {
-        "listen": [f"unix:{path}"], "workers": 2, "homeserver": {"running": "never" if offline else "beside"}})
+        "listen": [f"unix:{path}"], "workers": 2, "homeserver": {"running": "refuse" if offline else "beside"}})
     gait = ["--offline=assume"] if offline else []
     daemon = subprocess.Popen([os.environ["ROOMKEEPER"], "-c", config, *gait, "serve"], stderr=subprocess.DEVNULL)
     try:
