@@ -11,9 +11,18 @@ use serde_json::json;
 
 use crate::home::{Daemon, Home, Ran, until};
 use crate::sample;
+use crate::support::engine::{self, Engine};
 
 /// Strides that take a while: enough of them, with the rests between, for a signal to come in the middle.
 const SLOWLY: &str = "stride: {events: 100}, homeserver: {running: beside}";
+
+/// The same for a program that has to be started in the middle: on a server there are no rests.
+fn more_slowly() -> &'static str {
+    match engine::current() {
+        Engine::Sqlite => SLOWLY,
+        Engine::Postgres => "stride: {events: 3}, homeserver: {running: beside}",
+    }
+}
 
 /// What systemd allows a service to take for stopping, less what a busy machine needs.
 const TO_STOP: Duration = Duration::from_secs(10);
@@ -222,7 +231,7 @@ fn no_secret_stands_in_the_log() {
 #[test]
 fn one_shot_commands_ask_the_daemon_that_is_at_work() {
     const EVENTS: i64 = 2_000;
-    let home = Home::new(EVENTS, SLOWLY);
+    let home = Home::new(EVENTS, more_slowly());
     let daemon = Daemon::start(&home);
     let room = sample::room_id("a");
     let purge = |below: i64, more: &[&str]| -> Ran {
