@@ -306,6 +306,17 @@ fn a_mistake_in_a_configuration_is_named_by_its_place_and_not_by_its_text() {
 }
 
 #[test]
+fn what_cannot_be_written_is_a_failure() {
+    let home = Home::new(10, "");
+    for words in [&["check"][..], &["jobs", "--json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let mut command = home.command(words);
+        let ran = command.stdout(full.expect("opens")).output();
+        Ran::of(ran.expect("runs")).assert_ended(1, "what it says cannot be written");
+    }
+}
+
+#[test]
 fn an_interrupted_command_ends_with_130_and_can_go_on() {
     const EVENTS: i64 = 4_000;
     let home = Home::new(EVENTS, "stride: {events: 100}");
