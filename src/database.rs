@@ -29,12 +29,13 @@ const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
 impl Database {
     /// What `--database` says: an address begins with `postgres://`, everything else is the path of a file.
     pub fn of_words(words: &str) -> Self {
-        if let Some((scheme, rest)) = words.split_once("://")
-            && SCHEMES.contains(&format!("{}://", scheme.to_ascii_lowercase()).as_str())
-        {
-            Self::Server(Server::Url(format!("postgres://{rest}")))
-        } else {
-            Self::File(words.into())
+        let rest = SCHEMES.iter().find_map(|scheme| {
+            let (begin, rest) = words.split_at_checked(scheme.len())?;
+            begin.eq_ignore_ascii_case(scheme).then_some(rest)
+        });
+        match rest {
+            Some(rest) => Self::Server(Server::Url(format!("postgres://{rest}"))),
+            None => Self::File(words.into()),
         }
     }
 

@@ -395,6 +395,11 @@ impl Keeper {
         })
     }
 
+    /// What tells the database from every other one, as [`identity_of`] says before it is owned.
+    pub fn identity(&self) -> Result<String, Error> {
+        self.shared.with_reader(Db::identity)
+    }
+
     /// Whether the database answers.
     pub fn is_healthy(&self) -> bool {
         self.shared

@@ -16,17 +16,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use child::Trouble;
+use child::{Trouble, is_campaign};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use roomkeeper::jobs::ledger::Ledger;
 use support::rooms::Recipe;
 use support::tables::{Tables, assert_same};
 use support::work::{Site, seed};
-
-fn is_campaign() -> bool {
-    std::env::var("ROOMKEEPER_CAMPAIGN").is_ok_and(|which| which == "full")
-}
 
 /// How the program goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ mod support;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
-use child::{CHILD_TEST, Trouble, Way};
+use child::{CHILD_TEST, Trouble, Way, is_campaign};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use roomkeeper::jobs::ledger::Ledger;
@@ -24,10 +24,6 @@ use support::rooms::Recipe;
 use support::samples::deepest_cut;
 use support::tables::{Tables, assert_same};
 use support::work::{Ask, Site, seed};
-
-fn is_campaign() -> bool {
-    std::env::var("ROOMKEEPER_CAMPAIGN").is_ok_and(|which| which == "full")
-}
 
 /// Not a test: where the children of the tests below do their work.
 #[test]

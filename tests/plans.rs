@@ -658,97 +658,69 @@ fn invented_statistics(conn: &Connection, seed: u64) -> String {
     sql
 }
 
-#[test]
-fn no_stride_reads_a_whole_table_or_room_whatever_sqlite_believes() {
+/// Judges what `work` says, with and without what real servers have besides, under every belief: none, the truth, and so
+/// many `inventions`. `more_than` statements must have been heard; `also` looks at them once more under each belief.
+fn judge_whatever_is_believed(
+    more_than: usize,
+    inventions: u64,
+    work: fn(&Server) -> Vec<Said>,
+    also: fn(&Path, &[Said]),
+) {
     for more in ["", AS_ON_REAL_SERVERS] {
         let server = Server::new(&["a", "b"], EVENTS, more);
-        let heard = server.purges();
+        let heard = work(&server);
         let conn = Connection::open(&server.database).expect("opens");
         let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
-        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
+        beliefs.extend((0..inventions).map(|seed| invented_statistics(&conn, seed)));
         drop(conn);
         for believing in &beliefs {
             let statements = judge(&server.database, &heard, believing, |_| false);
-            assert!(statements > 70, "only {statements} statements were heard");
+            assert!(
+                statements > more_than,
+                "only {statements} statements were heard"
+            );
+            also(&server.database, &heard);
         }
     }
+}
+
+#[test]
+fn no_stride_reads_a_whole_table_or_room_whatever_sqlite_believes() {
+    judge_whatever_is_believed(70, INVENTIONS, Server::purges, |_, _| ());
 }
 
 #[test]
 fn no_stride_of_a_deletion_reads_a_whole_table_or_sorts_a_room() {
-    for more in ["", AS_ON_REAL_SERVERS] {
-        let server = Server::new(&["a", "b"], EVENTS, more);
-        let heard = server.deletion();
-        let conn = Connection::open(&server.database).expect("opens");
-        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
-        beliefs.extend((0..INVENTIONS / 4).map(|seed| invented_statistics(&conn, seed)));
-        drop(conn);
-        for believing in &beliefs {
-            let statements = judge(&server.database, &heard, believing, |_| false);
-            assert!(statements > 15, "only {statements} statements were heard");
-            let conn = Connection::open(&server.database).expect("opens");
-            for said in &heard {
-                match said {
-                    Said::Batch(sql) => conn.execute_batch(sql).expect("runs"),
-                    Said::Statement(sql) if sql.contains("INSERT INTO rk_selected") => {
-                        let plan = plan_of(&conn, sql);
-                        let sorts = plan.iter().any(|step| step.does.contains("TEMP B-TREE"));
-                        assert!(!sorts, "{plan:#?}");
-                    }
-                    Said::Statement(_) => {}
+    judge_whatever_is_believed(15, INVENTIONS / 4, Server::deletion, |database, heard| {
+        let conn = Connection::open(database).expect("opens");
+        for said in heard {
+            match said {
+                Said::Batch(sql) => conn.execute_batch(sql).expect("runs"),
+                Said::Statement(sql) if sql.contains("INSERT INTO rk_selected") => {
+                    let plan = plan_of(&conn, sql);
+                    let sorts = plan.iter().any(|step| step.does.contains("TEMP B-TREE"));
+                    assert!(!sorts, "{plan:#?}");
                 }
+                Said::Statement(_) => {}
             }
         }
-    }
+    });
 }
 
 #[test]
 fn no_run_of_retention_reads_a_whole_table_or_room_for_each_of_its_purges() {
-    for more in ["", AS_ON_REAL_SERVERS] {
-        let server = Server::new(&["a", "b"], EVENTS, more);
-        let heard = server.retention();
-        let conn = Connection::open(&server.database).expect("opens");
-        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
-        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
-        drop(conn);
-        for believing in &beliefs {
-            let statements = judge(&server.database, &heard, believing, |_| false);
-            assert!(statements > 50, "only {statements} statements were heard");
-        }
-    }
+    judge_whatever_is_believed(50, INVENTIONS, Server::retention, |_, _| ());
 }
 
 #[cfg(feature = "events")]
 #[test]
 fn no_event_that_is_written_reads_a_whole_table_whatever_sqlite_believes() {
-    for more in ["", AS_ON_REAL_SERVERS] {
-        let server = Server::new(&["a", "b"], EVENTS, more);
-        let heard = server.shutdown();
-        let conn = Connection::open(&server.database).expect("opens");
-        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
-        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
-        drop(conn);
-        for believing in &beliefs {
-            let statements = judge(&server.database, &heard, believing, |_| false);
-            assert!(statements > 40, "only {statements} statements were heard");
-        }
-    }
+    judge_whatever_is_believed(40, INVENTIONS, Server::shutdown, |_, _| ());
 }
 
 #[test]
 fn no_page_reads_more_than_it_shows_whatever_sqlite_believes() {
-    for more in ["", AS_ON_REAL_SERVERS] {
-        let server = Server::new(&["a", "b"], EVENTS, more);
-        let heard = server.pages();
-        let conn = Connection::open(&server.database).expect("opens");
-        let mut beliefs = vec![String::new(), "ANALYZE".to_owned()];
-        beliefs.extend((0..INVENTIONS).map(|seed| invented_statistics(&conn, seed)));
-        drop(conn);
-        for believing in &beliefs {
-            let statements = judge(&server.database, &heard, believing, |_| false);
-            assert!(statements > 25, "only {statements} statements were heard");
-        }
-    }
+    judge_whatever_is_believed(25, INVENTIONS, Server::pages, |_, _| ());
 }
 
 #[test]

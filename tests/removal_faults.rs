@@ -16,25 +16,21 @@ mod support;
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
-use child::{CHILD_TEST, Trouble};
+use child::{Trouble, is_campaign};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use roomkeeper::config::{Secret, SigningKey};
 use roomkeeper::deletion::{Request, SHUTDOWN_ROOM, Shutdown};
 use roomkeeper::jobs::ledger::{Ledger, Record};
-use roomkeeper::{Config, Error, Keeper, RoomId, UserId};
+use roomkeeper::{Config, RoomId, UserId};
 use support::draft::{Draft, Event};
 use support::tables::{Row, Tables, assert_same, row};
 use support::work::{NOW, Site, seed};
 
 const ROOM: &str = "!room:example.org";
 const OTHER: &str = "!other:example.org";
-
-fn is_campaign() -> bool {
-    std::env::var("ROOMKEEPER_CAMPAIGN").is_ok_and(|which| which == "full")
-}
 
 /// What is asked for, and how it is gone about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,29 +112,17 @@ fn a_child_does_as_it_is_told() {
     let way = told("WAY").expect("told");
     let way = Way::ALL.into_iter().find(|w| format!("{w:?}") == way);
     let way = way.expect("a way");
-    let remove = || -> Result<(), Error> {
-        let keeper = Keeper::open(way.config(&site))?;
-        let mut jobs = keeper.resume()?;
-        if jobs.is_empty() {
-            jobs.push(keeper.shutdown_and_purge_room(&RoomId::from(ROOM), way.request())?);
-        }
-        let ended = jobs.iter().try_for_each(|id| keeper.wait(id).map(drop));
-        keeper.stop();
-        ended
-    };
-    let outcome = remove();
-    if let Err(e) = &outcome {
-        eprintln!("{e}");
-    }
-    std::process::exit(i32::from(outcome.is_err()));
+    child::live_one_life(way.config(&site), |keeper| {
+        keeper.shutdown_and_purge_room(&RoomId::from(ROOM), way.request())
+    })
 }
 
 /// One life of the process, to its end.
 fn live(site: &Site, way: Way, trouble: Trouble) -> Output {
-    let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args([CHILD_TEST, "--exact", "--nocapture", "--test-threads=1"]);
-    command.env("ROOMKEEPER_CHILD_DATABASE", &site.database);
-    command.env("ROOMKEEPER_CHILD_WAY", format!("{way:?}"));
+    let mut command = child::telling(&[
+        ("DATABASE", &site.database.display().to_string()),
+        ("WAY", &format!("{way:?}")),
+    ]);
     child::befall(&mut command, site, trouble);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command.output().expect("it starts")

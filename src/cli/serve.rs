@@ -14,7 +14,7 @@ use super::signals;
 use crate::config::{Config, Listen};
 use crate::error::{Doing, EXIT_FAILED, Error};
 use crate::http;
-use crate::keeper::{self, Keeper};
+use crate::keeper::Keeper;
 
 /// How often the main thread looks up: for signals, which set a flag, and for the watchdog.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
@@ -58,10 +58,10 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
         })
         .collect::<Result<_, _>>()
         .doing("find the daemon's own socket")?;
-    let database = keeper::identity_of(&config)?;
     config.resume = true;
     config.retention_jobs = true;
     let keeper = Keeper::open(config)?;
+    let database = keeper.identity()?;
     let door = http::serve(keeper.clone())?;
     let owner = Owner {
         pid: std::process::id(),

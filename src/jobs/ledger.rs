@@ -147,6 +147,14 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     })
 }
 
+/// A place that cannot hold a ledger.
+pub(crate) fn unfit(path: &Path, why: &str) -> Error {
+    Error::Config(format!(
+        "the ledger {} cannot be used: {why}; say another place with roomkeeper.ledger",
+        path.display()
+    ))
+}
+
 impl Ledger {
     /// Opens or makes the ledger and becomes its owner.
     ///
@@ -167,11 +175,7 @@ impl Ledger {
             .query_row(IS_OF_ANOTHER, [], |row| row.get(0))
             .map_err(refused)?
         {
-            return Err(Error::Config(format!(
-                "the ledger {} cannot be used: it is a database of something else; say another place with \
-                 roomkeeper.ledger",
-                path.display()
-            )));
+            return Err(unfit(path, "it is a database of something else"));
         }
         conn.execute_batch(
             "PRAGMA journal_mode = WAL;

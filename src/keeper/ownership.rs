@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::config::{Config, Homeserver};
 use crate::error::Error;
 use crate::ids::is_server_name;
-use crate::jobs::ledger::Ledger;
+use crate::jobs::ledger::{Ledger, unfit};
 use crate::store::db::{Db, OpenOptions};
 use crate::store::homeserver::{self, Watch};
 use crate::store::users;
@@ -47,12 +47,7 @@ fn lies_beside(ledger: &Path, identity: &str) -> bool {
 /// A new ledger belongs to whom the database belongs to, as SQLite's own files beside it do: a purge by root must not
 /// lock the owner out.
 fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
-    let unfit = |why: String| {
-        Error::Config(format!(
-            "the ledger {} cannot be used: {why}; say another place with roomkeeper.ledger",
-            ledger.display()
-        ))
-    };
+    let unfit = |why: &str| unfit(ledger, why);
     let database = database.and_then(|file| fs::metadata(file).ok());
     let mut how = fs::OpenOptions::new();
     how.read(true).write(true);
@@ -66,7 +61,7 @@ fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
             return Ok(());
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(unfit(e.to_string())),
+        Err(e) => return Err(unfit(&e.to_string())),
     }
     let is_database = |m: &fs::Metadata| {
         database
@@ -74,15 +69,15 @@ fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
             .is_some_and(|d| (d.dev(), d.ino()) == (m.dev(), m.ino()))
     };
     match fs::metadata(ledger) {
-        Ok(m) if m.is_dir() => Err(unfit("it is a directory".into())),
-        Ok(m) if is_database(&m) => Err(unfit("it is the homeserver's database".into())),
+        Ok(m) if m.is_dir() => Err(unfit("it is a directory")),
+        Ok(m) if is_database(&m) => Err(unfit("it is the homeserver's database")),
         Ok(m) => how.open(ledger).map(drop).map_err(|e| {
-            unfit(format!(
+            unfit(&format!(
                 "{e}; it belongs to the user with the number {}: run as that user",
                 m.uid()
             ))
         }),
-        Err(e) => Err(unfit(e.to_string())),
+        Err(e) => Err(unfit(&e.to_string())),
     }
 }
 

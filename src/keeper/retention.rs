@@ -81,7 +81,6 @@ pub(super) struct Range {
     pub(super) range: LifetimeRange,
 }
 
-/// What retention asks of the purge of one room.
 fn refuse_nonsense(range: &LifetimeRange) -> Result<(), Error> {
     match range.nonsense() {
         None => Ok(()),
@@ -89,6 +88,7 @@ fn refuse_nonsense(range: &LifetimeRange) -> Result<(), Error> {
     }
 }
 
+/// What retention asks of the purge of one room.
 fn request(plan: &Plan, due: &Due) -> Request {
     Request {
         point: due.point,

@@ -36,7 +36,15 @@ impl Viewer {
         point: &PurgePoint,
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
-        plan_purge(&self.db, &self.config, room, point, options)
+        let point = points::resolve(&self.db, room, point, self.config.clock.now())?;
+        let request = Request {
+            point,
+            delete_local_events: options.delete_local_events,
+            keep_received_after: options.keep_received_after,
+        };
+        let mut plan = purge::plan(&self.db, room, &request, &self.config.server_name)?;
+        plan.foreign_keys = purge::care_for_keys(&self.db, self.config.stride.keys_in_sets)?;
+        Ok(plan)
     }
 
     /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.
@@ -95,22 +103,4 @@ pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
         ledger.settle(overwrite::MERGE_INDEX)?;
     }
     Ok(reclaimed)
-}
-
-fn plan_purge(
-    db: &Db,
-    config: &Config,
-    room: &RoomId,
-    point: &PurgePoint,
-    options: PurgeOptions,
-) -> Result<Plan, Error> {
-    let point = points::resolve(db, room, point, config.clock.now())?;
-    let request = Request {
-        point,
-        delete_local_events: options.delete_local_events,
-        keep_received_after: options.keep_received_after,
-    };
-    let mut plan = purge::plan(db, room, &request, &config.server_name)?;
-    plan.foreign_keys = purge::care_for_keys(db, config.stride.keys_in_sets)?;
-    Ok(plan)
 }

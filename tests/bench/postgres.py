@@ -36,7 +36,7 @@ from pathlib import Path
 
 import homeserver
 import multiply
-from purge import cpu, longest, purge_by_synapse, settled
+from purge import cpu, longest, median, purge_by_synapse, settled
 
 SIZES = {"50k": 55_000, "100k": 110_000, "200k": 222_000}
 WAYS = ("synapse", "granted", "granted_beside", "ordinary", "ordinary_beside")
@@ -312,11 +312,6 @@ def two_at_once(server, size, repeat, cache, scratch, offline):
     server.drop("measured")
     server.drop("doubled")
     return {rooms: statistics.median(each) for rooms, each in walls.items()}
-
-
-def median(runs, key):
-    values = [run[key] for run in runs if run.get(key) is not None]
-    return statistics.median(values) if values else None
 
 
 def report(results):

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use roomkeeper::{Config, Keeper, PurgeOptions, RoomId};
+use roomkeeper::{Config, Error, JobId, Keeper, PurgeOptions, RoomId};
 
 use crate::support::work::{Ask, Site};
 
@@ -54,6 +54,11 @@ impl Way {
     }
 }
 
+/// Whether everything is to be tried, not a sample.
+pub fn is_campaign() -> bool {
+    std::env::var("ROOMKEEPER_CAMPAIGN").is_ok_and(|which| which == "full")
+}
+
 /// The test in which a child does its work; does nothing in any other process.
 pub const CHILD_TEST: &str = "a_child_does_as_it_is_told";
 
@@ -72,15 +77,22 @@ pub fn do_as_told() {
         _ => Way::Beside(events),
     };
     let ask = Ask::all_of(&told("ROOM"), told("BELOW").parse().expect("a number"));
+    live_one_life(way.config(&site), |keeper| {
+        let options = PurgeOptions {
+            delete_local_events: true,
+            keep_received_after: ask.keep_received_after.map(roomkeeper::Millis),
+        };
+        keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), options)
+    })
+}
+
+/// Takes up what the ledger has, or begins; the process ends with the jobs.
+pub fn live_one_life(config: Config, begin: impl FnOnce(&Keeper) -> Result<JobId, Error>) -> ! {
     let run = || {
-        let keeper = Keeper::open(way.config(&site))?;
+        let keeper = Keeper::open(config)?;
         let mut jobs = keeper.resume()?;
         if jobs.is_empty() {
-            let options = PurgeOptions {
-                delete_local_events: true,
-                keep_received_after: ask.keep_received_after.map(roomkeeper::Millis),
-            };
-            jobs.push(keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), options)?);
+            jobs.push(begin(&keeper)?);
         }
         let ended = jobs.iter().try_for_each(|id| keeper.wait(id).map(drop));
         keeper.stop();
@@ -93,25 +105,30 @@ pub fn do_as_told() {
     std::process::exit(i32::from(outcome.is_err()));
 }
 
+/// A process in which [`CHILD_TEST`] hears what it is to do.
+pub fn telling(what: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this test"));
+    command.args([CHILD_TEST, "--exact", "--nocapture", "--test-threads=1"]);
+    for (key, value) in what {
+        command.env(format!("ROOMKEEPER_CHILD_{key}"), value);
+    }
+    command
+}
+
 /// Starts a purge, or takes up the one that the ledger has.
 pub fn start(site: &Site, ask: &Ask, way: Way, trouble: Trouble) -> Child {
     let mut command = match way {
         Way::Program => program(site, ask),
         _ => {
-            let mut command = Command::new(std::env::current_exe().expect("this test"));
-            command.args([CHILD_TEST, "--exact", "--nocapture", "--test-threads=1"]);
             let (name, events) = way.words();
-            for (key, value) in [
-                ("DATABASE", site.database.display().to_string()),
-                ("SERVER", site.server_name.clone()),
-                ("ROOM", ask.room.clone()),
-                ("BELOW", ask.below.to_string()),
-                ("WAY", name.to_owned()),
-                ("EVENTS", events.to_string()),
-            ] {
-                command.env(format!("ROOMKEEPER_CHILD_{key}"), value);
-            }
-            command
+            telling(&[
+                ("DATABASE", &site.database.display().to_string()),
+                ("SERVER", &site.server_name),
+                ("ROOM", &ask.room),
+                ("BELOW", &ask.below.to_string()),
+                ("WAY", name),
+                ("EVENTS", &events.to_string()),
+            ])
         }
     };
     befall(&mut command, site, trouble);
