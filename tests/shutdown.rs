@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{KEY, Room, assert_chains_cover, assert_current};
 use roomkeeper::config::{Secret, SigningKey};
 use roomkeeper::deletion::{Request, Shutdown};
+use roomkeeper::keeper::Viewer;
 use roomkeeper::room_version::RoomVersion;
 use roomkeeper::{Config, Error, Keeper, RoomId, UserId};
 use support::draft::{Draft, Event};
@@ -455,6 +456,44 @@ fn what_is_missing_is_said_before_anything_is_touched() {
         assert!(refused.contains(text), "{refused}");
         assert_eq!(site.tables().difference(&tables), "", "{text}");
     }
+}
+
+#[test]
+fn a_key_that_is_not_the_servers_is_refused_and_a_changed_one_is_told_of() {
+    let site = Site::of(draft());
+    // From now on there are events that show which key the server has.
+    shut_down(signing(&site), OLD, only_shut_down()).expect("shut down");
+    let other = RoomId::from("!other:example.org");
+    let with_key = |key: &str| {
+        let mut config = signing(&site);
+        config.authorship.signing_key = Some(SigningKey::Text(Secret::new(key)));
+        config
+    };
+    let block = Request {
+        block: true,
+        ..only_shut_down()
+    };
+    let foreign = KEY.replace("AAEC", "AQEC");
+    let tables = site.tables();
+    let config = with_key(&foreign);
+    let viewer = Viewer::open(config.clone()).expect("opens");
+    let plan = viewer.plan_deletion(&other, &block).expect("planned");
+    drop(viewer);
+    let refused = shut_down(config, other.as_str(), block.clone()).expect_err("refused");
+    let refused = refused.to_string();
+    assert!(refused.contains("is not this server's"), "{refused}");
+    assert!(plan.notes[0].contains("is not this server's"), "{plan:?}");
+    assert_eq!(site.tables().difference(&tables), "");
+
+    let keeper = Keeper::open(with_key(&foreign.replace("a_test", "a_new"))).expect("opens");
+    let id = keeper.shutdown_and_purge_room(&other, block);
+    let done = keeper.wait(&id.expect("started")).expect("shut down");
+    let notes = done.progress["notes"].to_string();
+    assert!(notes.contains("ed25519:a_new") && notes.contains("ed25519:a_test"));
+    assert_eq!(
+        done.progress["shutdown_room"]["kicked_users"][0],
+        user("bob")
+    );
 }
 
 #[test]
