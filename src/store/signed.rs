@@ -5,9 +5,9 @@ use super::db::{Db, params};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 
-/// How far back is looked for this server's own events, in stream orderings: well under a second even where all of them
+/// How far back is looked for this server's own events, in stream orderings: a fraction of a second even where all of them
 /// are of other servers.
-const LOOK_BACK: i64 = 100_000;
+const LOOK_BACK: i64 = 20_000;
 
 /// The newest events of a server's own users. Binds `$1` how far back, `$2` server name. Walks the unique index on
 /// `stream_ordering` backwards.

@@ -119,6 +119,46 @@ fn a_damaged_file_is_told_as_what_it_is_by_check_and_left_alone_by_reclaim() {
 }
 
 #[test]
+fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
+    let home = Home::new(10, "");
+    // W-20: a homeserver that runs heeds its memory.
+    let blocked = home.run(&["--beside", "block", "!a:b"]);
+    blocked.assert_ended(0, "");
+    assert!(blocked.out.contains("is blocked in the database"));
+    let blocked = home.run(&["block", "!a:b"]);
+    assert!(blocked.out.contains("nobody can join it"), "{blocked:?}");
+    let resumed = home.run(&["jobs", "--resume"]);
+    assert_eq!(
+        (resumed.code, resumed.out.as_str()),
+        (Some(0), "nothing was interrupted\n")
+    );
+    let resumed = home.run(&["jobs", "--resume", "--json"]);
+    assert_eq!(resumed.json(), serde_json::json!({"jobs": []}));
+}
+
+#[test]
+fn nobody_writes_on_the_terminal_of_whoever_asks() {
+    let home = Home::new(10, "");
+    let room = "!x\u{1b}[2J\n[2026-01-01T00:00:00Z ERROR] all is lost:b.c";
+    home.run(&["purge-history", room, "--before-token", "t5-0"]);
+    for ran in [
+        home.run(&["jobs"]),
+        home.run(&["-vv", "purge-history", room, "--before-token", "t5-0"]),
+        home.run(&["delete-room", room]),
+    ] {
+        for said in [&ran.out, &ran.err] {
+            assert!(!said.contains('\u{1b}'), "{said:?}");
+            assert!(
+                said.lines().all(|line| !line.starts_with("[2026-01-01T")),
+                "{said:?}"
+            );
+        }
+    }
+    let jobs = home.run(&["jobs", "--json"]).json();
+    assert_eq!(jobs["jobs"][0]["room_id"], room, "data is as it was");
+}
+
+#[test]
 fn wrong_usage_and_configuration_end_with_2() {
     let home = Home::new(10, "wokers: 3");
     for words in [&["serve"][..], &["jobs"], &["check"]] {

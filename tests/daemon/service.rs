@@ -311,6 +311,40 @@ fn one_shot_commands_ask_the_daemon_that_is_at_work() {
     home.assert_sound();
 }
 
+#[test]
+fn a_daemon_that_was_told_relative_paths_is_found_from_anywhere() {
+    let home = Home::new(100, "listen: ['unix:ctl.sock']");
+    let daemon = Daemon::start(&home);
+    let yaml = home.path("homeserver.yaml");
+    let from_elsewhere = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
+        command.arg("-c").arg(&yaml).args(words).current_dir("/");
+        Ran::of(command.output().expect("runs"))
+    };
+    from_elsewhere(&["jobs"]).assert_ended(0, "asking it");
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+}
+
+/// What a person should know before the first row goes.
+#[test]
+fn whoever_has_the_daemon_delete_a_room_hears_the_same_warnings_before() {
+    let home = Home::new(100, "");
+    home.sql(
+        "CREATE TABLE of_an_extension (room_id TEXT);
+         INSERT INTO of_an_extension VALUES ('!a:example.org')",
+    );
+    let daemon = Daemon::start(&home);
+    let room = sample::room_id("a");
+    let done = home.run(&["delete-room", &room, "--force-purge"]);
+    done.assert_ended(0, "a daemon (process ");
+    done.assert_ended(
+        0,
+        "the table of_an_extension, which is not known, has 1 rows of this room",
+    );
+    drop(daemon);
+}
+
 /// A homeserver's admin API, which answers nothing until it is told to.
 struct Homeserver {
     address: String,
