@@ -26,6 +26,11 @@ pub fn json(value: &Value) {
     print(&value.to_string());
 }
 
+/// Prints a JSON document that is text already, as it is.
+pub fn json_text(text: &str) {
+    print(text);
+}
+
 /// Prints a line, or several. What others wrote into it moves no cursor.
 pub fn say(text: &str) {
     print(&shown(text));

@@ -137,6 +137,26 @@ fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
 }
 
 #[test]
+fn events_are_told_to_machines_as_they_are() {
+    let home = Home::new(20, "");
+    home.sql(
+        "UPDATE event_json SET json = replace(json, '\"body\":\"', '\"body\":\"\u{7f}\u{202e}')",
+    );
+    let page = home.run(&["messages", &sample::room_id("a"), "--json"]);
+    let events: Vec<serde_json::Value> = page
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let body = |e: &serde_json::Value| e["content"]["body"].as_str().map(str::to_owned);
+    let odd = events.iter().filter_map(body);
+    assert!(odd.clone().count() > 3, "{page:?}");
+    for body in odd {
+        assert!(body.starts_with("\u{7f}\u{202e}"), "{body:?}");
+    }
+}
+
+#[test]
 fn nobody_writes_on_the_terminal_of_whoever_asks() {
     let home = Home::new(10, "");
     let room = "!x\u{1b}[2J\n[2026-01-01T00:00:00Z ERROR] all is lost:b.c";
