@@ -127,6 +127,13 @@ fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
     assert!(blocked.out.contains("is blocked in the database"));
     let blocked = home.run(&["block", "!a:b"]);
     assert!(blocked.out.contains("nobody can join it"), "{blocked:?}");
+    let room = sample::room_id("a");
+    let plan = home.run(&["delete-room", &room, "--no-purge", "--dry-run"]);
+    plan.assert_ended(0, "");
+    assert!(
+        plan.out.contains("and remove none of its rows\n"),
+        "{plan:?}"
+    );
     let resumed = home.run(&["jobs", "--resume"]);
     assert_eq!(
         (resumed.code, resumed.out.as_str()),
