@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use super::record::{Record, State};
 use crate::error::{Doing, Error, StoreError};
 use crate::ids::JobId;
 use crate::time::Millis;
@@ -51,74 +51,6 @@ const IS_OF_ANOTHER: &str = "
                       AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
                       AND name NOT IN ('job', 'candidate', 'step', 'duty', 'recurring', 'subject_database'))";
 
-/// Where a job is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// Accepted, waiting for a worker; or interrupted, waiting for the next start.
-    Queued,
-    /// A worker has it.
-    Running,
-    /// Ended well.
-    Complete,
-    /// Ended with an error.
-    Failed,
-}
-
-impl State {
-    fn text(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Complete => "complete",
-            Self::Failed => "failed",
-        }
-    }
-
-    fn of(text: &str) -> Self {
-        match text {
-            "queued" => Self::Queued,
-            "running" => Self::Running,
-            "complete" => Self::Complete,
-            _ => Self::Failed,
-        }
-    }
-
-    /// Whether the job is over.
-    pub fn is_ended(self) -> bool {
-        matches!(self, Self::Complete | Self::Failed)
-    }
-}
-
-/// One job, as the ledger has it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// Its id.
-    pub id: JobId,
-    /// What it does: `purge_history`, …
-    pub kind: String,
-    /// What it does it to: a room id.
-    #[serde(rename = "room_id")]
-    pub subject: String,
-    /// Where it is in its life.
-    pub state: State,
-    /// Why it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// What was asked.
-    pub params: Value,
-    /// How far it is, or what it did.
-    pub progress: Value,
-    /// When it was accepted.
-    pub created_ms: Millis,
-    /// When a worker first took it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub started_ms: Option<Millis>,
-    /// When it ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ended_ms: Option<Millis>,
-}
-
 /// The open ledger; its owner is this process until it is dropped.
 pub struct Ledger {
     conn: Mutex<Connection>,
@@ -146,6 +78,32 @@ fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
         started_ms: row.get::<_, Option<i64>>(8)?.map(Millis),
         ended_ms: row.get::<_, Option<i64>>(9)?.map(Millis),
     })
+}
+
+const END: &str = "note a job's end in the ledger";
+
+fn note_end(
+    conn: &Connection,
+    id: &JobId,
+    error: Option<&str>,
+    progress: &Value,
+    now: Millis,
+) -> rusqlite::Result<usize> {
+    let state = if error.is_some() {
+        State::Failed
+    } else {
+        State::Complete
+    };
+    conn.execute(
+        "UPDATE job SET state = $1, error = $2, progress = $3, ended_ms = $4 WHERE id = $5",
+        params![
+            state.text(),
+            error.filter(|e| !e.is_empty()),
+            progress.to_string(),
+            now.0,
+            id.as_str()
+        ],
+    )
 }
 
 /// A place that cannot hold a ledger.
@@ -321,24 +279,21 @@ impl Ledger {
         progress: &Value,
         now: Millis,
     ) -> Result<(), Error> {
-        let state = if error.is_some() {
-            State::Failed
-        } else {
-            State::Complete
-        };
-        let run = || {
-            self.conn.lock().execute(
-                "UPDATE job SET state = $1, error = $2, progress = $3, ended_ms = $4 WHERE id = $5",
-                params![
-                    state.text(),
-                    error.filter(|e| !e.is_empty()),
-                    progress.to_string(),
-                    now.0,
-                    id.as_str()
-                ],
-            )
-        };
-        run().doing("note a job's end in the ledger").map(drop)
+        let ended = note_end(&self.conn.lock(), id, error, progress, now);
+        ended.doing(END).map(drop)
+    }
+
+    /// The same for a part of another job, whose own end is yet to come: nobody was told of it, and one whose end power
+    /// that fails takes back is begun again and finds nothing to do.
+    pub fn end_part(
+        &self,
+        id: &JobId,
+        error: Option<&str>,
+        progress: &Value,
+        now: Millis,
+    ) -> Result<(), Error> {
+        let ended = self.lightly(|conn| note_end(conn, id, error, progress, now));
+        ended.doing(END).map(drop)
     }
 
     /// The job of this id, ended however long ago the ledger remembers.

@@ -3,6 +3,7 @@
 
 pub mod ledger;
 pub mod pool;
+mod record;
 pub mod register;
 pub mod schedule;
 pub mod timer;

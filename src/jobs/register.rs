@@ -360,6 +360,12 @@ impl Ticket {
         self.leave_ended(error);
     }
 
+    /// The same for a part of another job that goes on (see [`Ledger::end_part`]).
+    pub fn end_part(mut self, error: Option<&str>) {
+        let (live, now) = (self.live.clone(), self.register.clock.now());
+        self.leave(|ledger| ledger.end_part(&live.id, error, &live.progress(), now));
+    }
+
     /// The process stops: the job goes back into the ledger and is resumed at the next start.
     pub fn suspend(mut self) {
         let live = self.live.clone();

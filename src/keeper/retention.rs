@@ -481,9 +481,9 @@ impl Shared {
         })();
         tally.running.lock().retain(|running| *running != id);
         match &outcome {
-            Ok(_) => ticket.end(None),
+            Ok(_) => ticket.end_part(None),
             Err(Error::Stopping) => ticket.suspend(),
-            Err(e) => ticket.end(Some(&e.status_text())),
+            Err(e) => ticket.end_part(Some(&e.status_text())),
         }
         outcome
     }
