@@ -152,7 +152,7 @@ pub fn run() -> ExitCode {
             &serde_json::json!({"errcode": failed.class().errcode, "error": failed.to_string()}),
         );
     }
-    eprintln!("roomkeeper: {}", Chain(&failed));
+    output::warn(&Chain(&failed).to_string());
     ExitCode::from(failed.class().exit)
 }
 
@@ -205,8 +205,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)
         }
         Command::Reclaim => {
-            let reclaimed = keeper::reclaim(&config(&cli.global)?)?;
-            output::reclaimed(json, reclaimed);
+            let config = config(&cli.global)?;
+            let reclaimed = keeper::reclaim(&config)?;
+            output::reclaimed(json, &config.database, reclaimed);
             Ok(ExitCode::SUCCESS)
         }
         Command::Check => check(config(&cli.global)?, json),
@@ -287,7 +288,7 @@ fn ended(job: &Record, json: bool) -> ExitCode {
     output::job_done(json, job);
     match job.state {
         State::Failed => {
-            eprintln!("roomkeeper: {}", job.error.as_deref().unwrap_or("failed"));
+            output::warn(job.error.as_deref().unwrap_or("failed"));
             ExitCode::from(EXIT_FAILED)
         }
         _ => ExitCode::SUCCESS,
@@ -357,12 +358,18 @@ fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Resul
     }
     if resume {
         let mut outcome = ExitCode::SUCCESS;
+        let mut records = Vec::new();
         for id in keeper.resume()? {
-            let ended = finish(&keeper, &id, json)?;
-            if ended != ExitCode::SUCCESS {
-                outcome = ended;
+            let job = attend(&keeper, &id, json)?;
+            if job.state == State::Failed {
+                outcome = ExitCode::from(EXIT_FAILED);
             }
+            if !json {
+                ended(&job, json);
+            }
+            records.push(job);
         }
+        output::resumed(json, &records);
         return Ok(outcome);
     }
     let records = keeper.jobs()?;

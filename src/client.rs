@@ -5,7 +5,7 @@
 //! listener, not to the world: no redirects, no encryption.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,6 +15,13 @@ use serde_json::Value;
 /// Time for a whole request and its answer. Requests that start jobs answer in milliseconds; a page of `/messages`
 /// behind a purge may wait for a stride.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often one who waits looks up whether to go on waiting.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
+
+/// How long is waited for a connection before one looks up, and tries again: long enough that a lost packet has been
+/// sent again.
+const CONNECT_FOR: Duration = Duration::from_secs(4);
 
 /// Most bytes of an answer; the gate sends no more (see `http::gate::limits::MAX_ANSWER`).
 const MAX_ANSWER: usize = 17 * 1024 * 1024;
@@ -69,6 +76,12 @@ pub enum ClientError {
         address: String,
         /// What was odd.
         what: &'static str,
+    },
+    /// Whoever asked does not wait any longer. What was asked may be done all the same.
+    #[error("{address} was not waited for")]
+    GivenUp {
+        /// The address that was asked.
+        address: String,
     },
     /// The path, the token or the address cannot be put into a request.
     #[error("{0} holds characters that cannot be sent")]
@@ -127,16 +140,35 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Reply, ClientError> {
+        self.request_unless(method, path, body, &|| false)
+    }
+
+    /// Any method; waits no longer once `is_over` says so, which it is asked several times a second.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; [`ClientError::GivenUp`].
+    pub fn request_unless(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Reply, ClientError> {
         let bytes = self.serialise(method, path, body)?;
-        let deadline = Instant::now() + self.timeout;
-        let mut stream = self.connect(deadline).map_err(|source| {
+        let patience = Patience {
+            deadline: Instant::now() + self.timeout,
+            is_over,
+        };
+        let explain = |source: io::Error, is_reached: bool| {
             let address = self.address.to_string();
-            ClientError::Unreachable { address, source }
-        })?;
-        let answer = exchange(&mut *stream, &bytes, deadline).map_err(|source| {
-            let address = self.address.to_string();
-            ClientError::Silent { address, source }
-        })?;
+            match (is_over(), is_reached) {
+                (true, _) => ClientError::GivenUp { address },
+                (_, false) => ClientError::Unreachable { address, source },
+                (_, true) => ClientError::Silent { address, source },
+            }
+        };
+        let mut stream = self.connect(&patience).map_err(|e| explain(e, false))?;
+        let answer = exchange(&mut *stream, &bytes, &patience).map_err(|e| explain(e, true))?;
         parse(&answer).map_err(|what| {
             let address = self.address.to_string();
             ClientError::Stranger { address, what }
@@ -165,19 +197,34 @@ impl Client {
         Ok(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes())
     }
 
-    fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Socket>> {
-        match &self.address {
-            Address::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
-            Address::Tcp(address) => {
-                let mut failure = ErrorKind::NotFound.into();
-                for address in address.to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, left(deadline)?) {
-                        Ok(stream) => return Ok(Box::new(stream)),
-                        Err(error) => failure = error,
+    fn connect(&self, patience: &Patience<'_>) -> io::Result<Box<dyn Socket>> {
+        let Address::Tcp(address) = &self.address else {
+            return self.connect_to_file();
+        };
+        let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
+        loop {
+            let mut failure = io::Error::from(ErrorKind::NotFound);
+            let mut is_slow = false;
+            for address in &addresses {
+                let time = patience.left()?.min(CONNECT_FOR);
+                match TcpStream::connect_timeout(address, time) {
+                    Ok(stream) => return Ok(Box::new(stream)),
+                    Err(error) => {
+                        is_slow |= error.kind() == ErrorKind::TimedOut;
+                        failure = error;
                     }
                 }
-                Err(failure)
             }
+            if !is_slow {
+                return Err(failure);
+            }
+        }
+    }
+
+    fn connect_to_file(&self) -> io::Result<Box<dyn Socket>> {
+        match &self.address {
+            Address::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
+            Address::Tcp(_) => Err(ErrorKind::NotFound.into()),
         }
     }
 }
@@ -210,27 +257,54 @@ impl std::fmt::Display for Address {
     }
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        Err(ErrorKind::TimedOut.into())
-    } else {
-        Ok(left)
+/// How long is waited.
+struct Patience<'a> {
+    deadline: Instant,
+    is_over: &'a dyn Fn() -> bool,
+}
+
+impl Patience<'_> {
+    /// The time until the deadline.
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || (self.is_over)() {
+            Err(ErrorKind::TimedOut.into())
+        } else {
+            Ok(left)
+        }
+    }
+
+    /// Does something with a stream that may have to be waited for: again and again, until it has been done.
+    fn wait(
+        &self,
+        stream: &mut dyn Socket,
+        mut what: impl FnMut(&mut dyn Socket) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        loop {
+            stream.wait_at_most(self.left()?.min(LOOK_UP_EVERY))?;
+            match what(stream) {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut
+                    ) => {}
+                done => return done,
+            }
+        }
     }
 }
 
 /// Sends the request and reads the answer to its end, all before the deadline.
-fn exchange(stream: &mut dyn Socket, request: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
+fn exchange(
+    stream: &mut dyn Socket,
+    request: &[u8],
+    patience: &Patience<'_>,
+) -> io::Result<Vec<u8>> {
     let mut sent = 0;
     while sent < request.len() {
-        stream.wait_at_most(left(deadline)?)?;
-        match stream.write(&request[sent..]) {
+        match patience.wait(stream, |stream| stream.write(&request[sent..])) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => sent += count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Err(ErrorKind::TimedOut.into());
-            }
             // Refused before it was read to its end: the answer says why.
             Err(error)
                 if matches!(
@@ -246,16 +320,16 @@ fn exchange(stream: &mut dyn Socket, request: &[u8], deadline: Instant) -> io::R
     let mut answer = Vec::new();
     let mut chunk = [0; 16 * 1024];
     while answer.len() <= MAX_ANSWER {
-        stream.wait_at_most(left(deadline)?)?;
-        match stream.read(&mut chunk) {
+        match patience.wait(stream, |stream| stream.read(&mut chunk)) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&chunk[..count]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Err(ErrorKind::TimedOut.into());
-            }
+            Err(error) if error.kind() == ErrorKind::TimedOut => return Err(error),
             Err(error) if answer.is_empty() => return Err(error),
             Err(_) => break, // Whether it is whole, its length will tell.
+        }
+        // Not every server closes a connection that it was asked to close.
+        if is_whole(&answer) {
+            break;
         }
     }
     if answer.is_empty() {
@@ -265,7 +339,34 @@ fn exchange(stream: &mut dyn Socket, request: &[u8], deadline: Instant) -> io::R
     }
 }
 
-fn parse(answer: &[u8]) -> Result<Reply, &'static str> {
+/// Whether nothing can be missing of an answer, by what it says of itself.
+fn is_whole(answer: &[u8]) -> bool {
+    let Ok((head, body)) = split(answer) else {
+        return false;
+    };
+    match head.framing {
+        Framing::Length(length) => body.len() >= length,
+        // What ends otherwise has not ended.
+        Framing::Chunked => body.ends_with(b"\r\n\r\n") && join_chunks(body).is_some(),
+        Framing::UntilClosed => false,
+    }
+}
+
+/// Where the body ends.
+#[derive(Clone, Copy)]
+enum Framing {
+    Length(usize),
+    Chunked,
+    UntilClosed,
+}
+
+struct Head {
+    status: u16,
+    framing: Framing,
+}
+
+/// The head of an answer, read, and what of its body is there.
+fn split(answer: &[u8]) -> Result<(Head, &[u8]), &'static str> {
     let end = answer
         .windows(4)
         .position(|bytes| bytes == b"\r\n\r\n")
@@ -277,33 +378,35 @@ fn parse(answer: &[u8]) -> Result<Reply, &'static str> {
         .strip_prefix("HTTP/1.1 ")
         .and_then(|rest| rest.get(..3)?.parse().ok());
     let status = status.ok_or("it does not speak HTTP/1.1")?;
-    let mut length = None;
-    let mut is_chunked = false;
+    let mut framing = Framing::UntilClosed;
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        if name.eq_ignore_ascii_case("content-length") {
-            length = value.trim().parse::<usize>().ok();
-        } else if name.eq_ignore_ascii_case("transfer-encoding") {
-            is_chunked = value.trim().eq_ignore_ascii_case("chunked");
-            if !is_chunked {
+        let value = value.trim();
+        if name.eq_ignore_ascii_case("transfer-encoding") {
+            if !value.eq_ignore_ascii_case("chunked") {
                 return Err("it uses a transfer coding");
             }
+            framing = Framing::Chunked;
+        } else if name.eq_ignore_ascii_case("content-length")
+            && let (Ok(length), Framing::UntilClosed) = (value.parse(), framing)
+        {
+            framing = Framing::Length(length);
         }
     }
-    let body = &answer[end + 4..];
+    Ok((Head { status, framing }, &answer[end + 4..]))
+}
+
+fn parse(answer: &[u8]) -> Result<Reply, &'static str> {
+    let (Head { status, framing }, body) = split(answer)?;
     let joined;
-    let body = match is_chunked {
-        true => {
+    let body = match framing {
+        Framing::Chunked => {
             joined = join_chunks(body).ok_or("the answer is not whole")?;
-            length = Some(joined.len());
             &joined[..]
         }
-        false => body,
-    };
-    match length {
-        Some(length) if length == body.len() => {}
-        None if body.is_empty() => {}
+        Framing::Length(length) if length == body.len() => body,
+        Framing::UntilClosed if body.is_empty() => body,
         _ => return Err("the answer is not whole"),
-    }
+    };
     if body.is_empty() {
         return Ok(Reply {
             status,
@@ -356,6 +459,45 @@ mod tests {
             (reply.status, reply.body),
             (200, serde_json::json!({"a": 1}))
         );
+    }
+
+    #[test]
+    fn an_answer_is_read_to_its_own_end_and_not_until_the_connection_is_closed() {
+        for words in [
+            &b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{\"a\": 1}"[..],
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n8\r\n{\"a\": 1}\r\n0\r\n\r\n",
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("an address").to_string();
+            let (done, wait) = std::sync::mpsc::channel::<()>();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().expect("a client");
+                stream.write_all(words).expect("written");
+                let _ = wait.recv();
+            });
+            // No time limit that a busy machine could reach: one who waits for the end waits for ever.
+            let reply = Client::tcp(address, "t")
+                .with_timeout(Duration::from_secs(3600))
+                .get("/");
+            assert_eq!(reply.expect("whole").body, serde_json::json!({"a": 1}));
+            drop(done);
+            server.join().expect("ends");
+        }
+    }
+
+    #[test]
+    fn one_who_does_not_answer_is_waited_for_until_the_wait_is_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let client = Client::tcp(address, "t").with_timeout(Duration::from_secs(3600));
+        let looks = std::cell::Cell::new(0);
+        let is_over = || {
+            looks.set(looks.get() + 1);
+            looks.get() > 5
+        };
+        let given_up = client.request_unless("GET", "/", None, &is_over);
+        assert!(matches!(given_up, Err(ClientError::GivenUp { .. })));
+        drop(listener);
     }
 
     #[test]

@@ -19,6 +19,6 @@ mod shutdown;
 mod successor;
 
 pub(crate) use delegate::set_block;
-pub use plan::{Plan, plan, warnings};
+pub use plan::{Plan, look_at_key, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
 pub use run::{Extent, SHUTDOWN_ROOM, run};

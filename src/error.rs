@@ -200,6 +200,11 @@ impl StoreError {
         self.sqlite() == Some(rusqlite::ErrorCode::DiskFull) || self.sqlstate() == Some("53100")
     }
 
+    /// Whether a file is damaged.
+    pub fn is_damage(&self) -> bool {
+        self.sqlite() == Some(rusqlite::ErrorCode::DatabaseCorrupt)
+    }
+
     /// Whether a constraint was about to be broken.
     pub fn is_constraint(&self) -> bool {
         self.sqlite() == Some(rusqlite::ErrorCode::ConstraintViolation)
@@ -297,6 +302,11 @@ impl Error {
     /// Whether a constraint was about to be broken.
     pub fn is_constraint(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.is_constraint())
+    }
+
+    /// Whether the database's file is damaged.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_damage())
     }
 
     /// Whether a disk was full.

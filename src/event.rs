@@ -13,7 +13,7 @@ mod seal;
 use serde_json::{Map, Value};
 
 pub use self::keys::Keys;
-pub use self::seal::Sealer;
+pub use self::seal::{Sealer, Signed};
 use crate::ids::{EventId, RoomId, UserId};
 use crate::time::Millis;
 

@@ -1,6 +1,6 @@
 //! The names of things: rooms, events, users, jobs. Parsed once, trusted after.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use rand::{Rng, TryRngCore, rngs::OsRng};
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,11 @@ macro_rules! name {
             }
         }
 
+        /// For people: what would move a terminal's cursor, or begin a line of a log, is escaped. Data is
+        /// [`Self::as_str`].
         impl fmt::Display for $Name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                Shown(&self.0).fmt(f)
             }
         }
 
@@ -37,6 +39,27 @@ macro_rules! name {
             }
         }
     };
+}
+
+/// A text of somebody else's, fit for a log and a terminal: on one line, what is not to be seen is escaped.
+pub struct Shown<'a>(pub &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match is_unseen(c) {
+                true => write!(f, "{}", c.escape_default())?,
+                false => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a character does something to what is around it instead of being seen: controls, line ends, directions.
+pub fn is_unseen(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 name! {
@@ -169,6 +192,17 @@ mod tests {
         assert!(UserId::from("@a:example.org:8448").is_local("example.org:8448"));
         assert!(!UserId::from("@a:evil:example.org").is_local("example.org"));
         assert!(!UserId::from("@a:EXAMPLE.org").is_local("example.org"));
+    }
+
+    #[test]
+    fn an_id_that_is_shown_is_one_line_and_moves_no_cursor() {
+        let text = "!x\n[2026] ERROR\u{1b}[2J\u{9b}\u{202e}ü:b.c";
+        let room = RoomId::from(text);
+        let shown = room.to_string();
+        assert_eq!(shown, r"!x\n[2026] ERROR\u{1b}[2J\u{9b}\u{202e}ü:b.c");
+        assert_eq!(room.as_str(), text);
+        let json = serde_json::to_string(&room).expect("JSON");
+        assert_eq!(serde_json::from_str::<RoomId>(&json).expect("read"), room);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
-use crate::ids::{JobId, RoomId};
+use crate::ids::{JobId, RoomId, Shown};
 use crate::jobs::ledger::{Record, State};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{Register, Ticket};
@@ -269,12 +269,14 @@ impl Keeper {
             let register = &self.shared.register;
             let ticket = match register.readmit(&record) {
                 Ok(ticket) => ticket,
-                // It runs already.
+                // It runs already, or a retention run has finished it.
+                Err(Error::NoSuchJob(_)) => continue,
                 Err(_) if register.is_live(&id) => continue,
+                Err(e) if !matches!(e, Error::RoomBusy { .. }) => return Err(e),
                 Err(_) => {
                     let why =
                         "interrupted, and another job of the room was taken up again before it";
-                    log::warn!("{id} of room {} is given up: {why}", record.subject);
+                    log::warn!("{id} of room {} is given up: {why}", Shown(&record.subject));
                     register.ledger().end(
                         &id,
                         Some(why),

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 /// Where to look for a running homeserver; from its own configuration, where we have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whereabouts {
-    /// `pid_file` of the configuration.
-    pub pid_file: Option<PathBuf>,
+    /// `pid_file` of the configuration; where that is relative, all the places that can be meant.
+    pub pid_files: Vec<PathBuf>,
     /// Addresses of its TCP listeners.
     pub listeners: Vec<SocketAddr>,
 }

@@ -313,6 +313,44 @@ fn who_left_sees_nothing_of_what_came_after_whichever_way_they_look() {
     );
 }
 
+/// R-9, R-40: the homeserver stores what an event says, and events say what they like.
+#[test]
+fn a_policy_that_is_no_number_hides_nothing_and_costs_nobody_a_page() {
+    let site = Garden::new(400);
+    let mut config = site.config();
+    config.retention.enabled = true;
+    let keeper = Keeper::open(config).expect("opens");
+    let alice = Reader::user(&UserId::from("@alice:example.org"));
+    let page = || {
+        let page = request(Direction::Backwards, 50);
+        ids(&keeper
+            .messages(&site.garden, &alice, &page)
+            .expect("a page"))
+    };
+    let conn = site.conn();
+    conn.execute_batch(
+        "INSERT INTO current_state_events (event_id, room_id, type, state_key)
+         SELECT '$policy', room_id, 'm.room.retention', '' FROM events WHERE event_id = '$307-of-the-sample';
+         INSERT INTO local_current_membership (room_id, user_id, event_id, membership)
+         SELECT room_id, '@alice:example.org', event_id, 'join' FROM events WHERE event_id = '$307-of-the-sample'",
+    )
+    .expect("a policy");
+    let before = page();
+    assert!(!before.is_empty());
+    for (min, max) in [("'abc'", "'1d'"), ("NULL", "1.5"), ("x'00'", "x'31'")] {
+        let sql = format!(
+            "INSERT OR REPLACE INTO room_retention (room_id, event_id, min_lifetime, max_lifetime)
+             SELECT room_id, '$policy', {min}, {max} FROM current_state_events WHERE event_id = '$policy'"
+        );
+        conn.execute_batch(&sql).expect("changed");
+        assert_eq!(page(), before, "{min} {max}");
+    }
+    // One that is a number does hide.
+    conn.execute_batch("UPDATE room_retention SET min_lifetime = NULL, max_lifetime = 1")
+        .expect("changed");
+    assert_ne!(page(), before);
+}
+
 #[test]
 fn tokens_of_every_release_lead_to_the_same_page() {
     let site = Garden::new(100);

@@ -5,6 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use roomkeeper::deletion;
 use roomkeeper::jobs::ledger::State;
 use roomkeeper::jobs::pool::QUEUE_DEPTH;
 use roomkeeper::time::days;
@@ -241,6 +242,39 @@ fn a_room_that_is_being_purged_is_refused_and_another_is_not() {
     let refused = start(&keeper, &ask).expect_err("the homeserver deletes the room itself");
     assert!(matches!(refused, Error::RoomBusy { .. }), "{refused}");
     keeper.stop();
+}
+
+/// L-4, S-19: who is told that nothing was done must not learn next week that it was.
+#[test]
+fn a_deletion_that_waited_for_its_room_until_the_keeper_stopped_is_not_done_later() {
+    let (site, ask) = sample(11);
+    let keeper = Keeper::open(slowly(&site)).expect("opens");
+    let id = start(&keeper, &ask).expect("started");
+    wait_for_strides(&keeper, &id, 1);
+    let (waiting, room) = (keeper.clone(), RoomId::new(&*ask.room));
+    let request = deletion::Request {
+        force_purge: true,
+        ..Default::default()
+    };
+    let waiter = std::thread::spawn(move || waiting.delete_room(&room, request));
+    // It waits, or is about to: the end is the same.
+    std::thread::sleep(Duration::from_millis(50));
+    keeper.stop();
+    let refused = waiter.join().expect("no panic").expect_err("refused");
+    assert!(matches!(refused, Error::Stopping), "{refused}");
+    let mut config = site.config();
+    config.resume = true;
+    let keeper = Keeper::open(config).expect("opens");
+    let kinds: Vec<String> = keeper
+        .jobs()
+        .expect("listed")
+        .into_iter()
+        .map(|job| job.kind)
+        .collect();
+    assert_eq!(kinds, ["purge_history"]);
+    keeper.wait(&id).expect("went on");
+    keeper.stop();
+    site.assert_sound("after the purge went on");
 }
 
 #[test]

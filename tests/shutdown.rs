@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::{KEY, Room, assert_chains_cover, assert_current};
 use roomkeeper::config::{Secret, SigningKey};
 use roomkeeper::deletion::{Request, Shutdown};
+use roomkeeper::keeper::Viewer;
 use roomkeeper::room_version::RoomVersion;
 use roomkeeper::{Config, Error, Keeper, RoomId, UserId};
 use support::draft::{Draft, Event};
@@ -458,6 +459,65 @@ fn what_is_missing_is_said_before_anything_is_touched() {
 }
 
 #[test]
+fn a_dry_run_promises_nothing_that_the_run_refuses() {
+    let site = Site::of(draft());
+    let viewer = Viewer::open(site.config()).expect("opens");
+    let room = RoomId::from(OLD);
+    let foreign = Request {
+        new_room_user_id: Some(UserId::from("@zoe:elsewhere.example")),
+        ..only_shut_down()
+    };
+    let refused = viewer.plan_deletion(&room, &foreign).expect_err("refused");
+    assert!(refused.to_string().contains("must be our own"), "{refused}");
+    let plan = viewer
+        .plan_deletion(&room, &only_shut_down())
+        .expect("planned");
+    assert_eq!(plan.notes.len(), 1, "{plan:?}");
+    assert!(
+        plan.notes[0].starts_with("as it is, it would be refused: no signing key"),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn a_key_that_is_not_the_servers_is_refused_and_a_changed_one_is_told_of() {
+    let site = Site::of(draft());
+    // From now on there are events that show which key the server has.
+    shut_down(signing(&site), OLD, only_shut_down()).expect("shut down");
+    let other = RoomId::from("!other:example.org");
+    let with_key = |key: &str| {
+        let mut config = signing(&site);
+        config.authorship.signing_key = Some(SigningKey::Text(Secret::new(key)));
+        config
+    };
+    let block = Request {
+        block: true,
+        ..only_shut_down()
+    };
+    let foreign = KEY.replace("AAEC", "AQEC");
+    let tables = site.tables();
+    let config = with_key(&foreign);
+    let viewer = Viewer::open(config.clone()).expect("opens");
+    let plan = viewer.plan_deletion(&other, &block).expect("planned");
+    drop(viewer);
+    let refused = shut_down(config, other.as_str(), block.clone()).expect_err("refused");
+    let refused = refused.to_string();
+    assert!(refused.contains("is not this server's"), "{refused}");
+    assert!(plan.notes[0].contains("is not this server's"), "{plan:?}");
+    assert_eq!(site.tables().difference(&tables), "");
+
+    let keeper = Keeper::open(with_key(&foreign.replace("a_test", "a_new"))).expect("opens");
+    let id = keeper.shutdown_and_purge_room(&other, block);
+    let done = keeper.wait(&id.expect("started")).expect("shut down");
+    let notes = done.progress["notes"].to_string();
+    assert!(notes.contains("ed25519:a_new") && notes.contains("ed25519:a_test"));
+    assert_eq!(
+        done.progress["shutdown_room"]["kicked_users"][0],
+        user("bob")
+    );
+}
+
+#[test]
 fn a_room_that_is_given_up_goes_without_leaves_where_nothing_can_be_signed() {
     let site = Site::of(draft());
     let request = Request {
@@ -564,6 +624,7 @@ also_on_postgres! {
     the_first_to_leave_ties_the_ends_of_a_forked_room_together,
     one_who_is_not_there_by_the_state_keeps_nobody_else_from_leaving,
     what_is_missing_is_said_before_anything_is_touched,
+    a_key_that_is_not_the_servers_is_refused_and_a_changed_one_is_told_of,
     a_room_that_is_given_up_goes_without_leaves_where_nothing_can_be_signed,
     an_invitation_into_a_room_elsewhere_is_declined_outside_the_timeline,
     a_shutdown_of_many_makes_no_longer_chains_of_state_groups_than_the_homeserver,

@@ -73,7 +73,7 @@ pub(super) fn delete_room(
     };
     // What a person should know before the first row goes.
     for note in keeper.warnings_before_deletion(&room, &request)? {
-        eprintln!("roomkeeper: {note}");
+        output::warn(&note);
     }
     let id = keeper.shutdown_and_purge_room(&room, request)?;
     finish(&keeper, &id, as_json)

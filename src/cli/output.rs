@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::database::Database;
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
-use crate::ids::UserId;
+use crate::ids::{Shown, UserId};
 use crate::jobs::ledger::{Record, State};
 use crate::keeper::retention::{RETENTION, RETENTION_PURGE, Swept};
 use crate::purge::Plan;
@@ -26,9 +26,19 @@ pub fn json(value: &Value) {
     print(&value.to_string());
 }
 
-/// Prints a line.
+/// Prints a line, or several. What others wrote into it moves no cursor.
 pub fn say(text: &str) {
-    print(text);
+    print(&shown(text));
+}
+
+fn shown(text: &str) -> String {
+    let lines = text.split('\n').map(|line| Shown(line).to_string());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Says something to people alone, on stderr.
+pub fn warn(text: &str) {
+    eprintln!("roomkeeper: {}", shown(text));
 }
 
 /// A closed pipe is the reader's choice; a full disk is not, and whoever believes what was written must hear of it.
@@ -167,7 +177,11 @@ pub fn job_done(as_json: bool, job: &Record) {
     }
     if job.kind == RETENTION {
         let swept: Swept = serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
-        say(&format!("retention of {} is {}", job.subject, state(job)));
+        say(&format!(
+            "retention of {} is {}",
+            Shown(&job.subject),
+            state(job)
+        ));
         say(&format!(
             "{} rooms purged of {} that were due; {} skipped, {} failed; {} were left alone",
             swept.rooms_purged,
@@ -183,7 +197,7 @@ pub fn job_done(as_json: bool, job: &Record) {
         say(&format!(
             "{} of room {} is {}",
             job.kind,
-            job.subject,
+            Shown(&job.subject),
             state(job)
         ));
     }
@@ -219,6 +233,15 @@ fn state(job: &Record) -> String {
     }
 }
 
+/// The jobs that were taken up, when all have ended; for people each was told as it ended.
+pub fn resumed(as_json: bool, records: &[Record]) {
+    if as_json {
+        json(&json!({"jobs": records}));
+    } else if records.is_empty() {
+        say("nothing was interrupted");
+    }
+}
+
 /// The list of jobs.
 pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
     if as_json {
@@ -236,7 +259,7 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
             "{}  {}  {}  {} of {} events  {}",
             job.id,
             job.kind,
-            job.subject,
+            Shown(&job.subject),
             progress.events_done,
             progress.events_planned,
             state(job)
@@ -251,16 +274,20 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
 }
 
 /// What `reclaim` gave back.
-pub fn reclaimed(as_json: bool, reclaimed: Reclaimed) {
+pub fn reclaimed(as_json: bool, database: &Database, reclaimed: Reclaimed) {
     if as_json {
         json(&serde_json::to_value(reclaimed).unwrap_or_default());
         return;
     }
-    say(&format!(
-        "the database file had {} and has {}",
-        human(reclaimed.bytes_before),
-        human(reclaimed.bytes_after)
-    ));
+    let (before, after) = (human(reclaimed.bytes_before), human(reclaimed.bytes_after));
+    match database {
+        Database::File(_) => say(&format!("the database file had {before} and has {after}")),
+        Database::Server(_) => {
+            say(&format!(
+                "the database took {before} on its server and takes {after}"
+            ));
+        }
+    }
 }
 
 /// What `check` found.
@@ -270,6 +297,17 @@ pub fn violations(as_json: bool, violations: &[Violation]) {
         return;
     }
     for violation in violations {
+        if !violation.found.is_empty() {
+            say(&format!(
+                "{} is violated: {}; the file is damaged. Restore a backup, or save what can be read (`sqlite3 FILE \
+                 .recover`); what is known of the damage:",
+                violation.rule, violation.meaning
+            ));
+            for found in &violation.found {
+                say(&format!("  {found}"));
+            }
+            continue;
+        }
         say(&format!(
             "{} is violated by {} rows, such as {}: {}",
             violation.rule, violation.rows, violation.example, violation.meaning

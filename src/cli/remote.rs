@@ -16,7 +16,7 @@ use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{Record, State};
-use crate::keeper::{self, PurgeOptions};
+use crate::keeper::{self, PurgeOptions, Viewer};
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::time::Millis;
@@ -136,6 +136,12 @@ pub(super) fn delete_room(
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     let client = daemon(config)?;
+    // As without a daemon. Whoever may ask it may not be allowed to read the database; then its notes tell afterwards.
+    let viewer = Viewer::open(config.clone());
+    let warnings = viewer.and_then(|viewer| viewer.warnings_before_deletion(room, request));
+    for warning in warnings.unwrap_or_default() {
+        output::warn(&warning);
+    }
     let body = json!({
         "block": request.block, "purge": request.purge, "force_purge": request.force_purge,
         "new_room_user_id": request.new_room_user_id, "room_name": request.room_name, "message": request.message,

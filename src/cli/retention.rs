@@ -141,7 +141,7 @@ pub(super) fn ended(runs: &[Record], as_json: bool) -> ExitCode {
             output::job_done(false, run);
         }
         if run.state == State::Failed {
-            eprintln!("roomkeeper: {}", run.error.as_deref().unwrap_or("failed"));
+            output::warn(run.error.as_deref().unwrap_or("failed"));
             code = ExitCode::from(EXIT_FAILED);
         }
     }

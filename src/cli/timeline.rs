@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::ids::is_unseen;
 use crate::time::Millis;
 
 /// One event: time, sender, and what it says or does. What others wrote cannot move the cursor of a terminal.
@@ -14,16 +15,12 @@ pub(super) fn line(event: &Value) -> String {
 /// A string that somebody else wrote, fit for a terminal: one line, no control characters.
 fn text(value: &Value) -> String {
     let text = value.as_str().unwrap_or("?");
-    let is_bad = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' => line.push_str(" ⏎ "),
             '\t' => line.push(' '),
-            c if is_bad(c) => line.push('\u{fffd}'),
+            c if is_unseen(c) => line.push('\u{fffd}'),
             c => line.push(c),
         }
     }

@@ -103,7 +103,7 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
         Error::Config("server_name is missing: it is the domain of the homeserver".into())
     })?;
     let mut config = Config::for_database(database(keys)?, &server_name);
-    config.whereabouts = whereabouts(keys)?;
+    config.whereabouts = whereabouts(keys, directory)?;
     config.retention = retention::read(keys.get("retention"))?;
     config.authorship = authorship::read(keys, directory, &server_name)?;
     config.delegated_auth = is_delegated(keys);
@@ -188,9 +188,14 @@ fn server(args: Option<&Value>) -> Result<Database, Error> {
     Ok(Database::Server(Server::Keys(keys)))
 }
 
-fn whereabouts(keys: &Map<String, Value>) -> Result<Whereabouts, Error> {
+fn whereabouts(keys: &Map<String, Value>, directory: &Path) -> Result<Whereabouts, Error> {
+    // A relative one lies where the homeserver was started. It may appear later, so all places are kept.
+    let pid_files = text(keys, "pid_file")?.map(|path| match Path::new(&path).is_absolute() {
+        true => vec![path.into()],
+        false => vec![directory.join(&path), path.into()],
+    });
     let mut found = Whereabouts {
-        pid_file: text(keys, "pid_file")?.map(PathBuf::from),
+        pid_files: pid_files.unwrap_or_default(),
         listeners: Vec::new(),
     };
     let Some(Value::Array(listeners)) = keys.get("listeners") else {
@@ -483,10 +488,29 @@ mod tests {
         assert_eq!(config.database.file(), Some(Path::new("/d/homeserver.db")));
         assert_eq!(config.ledger, Path::new("/d/homeserver.db.roomkeeper"));
         assert_eq!(config.whereabouts.listeners.len(), 2);
+        assert_eq!(config.whereabouts.pid_files, [Path::new("/d/hs.pid")]);
         assert_eq!(config.stride.events, 10);
         assert_eq!(config.keep_jobs, crate::time::days(3));
         assert_eq!(config.homeserver, Homeserver::Beside);
         assert_eq!(config.listen.len(), 2);
+    }
+
+    #[test]
+    fn signs_of_life_are_looked_for_wherever_the_homeserver_may_have_meant_them() {
+        let keys = parse(
+            "pid_file: hs.pid\nlisteners:\n  - {port: '8008', bind_addresses: [localhost]}\n  \
+             - {port: 8009, bind_addresses: []}\n",
+        );
+        let found = whereabouts(&keys.expect("parses"), Path::new("/etc/x")).expect("reads");
+        assert_eq!(
+            found.pid_files,
+            [Path::new("/etc/x/hs.pid"), Path::new("hs.pid")]
+        );
+        let listeners: Vec<String> = found.listeners.iter().map(|a| a.to_string()).collect();
+        assert_eq!(
+            listeners,
+            ["127.0.0.1:8008", "[::1]:8009", "127.0.0.1:8009"]
+        );
     }
 
     #[test]

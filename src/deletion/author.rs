@@ -2,20 +2,23 @@
 
 use serde_json::{Map, Value};
 
+use crate::config::Authorship;
 use crate::error::Error;
 use crate::event::auth::allowing;
-use crate::event::{CREATE, Draft, Event, EventError, MEMBER, Reference, Sealer};
+use crate::event::{CREATE, Draft, Event, EventError, MEMBER, Reference, Sealer, Signed};
 use crate::ids::{EventId, RoomId, UserId};
 use crate::room_version::RoomVersion;
 use crate::store::append::{Arrival, Tip};
 use crate::store::db::Db;
 use crate::store::people::Invitation;
+use crate::store::signed::own_events;
 use crate::time::{Clock, Millis};
-use crate::worksite::Worksite;
 
 /// What makes the events of one shutdown.
 pub(super) struct Author {
     sealer: Sealer,
+    /// What a person should know of the key, where there is something.
+    pub note: Option<String>,
 }
 
 /// An event to be said at the end of a room.
@@ -27,14 +30,20 @@ pub(super) struct Saying<'a> {
 }
 
 impl Author {
-    /// Takes up the server's signing key.
+    /// Takes up the server's signing key, and holds it against what the server has signed.
     ///
     /// # Errors
-    /// [`Error::Unsafe`] when there is none, or it is none.
-    pub fn of(site: &Worksite<'_>) -> Result<Self, Error> {
-        let keys = site.authorship.keys()?;
-        let sealer = Sealer::new(site.server_name, &keys).map_err(refusal)?;
-        Ok(Self { sealer })
+    /// [`Error::Unsafe`] when there is none, it is none, or it is not this server's.
+    pub fn of(
+        db: &Db,
+        authorship: &Authorship,
+        server_name: &str,
+        room: &RoomId,
+    ) -> Result<Self, Error> {
+        let keys = authorship.keys()?;
+        let sealer = Sealer::new(server_name, &keys).map_err(refusal)?;
+        let note = compare(db, &sealer, &keys.id(), server_name, room)?;
+        Ok(Self { sealer, note })
     }
 
     /// Makes the first event of a room, said at `at`; where its hash is the room's id, `room` is absent.
@@ -143,6 +152,39 @@ impl Author {
         };
         self.sealer.seal(version, draft)
     }
+}
+
+/// Other servers would reject what a wrong key signs, and nobody here would hear of it: the newest event of this server
+/// that shows one tells which key it has. A changed key is none that is wrong.
+fn compare(
+    db: &Db,
+    sealer: &Sealer,
+    key: &str,
+    server_name: &str,
+    room: &RoomId,
+) -> Result<Option<String>, Error> {
+    for own in own_events(db, server_name, room)? {
+        let version = own.version.as_deref().and_then(RoomVersion::of);
+        let signed = version.and_then(|version| sealer.signed(version, &own.json));
+        match signed {
+            None => {}
+            Some(Signed::ByThis) => return Ok(None),
+            Some(Signed::ByAnother(other)) => {
+                return Ok(Some(format!(
+                    "the signing key is {key}, and this server signed its event {} with {other}: other servers accept \
+                     what the new key signs only where the homeserver has published it",
+                    own.id
+                )));
+            }
+            Some(Signed::NotByThis) => {
+                return Err(refusal(EventError::Key(format!(
+                    "the signing key {key} is not this server's: its event {} is signed under that name with another key",
+                    own.id
+                ))));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The content of a membership.

@@ -45,13 +45,43 @@ pub(super) fn shut_down(
             body[member] = text.into();
         }
     }
+    // It may hang; whoever stops or cancels does not wait for that.
+    let ask = |method: &str, path: &str, body: Option<&Value>| {
+        let is_over = || site.stay_or_go().is_err();
+        match client.request_unless(method, path, body, &is_over) {
+            Err(e @ ClientError::GivenUp { .. }) => {
+                site.stay_or_go()?;
+                Err(refusal(&e.to_string()))
+            }
+            Err(e) => Err(refusal(&e.to_string())),
+            Ok(reply) => Ok(reply),
+        }
+    };
     let room = encoded(site.room);
     for _ in 0..MOST_STARTS {
         site.stay_or_go()?;
         let path = format!("/_synapse/admin/v2/rooms/{room}");
-        let started = answer(client.request("DELETE", &path, Some(&body)))?;
-        let id = started.get("delete_id").and_then(Value::as_str);
-        let id = id.ok_or_else(|| refusal("it did not say under which id it deletes the room"))?;
+        let started = ask("DELETE", &path, Some(&body))?;
+        let is_under_way = started.status == 400 && says_under_way(&started);
+        let id = match is_under_way {
+            // Ours, for which we stopped waiting, or somebody else's: its end is waited for in either case.
+            true => {
+                let path = format!("/_synapse/admin/v2/rooms/{room}/delete_status");
+                let listed = ask("GET", &path, None)?;
+                match unended(&listed.body) {
+                    Some(id) => id,
+                    None => {
+                        site.rest(ASK_EVERY);
+                        continue;
+                    }
+                }
+            }
+            false => answer(started)?
+                .get("delete_id")
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+                .ok_or_else(|| refusal("it did not say under which id it deletes the room"))?,
+        };
         log::info!(
             "room {}: the homeserver moves its people out: {id}",
             site.room
@@ -59,8 +89,8 @@ pub(super) fn shut_down(
         let path = format!("/_synapse/admin/v2/rooms/delete_status/{id}");
         let mut last = Shutdown::default();
         loop {
-            let reply = client.get(&path);
-            if matches!(&reply, Ok(Reply { status: 404, .. })) {
+            let reply = ask("GET", &path, None)?;
+            if reply.status == 404 {
                 break;
             }
             let status = answer(reply)?;
@@ -71,7 +101,12 @@ pub(super) fn shut_down(
                 last = shutdown;
             }
             match status.get("status").and_then(Value::as_str) {
-                Some("complete") => return Ok(last),
+                Some("complete") => {
+                    if is_under_way && request.block {
+                        set_block(api, site.room, true)?;
+                    }
+                    return Ok(last);
+                }
                 Some("failed") => {
                     let why = status.get("error").and_then(Value::as_str);
                     return Err(refusal(why.unwrap_or("it did not say why; its log does")));
@@ -84,16 +119,32 @@ pub(super) fn shut_down(
     Err(refusal("it forgot the order again and again"))
 }
 
+/// Whether the homeserver refuses because it has the same order already (L-2).
+fn says_under_way(reply: &Reply) -> bool {
+    let said = reply.body.get("error").and_then(Value::as_str);
+    said.is_some_and(|said| said.contains("already in progress"))
+}
+
+/// The id of a room's deletion that has not ended.
+fn unended(listed: &Value) -> Option<String> {
+    let word = |deletion: &Value, key| deletion.get(key).and_then(Value::as_str).map(str::to_owned);
+    let results = listed.get("results")?.as_array()?;
+    let unended = results.iter().find(|deletion| {
+        let status = word(deletion, "status");
+        !matches!(status.as_deref(), None | Some("complete" | "failed"))
+    });
+    word(unended?, "delete_id")
+}
+
 /// Has the homeserver block the room or unblock it, so that it knows at once.
 pub(crate) fn set_block(api: &HomeserverApi, room: &RoomId, block: bool) -> Result<(), Error> {
     let client = Client::tcp(&api.address, api.token.reveal());
     let path = format!("/_synapse/admin/v1/rooms/{}/block", encoded(room));
     let reply = client.request("PUT", &path, Some(&json!({"block": block})));
-    answer(reply).map(drop)
+    answer(reply.map_err(|e| refusal(&e.to_string()))?).map(drop)
 }
 
-fn answer(reply: Result<Reply, ClientError>) -> Result<Value, Error> {
-    let reply = reply.map_err(|e| refusal(&e.to_string()))?;
+fn answer(reply: Reply) -> Result<Value, Error> {
     if reply.status == 200 {
         return Ok(reply.body);
     }

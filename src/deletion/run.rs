@@ -96,7 +96,11 @@ fn shut_down(
     let delegate = site.homeserver.filter(|_| site.gait == Gait::Beside);
     if delegate.is_none() {
         // What is missing is said before anything is touched.
-        shutdown::means(site, request)?;
+        let means = shutdown::means(site, request)?;
+        if let Some(note) = means.as_ref().and_then(|means| means.note()) {
+            log::warn!("room {}: {note}", site.room);
+            progress.notes.push(note.to_owned());
+        }
     }
     if request.block && delegate.is_none() {
         block(site, request)?;

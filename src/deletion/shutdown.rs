@@ -37,6 +37,13 @@ pub(super) struct Means {
     version: Option<&'static RoomVersion>,
 }
 
+impl Means {
+    /// What a person should know of them.
+    pub fn note(&self) -> Option<&str> {
+        self.author.note.as_deref()
+    }
+}
+
 /// Finds what the shutdown needs; `None` when there is nobody to move and no room to make, so that it needs nothing, or
 /// when the room is given up (`force_purge`) without.
 ///
@@ -97,7 +104,7 @@ fn find(
                 .into(),
         ));
     }
-    let author = Author::of(site)?;
+    let author = Author::of(&site.db, site.authorship, site.server_name, site.room)?;
     if let Some(creator) = &request.new_room_user_id {
         if request.message().len() > LONGEST_NOTICE || request.room_name().len() > LONGEST_NOTICE {
             return Err(refusal(EventError::TooLarge));

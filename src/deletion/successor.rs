@@ -137,7 +137,11 @@ impl Plan<'_> {
         };
         let state = |kind, value| (kind, String::new(), object(value));
         let mut contents = vec![
-            (MEMBER, self.creator.to_string(), joining(db, self.creator)?),
+            (
+                MEMBER,
+                self.creator.as_str().to_owned(),
+                joining(db, self.creator)?,
+            ),
             ("m.room.power_levels", String::new(), self.power_levels()),
             state("m.room.join_rules", json!({"join_rule": "public"})),
             state(

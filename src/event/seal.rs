@@ -2,6 +2,17 @@
 //!
 //! `ruma-signatures` does the cryptography and knows the canonical form; none of its types is seen from outside.
 
+/// Whose signature an event of this server bears, held against the key that is to sign the next ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signed {
+    /// This key's.
+    ByThis,
+    /// That of a key of another name: keys are changed now and then.
+    ByAnother(String),
+    /// One under this key's name that is not this key's.
+    NotByThis,
+}
+
 use super::{Draft, Event, EventError, Keys};
 use crate::room_version::RoomVersion;
 
@@ -12,7 +23,7 @@ pub use self::missing::Sealer;
 
 #[cfg(not(feature = "events"))]
 mod missing {
-    use super::{Draft, Event, EventError, Keys, RoomVersion};
+    use super::{Draft, Event, EventError, Keys, RoomVersion, Signed};
 
     /// Makes no events: the feature `events` is not in this build.
     pub enum Sealer {}
@@ -27,6 +38,11 @@ mod missing {
 
         /// Never called: there is no `Sealer`.
         pub fn seal(&self, _: &RoomVersion, _: Draft<'_>) -> Result<Event, EventError> {
+            match *self {}
+        }
+
+        /// As [`Sealer::seal`].
+        pub fn signed(&self, _: &RoomVersion, _: &str) -> Option<Signed> {
             match *self {}
         }
 
@@ -53,11 +69,12 @@ mod made {
     use ruma_common::{CanonicalJsonObject, CanonicalJsonValue};
     use ruma_signatures::{
         Ed25519KeyPair, PublicKeyMap, Verified, hash_and_sign_event, reference_hash, verify_event,
+        verify_json,
     };
     use serde_json::{Map, Value, json};
 
     use super::super::{CREATE, MAX_BYTES, Reference};
-    use super::{Draft, Event, EventError, Keys, RoomVersion};
+    use super::{Draft, Event, EventError, Keys, RoomVersion, Signed};
     use crate::ids::{EventId, RoomId, random_letters};
     use crate::room_version::IdForm;
 
@@ -73,6 +90,7 @@ mod made {
     /// Makes events in a server's name.
     pub struct Sealer {
         server: String,
+        key: String,
         pair: Ed25519KeyPair,
         public: PublicKeyMap,
     }
@@ -90,6 +108,7 @@ mod made {
             let public = BTreeMap::from([(keys.id(), public)]);
             Ok(Self {
                 server: server.to_owned(),
+                key: keys.id(),
                 pair,
                 public: BTreeMap::from([(server.to_owned(), public)]),
             })
@@ -176,6 +195,21 @@ mod made {
                 Ok(Verified::All) => Ok(()),
                 Ok(_) => Err(broken("its content hash is wrong".into())),
                 Err(e) => Err(broken(e.to_string())),
+            }
+        }
+
+        /// Whose signature of this server an event that is held bears. Nothing where it bears none, or where its JSON is
+        /// not what servers of today would accept.
+        pub fn signed(&self, version: &RoomVersion, json: &str) -> Option<Signed> {
+            let event: Map<String, Value> = serde_json::from_str(json).ok()?;
+            let redacted = version.redact(&event);
+            let ours = event.get("signatures")?.get(&self.server)?.as_object()?;
+            if !ours.contains_key(&self.key) {
+                return ours.keys().next().cloned().map(Signed::ByAnother);
+            }
+            match verify_json(&self.public, &canonical(redacted).ok()?) {
+                Ok(()) => Some(Signed::ByThis),
+                Err(_) => Some(Signed::NotByThis),
             }
         }
 

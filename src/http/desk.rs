@@ -1,6 +1,6 @@
 //! The desk: `tiny_http` on a private socket, and the threads that take requests from it one by one.
 
-use std::io::{Cursor, Read};
+use std::io::{self, Cursor, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,9 @@ use super::gate::exchange::DOOR_HEADER;
 use super::gate::limits::MAX_BODY;
 use super::gate::listen::Origin;
 use super::private::PrivateDir;
+
+/// More than the head of an answer takes.
+const HEAD: usize = 512;
 
 /// A request, as the handlers see it.
 #[derive(Clone, Debug)]
@@ -183,7 +186,7 @@ impl Clerk {
             return;
         }
         let outbound = (self.handler)(inbound);
-        if let Err(error) = request.respond(response(outbound)) {
+        if let Err(error) = respond(request, outbound) {
             log::debug!("http: an answer did not reach the gate: {error}");
         }
     }
@@ -202,6 +205,21 @@ impl Clerk {
             .into_iter()
             .find(|known| known.as_str() == origin)
     }
+}
+
+/// Answers in one piece: `tiny_http` by itself writes 8 KiB at a time, and every piece wakes the gate.
+fn respond(request: tiny_http::Request, outbound: Outbound) -> io::Result<()> {
+    let mut answer = Vec::with_capacity(outbound.body.len() + HEAD);
+    response(outbound).raw_print(
+        &mut answer,
+        request.http_version().clone(),
+        request.headers(),
+        *request.method() == tiny_http::Method::Head,
+        None,
+    )?;
+    let mut writer = request.into_writer();
+    writer.write_all(&answer)?;
+    writer.flush()
 }
 
 fn response(outbound: Outbound) -> tiny_http::Response<Cursor<Vec<u8>>> {

@@ -270,6 +270,22 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_a_writer_or_reads_much_keeps_no_quick_lane_busy() {
+        let room = "/_synapse/admin/v1/rooms/%21a%3Ab";
+        for (method, path, is_quick) in [
+            ("PUT", format!("{room}/block"), false),
+            ("GET", format!("{room}/block"), true),
+            ("GET", format!("{room}/messages?limit=5"), false),
+            ("HEAD", format!("{room}/messages"), false),
+            ("DELETE", room.to_owned(), false),
+            ("GET", "/_roomkeeper/v1/health".to_owned(), true),
+        ] {
+            let is = matches!(lane(method, &path), Lane::Quick);
+            assert_eq!(is, is_quick, "{method} {path}");
+        }
+    }
+
+    #[test]
     fn no_endpoint_hides_another() {
         for (method, pattern, endpoint) in ROUTES {
             let Found::Endpoint(reached, _) = find(method, pattern) else {

@@ -44,10 +44,11 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS subject_database (one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL);
     PRAGMA user_version = 1;";
 
-/// Whether a file has tables that are not ours.
+/// Whether a file has tables that are not ours. SQLite's own, such as `ANALYZE` makes, are nobody's.
 const IS_OF_ANOTHER: &str = "
     SELECT EXISTS (SELECT 1 FROM sqlite_master
                     WHERE type = 'table'
+                      AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
                       AND name NOT IN ('job', 'candidate', 'step', 'duty', 'recurring', 'subject_database'))";
 
 /// Where a job is in its life.
@@ -232,6 +233,19 @@ impl Ledger {
             .map(drop)
     }
 
+    /// A change that a killed process has not lost, and that power which fails may take back: what follows from it is
+    /// found in the database, and is done again. It reaches the disk with the next change that must be there.
+    fn lightly(
+        &self,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
+    ) -> rusqlite::Result<usize> {
+        let conn = self.conn.lock();
+        conn.execute_batch("PRAGMA synchronous = NORMAL")?;
+        let changed = change(&conn);
+        conn.execute_batch("PRAGMA synchronous = FULL")?;
+        changed
+    }
+
     /// Writes a new job down. It is there before anything starts.
     pub fn insert(&self, job: &Record) -> Result<(), Error> {
         let run = || {
@@ -265,10 +279,12 @@ impl Ledger {
     /// Notes that a worker has the job.
     pub fn start(&self, id: &JobId, now: Millis) -> Result<(), Error> {
         let run = || {
-            self.conn.lock().execute(
-                "UPDATE job SET state = 'running', started_ms = coalesce(started_ms, $1) WHERE id = $2",
-                params![now.0, id.as_str()],
-            )
+            self.lightly(|conn| {
+                conn.execute(
+                    "UPDATE job SET state = 'running', started_ms = coalesce(started_ms, $1) WHERE id = $2",
+                    params![now.0, id.as_str()],
+                )
+            })
         };
         run().doing("note a job's start in the ledger").map(drop)
     }
@@ -276,10 +292,12 @@ impl Ledger {
     /// Notes how far a job is.
     pub fn progress(&self, id: &JobId, progress: &Value) -> Result<(), Error> {
         let run = || {
-            self.conn.lock().execute(
-                "UPDATE job SET progress = $1 WHERE id = $2",
-                params![progress.to_string(), id.as_str()],
-            )
+            self.lightly(|conn| {
+                conn.execute(
+                    "UPDATE job SET progress = $1 WHERE id = $2",
+                    params![progress.to_string(), id.as_str()],
+                )
+            })
         };
         run().doing("note a job's progress in the ledger").map(drop)
     }
@@ -521,13 +539,15 @@ impl Ledger {
         run().doing("note a run in the ledger").map(drop)
     }
 
-    /// Crosses out the steps up to and including `seq`.
+    /// Crosses out the steps up to and including `seq`. One that is done again changes nothing.
     pub fn done_up_to(&self, subject: &str, seq: i64) -> Result<(), Error> {
         let run = || {
-            self.conn.lock().execute(
-                "DELETE FROM step WHERE subject = $1 AND seq <= $2",
-                params![subject, seq],
-            )
+            self.lightly(|conn| {
+                conn.execute(
+                    "DELETE FROM step WHERE subject = $1 AND seq <= $2",
+                    params![subject, seq],
+                )
+            })
         };
         run().doing("cross out a step in the ledger").map(drop)
     }
@@ -561,6 +581,21 @@ mod tests {
         assert!(matches!(Ledger::open(&path), Err(Error::Owned(_))));
         drop(first);
         Ledger::open(&path).expect("opens again");
+    }
+
+    #[test]
+    fn a_ledger_that_was_analysed_is_still_ours_and_a_file_with_another_table_is_not() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("l");
+        drop(Ledger::open(&path).expect("opens"));
+        let run = |sql| {
+            let conn = Connection::open(&path).expect("opens");
+            conn.execute_batch(sql).expect("done");
+        };
+        run("INSERT INTO duty VALUES ('x'); ANALYZE; SELECT * FROM sqlite_stat1;");
+        drop(Ledger::open(&path).expect("opens again"));
+        run("CREATE TABLE sqliteish (x)");
+        assert!(matches!(Ledger::open(&path), Err(Error::Config(_))));
     }
 
     #[test]

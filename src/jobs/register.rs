@@ -106,7 +106,7 @@ impl Register {
         let record = Record {
             id: JobId::random(),
             kind: kind.to_owned(),
-            subject: room.to_string(),
+            subject: room.as_str().to_owned(),
             state: State::Queued,
             error: None,
             params,
@@ -154,12 +154,27 @@ impl Register {
     }
 
     /// Admits a job that the ledger has from an earlier life.
+    ///
+    /// # Errors
+    /// [`Error::RoomBusy`] while another job has the room, or this one does; [`Error::NoSuchJob`] when it has ended since
+    /// the record was read.
     pub fn readmit(self: &Arc<Self>, record: &Record) -> Result<Ticket, Error> {
-        self.claim(
+        let ticket = self.claim(
             record,
             &RoomId::new(record.subject.clone()),
             record.progress.clone(),
-        )
+        )?;
+        match self.ledger.get(&record.id) {
+            Ok(Some(job)) if !job.state.is_ended() => Ok(ticket),
+            Ok(_) => {
+                ticket.forget();
+                Err(Error::NoSuchJob(record.id.clone()))
+            }
+            Err(e) => {
+                ticket.forget();
+                Err(e)
+            }
+        }
     }
 
     fn claim(

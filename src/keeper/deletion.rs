@@ -325,6 +325,15 @@ impl Shared {
 }
 
 impl Viewer {
+    /// As [`Keeper::warnings_before_deletion`].
+    pub fn warnings_before_deletion(
+        &self,
+        room: &RoomId,
+        request: &Request,
+    ) -> Result<Vec<String>, Error> {
+        deletion::warnings(&self.db, room, request, &self.config.server_name)
+    }
+
     /// As [`Keeper::plan_deletion`].
     pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
         refuse_illegal(room)?;
@@ -333,9 +342,16 @@ impl Viewer {
         let mut plan = deletion::plan(&self.db, room, request, &config.server_name)?;
         let writes = !plan.users_to_move.is_empty() || request.new_room_user_id.is_some();
         let needs_key = writes && config.homeserver_api.is_none() && !request.force_purge;
-        if needs_key && let Err(e) = config.authorship.keys() {
-            plan.notes
-                .push(format!("as it is, it would be refused: {e}"));
+        if needs_key {
+            let (key, name) = (&config.authorship, &config.server_name);
+            match deletion::look_at_key(&self.db, room, key, name) {
+                Ok(note) => plan.notes.extend(note),
+                Err(e) if matches!(e, Error::Unsafe(_)) => {
+                    let note = format!("as it is, it would be refused: {e}");
+                    plan.notes.push(note);
+                }
+                Err(e) => return Err(e),
+            }
         }
         Ok(plan)
     }

@@ -14,9 +14,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Keeper, Shared, Viewer, end_early, options};
+use super::{Keeper, Shared, Viewer, Work, end_early, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
+use crate::jobs::ledger::Record;
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::Ticket;
 use crate::policy::LifetimeRange;
@@ -112,7 +113,7 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error::BadRequest`] where a bound is negative or the bounds are crossed; [`Error::RoomBusy`] while a run of the same
-    /// range has not ended; [`Error::Stopping`].
+    /// range is at work (one that was interrupted goes on, under its own id); [`Error::Stopping`].
     pub fn purge_history_for_rooms_in_range(
         &self,
         shortest: Option<Millis>,
@@ -195,12 +196,58 @@ impl Tally {
 }
 
 impl Shared {
-    /// Admits a run: one of a range at a time.
+    /// Admits a run: one of a range at a time. One that was interrupted goes on under its own name.
     pub(super) fn admit_retention(self: &Arc<Self>, range: LifetimeRange) -> Result<Ticket, Error> {
         let params =
             serde_json::to_value(Range { range }).map_err(|e| Error::Bug(e.to_string()))?;
         let subject = RoomId::new(format!("rooms with {range}"));
-        self.register.admit(RETENTION, &subject, params)
+        let Some((first, others)) = self.interrupted(&subject)? else {
+            return self.register.admit(RETENTION, &subject, params);
+        };
+        let ticket = self.register.readmit(&first)?;
+        log::info!("{ticket} goes on where it was interrupted");
+        let (ledger, now) = (self.register.ledger(), self.config.clock.now());
+        for other in others {
+            let why = format!("superseded by {}, which goes on", first.id);
+            ledger.end(&other.id, Some(&why), &other.progress, now)?;
+        }
+        Ok(ticket)
+    }
+
+    /// The runs of a range that an earlier process left unfinished: the first, and the others.
+    fn interrupted(&self, subject: &RoomId) -> Result<Option<(Record, Vec<Record>)>, Error> {
+        if self.register.is_busy(subject) {
+            return Ok(None);
+        }
+        let unended = self.register.ledger().unended()?;
+        let mut runs = unended
+            .into_iter()
+            .filter(|job| job.kind == RETENTION && job.subject == subject.as_str());
+        Ok(runs.next().map(|first| (first, runs.collect())))
+    }
+
+    /// Finishes what a run that was interrupted was in the middle of: a purge of a room has noted more than a plan of
+    /// today would find.
+    fn finish_interrupted(&self, is_over: &dyn Fn() -> bool) -> Result<(), Error> {
+        for job in self.register.ledger().unended()? {
+            if job.kind != RETENTION_PURGE || is_over() {
+                continue;
+            }
+            // Another job has the room, perhaps this one.
+            let Ok(ticket) = self.register.readmit(&job) else {
+                continue;
+            };
+            match Work::of_record(job) {
+                Some(work) => {
+                    log::info!("{ticket} goes on where it was interrupted");
+                    self.run_job(ticket, &work);
+                }
+                None => ticket.end(Some(
+                    "interrupted, and this roomkeeper does not know how to go on",
+                )),
+            }
+        }
+        Ok(())
     }
 
     /// Carries a run out, and says in the ledger how it ended.
@@ -260,6 +307,7 @@ impl Shared {
             ticket.live().set_progress(value);
         };
         publish(&progress);
+        self.finish_interrupted(&|| ticket.live().is_cancelled())?;
         let plan = {
             let db = Db::open(&self.config.database, &options(Access::ReadFile))?;
             let handle = db.interrupt_handle();

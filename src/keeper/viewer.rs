@@ -5,7 +5,7 @@ use super::ownership::{
 };
 use super::{PurgeOptions, options};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Chain, Error};
 use crate::ids::RoomId;
 use crate::point::PurgePoint;
 use crate::purge::{self, Plan, Request};
@@ -70,7 +70,11 @@ pub fn check_offline(
     refuse_running_homeserver(config)?;
     let mut db = Db::open(&config.database, &OpenOptions::default())?;
     // As every start does: a roomkeeper that was killed leaves its lock on the room.
-    homeserver::release_leftover_locks(&mut db, config.clock.now())?;
+    match homeserver::release_leftover_locks(&mut db, config.clock.now()) {
+        // What is wrong with the file is for the check to say.
+        Err(e) if e.is_damage() => {}
+        released => drop(released?),
+    }
     if db.engine() == Engine::Postgres {
         // It has no index that only a writer can ask; and what reads whole tables is planned otherwise than a stride.
         db = Db::open(&config.database, &options(Access::ReadFile))?;
@@ -83,6 +87,13 @@ pub fn check_offline(
 /// # Errors
 /// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
 pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
+    reclaim_what_is_whole(config).map_err(|e| match e.is_damage() {
+        true => space::damaged(&Chain(&e).to_string()),
+        false => e,
+    })
+}
+
+fn reclaim_what_is_whole(config: &Config) -> Result<Reclaimed, Error> {
     let ledger = own_ledger(config)?;
     refuse_anybody_else(config)?;
     let mut db = Db::open(&config.database, &OpenOptions::default())?;

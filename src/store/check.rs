@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::db::{Db, Engine, Value};
 use super::homeserver;
-use crate::error::Error;
+use crate::error::{Chain, Error};
 use crate::time::Millis;
 
 /// A rule and how often the database breaks it.
@@ -18,6 +18,9 @@ pub struct Violation {
     pub rows: i64,
     /// One of them, by id.
     pub example: String,
+    /// Of a damaged file: everything that is known of the damage.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub found: Vec<String>,
 }
 
 /// A rule, as a query that must return no row; its first column names what breaks it.
@@ -299,20 +302,16 @@ const RULES: &[Rule] = &[
 ];
 
 /// The same for a file of SQLite's.
-const RULES_OF_FILES: &[Rule] = &[
-    Rule {
-        id: "I-18",
-        meaning: "foreign keys hold",
-        needs: &[],
-        query: "SELECT \"table\" FROM pragma_foreign_key_check",
-    },
-    Rule {
-        id: "I-18",
-        meaning: "SQLite finds the file whole",
-        needs: &[],
-        query: "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'",
-    },
-];
+const RULES_OF_FILES: &[Rule] = &[Rule {
+    id: "I-18",
+    meaning: "foreign keys hold",
+    needs: &[],
+    query: "SELECT \"table\" FROM pragma_foreign_key_check",
+}];
+
+/// What SQLite finds wrong with a file; no more than a hundred things.
+const INTEGRITY: &str =
+    "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'";
 
 /// Every foreign key of our tables, as the question which rows break it; for I-18 on a server. The server has it that
 /// they hold, but triggers that were switched off have not looked.
@@ -342,6 +341,15 @@ pub fn check(
     mut each: impl FnMut(&str, &str),
 ) -> Result<Vec<Violation>, Error> {
     let mut violations = Vec::new();
+    // What could not be asked, because the file is damaged there.
+    let mut unread = Vec::new();
+    let mut or_unread = |what: &str, outcome: Result<(), Error>| match outcome {
+        Err(e) if e.is_damage() => {
+            unread.push(format!("{what} could not be tested: {}", Chain(&e)));
+            Ok(())
+        }
+        outcome => outcome,
+    };
     let of_engine = match db.engine() {
         Engine::Sqlite => RULES_OF_FILES,
         Engine::Postgres => &[],
@@ -355,7 +363,7 @@ pub fn check(
         }
         each(rule.id, rule.meaning);
         let (mut rows, mut example) = (0, String::new());
-        db.for_each("check the database", rule.query, &[], |row| {
+        let asked = db.for_each("check the database", rule.query, &[], |row| {
             rows += 1;
             if rows == 1 {
                 example = match row.value(0)? {
@@ -365,41 +373,74 @@ pub fn check(
                 };
             }
             Ok(())
-        })?;
+        });
+        or_unread(&format!("{} ({})", rule.id, rule.meaning), asked.map(drop))?;
         if rows > 0 {
-            violations.push(Violation {
-                rule: rule.id,
-                meaning: rule.meaning,
-                rows,
-                example,
-            });
+            violations.push(violation(rule.id, rule.meaning, rows, example));
         }
     }
     if db.engine() == Engine::Postgres {
         each("I-18", "foreign keys hold");
         violations.extend(broken_keys(db)?);
     }
-    let leftover = homeserver::leftover_locks(db, now)?;
-    if leftover > 0 {
-        violations.push(Violation {
-            rule: "I-19",
-            meaning: "no lock of ours is left when nothing runs",
-            rows: leftover,
-            example: homeserver::INSTANCE_NAME.to_owned(),
-        });
+    let leftover = homeserver::leftover_locks(db, now).map(|leftover| {
+        if leftover > 0 {
+            let (meaning, example) = (NO_LOCKS, homeserver::INSTANCE_NAME.to_owned());
+            violations.push(violation("I-19", meaning, leftover, example));
+        }
+    });
+    or_unread(&format!("I-19 ({NO_LOCKS})"), leftover)?;
+    if db.engine() == Engine::Sqlite {
+        each("I-18", WHOLE);
+        violations.extend(damage(db, unread)?);
     }
     if db.engine() == Engine::Sqlite && db.catalog().has("event_search") {
-        each("I-18", "the full-text index agrees with its content");
+        each("I-18", INDEX_AGREES);
         if let Err(e) = full_text_is_whole(db) {
-            violations.push(Violation {
-                rule: "I-18",
-                meaning: "the full-text index agrees with its content",
-                rows: 1,
-                example: crate::error::Chain(&e).to_string(),
-            });
+            let example = Chain(&e).to_string();
+            violations.push(violation("I-18", INDEX_AGREES, 1, example));
         }
     }
     Ok(violations)
+}
+
+const NO_LOCKS: &str = "no lock of ours is left when nothing runs";
+
+const WHOLE: &str = "SQLite finds the file whole";
+
+const INDEX_AGREES: &str = "the full-text index agrees with its content";
+
+fn violation(rule: &'static str, meaning: &'static str, rows: i64, example: String) -> Violation {
+    let found = Vec::new();
+    Violation {
+        rule,
+        meaning,
+        rows,
+        example,
+        found,
+    }
+}
+
+/// Everything that SQLite says of a damaged file, and what could not be asked for that.
+fn damage(db: &Db, unread: Vec<String>) -> Result<Option<Violation>, Error> {
+    let mut found = Vec::new();
+    let asked = db.for_each("check the file", INTEGRITY, &[], |row| {
+        // SQLite names a tree on a line of its own before what is wrong in it.
+        let said: String = row.get(0)?;
+        found.extend(said.lines().map(str::to_owned));
+        Ok(())
+    });
+    match asked {
+        // It does not come to the end of every file.
+        Err(e) if e.is_damage() => found.push(Chain(&e).to_string()),
+        asked => asked?,
+    }
+    let rows = i64::try_from(found.len().max(1)).unwrap_or(i64::MAX);
+    found.extend(unread);
+    Ok(found.first().cloned().map(|example| Violation {
+        found,
+        ..violation("I-18", WHOLE, rows, example)
+    }))
 }
 
 fn broken_keys(db: &Db) -> Result<Vec<Violation>, Error> {
@@ -415,12 +456,7 @@ fn broken_keys(db: &Db) -> Result<Vec<Violation>, Error> {
             Ok(())
         })?;
         if rows > 0 {
-            violations.push(Violation {
-                rule: "I-18",
-                meaning: "foreign keys hold",
-                rows,
-                example: name,
-            });
+            violations.push(violation("I-18", "foreign keys hold", rows, name));
         }
     }
     Ok(violations)

@@ -68,8 +68,8 @@ impl Watch {
 
     /// Signs that need no query: the process, its listeners, its hold on the file.
     pub fn outside(&self) -> Option<String> {
-        let pid_file = self.whereabouts.pid_file.as_deref();
-        if let Some(pid) = pid_file.and_then(running_pid) {
+        let pid_files = &self.whereabouts.pid_files;
+        if let Some(pid) = pid_files.iter().find_map(|file| running_pid(file)) {
             return Some(format!(
                 "the homeserver's pid_file names process {pid}, which is running"
             ));

@@ -33,6 +33,7 @@ pub mod schema;
 pub mod search;
 mod selected;
 pub mod shares;
+pub mod signed;
 pub mod space;
 mod sqlite;
 pub mod state_groups;

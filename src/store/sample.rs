@@ -74,7 +74,7 @@ fn fill_room(
         ),
         (
             "m.room.member",
-            alice.to_string(),
+            alice.as_str().to_owned(),
             &alice,
             r#"{"membership":"join"}"#,
         ),
@@ -86,7 +86,7 @@ fn fill_room(
         ),
         (
             "m.room.member",
-            bob.to_string(),
+            bob.as_str().to_owned(),
             &bob,
             r#"{"membership":"join"}"#,
         ),

@@ -147,6 +147,14 @@ fn alone(conn: &Connection) -> Result<(), Error> {
         .map_err(refused)
 }
 
+/// What is damaged is copied by nobody: what is still there might get lost.
+pub fn damaged(what: &str) -> Error {
+    Error::Unsafe(format!(
+        "the database file is damaged, and was before: {what}. It stays as it is, and nothing was lost by this; \
+         `roomkeeper check` says what is wrong with it. Restore a backup, or save what can be read (`sqlite3 FILE .recover`)"
+    ))
+}
+
 fn copy_into(conn: &Connection, copy: &Path, original: &fs::Metadata) -> Result<(), Error> {
     let doing = "copy the database";
     let name = copy
@@ -154,11 +162,17 @@ fn copy_into(conn: &Connection, copy: &Path, original: &fs::Metadata) -> Result<
         .ok_or_else(|| Error::Config("the database's path is not UTF-8".into()))?;
     conn.execute("VACUUM INTO $1", [name]).doing(doing)?;
     let made = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE).doing(doing)?;
-    let verdict: String = made
-        .query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
-        .doing(doing)?;
-    if verdict != "ok" {
-        return Err(Error::Bug(format!("the copy is not whole: {verdict}")));
+    let verdict = |conn: &Connection| -> Result<String, Error> {
+        conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
+            .doing(doing)
+    };
+    let copied = verdict(&made)?;
+    if copied != "ok" {
+        // What was damaged is copied as it is.
+        return Err(match verdict(conn)?.as_str() {
+            "ok" => Error::Bug(format!("the copy is not whole: {copied}")),
+            held => damaged(held),
+        });
     }
     for table in ["events", "event_json", "state_groups_state"] {
         let sql = format!("SELECT count(*) FROM {table}");

@@ -13,6 +13,8 @@ answers, of the admin and the client variant, at the newest end of the room, in 
 - cold     a new process, the file dropped from the page cache before its first page; one walk, from the middle
 - eight    eight clients that walk different parts of the room at a time
 - purging  eight clients walk another room while the big one is purged in strides (roomkeeper only)
+- floor    what no server can do without: the rows of the same pages, read by SQLite's C library with the least statement
+           there is (events and their JSON, nothing looked up about them), and an exchange over HTTP for a page of no events
 - CPU      user + system of the server's process, a page; the ratio that counts on a machine that others use as well
 - pages/s  pages by the time from request to answer; the client's own time between them is not counted
 
@@ -103,11 +105,11 @@ class Walker:
         self.client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
         self.headers = {"Authorization": f"Bearer {about['admin_token']}"}
 
-    def walk(self, variant, room, place, pages):
+    def walk(self, variant, room, place, pages, limit=LIMIT):
         """The times of so many pages, in seconds. Begins anew where there are no more."""
         times, token = [], place["from"]
         for _ in range(pages):
-            query = {"dir": place["dir"], "limit": LIMIT, **({"from": token} if token else {})}
+            query = {"dir": place["dir"], "limit": limit, **({"from": token} if token else {})}
             path = f"{VARIANTS[variant]}/rooms/{homeserver.quote(room)}/messages?{urllib.parse.urlencode(query)}"
             begun = time.perf_counter()
             self.client.request("GET", path, headers=self.headers)
@@ -137,9 +139,9 @@ def figures(times, spent, clients=1):
             "p50": times[len(times) // 2], "p99": times[min(len(times) - 1, len(times) * 99 // 100)]}
 
 
-def one(server, about, variant, place, pages):
+def one(server, about, variant, place, pages, limit=LIMIT):
     walker, before = Walker(server, about), cpu(server.process.pid)
-    times = walker.walk(variant, about["room_id"], place, pages)
+    times = walker.walk(variant, about["room_id"], place, pages, limit)
     return figures(times, cpu(server.process.pid) - before)
 
 
@@ -183,6 +185,39 @@ def drop_from_page_cache(directory):
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+# ---- The floor -------------------------------------------------------------------------------------------------------
+
+ROWS = """
+    SELECT e.event_id, j.json, j.internal_metadata
+      FROM (SELECT event_id, topological_ordering, stream_ordering FROM events
+             WHERE room_id = ? AND outlier IS NOT TRUE AND (topological_ordering, stream_ordering) <= (?, ?)
+             ORDER BY topological_ordering DESC, stream_ordering DESC LIMIT ?) e
+      JOIN event_json j ON j.event_id = e.event_id"""
+
+
+def rows_alone(database, room, pages):
+    """The CPU of reading the rows of so many pages from the middle of a room, a page."""
+    db = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    db.execute("PRAGMA cache_size = -262144")
+    middle, = db.execute("SELECT max(topological_ordering) / 2 FROM events WHERE room_id = ?", (room,)).fetchone()
+    spent = []
+    for _ in range(4):
+        before = time.process_time()
+        for page in range(pages):
+            db.execute(ROWS, (room, middle - page * LIMIT, 2**62, LIMIT + 1)).fetchall()
+        spent.append((time.process_time() - before) / pages)
+    db.close()
+    return statistics.median(spent[1:])
+
+
+def floor(server, database, about, pages):
+    """As one line of the report."""
+    empty = one(server, about, "admin", {"dir": "b", "from": None}, 10 * pages, limit=0)
+    rows = rows_alone(database, about["room_id"], pages)
+    return (f"\nThe floor of a page: {rows * 1000:.2f} ms CPU for its rows alone, by plain SQL, and {empty['cpu'] * 1000:.2f} ms for an"
+            f" exchange without events ({empty['p50'] * 1000:.2f} ms from request to answer).")
 
 
 # ---- The run and the report ------------------------------------------------------------------------------------------
@@ -306,6 +341,7 @@ def main():
         if "roomkeeper" in servers:
             aside = {}
             with Roomkeeper(directory, binary) as server:
+                print(floor(server, directory / "homeserver.db", about, args.pages), flush=True)
                 purge_aside(server, about, directory, aside)
             print(report({"roomkeeper": aside}, f"{args.size}, a purge in strides beside, load {os.getloadavg()[0]:.1f}"))
     finally:

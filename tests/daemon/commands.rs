@@ -1,6 +1,6 @@
 //! One-shot commands: how they end, and what they refuse.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
 use roomkeeper::store::catalog::NEWEST_SCHEMA;
@@ -71,6 +71,91 @@ fn a_job_that_failed_and_a_check_that_found_something_end_with_1() {
     let found = home.run(&["check", "--json"]);
     assert_eq!(found.code, Some(1));
     assert_eq!(found.json()["violations"][0]["example"], "$a150");
+}
+
+#[test]
+fn a_damaged_file_is_told_as_what_it_is_by_check_and_left_alone_by_reclaim() {
+    const PAGE: u64 = 4096;
+    let home = Home::new(300, "");
+    let conn = Connection::open(home.database()).expect("opens");
+    let leaf = "SELECT pageno FROM dbstat WHERE name = 'event_json' AND pagetype = 'leaf' LIMIT 1 OFFSET 3";
+    let page: i64 = conn.query_row(leaf, [], |r| r.get(0)).expect("a page");
+    let size = conn.pragma_query_value(None, "page_size", |r| r.get::<_, i64>(0));
+    assert_eq!(size.expect("a size"), PAGE as i64);
+    drop(conn);
+    let file = std::fs::File::options().write(true).open(home.database());
+    let at = (u64::try_from(page).expect("a number") - 1) * PAGE;
+    file.and_then(|file| file.write_all_at(&[0xff; PAGE as usize], at))
+        .expect("damaged");
+    let bytes = std::fs::read(home.database()).expect("reads");
+
+    let found = home.run(&["check", "--json"]);
+    assert_eq!(found.code, Some(1), "{found:?}");
+    let found = found.json();
+    let damage = found["violations"].as_array().expect("a list").iter();
+    let damage = damage.filter(|v| v["found"].is_array()).collect::<Vec<_>>();
+    assert_eq!(damage.len(), 1, "{found}");
+    assert_eq!(damage[0]["rule"], "I-18");
+    let told = damage[0]["found"].to_string();
+    assert!(told.contains(&format!("page {page}")), "{told}");
+    assert!(told.contains("I-2 (every event has its JSON) could not be tested"));
+    let said = home.run(&["check"]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.out.contains("I-18 is violated") && said.out.contains("backup"),
+        "{said:?}"
+    );
+
+    let reclaim = home.run(&["reclaim"]);
+    reclaim.assert_ended(3, "is damaged, and was before");
+    assert!(!reclaim.err.contains("internal error"), "{}", reclaim.err);
+    assert_eq!(
+        home.run(&["check", "--json"]).json(),
+        found,
+        "nothing was lost"
+    );
+    let after = std::fs::read(home.database()).expect("reads");
+    assert_eq!(after.len(), bytes.len());
+}
+
+#[test]
+fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
+    let home = Home::new(10, "");
+    // W-20: a homeserver that runs heeds its memory.
+    let blocked = home.run(&["--beside", "block", "!a:b"]);
+    blocked.assert_ended(0, "");
+    assert!(blocked.out.contains("is blocked in the database"));
+    let blocked = home.run(&["block", "!a:b"]);
+    assert!(blocked.out.contains("nobody can join it"), "{blocked:?}");
+    let resumed = home.run(&["jobs", "--resume"]);
+    assert_eq!(
+        (resumed.code, resumed.out.as_str()),
+        (Some(0), "nothing was interrupted\n")
+    );
+    let resumed = home.run(&["jobs", "--resume", "--json"]);
+    assert_eq!(resumed.json(), serde_json::json!({"jobs": []}));
+}
+
+#[test]
+fn nobody_writes_on_the_terminal_of_whoever_asks() {
+    let home = Home::new(10, "");
+    let room = "!x\u{1b}[2J\n[2026-01-01T00:00:00Z ERROR] all is lost:b.c";
+    home.run(&["purge-history", room, "--before-token", "t5-0"]);
+    for ran in [
+        home.run(&["jobs"]),
+        home.run(&["-vv", "purge-history", room, "--before-token", "t5-0"]),
+        home.run(&["delete-room", room]),
+    ] {
+        for said in [&ran.out, &ran.err] {
+            assert!(!said.contains('\u{1b}'), "{said:?}");
+            assert!(
+                said.lines().all(|line| !line.starts_with("[2026-01-01T")),
+                "{said:?}"
+            );
+        }
+    }
+    let jobs = home.run(&["jobs", "--json"]).json();
+    assert_eq!(jobs["jobs"][0]["room_id"], room, "data is as it was");
 }
 
 #[test]

@@ -1,15 +1,20 @@
 //! `serve`: what systemd hears, what a signal does, what stands in the log.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, unbounded};
 use roomkeeper::client::Client;
 use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::home::{Daemon, Home, Ran, until};
+use crate::home::{Daemon, Home, Ran, SOON, until};
 use crate::sample;
 use crate::support::engine::{self, Engine};
 
@@ -303,6 +308,138 @@ fn one_shot_commands_ask_the_daemon_that_is_at_work() {
         reclaimed["bytes_after"].as_i64() < reclaimed["bytes_before"].as_i64(),
         "{reclaimed}"
     );
+    home.assert_sound();
+}
+
+#[test]
+fn a_daemon_that_was_told_relative_paths_is_found_from_anywhere() {
+    let home = Home::new(100, "listen: ['unix:ctl.sock']");
+    let daemon = Daemon::start(&home);
+    let yaml = home.path("homeserver.yaml");
+    let from_elsewhere = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
+        command.arg("-c").arg(&yaml).args(words).current_dir("/");
+        Ran::of(command.output().expect("runs"))
+    };
+    from_elsewhere(&["jobs"]).assert_ended(0, "asking it");
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+}
+
+/// What a person should know before the first row goes.
+#[test]
+fn whoever_has_the_daemon_delete_a_room_hears_the_same_warnings_before() {
+    let home = Home::new(100, "");
+    home.sql(
+        "CREATE TABLE of_an_extension (room_id TEXT);
+         INSERT INTO of_an_extension VALUES ('!a:example.org')",
+    );
+    let daemon = Daemon::start(&home);
+    let room = sample::room_id("a");
+    let done = home.run(&["delete-room", &room, "--force-purge"]);
+    done.assert_ended(0, "a daemon (process ");
+    done.assert_ended(
+        0,
+        "the table of_an_extension, which is not known, has 1 rows of this room",
+    );
+    drop(daemon);
+}
+
+/// A homeserver's admin API, which answers nothing until it is told to.
+struct Homeserver {
+    address: String,
+    is_awake: Arc<AtomicBool>,
+    asked: Receiver<String>,
+}
+
+impl Homeserver {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let is_awake = Arc::new(AtomicBool::new(false));
+        let (ask, asked) = unbounded();
+        let awake = is_awake.clone();
+        std::thread::spawn(move || {
+            let mut hanging = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a client");
+                let mut line = String::new();
+                let reader = stream.try_clone().expect("a socket");
+                let _ = BufReader::new(reader).read_line(&mut line);
+                let words: Vec<&str> = line.split(' ').take(2).collect();
+                let line = words.join(" ");
+                let running = json!({"delete_id": "x", "status": "active"});
+                let (status, body) = match line.as_str() {
+                    _ if !awake.load(Ordering::SeqCst) => {
+                        hanging.push(stream);
+                        let _ = ask.send(line);
+                        continue;
+                    }
+                    line if line.starts_with("DELETE") => (
+                        400,
+                        json!({"errcode": "M_UNKNOWN", "error": "Purge already in progress for !a:example.org"}),
+                    ),
+                    line if line.ends_with("/delete_status") => {
+                        (200, json!({"results": [running]}))
+                    }
+                    _ => (200, json!({"status": "complete", "shutdown_room": {}})),
+                };
+                let body = body.to_string();
+                let length = body.len();
+                // The connection stays open, as some keep it.
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\n\r\n{body}"
+                );
+                hanging.push(stream);
+                let _ = ask.send(line);
+            }
+        });
+        Self {
+            address,
+            is_awake,
+            asked,
+        }
+    }
+
+    fn next(&self) -> String {
+        self.asked.recv_timeout(SOON).expect("it is asked")
+    }
+}
+
+#[test]
+fn a_homeserver_that_does_not_answer_holds_up_no_stop_and_its_work_is_found_again() {
+    let homeserver = Homeserver::start();
+    let url = &homeserver.address;
+    let home = Home::new(
+        100,
+        &format!("homeserver: {{running: beside, url: 'http://{url}', admin_token_path: token}}"),
+    );
+    std::fs::write(home.path("token"), "syt_token\n").expect("writes");
+    let daemon = Daemon::start(&home);
+    let path = "/_synapse/admin/v2/rooms/%21a%3Aexample.org";
+    let body = json!({"force_purge": true});
+    let started = daemon.client().request("DELETE", path, Some(&body));
+    let started = started.expect("answers").body;
+    let id = started["delete_id"].as_str().expect("an id").to_owned();
+    assert_eq!(homeserver.next(), format!("DELETE {path}"));
+    let (status, took) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(took < TO_STOP, "{took:?}");
+    let job = home.job();
+    assert_eq!((&job["state"], &job["id"]), (&json!("queued"), &json!(id)));
+    assert_eq!(home.events(), 101, "no row was deleted");
+
+    // It did what it was asked, and is still at it.
+    homeserver.is_awake.store(true, Ordering::SeqCst);
+    let daemon = Daemon::start(&home);
+    daemon.wait_until_complete(&id);
+    assert_eq!(homeserver.next(), format!("DELETE {path}"));
+    assert_eq!(homeserver.next(), format!("GET {path}/delete_status"));
+    let status = "GET /_synapse/admin/v2/rooms/delete_status/x";
+    assert_eq!(homeserver.next(), status);
+    drop(daemon);
+    assert_eq!(home.events(), 0);
     home.assert_sound();
 }
 

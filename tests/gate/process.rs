@@ -168,9 +168,16 @@ fn memory_stays_bounded_whatever_hundreds_of_clients_send_and_do_not_read() {
         client.try_send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n");
         deaf.push(client);
     }
-    assert_eq!(Client::tcp(server.address).get("/").status, 200);
-    std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(Client::tcp(server.address).get("/").status, 200);
+    // Sixty are before us: on a slow machine that takes longer than a request may wait, and one is told to try again.
+    let begun = Instant::now();
+    loop {
+        let answer = Client::tcp(server.address).get("/").status;
+        if answer == 200 {
+            break;
+        }
+        assert_eq!(answer, 503);
+        assert!(begun.elapsed() < PATIENCE, "nobody is served any more");
+    }
     let peak = server.kib("VmHWM:");
     println!("resident KiB: {before} at rest, {bodies} with 400 bodies, {peak} at most");
     // The cap of 64 MiB, one round of reading over it, the handlers' own copies, and the allocator's slack.

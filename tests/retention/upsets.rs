@@ -4,6 +4,7 @@ use roomkeeper::jobs::ledger::State;
 use roomkeeper::keeper::retention::RETENTION;
 use roomkeeper::retention::Reason;
 use roomkeeper::{Error, Keeper, RoomId, days};
+use rusqlite::Connection;
 
 use crate::town::{Town, room};
 
@@ -65,6 +66,46 @@ fn a_run_of_a_range_is_not_begun_twice_and_one_that_is_stopped_goes_on() {
     }
     keeper.stop();
     assert_eq!(town.ask(due), 160 - 60);
+    town.assert_sound();
+}
+
+#[test]
+fn a_run_that_is_asked_for_again_goes_on_under_its_name_and_leaves_nothing_unended() {
+    let town = Town::new(40, 40);
+    let config = town.config();
+    let run = |keeper: &Keeper| keeper.purge_history_for_rooms_in_range(None, Some(days(30)));
+    let keeper = Keeper::open(config.clone()).expect("opens");
+    let first = run(&keeper).expect("begun");
+    keeper.wait(&first).expect("done");
+    keeper.stop();
+    // As if it had been killed in the middle, more than once, by an earlier roomkeeper that began anew each time.
+    let ledger = Connection::open(&config.ledger).expect("opens");
+    ledger
+        .execute_batch(
+            "UPDATE job SET state = 'running', ended_ms = NULL WHERE kind = 'retention';
+             UPDATE job SET state = 'running', ended_ms = NULL
+              WHERE id IN (SELECT id FROM job WHERE kind = 'retention_purge' LIMIT 2);
+             INSERT INTO job SELECT 'again' || n, kind, subject, params, state, error, progress, created_ms + n,
+                                    started_ms, ended_ms
+                               FROM job, (SELECT 1 AS n UNION SELECT 2) WHERE kind = 'retention';",
+        )
+        .expect("changed");
+    drop(ledger);
+    let keeper = Keeper::open(config).expect("opens again");
+    assert_eq!(run(&keeper).expect("goes on"), first);
+    keeper.wait(&first).expect("done");
+    let jobs = keeper.jobs().expect("listed");
+    for job in &jobs {
+        let said = job.error.as_deref().unwrap_or_default();
+        match job.id.as_str().strip_prefix("again") {
+            Some(_) => assert!(said.contains(&format!("superseded by {first}")), "{job:?}"),
+            None => assert_eq!(job.state, State::Complete, "{job:?}"),
+        }
+    }
+    let second = run(&keeper).expect("begun");
+    assert_ne!(second, first, "what has ended is not taken up");
+    keeper.wait(&second).expect("done");
+    keeper.stop();
     town.assert_sound();
 }
 
