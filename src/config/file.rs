@@ -266,7 +266,14 @@ fn read_ours(
                 config.admin_token = Some(secret("roomkeeper.admin_token_path", &path)?);
             }
             "admin_user" => {
-                config.admin_user = UserId::new(string("roomkeeper.admin_user", value)?)
+                let user = UserId::new(string("roomkeeper.admin_user", value)?);
+                if !user.is_local(&config.server_name) || !user.is_whole() {
+                    return Err(Error::Config(format!(
+                        "roomkeeper.admin_user is {user}, and should be a user of this server: @name:{}",
+                        config.server_name
+                    )));
+                }
+                config.admin_user = user;
             }
             "ledger" => {
                 let file = string("roomkeeper.ledger", value)?;
@@ -552,6 +559,11 @@ mod tests {
                 "should be refuse or beside",
             ),
             ("roomkeeper: {keep_jobs: 3 days}", "is not a duration"),
+            ("roomkeeper: {admin_user: root}", "a user of this server"),
+            (
+                "roomkeeper: {admin_user: '@a:elsewhere.org'}",
+                "a user of this server",
+            ),
             ("roomkeeper: 5", "roomkeeper is 5"),
             ("databases: {main: {}, state: {}}", "splits the data"),
             (
