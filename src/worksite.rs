@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-pub(crate) use self::lock::{acquire_row_lock, hold};
+pub(crate) use self::lock::{acquire_row_lock, hold, hold_meanwhile};
 pub(crate) use self::overwrite::tidy;
 pub use self::pace::{Gait, Pace};
 pub use self::progress::{Phase, Progress};

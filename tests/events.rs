@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use roomkeeper::event::{Draft, Event, EventError, Keys, Reference, Sealer};
+use roomkeeper::event::{Draft, Event, EventError, Keys, Reference, Sealer, Signed};
 use roomkeeper::room_version::{IdForm, RoomVersion};
 use roomkeeper::{EventId, Millis, RoomId, UserId};
 use rusqlite::Connection;
@@ -106,6 +106,11 @@ fn every_real_event_stands_the_test_that_ours_must_stand() {
                 .test(held.version, &held.id, &json)
                 .unwrap_or_else(|e| panic!("version {}: {e}", held.version.name));
             assert_eq!(held.format, held.version.event_format, "{}", held.id);
+            // What it is signed with can be told, whether or not it was redacted since.
+            let redacted = Value::Object(held.version.redact(held.json.as_object().expect("one")));
+            for json in [json, redacted.to_string()] {
+                assert_eq!(sealer.signed(held.version, &json), Some(Signed::ByThis));
+            }
         }
     }
     assert!(versions.len() >= 8, "only {versions:?}");

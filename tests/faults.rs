@@ -1,6 +1,8 @@
 //! Processes that are killed at any moment, disks that fill at any write, databases that somebody else keeps busy:
 //! the room is whole, `check` is clean, and the job comes to the end that it would have come to.
 //!
+//! What is done here to files has no subject on PostgreSQL; what befalls a purge there is in `postgres_faults`.
+//!
 //! Normal runs take a sample of the calls; this runs them all, 200 random kills and the longest waits:
 //!
 //! ```text

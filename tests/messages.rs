@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::StdRng;
 use roomkeeper::store::{db::Db, sample, schema};
-use roomkeeper::time::ManualClock;
 use roomkeeper::{
     Config, Direction, Error, Filter, Keeper, Page, PageRequest, PurgeOptions, PurgePoint, Reader,
     RoomId, StreamToken, UserId,
 };
 use rusqlite::Connection;
 use serde_json::Value;
+use support::engine::{self, Engine};
 use support::rooms::Recipe;
 use support::samples::for_each_sample;
 use support::work::{NOW, Site};
@@ -195,7 +195,8 @@ fn every_event_is_met_once_whichever_way_and_however_large_the_pages() {
 
 /// The demo's server on a clock that stands still, with a reader who was there and left at one message of the garden.
 struct Garden {
-    directory: tempfile::TempDir,
+    site: Site,
+    _directory: tempfile::TempDir,
     garden: RoomId,
     workshop: RoomId,
     left: Reader,
@@ -225,24 +226,18 @@ impl Garden {
             [rooms[0].as_str(), user.as_str(), LEFT_AT],
         )
         .expect("a membership");
+        drop(conn);
         Self {
-            directory,
+            site: Site::of_file(&database, "example.org"),
+            _directory: directory,
             garden: rooms[0].clone(),
             workshop: rooms[1].clone(),
             left: Reader::user(&user),
         }
     }
 
-    fn conn(&self) -> Connection {
-        Connection::open(self.directory.path().join("homeserver.db")).expect("opens")
-    }
-
     fn config(&self) -> Config {
-        let mut config =
-            Config::for_sqlite(self.directory.path().join("homeserver.db"), "example.org");
-        config.homeserver = roomkeeper::config::Homeserver::AssumeStopped;
-        config.clock = std::sync::Arc::new(ManualClock::at(NOW));
-        config
+        self.site.config()
     }
 
     fn keeper(&self) -> Keeper {
@@ -332,7 +327,8 @@ fn a_policy_that_is_no_number_hides_nothing_and_costs_nobody_a_page() {
             .messages(&site.garden, &alice, &page)
             .expect("a page"))
     };
-    let conn = site.conn();
+    // A column of a server holds numbers or nothing, so this is for files.
+    let conn = Connection::open(&site.site.database).expect("opens");
     conn.execute_batch(
         "INSERT INTO current_state_events (event_id, room_id, type, state_key)
          SELECT '$policy', room_id, 'm.room.retention', '' FROM events WHERE event_id = '$307-of-the-sample';
@@ -391,44 +387,30 @@ fn tokens_of_every_release_lead_to_the_same_page() {
 #[test]
 fn a_damaged_event_costs_itself_and_not_the_page() {
     let site = Garden::new(50);
-    let conn = site.conn();
-    for (sql, event) in [
-        (
-            "DELETE FROM event_json WHERE event_id = ?1",
-            "$20-of-the-sample",
-        ),
-        (
-            "UPDATE event_json SET json = '{\"type\":' WHERE event_id = ?1",
-            "$21-of-the-sample",
-        ),
-        (
-            "UPDATE event_json SET json = x'00ff' WHERE event_id = ?1",
-            "$22-of-the-sample",
-        ),
-        (
-            "UPDATE event_json SET internal_metadata = 'none' WHERE event_id = ?1",
-            "$23-of-the-sample",
-        ),
-        (
-            "UPDATE event_json SET format_version = 9 WHERE event_id = ?1",
-            "$24-of-the-sample",
-        ),
-        (
-            "UPDATE event_json SET json = '{\"type\":\"m\",\"sender\":\"@a:b\"}' WHERE event_id = ?1",
-            "$25-of-the-sample",
-        ),
-        (
-            "DELETE FROM event_to_state_groups WHERE event_id = ?1",
-            "$26-of-the-sample",
-        ),
+    // Text on a server cannot hold everything that a file can.
+    let rubbish = match engine::current() {
+        Engine::Sqlite => "json = x'00ff'",
+        Engine::Postgres => "json = 'ff'",
+    };
+    for (event, damage) in [
+        (21, "json = '{\"type\":'"),
+        (22, rubbish),
+        (23, "internal_metadata = 'none'"),
+        (24, "format_version = 9"),
+        (25, "json = '{\"type\":\"m\",\"sender\":\"@a:b\"}'"),
     ] {
-        assert_eq!(conn.execute(sql, [event]).expect(sql), 1);
+        site.site.run(&format!(
+            "UPDATE event_json SET {damage} WHERE event_id = '${event}-of-the-sample'"
+        ));
     }
-    conn.execute(
+    for (event, table) in [(20, "event_json"), (26, "event_to_state_groups")] {
+        site.site.run(&format!(
+            "DELETE FROM {table} WHERE event_id = '${event}-of-the-sample'"
+        ));
+    }
+    site.site.run(
         "UPDATE local_current_membership SET membership = 'join', event_id = '$40-of-the-sample'",
-        [],
-    )
-    .expect("they come back");
+    );
     let keeper = site.keeper();
     let page = |reader: &Reader| {
         let page = keeper.messages(&site.garden, reader, &PageRequest::backwards(1000));
@@ -520,4 +502,10 @@ fn while_a_room_is_purged_readers_see_it_whole_and_others_do_not_wait() {
     assert_eq!(all(&site.garden), garden[garden.len() - 100..]);
 }
 
-also_on_postgres!(every_event_is_met_once_whichever_way_and_however_large_the_pages);
+also_on_postgres! {
+    every_event_is_met_once_whichever_way_and_however_large_the_pages,
+    who_left_sees_nothing_of_what_came_after_whichever_way_they_look,
+    tokens_of_every_release_lead_to_the_same_page,
+    a_damaged_event_costs_itself_and_not_the_page,
+    while_a_room_is_purged_readers_see_it_whole_and_others_do_not_wait,
+}

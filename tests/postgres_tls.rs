@@ -30,6 +30,8 @@ const ANYBODY: &str =
 const ENCRYPTED: &str = "local all all trust\nhostssl all all all trust\n";
 /// Only as it is.
 const PLAIN: &str = "local all all trust\nhostnossl all all all trust\n";
+/// Only encrypted and with a certificate that has the role's name.
+const CERTIFIED: &str = "local all all trust\nhostssl all all all trust clientcert=verify-full\n";
 /// Only encrypted and with a password, which is bound to the connection.
 const PASSWORDS: &str = "local all all trust\nhostssl all all all scram-sha-256\n";
 
@@ -42,6 +44,9 @@ struct Town {
     authority: PathBuf,
     /// An authority that signed nothing here.
     stranger: PathBuf,
+    /// Certificates of clients and their keys: the role's own, somebody else's, and one for the role that the stranger
+    /// signed.
+    clients: [(PathBuf, PathBuf); 3],
     directory: tempfile::TempDir,
 }
 
@@ -73,8 +78,28 @@ fn town() -> Option<&'static Town> {
             std::fs::write(&path, text).expect("written");
             path
         };
+        let client = |file: &str, name: &str, signer: &CertifiedIssuer<'static, KeyPair>| {
+            let key = KeyPair::generate().expect("a key");
+            let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
+            let certificate = params.signed_by(&key, signer).expect("signed");
+            (
+                write(&format!("{file}.crt"), certificate.pem()),
+                write(&format!("{file}.key"), key.serialize_pem()),
+            )
+        };
+        let clients = [
+            client("own", ROLE, &ours),
+            client("other", "somebody", &ours),
+            client("forged", ROLE, &stranger),
+        ];
+        cluster.keep("ours.pem", &ours.pem());
         let town = Town {
             cluster,
+            clients,
             database: cluster.create(cluster.empty()),
             identity,
             authority: write("ours.pem", ours.pem()),
@@ -273,6 +298,38 @@ fn a_certificate_that_signed_itself_is_trusted_when_it_is_the_one_that_was_named
     town.show(&town.identity);
     assert!(is_encrypted(&trusted.expect("trusted")));
     assert!(refused.is_err(), "another authority's word was taken");
+}
+
+#[test]
+fn a_server_that_wants_to_see_our_certificate_sees_it() {
+    let _alone = ALONE.lock();
+    let Some(town) = town() else { return };
+    let trusted = path(&town.identity.0).replace("server.crt", "ours.pem");
+    town.cluster
+        .configure(&[("ssl", "on"), ("ssl_ca_file", &trusted)], CERTIFIED);
+    let shown = |n: usize| {
+        let (certificate, key) = &town.clients[n];
+        [
+            ("sslmode", "require"),
+            ("sslcert", path(certificate)),
+            ("sslkey", path(key)),
+        ]
+    };
+    let nobody = town.refusal(&[("sslmode", "require")]);
+    assert!(nobody.contains("28000"), "{nobody}");
+    assert!(town.is_encrypted(&shown(0)));
+    let somebody = town.refusal(&shown(1));
+    assert!(somebody.contains("28000"), "{somebody}");
+    town.refusal(&shown(2));
+    // One without the other is a slip of the pen.
+    for (n, missing) in [(1, "sslkey is not"), (2, "sslcert is not")] {
+        let half = town.refusal(&[shown(0)[0], shown(0)[n]]);
+        assert!(half.contains(missing), "{half}");
+    }
+    let [mode, certificate, _] = shown(0);
+    let unread = town.refusal(&[mode, certificate, ("sslkey", "/no/such/file")]);
+    assert!(unread.contains("sslkey: /no/such/file"), "{unread}");
+    town.serve(true, ANYBODY);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What was deleted is gone: not in the file, not in its log, not in the full-text index; and the disk gets its space
 //! back.
+//!
+//! What a PostgreSQL server has in its files is its own affair: there the words are looked for in every row of every table,
+//! and what is about files (overwriting, `reclaim` of a file) has no subject.
 
+#[macro_use]
 mod support;
 
 use std::fs;
@@ -50,8 +54,17 @@ fn telltale(messages: i64) -> Site {
     Site::of(draft)
 }
 
-/// How often a word stands in the file and its log, and how many documents the index finds.
+/// How often a word stands in the file and its log, and how many documents the index finds; on a server, in how many
+/// values of tables.
 fn found(site: &Site, word: &str) -> (usize, i64) {
+    if support::engine::current() == support::engine::Engine::Postgres {
+        let tables = site.tables();
+        let values = tables.0.values().flatten().flat_map(|row| row.0.values());
+        let documents = format!("SELECT count(*) FROM event_search WHERE value LIKE '%{word}%'");
+        let has_word =
+            |value: &&support::tables::Value| format!("{value:?}").to_lowercase().contains(word);
+        return (values.filter(has_word).count(), site.number(&documents));
+    }
     let count = |path: PathBuf| {
         let bytes = fs::read(path).unwrap_or_default();
         bytes
@@ -249,6 +262,8 @@ fn reclaim_is_refused_while_another_has_the_database_open() {
     );
     roomkeeper::keeper::reclaim(&site.config()).expect("reclaimed when it is closed");
 }
+
+also_on_postgres!(no_word_that_was_purged_is_found_anywhere);
 
 /// The names of the files in the database's directory.
 fn beside(database: &Path) -> Vec<String> {

@@ -1,6 +1,8 @@
 //! A removal that is killed at any stage, from the block over the new room and the people who are moved to the last row:
 //! the database is sound, and the next start comes to the end that it would have come to, event for event.
 //!
+//! It is stopped at calls that change files, so there is none of it on PostgreSQL; `deletion_faults` kills there.
+//!
 //! Normal runs take a sample; this runs 100 kills, spread over all the calls by which a removal changes a file:
 //!
 //! ```text

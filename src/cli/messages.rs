@@ -96,7 +96,7 @@ pub(super) fn messages(
     let page = Viewer::open(config)?.messages(&room, &reader, &request)?;
     if as_json {
         for event in page.state.iter().chain(&page.chunk) {
-            output::say(event.as_str());
+            output::json_text(event.as_str());
         }
         output::json(&tokens(&page));
     } else {

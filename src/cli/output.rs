@@ -26,6 +26,11 @@ pub fn json(value: &Value) {
     print(&value.to_string());
 }
 
+/// Prints a JSON document that is text already, as it is.
+pub fn json_text(text: &str) {
+    print(text);
+}
+
 /// Prints a line, or several. What others wrote into it moves no cursor.
 pub fn say(text: &str) {
     print(&shown(text));
@@ -106,11 +111,15 @@ pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
         say(&format!("  {user} ({membership})"));
     }
     if !plan.aliases_to_move.is_empty() {
-        let aliases = plan.aliases_to_move.join(", ");
+        let aliases = in_a_row(&plan.aliases_to_move);
         say(&format!("point {aliases} to the new room"));
     }
-    say("and remove");
-    table(&plan.rows_removed);
+    if plan.rows_removed.is_empty() {
+        say("and remove none of its rows");
+    } else {
+        say("and remove");
+        table(&plan.rows_removed);
+    }
     for unknown in &plan.unknown_tables {
         let what = if unknown.stops_delete {
             "they would stop the delete"
@@ -128,11 +137,17 @@ pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
     say("Nothing was changed.");
 }
 
+/// Names of somebody else's, one after the other.
+fn in_a_row(names: &[impl AsRef<str>]) -> String {
+    let names = names.iter().map(|name| Shown(name.as_ref()).to_string());
+    names.collect::<Vec<_>>().join(", ")
+}
+
 /// What a deletion's shutdown did.
 fn shutdown(shutdown: &Shutdown) {
     let list = |users: &[UserId]| {
         let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
-        users.join(", ")
+        in_a_row(&users)
     };
     if !shutdown.kicked_users.is_empty() {
         say(&format!("moved out: {}", list(&shutdown.kicked_users)));
@@ -149,7 +164,7 @@ fn shutdown(shutdown: &Shutdown) {
     if !shutdown.local_aliases.is_empty() {
         say(&format!(
             "aliases that lead there: {}",
-            shutdown.local_aliases.join(", ")
+            in_a_row(&shutdown.local_aliases)
         ));
     }
 }
@@ -202,13 +217,16 @@ pub fn job_done(as_json: bool, job: &Record) {
         ));
     }
     table(&progress.rows_removed);
-    say(&format!(
-        "{} events deleted in {} transactions, the longest {} ms; {} state groups freed",
-        progress.events_deleted,
-        progress.strides,
-        progress.longest_transaction_ms,
-        progress.state_groups_freed
-    ));
+    // A shutdown alone removes nothing, and is told above.
+    if progress.strides > 0 || !progress.more.contains_key(SHUTDOWN_ROOM) {
+        say(&format!(
+            "{} events deleted in {} transactions, the longest {} ms; {} state groups freed",
+            progress.events_deleted,
+            progress.strides,
+            progress.longest_transaction_ms,
+            progress.state_groups_freed
+        ));
+    }
     if let Some(bytes) = progress.reclaimable_bytes {
         say(&format!(
             "`roomkeeper reclaim` would give {} back to the disk",

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -184,7 +185,15 @@ pub(super) fn retention(
 /// Waits for one of the daemon's jobs.
 fn attend(client: &Client, id: &str, as_json: bool) -> Result<Record, Error> {
     let mut bar = output::Bar::new(as_json);
+    let stop = super::signals()?;
     loop {
+        if stop.load(Ordering::SeqCst) {
+            bar.clear();
+            output::warn(&format!(
+                "not waiting any longer; the daemon goes on with it (`roomkeeper jobs --cancel {id}` ends it)"
+            ));
+            return Err(Error::Stopping);
+        }
         let job = answer(client.get(&format!("/_roomkeeper/v1/jobs/{}", quoted(id))))?;
         let job: Record = serde_json::from_value(job)
             .map_err(|e| Error::Bug(format!("the daemon's answer is no job: {e}")))?;

@@ -266,7 +266,14 @@ fn read_ours(
                 config.admin_token = Some(secret("roomkeeper.admin_token_path", &path)?);
             }
             "admin_user" => {
-                config.admin_user = UserId::new(string("roomkeeper.admin_user", value)?)
+                let user = UserId::new(string("roomkeeper.admin_user", value)?);
+                if !user.is_local(&config.server_name) || !user.is_whole() {
+                    return Err(Error::Config(format!(
+                        "roomkeeper.admin_user is {user}, and should be a user of this server: @name:{}",
+                        config.server_name
+                    )));
+                }
+                config.admin_user = user;
             }
             "ledger" => {
                 let file = string("roomkeeper.ledger", value)?;
@@ -552,6 +559,11 @@ mod tests {
                 "should be refuse or beside",
             ),
             ("roomkeeper: {keep_jobs: 3 days}", "is not a duration"),
+            ("roomkeeper: {admin_user: root}", "a user of this server"),
+            (
+                "roomkeeper: {admin_user: '@a:elsewhere.org'}",
+                "a user of this server",
+            ),
             ("roomkeeper: 5", "roomkeeper is 5"),
             ("databases: {main: {}, state: {}}", "splits the data"),
             (
@@ -606,17 +618,13 @@ mod tests {
         assert_eq!(config.admin_user, default.admin_user);
         // And it says them: nothing that has a default is left out.
         let keys = parse(SAMPLE).expect("parses");
-        for key in ["workers", "stride", "overwrite_deleted", "keep_jobs"] {
+        for key in ["workers", "overwrite_deleted", "keep_jobs"] {
             assert!(keys["roomkeeper"].get(key).is_some(), "{key}");
         }
-        assert_eq!(
-            keys["roomkeeper"]["stride"]["events"],
-            default.stride.events
-        );
-        assert_eq!(
-            keys["roomkeeper"]["stride"]["millis"],
-            default.stride.millis
-        );
+        let on = parse(&switched_on()).expect("parses");
+        let stride = &on["roomkeeper"]["stride"];
+        assert_eq!(stride["events"], default.stride.events);
+        assert_eq!(stride["millis"], default.stride.millis);
         assert_eq!(keys["roomkeeper"]["homeserver"]["running"], "refuse");
     }
 

@@ -144,8 +144,7 @@ impl Config {
         };
         let mut stride = StrideBounds::default();
         if let Database::Server(_) = database {
-            // There a stride holds up only who wants the same rows.
-            stride.rest = std::time::Duration::ZERO;
+            stride = StrideBounds::on_server();
         }
         Self {
             database,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::store::db::{Db, SecureDelete};
+use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
 use crate::store::homeserver::RowLock;
 use crate::store::state_groups::{self, Freed};
@@ -39,7 +39,7 @@ pub(super) fn delete(
     progress.phase = Phase::Events;
     let mut work = Work {
         force,
-        pace: Pace::new(site.gait, site.bounds),
+        pace: Pace::new(site.gait, site.bounds).on_server(site.db.engine() == Engine::Postgres),
         lock,
         site,
         progress,
@@ -123,14 +123,14 @@ impl Work<'_, '_> {
         let site = &mut *self.site;
         let _room = site.locks.write(site.room);
         let writer = site.writer.lock();
-        let (ledger, now, gait) = (site.ledger, site.clock.now(), site.gait);
+        let (ledger, clock, gait) = (site.ledger, site.clock, site.gait);
         let (overwrites, pace, lock) = (site.overwrite_deleted, &self.pace, &mut self.lock);
         let mut begun = Instant::now();
         let mut gave_up = false;
         let result = site.db.write("delete the room", |db| {
             // From here on others wait for us; before, we waited for them.
             begun = Instant::now();
-            hold(db, lock, now)?;
+            hold(db, lock, clock)?;
             if overwrites {
                 overwrite::owe(ledger, SecureDelete::Fast, true)?;
             }

@@ -123,14 +123,14 @@ fn leap_unchecked(
     let writer = site.writer.lock();
     let (ledger, live) = (site.ledger, site.live);
     let overwrites = site.overwrite_deleted;
-    let (now, started) = (site.clock.now(), Instant::now());
+    let (clock, started) = (site.clock, Instant::now());
     let leapt = site.db.write("purge the events", |db| {
         let mut look_at = |table: &'static str| {
             progress.table = Some(table.to_owned());
             live.set_progress(serde_json::to_value(&*progress).unwrap_or_default());
             Ok(())
         };
-        hold(db, lock, now)?;
+        hold(db, lock, clock)?;
         let selected = history::select(db, &cut, Extent::Whole)?;
         if selected.events == 0 {
             // P-7: an empty selection touches nothing.

@@ -64,6 +64,7 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
             db,
             &history::selected_groups(db)?,
             References::OutsideSelection,
+            &mut |_| Ok(()),
         )?;
         plan.state_groups_freed = groups.doomed.len() as i64;
         add(

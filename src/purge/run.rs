@@ -89,7 +89,7 @@ fn run_locked(
     if matches!(strides, Err(Error::Cancelled)) {
         site.live.set_interrupt(None);
     }
-    let groups = state::collect(site, progress)
+    let groups = state::collect(site, progress, &mut lock)
         .and_then(|()| tidy(site, progress))
         .map_err(|e| site.explain(e));
     match (strides, groups) {
@@ -342,14 +342,15 @@ fn stride(
     if site.gait == Gait::Beside {
         writer.pin(&site.db)?;
     }
-    let (ledger, live, now, gait) = (site.ledger, site.live, site.clock.now(), site.gait);
+    let (ledger, live, clock, gait) = (site.ledger, site.live, site.clock, site.gait);
     let overwrites = site.overwrite_deleted;
     let may_rebuild = gait == Gait::Offline;
     // Whether it would be cheaper takes a look at every document: too much for one of many small purges.
     let rebuild_from = if site.is_one_of_many { 10_000 } else { 0 };
     let mut begun = Instant::now();
     let (mut gave_up, mut breaks_keys) = (false, false);
-    let extent = match means.leaps {
+    let on_server = site.db.engine() == Engine::Postgres;
+    let extent = match means.leaps || (on_server && pace.events() >= INDEXED_WHEN_FULL) {
         true => Extent::Whole,
         false => Extent::Stride,
     };
@@ -370,7 +371,7 @@ fn stride(
             }
             _ => Ok(()),
         };
-        hold(db, lock, now)?;
+        hold(db, lock, clock)?;
         let selected = history::select(db, cut, extent)?;
         if selected.events == 0 {
             // P-7: an empty selection touches nothing.
@@ -432,6 +433,9 @@ fn stride(
         },
     }))
 }
+
+/// Events of a stride on a server from which it costs less to make the indexes of the selection anew.
+const INDEXED_WHEN_FULL: i64 = 4_000;
 
 /// Length at which the log is emptied between many small purges; before, their pages are written again and again.
 const LOG_OF_MANY: u64 = 128 * 1024 * 1024;

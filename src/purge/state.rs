@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::store::state_groups::{self, Freed, Rebase, References};
-use crate::worksite::{Gait, Phase, Progress, Worksite};
+use crate::store::homeserver::RowLock;
+use crate::store::state_groups::{self, Freed, Plan, Rebase, References};
+use crate::worksite::{Gait, Phase, Progress, Worksite, hold, hold_meanwhile};
 
 /// Rows of state that one transaction deletes beside a live server: some 0.1 s.
 const ROWS_BESIDE: i64 = 5_000;
@@ -30,20 +31,27 @@ enum Step {
 ///
 /// Where the homeserver is stopped they go at once. Where one may be running they are marked, by the protocol of
 /// its own tables; where it has no such tables, they wait in the ledger for a purge while it is stopped.
-pub(super) fn collect(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+///
+/// # Locking
+/// The homeserver's lock on the room is held on, and looked at in every transaction (W-4).
+pub(super) fn collect(
+    site: &mut Worksite<'_>,
+    progress: &mut Progress,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<(), Error> {
     progress.phase = Phase::StateGroups;
     site.publish(progress);
     let room = site.room.as_str();
     let candidates = site.ledger.candidates(room)?;
     if site.gait == Gait::Beside {
-        return leave_to_homeserver(site, progress, &candidates);
+        return leave_to_homeserver(site, progress, &candidates, lock);
     }
     // What an interrupted run decided is finished first.
-    carry_out(site, progress)?;
+    carry_out(site, progress, lock)?;
     if candidates.is_empty() {
         return Ok(());
     }
-    let plan = state_groups::plan(&site.db, &candidates, References::All)?;
+    let plan = plan(site, &candidates, lock)?;
     if plan.kept_as_base > 0 {
         log::info!(
             "room {room}: {} unreferenced state groups stay: without them others would need more rows",
@@ -64,13 +72,25 @@ pub(super) fn collect(site: &mut Worksite<'_>, progress: &mut Progress) -> Resul
         .collect();
     let steps = steps.map_err(|e| Error::Bug(format!("writing down what to do: {e}")))?;
     site.ledger.decide(room, &steps)?;
-    carry_out(site, progress)
+    carry_out(site, progress, lock)
+}
+
+/// What is to go. To find that out in a large room takes minutes.
+fn plan(
+    site: &Worksite<'_>,
+    candidates: &[i64],
+    lock: &mut Option<&mut RowLock>,
+) -> Result<Plan, Error> {
+    state_groups::plan(&site.db, candidates, References::All, &mut |_| {
+        hold_meanwhile(site, lock)
+    })
 }
 
 fn leave_to_homeserver(
     site: &mut Worksite<'_>,
     progress: &mut Progress,
     candidates: &[i64],
+    lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
     if candidates.is_empty() {
         return Ok(());
@@ -83,11 +103,12 @@ fn leave_to_homeserver(
         );
         return Ok(());
     }
-    let plan = state_groups::plan(&site.db, candidates, References::All)?;
-    let now = site.clock.now();
+    let plan = plan(site, candidates, lock)?;
+    let (clock, now) = (site.clock, site.clock.now());
     for batch in plan.doomed.chunks(1_000) {
         let _writer = site.writer.lock();
         site.db.write("mark state groups for deletion", |db| {
+            hold(db, lock, clock)?;
             state_groups::mark(db, batch, now)
         })?;
         std::thread::sleep(site.bounds.rest);
@@ -98,7 +119,11 @@ fn leave_to_homeserver(
 
 /// Does the steps that the ledger has for the room, and crosses each out when the database has it. A step that is
 /// done again changes nothing.
-fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Error> {
+fn carry_out(
+    site: &mut Worksite<'_>,
+    progress: &mut Progress,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<(), Error> {
     let room = site.room.clone();
     let steps = site.ledger.steps(room.as_str())?;
     if steps.is_empty() {
@@ -106,7 +131,7 @@ fn carry_out(site: &mut Worksite<'_>, progress: &mut Progress) -> Result<(), Err
     }
     // Power that fails must not take back what the ledger has crossed out: nobody would look at those groups again.
     site.db.sync_commits(true)?;
-    let carried = carry_out_steps(site, progress, &room, &steps);
+    let carried = carry_out_steps(site, progress, &room, &steps, lock);
     site.db.sync_commits(false)?;
     carried
 }
@@ -116,8 +141,10 @@ fn carry_out_steps(
     progress: &mut Progress,
     room: &RoomId,
     steps: &[(i64, String)],
+    lock: &mut Option<&mut RowLock>,
 ) -> Result<(), Error> {
     let doing = "delete state groups";
+    let clock = site.clock;
     let mut at = 0;
     while at < steps.len() {
         if (site.is_stopping)() {
@@ -137,6 +164,7 @@ fn carry_out_steps(
             site.db.write(doing, |db| {
                 // From here on others wait for us; before, we waited for them.
                 started = Instant::now();
+                hold(db, lock, clock)?;
                 freed = Freed::default();
                 let mut done = 0;
                 for step in &parsed {

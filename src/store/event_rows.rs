@@ -135,8 +135,8 @@ pub fn count(
     Ok(())
 }
 
-/// Removes the rows of the selected events, in the order of P-13; on PostgreSQL the rows of P-12 have gone when their state
-/// groups were read. `each` hears of a table before it is looked at; its
+/// Removes the rows of the selected events, in the order of P-13; on PostgreSQL a purge takes those of P-12 and P-15
+/// with what it reads of them. `each` hears of a table before it is looked at; its
 /// error ends the work.
 pub fn remove(
     db: &Db,
@@ -148,7 +148,8 @@ pub fn remove(
     each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for found in present(db, scope, room, selected)? {
-        if found.rows == Rows::Selected && db.engine() == Engine::Postgres {
+        let is_taken = matches!(found.rows, Rows::Selected | Rows::DoomedInRoom);
+        if is_taken && scope == Scope::History && db.engine() == Engine::Postgres {
             continue;
         }
         each(found.table)?;

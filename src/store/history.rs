@@ -8,6 +8,7 @@ use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::newest;
 use super::selected;
 pub use super::selected::Extent;
+use super::unread;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 use crate::time::Millis;
@@ -238,32 +239,6 @@ const DROP_OUTLIER_EXTREMITIES: &str = "
 const TURN_OUTLIER: &str = "
     UPDATE events SET outlier = TRUE
      WHERE stream_ordering IN (SELECT stream_ordering FROM rk_selected WHERE NOT doomed)";
-
-/// P-14: what each user's and thread's summary counts of the doomed events. Binds `$1` room. Walks the key on room
-/// and event; left to itself SQLite walks every unread count of the room.
-const SUMMARY_DECREMENTS: &str = "
-    SELECT a.user_id, a.thread_id,
-           count(CASE WHEN a.notif = 1 THEN 1 END),
-           count(CASE WHEN a.unread = 1 THEN 1 END)
-      FROM rk_selected s
-     CROSS JOIN event_push_actions a
-     CROSS JOIN event_push_summary p
-     WHERE s.doomed
-       AND a.room_id = $1
-       AND a.event_id = s.event_id
-       AND a.stream_ordering <= (SELECT stream_ordering FROM event_push_summary_stream_ordering)
-       AND p.user_id = a.user_id
-       AND p.room_id = a.room_id
-       AND p.thread_id = a.thread_id
-       AND (p.last_receipt_stream_ordering IS NULL OR a.stream_ordering > p.last_receipt_stream_ordering)
-     GROUP BY a.user_id, a.thread_id";
-
-/// Never below 0. Binds `$1` notifications, `$2` unread, `$3` room, `$4` user, `$5` thread.
-const LOWER_SUMMARY: &str = "
-    UPDATE event_push_summary
-       SET notif_count = CASE WHEN notif_count > $1 THEN notif_count - $1 ELSE 0 END,
-           unread_count = CASE WHEN coalesce(unread_count, 0) > $2 THEN unread_count - $2 ELSE 0 END
-     WHERE room_id = $3 AND user_id = $4 AND thread_id = $5";
 
 /// P-20: threads whose root goes. Binds `$1` room. Walks the key on room and root.
 const DROP_ROOTLESS_THREADS: &str = "
@@ -534,7 +509,9 @@ pub fn remove(
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
-    lower_summaries(db, room)?;
+    if db.engine() == Engine::Sqlite {
+        unread::lower(db, room)?;
+    }
     newest::repoint(db, cut, survives)?;
     // Before the rows of doomed events go, so that the rule can see whether another extremity remains.
     add(
@@ -562,6 +539,10 @@ pub fn remove(
         &mut counts,
         each,
     )?;
+    if db.engine() == Engine::Postgres {
+        each("event_push_actions")?;
+        unread::take(db, room, &mut counts)?;
+    }
     // When the edges of doomed events have gone, hardly any edge to a selected event is left to be looked at.
     fill_extremities(db, cut, removal)?;
     let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
@@ -601,30 +582,6 @@ fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Erro
     db.execute(doing, KEPT_EXTREMITIES, params![room])?;
     if db.engine() == Engine::Postgres {
         db.batch(doing, ANALYZE_EXTREMITIES)?;
-    }
-    Ok(())
-}
-
-/// P-14, where the columns exist.
-fn lower_summaries(db: &Db, room: &str) -> Result<(), Error> {
-    let catalog = db.catalog();
-    if !(catalog.has_column("event_push_summary", "last_receipt_stream_ordering")
-        && catalog.has_column("event_push_summary", "thread_id")
-        && catalog.has_column("event_push_actions", "thread_id"))
-    {
-        return Ok(());
-    }
-    let doing = "correct the unread counts";
-    type Decrement = (String, String, i64, i64);
-    let decrements: Vec<Decrement> = db.rows(doing, SUMMARY_DECREMENTS, params![room], |r| {
-        Ok((r.get(0)?, r.get(1)?, r.get(2)?, r.get(3)?))
-    })?;
-    for (user, thread, notifications, unread) in decrements {
-        db.execute(
-            doing,
-            LOWER_SUMMARY,
-            params![notifications, unread, room, user, thread],
-        )?;
     }
     Ok(())
 }

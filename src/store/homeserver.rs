@@ -13,7 +13,7 @@ use super::db::{Db, Engine, params};
 use crate::database::Database;
 use crate::error::{Doing, Error};
 use crate::ids::{RoomId, random_letters};
-use crate::time::Millis;
+use crate::time::{Clock, Millis};
 use crate::whereabouts::Whereabouts;
 
 /// How long a listener may take to accept before it counts as absent; it is on this machine.
@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 const LOCK_TIMEOUT: Millis = Millis(2 * 60 * 1000);
 
 /// How often a held lock is renewed (W-4).
-const LOCK_RENEWAL: Duration = Duration::from_secs(30);
+const LOCK_RENEWAL: Millis = Millis(30 * 1000);
 
 /// How long one look around stays good: strides can follow each other faster.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -206,7 +206,8 @@ pub struct RowLock {
     names: &'static [&'static str],
     room: RoomId,
     token: String,
-    renewed: Instant,
+    /// When it was renewed, by the clock that nobody sets.
+    renewed: Millis,
 }
 
 impl RowLock {
@@ -215,7 +216,7 @@ impl RowLock {
         db: &mut Db,
         names: &'static [&'static str],
         room: &RoomId,
-        now: Millis,
+        clock: &dyn Clock,
     ) -> Result<Option<Self>, Error> {
         const INSERT: &str = "
             INSERT INTO worker_read_write_locks (lock_name, lock_key, instance_name, write_lock, token, last_renewed_ts)
@@ -225,6 +226,7 @@ impl RowLock {
              WHERE lock_name = $1 AND lock_key = $2 AND last_renewed_ts < $3";
         let doing = "take the homeserver's lock on the room";
         let token = random_letters(6);
+        let (now, renewed) = (clock.now(), clock.steady());
         let taken = db.write(doing, |db| {
             for name in names {
                 // A commit whose answer was lost may have taken it already.
@@ -249,7 +251,7 @@ impl RowLock {
                 names,
                 room: room.clone(),
                 token,
-                renewed: Instant::now(),
+                renewed,
             })),
             Err(e) if e.is_constraint() => Ok(None),
             // Somebody takes it or gives it back at this moment.
@@ -258,17 +260,20 @@ impl RowLock {
         }
     }
 
-    /// Renews the locks when it is time to, and answers whether they are still ours (W-4). Inside a transaction.
-    pub fn is_held(&mut self, db: &Db, now: Millis) -> Result<bool, Error> {
+    /// Whether it is time to renew the locks (W-4).
+    pub fn is_due(&self, clock: &dyn Clock) -> bool {
+        clock.steady() - self.renewed >= LOCK_RENEWAL
+    }
+
+    /// Renews the locks when it is time to, and answers whether they are still ours (W-4).
+    pub fn is_held(&mut self, db: &Db, clock: &dyn Clock) -> Result<bool, Error> {
         const RENEW: &str = "
             UPDATE worker_read_write_locks SET last_renewed_ts = $1
              WHERE lock_name = $2 AND lock_key = $3 AND token = $4";
         let doing = "renew the homeserver's lock on the room";
+        let renews = self.is_due(clock);
         let (room, token) = (self.room.as_str(), &self.token);
-        let renews = self.renewed.elapsed() >= LOCK_RENEWAL;
-        if renews {
-            self.renewed = Instant::now();
-        }
+        let (now, steady) = (clock.now(), clock.steady());
         for name in self.names {
             let held = if renews {
                 db.execute(doing, RENEW, params![now.0, name, room, token])?
@@ -278,6 +283,9 @@ impl RowLock {
             if held != 1 {
                 return Ok(false);
             }
+        }
+        if renews {
+            self.renewed = steady;
         }
         Ok(true)
     }

@@ -38,5 +38,6 @@ pub mod space;
 mod sqlite;
 pub mod state_groups;
 pub mod states;
+mod unread;
 pub mod users;
 pub mod value;

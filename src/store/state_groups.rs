@@ -124,15 +124,22 @@ const LONGEST_CHAIN: usize = 100_000;
 
 /// Plans what to do about `candidates` and what hangs together with them. Reads only.
 ///
-/// Groups that are being used by an event in flight are left alone (P-45).
-pub fn plan(db: &Db, candidates: &[i64], references: References) -> Result<Plan, Error> {
-    let mut doomed = unreferenced(db, candidates, references)?;
+/// Groups that are being used by an event in flight are left alone (P-45). `each` hears of every group that is looked at;
+/// its error ends the work.
+pub fn plan(
+    db: &Db,
+    candidates: &[i64],
+    references: References,
+    each: &mut dyn FnMut(&Db) -> Result<(), Error>,
+) -> Result<Plan, Error> {
+    let mut doomed = unreferenced(db, candidates, references, each)?;
     let mut plan = Plan::default();
     let mut states = States {
         db,
         cache: HashMap::new(),
     };
-    for cluster in clusters(db, &doomed)? {
+    for cluster in clusters(db, &doomed, each)? {
+        each(db)?;
         match cluster.rebases(db, &mut states)? {
             Some(rebases) => plan.rebases.extend(rebases),
             None => {
@@ -146,6 +153,7 @@ pub fn plan(db: &Db, candidates: &[i64], references: References) -> Result<Plan,
         }
     }
     for group in &doomed {
+        each(db)?;
         plan.rows_before += entry_count(db, *group)?;
         plan.edges_before += i64::from(previous(db, *group)?.is_some());
         plan.edges_before += db.count(
@@ -177,6 +185,7 @@ fn unreferenced(
     db: &Db,
     candidates: &[i64],
     references: References,
+    each: &mut dyn FnMut(&Db) -> Result<(), Error>,
 ) -> Result<BTreeSet<i64>, Error> {
     let doing = "find the state groups that nothing refers to";
     let referenced = match references {
@@ -188,6 +197,7 @@ fn unreferenced(
     let mut queue: VecDeque<i64> = candidates.iter().copied().collect();
     let mut doomed = BTreeSet::new();
     while let Some(group) = queue.pop_front() {
+        each(db)?;
         if db.count(doing, EXISTS, params![group])? == 0
             || db.count(doing, referenced, params![group])? == 1
         {
@@ -249,10 +259,15 @@ struct Cluster {
 }
 
 /// Finds the groups that stay but are deltas on doomed ones, with what they share.
-fn clusters(db: &Db, doomed: &BTreeSet<i64>) -> Result<Vec<Cluster>, Error> {
+fn clusters(
+    db: &Db,
+    doomed: &BTreeSet<i64>,
+    each: &mut dyn FnMut(&Db) -> Result<(), Error>,
+) -> Result<Vec<Cluster>, Error> {
     let doing = "find the state groups that hang on those that go";
     let mut by_root: BTreeMap<i64, Cluster> = BTreeMap::new();
     for group in doomed {
+        each(db)?;
         for survivor in db.rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))? {
             if doomed.contains(&survivor) {
                 continue;

@@ -6,7 +6,7 @@ use super::Worksite;
 use crate::error::Error;
 use crate::store::db::Db;
 use crate::store::homeserver::{self, RowLock};
-use crate::time::Millis;
+use crate::time::Clock;
 
 /// How long a job waits for a lock that the homeserver holds on the room, before it gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
@@ -15,11 +15,15 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// W-4: a lock that was lost stops the job before its next destructive transaction.
-pub(crate) fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Result<(), Error> {
+pub(crate) fn hold(
+    db: &Db,
+    lock: &mut Option<&mut RowLock>,
+    clock: &dyn Clock,
+) -> Result<(), Error> {
     let Some(lock) = lock else {
         return Ok(());
     };
-    if lock.is_held(db, now)? {
+    if lock.is_held(db, clock)? {
         return Ok(());
     }
     Err(Error::Unsafe(
@@ -27,6 +31,22 @@ pub(crate) fn hold(db: &Db, lock: &mut Option<&mut RowLock>, now: Millis) -> Res
          everything up to here is done and whole: ask again"
             .into(),
     ))
+}
+
+/// W-4 for what takes long between two transactions: renews the lock when it is time to, in a moment of its own.
+pub(crate) fn hold_meanwhile(
+    site: &Worksite<'_>,
+    lock: &mut Option<&mut RowLock>,
+) -> Result<(), Error> {
+    if lock.as_ref().is_none_or(|lock| !lock.is_due(site.clock)) {
+        return Ok(());
+    }
+    let _writer = site.writer.lock();
+    match hold(&site.db, lock, site.clock) {
+        // The next one will do, or tell more.
+        Err(e) if e.is_busy() || e.is_lost() => Ok(()),
+        held => held,
+    }
 }
 
 /// Waits for the room's lock rows of these names, where the homeserver has such rows (W-6).
@@ -40,10 +60,9 @@ pub(crate) fn acquire_row_lock(
     let (mut wait, longest) = LOCK_RETRY;
     let until = Instant::now() + LOCK_PATIENCE;
     loop {
-        let now = site.clock.now();
         let lock = {
             let _writer = site.writer.lock();
-            RowLock::try_acquire(&mut site.db, names, site.room, now)?
+            RowLock::try_acquire(&mut site.db, names, site.room, site.clock)?
         };
         if lock.is_some() {
             return Ok(lock);

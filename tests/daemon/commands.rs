@@ -127,6 +127,13 @@ fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
     assert!(blocked.out.contains("is blocked in the database"));
     let blocked = home.run(&["block", "!a:b"]);
     assert!(blocked.out.contains("nobody can join it"), "{blocked:?}");
+    let room = sample::room_id("a");
+    let plan = home.run(&["delete-room", &room, "--no-purge", "--dry-run"]);
+    plan.assert_ended(0, "");
+    assert!(
+        plan.out.contains("and remove none of its rows\n"),
+        "{plan:?}"
+    );
     let resumed = home.run(&["jobs", "--resume"]);
     assert_eq!(
         (resumed.code, resumed.out.as_str()),
@@ -134,6 +141,26 @@ fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
     );
     let resumed = home.run(&["jobs", "--resume", "--json"]);
     assert_eq!(resumed.json(), serde_json::json!({"jobs": []}));
+}
+
+#[test]
+fn events_are_told_to_machines_as_they_are() {
+    let home = Home::new(20, "");
+    home.sql(
+        "UPDATE event_json SET json = replace(json, '\"body\":\"', '\"body\":\"\u{7f}\u{202e}')",
+    );
+    let page = home.run(&["messages", &sample::room_id("a"), "--json"]);
+    let events: Vec<serde_json::Value> = page
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let body = |e: &serde_json::Value| e["content"]["body"].as_str().map(str::to_owned);
+    let odd = events.iter().filter_map(body);
+    assert!(odd.clone().count() > 3, "{page:?}");
+    for body in odd {
+        assert!(body.starts_with("\u{7f}\u{202e}"), "{body:?}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::home::{Daemon, Home, Ran, SOON, until};
+use crate::home::{Daemon, Home, Ran, SOON, signal, until};
 use crate::sample;
 use crate::support::engine::{self, Engine};
 
@@ -343,6 +343,43 @@ fn whoever_has_the_daemon_delete_a_room_hears_the_same_warnings_before() {
         "the table of_an_extension, which is not known, has 1 rows of this room",
     );
     drop(daemon);
+}
+
+/// Whether a process has said what is to be done when it is interrupted.
+fn listens_to_interrupts(child: &Child) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+    let caught = status.expect("it runs");
+    let caught = caught.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = u64::from_str_radix(caught.expect("a line").trim(), 16).expect("a number");
+    caught & (1 << 1) != 0
+}
+
+#[test]
+fn whoever_stops_waiting_for_the_daemon_hears_that_it_goes_on() {
+    const EVENTS: i64 = 3_000;
+    let home = Home::new(EVENTS, more_slowly());
+    let daemon = Daemon::start(&home);
+    let (room, token) = (sample::room_id("a"), sample::token(EVENTS - 100));
+    let mut command = home.command(&["purge-history", &room, "--before-token", &token]);
+    let child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let child = child.expect("starts");
+    let id = until("the purge", || {
+        let jobs = daemon
+            .client()
+            .get("/_roomkeeper/v1/jobs")
+            .expect("answers")
+            .body;
+        let id = jobs["jobs"][0]["id"].as_str().map(str::to_owned);
+        id.filter(|id| daemon.job(id)["state"] == "running")
+    });
+    // It listens to signals once it follows, which it does soon after it has asked.
+    until("one who follows", || {
+        listens_to_interrupts(&child).then_some(())
+    });
+    signal(&child, Signal::INT);
+    let ran = Ran::of(child.wait_with_output().expect("ends"));
+    ran.assert_ended(130, &format!("`roomkeeper jobs --cancel {id}` ends it"));
+    daemon.wait_until_complete(&id);
 }
 
 /// A homeserver's admin API, which answers nothing until it is told to.

@@ -108,6 +108,19 @@ impl OnServer {
         the_cluster().client(&self.name)
     }
 
+    /// Rows whose foreign key leads nowhere, key by key: what the server believes of its constraints is not asked.
+    pub fn orphans(&self) -> Vec<String> {
+        let mut client = self.client();
+        let keys = client.query(KEYS, &[]).expect("keys");
+        assert!(keys.len() >= 16, "{} keys", keys.len());
+        let orphans = keys.iter().filter_map(|key| {
+            let (name, sql): (String, String) = (key.get(0), key.get(1));
+            let rows: i64 = client.query_one(&sql, &[]).expect(&sql).get(0);
+            (rows > 0).then(|| format!("{rows} rows break {name}"))
+        });
+        orphans.collect()
+    }
+
     /// Everything the database holds, as a file would have it.
     pub fn tables(&self) -> Tables {
         let mut client = self.client();
@@ -135,6 +148,21 @@ impl OnServer {
         Tables(tables)
     }
 }
+
+/// Every foreign key, and the question how many rows it leads nowhere from. A key with a NULL in it leads nowhere by right.
+const KEYS: &str = "
+    SELECT k.conrelid::regclass::TEXT || ' (' || k.conname || ')',
+           'SELECT count(*) FROM ' || k.conrelid::regclass || ' c WHERE '
+           || string_agg(format('c.%I IS NOT NULL', a.attname), ' AND ')
+           || ' AND NOT EXISTS (SELECT 1 FROM ' || k.confrelid::regclass || ' p WHERE '
+           || string_agg(format('p.%I = c.%I', b.attname, a.attname), ' AND ') || ')'
+      FROM pg_constraint k
+     CROSS JOIN LATERAL unnest(k.conkey, k.confkey) AS x (child, parent)
+      JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = x.child
+      JOIN pg_attribute b ON b.attrelid = k.confrelid AND b.attnum = x.parent
+     WHERE k.contype = 'f'
+     GROUP BY k.oid, k.conrelid, k.confrelid, k.conname
+     ORDER BY 1";
 
 fn insert(client: &mut Client, table: &str, rows: &[Row]) {
     let json: Vec<serde_json::Value> = rows.iter().map(to_json).collect();

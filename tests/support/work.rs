@@ -280,6 +280,11 @@ impl Site {
         let violations =
             roomkeeper::keeper::check_offline(&self.config(), |_, _| ()).expect("checked");
         assert!(violations.is_empty(), "{about}: {violations:#?}");
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            let orphans = server.orphans();
+            assert!(orphans.is_empty(), "{about}: {orphans:#?}");
+        }
     }
 }
 

@@ -78,6 +78,16 @@ impl Wanted {
             Some(path) => Some(Roots::File(path.into())),
             None => at_home("root.crt").map(Roots::File),
         };
+        let own = (
+            file("sslcert", "postgresql.crt"),
+            file("sslkey", "postgresql.key"),
+        );
+        let identity = match own {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (Some(_), None) if said("sslcert").is_some() => return Err(half("sslcert", "sslkey")),
+            (None, Some(_)) if said("sslkey").is_some() => return Err(half("sslkey", "sslcert")),
+            _ => None,
+        };
         let wanted = Self {
             // As libpq: who says whom to trust means it.
             mode: match (mode, &roots) {
@@ -86,7 +96,7 @@ impl Wanted {
                 (mode, _) => mode,
             },
             roots,
-            identity: file("sslcert", "postgresql.crt").zip(file("sslkey", "postgresql.key")),
+            identity,
         };
         wanted.refuse_what_cannot_be()?;
         Ok(wanted)
@@ -118,6 +128,12 @@ impl Wanted {
             Mode::Require | Mode::VerifyCa | Mode::VerifyFull => &[SslMode::Require],
         }
     }
+}
+
+fn half(said: &str, missing: &str) -> Error {
+    Error::Config(format!(
+        "{said} is given and {missing} is not: a certificate of ours is shown with its key or not at all"
+    ))
 }
 
 /// A file of libpq's own place, where it is there.
