@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Config, Homeserver, file};
+use crate::config::{Config, HomeserverPolicy, file};
 use crate::database::Database;
 use crate::error::{Chain, EXIT_FAILED, Error};
 use crate::ids::{EventId, JobId, RoomId};
-use crate::jobs::ledger::{Record, State};
+use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, Keeper, PurgeOptions, Viewer, job_view};
 use crate::point::PurgePoint;
 use crate::store::schema;
@@ -61,7 +61,7 @@ struct Global {
     /// Accept that a homeserver is running: small transactions with rests between.
     #[arg(long, global = true)]
     beside: bool,
-    /// Say more; twice for every stride, three times for every statement.
+    /// Say more; twice for every batch, three times for every statement.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
 }
@@ -143,7 +143,7 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.global.verbose, matches!(cli.command, Command::Serve));
     let failed = match dispatch(&cli) {
-        Ok(_) if !output::is_whole() => return ExitCode::from(EXIT_FAILED),
+        Ok(_) if !output::has_localpart() => return ExitCode::from(EXIT_FAILED),
         Ok(code) => return code,
         Err(e) => e,
     };
@@ -227,9 +227,9 @@ fn config(global: &Global) -> Result<Config, Error> {
         _ => file::load(&global.config)?,
     };
     if global.offline.is_some() {
-        config.homeserver = Homeserver::AssumeStopped;
+        config.homeserver = HomeserverPolicy::AssumeStopped;
     } else if global.beside {
-        config.homeserver = Homeserver::Beside;
+        config.homeserver = HomeserverPolicy::AllowRunning;
     }
     Ok(config)
 }
@@ -273,7 +273,7 @@ fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<Ex
     let now = config.clock.now();
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
-        Err(Error::Owned(_)) => {
+        Err(Error::LedgerLocked(_)) => {
             return remote::purge_history(&asked, &room, &point, options, now, json);
         }
         keeper => keeper?,
@@ -284,7 +284,7 @@ fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<Ex
 
 /// Shows what a job did, and gives the exit code for it. The record is the whole answer, so an error is told to
 /// people alone.
-fn ended(job: &Record, json: bool) -> ExitCode {
+fn ended(job: &JobRecord, json: bool) -> ExitCode {
     output::job_done(json, job);
     match job.state {
         State::Failed => {
@@ -301,7 +301,7 @@ fn finish(keeper: &Keeper, id: &JobId, json: bool) -> Result<ExitCode, Error> {
 }
 
 /// Shows a job's progress until it has ended. SIGINT and SIGTERM stop it at a whole point.
-fn attend(keeper: &Keeper, id: &JobId, json: bool) -> Result<Record, Error> {
+fn attend(keeper: &Keeper, id: &JobId, json: bool) -> Result<JobRecord, Error> {
     let stop = signals()?;
     let mut bar = output::Bar::new(json);
     while !keeper.wait_for(id, Duration::from_millis(200)) {
@@ -343,7 +343,7 @@ fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Resul
         homeserver: looking(&config, resume),
         ..config
     }) {
-        Err(Error::Owned(_)) => {
+        Err(Error::LedgerLocked(_)) => {
             if resume {
                 eprintln!(
                     "roomkeeper: nothing is to be resumed while a daemon is at work: it has taken up what was interrupted"
@@ -382,22 +382,22 @@ fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Resul
 }
 
 /// Listing and cancelling touch the ledger alone, so a running homeserver is no reason to refuse them.
-fn looking(config: &Config, resume: bool) -> Homeserver {
+fn looking(config: &Config, resume: bool) -> HomeserverPolicy {
     if resume {
         config.homeserver
     } else {
-        Homeserver::AssumeStopped
+        HomeserverPolicy::AssumeStopped
     }
 }
 
 fn check(config: Config, json: bool) -> Result<ExitCode, Error> {
     let mut bar = output::Checks::new(json);
-    let violations = if config.homeserver == Homeserver::Beside {
+    let violations = if config.homeserver == HomeserverPolicy::AllowRunning {
         Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?
     } else {
         match keeper::check_offline(&config, |rule, meaning| bar.show(rule, meaning)) {
             // A daemon of ours is at work; what can be read can be checked all the same.
-            Err(Error::Owned(_)) => {
+            Err(Error::LedgerLocked(_)) => {
                 Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?
             }
             violations => violations?,

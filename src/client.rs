@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Time for a whole request and its answer. Requests that start jobs answer in milliseconds; a page of `/messages`
-/// behind a purge may wait for a stride.
+/// behind a purge may wait for a batch.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often one who waits looks up whether to go on waiting.
@@ -23,7 +23,7 @@ const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
 /// sent again.
 const CONNECT_FOR: Duration = Duration::from_secs(4);
 
-/// Most bytes of an answer; the gate sends no more (see `http::gate::limits::MAX_ANSWER`).
+/// Most bytes of an answer; the gate sends no more (see `http::server::limits::MAX_ANSWER`).
 const MAX_ANSWER: usize = 17 * 1024 * 1024;
 
 /// A daemon that can be asked.
@@ -63,7 +63,7 @@ pub enum ClientError {
     },
     /// The connection broke, or the time was over. The daemon may have done what it was asked.
     #[error("what listens at {address} did not answer: {source}")]
-    Silent {
+    NoReply {
         /// The address that was asked.
         address: String,
         /// What the system said.
@@ -71,7 +71,7 @@ pub enum ClientError {
     },
     /// The answer is not one of ours.
     #[error("what answers at {address} is not what was expected there: {what}")]
-    Stranger {
+    UnexpectedReply {
         /// The address that was asked.
         address: String,
         /// What was odd.
@@ -79,7 +79,7 @@ pub enum ClientError {
     },
     /// Whoever asked does not wait any longer. What was asked may be done all the same.
     #[error("{address} was not waited for")]
-    GivenUp {
+    Abandoned {
         /// The address that was asked.
         address: String,
     },
@@ -146,7 +146,7 @@ impl Client {
     /// Any method; waits no longer once `is_over` says so, which it is asked several times a second.
     ///
     /// # Errors
-    /// As [`Client::get`]; [`ClientError::GivenUp`].
+    /// As [`Client::get`]; [`ClientError::Abandoned`].
     pub fn request_unless(
         &self,
         method: &str,
@@ -155,23 +155,23 @@ impl Client {
         is_over: &dyn Fn() -> bool,
     ) -> Result<Reply, ClientError> {
         let bytes = self.serialise(method, path, body)?;
-        let patience = Patience {
+        let deadline = Deadline {
             deadline: Instant::now() + self.timeout,
             is_over,
         };
         let explain = |source: io::Error, is_reached: bool| {
             let address = self.address.to_string();
             match (is_over(), is_reached) {
-                (true, _) => ClientError::GivenUp { address },
+                (true, _) => ClientError::Abandoned { address },
                 (_, false) => ClientError::Unreachable { address, source },
-                (_, true) => ClientError::Silent { address, source },
+                (_, true) => ClientError::NoReply { address, source },
             }
         };
-        let mut stream = self.connect(&patience).map_err(|e| explain(e, false))?;
-        let answer = exchange(&mut *stream, &bytes, &patience).map_err(|e| explain(e, true))?;
+        let mut stream = self.connect(&deadline).map_err(|e| explain(e, false))?;
+        let answer = exchange(&mut *stream, &bytes, &deadline).map_err(|e| explain(e, true))?;
         parse(&answer).map_err(|what| {
             let address = self.address.to_string();
-            ClientError::Stranger { address, what }
+            ClientError::UnexpectedReply { address, what }
         })
     }
 
@@ -197,7 +197,7 @@ impl Client {
         Ok(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes())
     }
 
-    fn connect(&self, patience: &Patience<'_>) -> io::Result<Box<dyn Socket>> {
+    fn connect(&self, deadline: &Deadline<'_>) -> io::Result<Box<dyn Socket>> {
         let Address::Tcp(address) = &self.address else {
             return self.connect_to_file();
         };
@@ -206,7 +206,7 @@ impl Client {
             let mut failure = io::Error::from(ErrorKind::NotFound);
             let mut is_slow = false;
             for address in &addresses {
-                let time = patience.left()?.min(CONNECT_FOR);
+                let time = deadline.left()?.min(CONNECT_FOR);
                 match TcpStream::connect_timeout(address, time) {
                     Ok(stream) => return Ok(Box::new(stream)),
                     Err(error) => {
@@ -258,12 +258,12 @@ impl std::fmt::Display for Address {
 }
 
 /// How long is waited.
-struct Patience<'a> {
+struct Deadline<'a> {
     deadline: Instant,
     is_over: &'a dyn Fn() -> bool,
 }
 
-impl Patience<'_> {
+impl Deadline<'_> {
     /// The time until the deadline.
     fn left(&self) -> io::Result<Duration> {
         let left = self.deadline.saturating_duration_since(Instant::now());
@@ -298,11 +298,11 @@ impl Patience<'_> {
 fn exchange(
     stream: &mut dyn Socket,
     request: &[u8],
-    patience: &Patience<'_>,
+    deadline: &Deadline<'_>,
 ) -> io::Result<Vec<u8>> {
     let mut sent = 0;
     while sent < request.len() {
-        match patience.wait(stream, |stream| stream.write(&request[sent..])) {
+        match deadline.wait(stream, |stream| stream.write(&request[sent..])) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(count) => sent += count,
             // Refused before it was read to its end: the answer says why.
@@ -320,7 +320,7 @@ fn exchange(
     let mut answer = Vec::new();
     let mut chunk = [0; 16 * 1024];
     while answer.len() <= MAX_ANSWER {
-        match patience.wait(stream, |stream| stream.read(&mut chunk)) {
+        match deadline.wait(stream, |stream| stream.read(&mut chunk)) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&chunk[..count]),
             Err(error) if error.kind() == ErrorKind::TimedOut => return Err(error),
@@ -328,7 +328,7 @@ fn exchange(
             Err(_) => break, // Whether it is whole, its length will tell.
         }
         // Not every server closes a connection that it was asked to close.
-        if is_whole(&answer) {
+        if has_localpart(&answer) {
             break;
         }
     }
@@ -340,7 +340,7 @@ fn exchange(
 }
 
 /// Whether nothing can be missing of an answer, by what it says of itself.
-fn is_whole(answer: &[u8]) -> bool {
+fn has_localpart(answer: &[u8]) -> bool {
     let Ok((head, body)) = split(answer) else {
         return false;
     };
@@ -440,7 +440,7 @@ mod tests {
     use std::net::TcpListener;
 
     /// Someone who says one thing to everybody.
-    fn parrot(words: &'static [u8]) -> String {
+    fn canned_server(words: &'static [u8]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         std::thread::spawn(move || {
@@ -454,7 +454,9 @@ mod tests {
     #[test]
     fn an_answer_in_chunks_is_joined() {
         let words = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{\"a\r\n5;x=y\r\n\": 1}\r\n0\r\n\r\n";
-        let reply = Client::tcp(parrot(words), "t").get("/").expect("whole");
+        let reply = Client::tcp(canned_server(words), "t")
+            .get("/")
+            .expect("whole");
         assert_eq!(
             (reply.status, reply.body),
             (200, serde_json::json!({"a": 1}))
@@ -496,7 +498,7 @@ mod tests {
             looks.get() > 5
         };
         let given_up = client.request_unless("GET", "/", None, &is_over);
-        assert!(matches!(given_up, Err(ClientError::GivenUp { .. })));
+        assert!(matches!(given_up, Err(ClientError::Abandoned { .. })));
         drop(listener);
     }
 
@@ -529,7 +531,7 @@ mod tests {
         let silent = Client::tcp(address, "t")
             .with_timeout(Duration::from_millis(200))
             .get("/");
-        assert!(matches!(silent, Err(ClientError::Silent { .. })));
+        assert!(matches!(silent, Err(ClientError::NoReply { .. })));
         assert!(begun.elapsed() < Duration::from_secs(5));
 
         for words in [
@@ -541,9 +543,9 @@ mod tests {
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
             b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhtml",
         ] {
-            let reply = Client::tcp(parrot(words), "t").get("/");
+            let reply = Client::tcp(canned_server(words), "t").get("/");
             assert!(
-                matches!(reply, Err(ClientError::Stranger { .. })),
+                matches!(reply, Err(ClientError::UnexpectedReply { .. })),
                 "{reply:?}"
             );
         }

@@ -98,7 +98,7 @@ impl Server {
     }
 }
 
-/// Host and name: what helps a person, and nothing that opens a door.
+/// Host and name: what helps a person, and no secret.
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -11,14 +11,14 @@ mod delegate;
 #[cfg(all(test, feature = "events"))]
 mod faults;
 mod members;
+mod new_room;
 mod plan;
 mod request;
 mod rows;
 mod run;
 mod shutdown;
-mod successor;
 
 pub(crate) use delegate::set_block;
 pub use plan::{Plan, look_at_key, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
-pub use run::{Extent, SHUTDOWN_ROOM, run};
+pub use run::{DeletionScope, SHUTDOWN_ROOM, run};

@@ -1,13 +1,13 @@
 //! What went wrong: what was not done, what to do next, and how loud to be.
 //!
 //! One table ([`Error::class`]) maps an error to its HTTP status, Matrix error code and exit code. Logging
-//! happens once, at the door. Messages never contain tokens, passwords or message bodies.
+//! happens once, at the edge. Messages never contain tokens, passwords or message bodies.
 
 use std::fmt;
 
 use crate::ids::{EventId, JobId, RoomId, UserId};
 
-/// An error as a door shows it: HTTP status, Matrix error code, exit code.
+/// An error as the outside sees it: HTTP status, Matrix error code, exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Class {
     /// HTTP status.
@@ -38,12 +38,12 @@ pub enum Error {
     Config(String),
     /// Refused for the data's safety: what was seen, and what to do instead.
     #[error("{0}")]
-    Unsafe(String),
+    Refused(String),
     /// Another roomkeeper owns the ledger, and so the work on this database.
     #[error(
         "another roomkeeper is at work: it owns the ledger {0}; wait until it has ended, or stop it"
     )]
-    Owned(std::path::PathBuf),
+    LedgerLocked(std::path::PathBuf),
     /// A parameter that cannot be meant.
     #[error("{message}")]
     BadRequest {
@@ -87,7 +87,7 @@ pub enum Error {
     JobFailed(String),
     /// A daemon that was asked refused or failed.
     #[error("{said}")]
-    Answered {
+    Remote {
         /// As it answered.
         status: u16,
         /// As it answered.
@@ -171,7 +171,7 @@ pub struct ServerError {
     /// The server's message without its details: those can hold what is in a row.
     pub text: String,
     /// Whether the connection is gone.
-    pub is_lost: bool,
+    pub is_disconnected: bool,
 }
 
 impl StoreError {
@@ -185,8 +185,8 @@ impl StoreError {
     }
 
     /// Whether the server is gone, which it may not be the next time.
-    pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Server(e) if e.is_lost)
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self, Self::Server(e) if e.is_disconnected)
     }
 
     /// Whether somebody interrupted the statement.
@@ -235,11 +235,11 @@ impl Error {
         }
     }
 
-    /// The one table from error to door: status, errcode, exit code.
+    /// The one table from error to answer: status, errcode, exit code.
     pub fn class(&self) -> Class {
         let (status, errcode, exit) = match self {
             Self::Config(_) => (500, "M_UNKNOWN", EXIT_USAGE),
-            Self::Unsafe(_) | Self::Owned(_) => (503, "M_UNKNOWN", EXIT_REFUSED),
+            Self::Refused(_) | Self::LedgerLocked(_) => (503, "M_UNKNOWN", EXIT_REFUSED),
             Self::BadRequest { errcode, .. } => (400, *errcode, EXIT_USAGE),
             Self::EventNotFound(_) | Self::NothingThatOld | Self::NoSuchJob(_) => {
                 (404, "M_NOT_FOUND", EXIT_FAILED)
@@ -254,7 +254,7 @@ impl Error {
             Self::Denied {
                 status, errcode, ..
             } => (*status, *errcode, EXIT_FAILED),
-            Self::Answered {
+            Self::Remote {
                 status,
                 errcode,
                 said,
@@ -295,8 +295,8 @@ impl Error {
     }
 
     /// Whether the server was lost, and may be there the next time.
-    pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Store { source, .. } if source.is_lost())
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_disconnected())
     }
 
     /// Whether a constraint was about to be broken.
@@ -331,13 +331,13 @@ fn is_of_the_data(said: &str) -> bool {
 }
 
 /// Adds to a database's error what we were doing.
-pub(crate) trait Doing<T> {
+pub(crate) trait Context<T> {
     /// `doing` is a verb phrase: "read the forward extremities".
-    fn doing(self, doing: &'static str) -> Result<T, Error>;
+    fn context(self, doing: &'static str) -> Result<T, Error>;
 }
 
-impl<T, E: Into<StoreError>> Doing<T> for Result<T, E> {
-    fn doing(self, doing: &'static str) -> Result<T, Error> {
+impl<T, E: Into<StoreError>> Context<T> for Result<T, E> {
+    fn context(self, doing: &'static str) -> Result<T, Error> {
         self.map_err(|source| Error::Store {
             doing,
             source: source.into(),

@@ -2,18 +2,18 @@
 //! from 1 to 12.
 //!
 //! Nothing here knows a database. Which events authorise another is [`auth`]; the server's key file is read by
-//! [`Keys`]; a [`Sealer`] turns a [`Draft`] into an [`Event`] and looks at its own work before it hands it out.
+//! [`SigningKeys`]; a [`EventSigner`] turns a [`EventBuilder`] into an [`Event`] and looks at its own work before it hands it out.
 //!
 //! Source: the Matrix specification, "Server-Server API", "Signing events"; behaviour.md D-40 … D-48.
 
 pub mod auth;
-mod keys;
-mod seal;
+mod sign;
+mod signing_keys;
 
 use serde_json::{Map, Value};
 
-pub use self::keys::Keys;
-pub use self::seal::{Sealer, Signed};
+pub use self::sign::{EventSigner, Signed};
+pub use self::signing_keys::SigningKeys;
 use crate::ids::{EventId, RoomId, UserId};
 use crate::time::Millis;
 
@@ -65,7 +65,7 @@ pub struct Reference {
 
 /// What an event is to say, before it has hashes, an id and a signature.
 #[derive(Clone, Debug)]
-pub struct Draft<'a> {
+pub struct EventBuilder<'a> {
     /// Its room; none for the first event of a room whose id is that event's hash.
     pub room: Option<&'a RoomId>,
     /// Its type.
@@ -83,7 +83,7 @@ pub struct Draft<'a> {
     /// The events that allow it, the create event among them whatever the room version.
     pub auth: Vec<Reference>,
     /// The create event where it is no member of `auth_events` (version 12), so that it is left out there.
-    pub implied: Option<&'a EventId>,
+    pub create_event_id: Option<&'a EventId>,
     /// When it is said.
     pub at: Millis,
     /// The state event that it replaces.

@@ -29,7 +29,7 @@ macro_rules! name {
         /// [`Self::as_str`].
         impl fmt::Display for $Name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                Shown(&self.0).fmt(f)
+                Escaped(&self.0).fmt(f)
             }
         }
 
@@ -42,12 +42,12 @@ macro_rules! name {
 }
 
 /// A text of somebody else's, fit for a log and a terminal: on one line, what is not to be seen is escaped.
-pub struct Shown<'a>(pub &'a str);
+pub struct Escaped<'a>(pub &'a str);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.chars() {
-            match is_unseen(c) {
+            match is_control_or_bidi(c) {
                 true => write!(f, "{}", c.escape_default())?,
                 false => f.write_char(c)?,
             }
@@ -57,7 +57,7 @@ impl fmt::Display for Shown<'_> {
 }
 
 /// Whether a character does something to what is around it instead of being seen: controls, line ends, directions.
-pub fn is_unseen(c: char) -> bool {
+pub fn is_control_or_bidi(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -100,7 +100,7 @@ pub(crate) fn random_letters(count: usize) -> String {
 
 impl RoomId {
     /// Whether this is a legal room id (H-6): `!…:server name`, or `!` and 43 URL-safe base64 characters.
-    pub fn is_legal(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         let Some(rest) = self.0.strip_prefix('!') else {
             return false;
         };
@@ -118,7 +118,7 @@ impl RoomId {
 
 impl UserId {
     /// Whether there is a name between `@` and `:`, and no more than 255 bytes in all.
-    pub fn is_whole(&self) -> bool {
+    pub fn has_localpart(&self) -> bool {
         let text = self.as_str();
         text.len() <= 255 && !text.starts_with("@:")
     }
@@ -178,12 +178,12 @@ mod tests {
             "!x:[::1]:80",
             "!0123456789012345678901234567890123456789-_a",
         ] {
-            assert!(RoomId::from(legal).is_legal(), "{legal}");
+            assert!(RoomId::from(legal).is_valid(), "{legal}");
         }
         for illegal in [
             "", "!", "a:b", "#a:b", "!a", "!a:", "!a:b c", "!a:[x]", "!a:b:x", "!a:b:",
         ] {
-            assert!(!RoomId::from(illegal).is_legal(), "{illegal}");
+            assert!(!RoomId::from(illegal).is_valid(), "{illegal}");
         }
     }
 

@@ -1,15 +1,15 @@
-//! The landing: a [`Keeper`] owns the threads, the locks and the ledger, and is what every door speaks to.
+//! The facade: a [`Keeper`] owns the threads, the locks and the ledger, and is what HTTP, the command line and embedders speak to.
 
 mod deletion;
+mod job_context;
 mod messages;
 mod ownership;
 pub mod retention;
-mod site;
-mod sweeper;
+mod retention_scheduler;
 mod viewer;
 
 use self::ownership::{own_ledger, refuse_running_homeserver, refuse_wrong_server_name};
-use self::sweeper::Sweeper;
+use self::retention_scheduler::RetentionScheduler;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,10 +22,10 @@ use serde_json::json;
 use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
-use crate::ids::{JobId, RoomId, Shown};
-use crate::jobs::ledger::{Record, State};
+use crate::ids::{Escaped, JobId, RoomId};
+use crate::jobs::ledger::{JobRecord, State};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
-use crate::jobs::register::{Register, Ticket};
+use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
@@ -33,11 +33,11 @@ use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
 use crate::store::connections::Connections;
 use crate::store::db::{Access, Db, OpenOptions};
-use crate::store::erase::RawFile;
+use crate::store::free_pages::RawFile;
 use crate::store::homeserver;
-use crate::store::log::Writer;
 use crate::store::points;
 use crate::store::users::{self, Requester};
+use crate::store::wal::WalGuard;
 use crate::time::Millis;
 
 pub use self::deletion::DeleteStatus;
@@ -47,7 +47,7 @@ pub use self::viewer::{Viewer, check_offline, reclaim};
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";
 
-/// Read-only connections kept open for questions: one for each handler thread of the doors.
+/// Read-only connections kept open for questions: one for each handler thread of HTTP.
 const READERS: usize = 8;
 
 /// Workers that a keeper can have.
@@ -84,13 +84,13 @@ pub struct Keeper {
 /// What jobs need. Jobs hold this and never the threads, so that no thread can be left to join itself.
 struct Shared {
     config: Config,
-    register: Arc<Register>,
+    register: Arc<JobRegistry>,
     locks: RoomLocks,
-    writer: Mutex<Writer>,
-    writers: [Mutex<Writer>; MOST_WORKERS],
+    writer: Mutex<WalGuard>,
+    writers: [Mutex<WalGuard>; MOST_WORKERS],
     turn: AtomicUsize,
     readers: Connections,
-    queue: messages::Queue,
+    queue: messages::ReaderLimit,
     is_stopping: AtomicBool,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: Option<RawFile>,
@@ -101,7 +101,7 @@ struct Threads {
     shared: Arc<Shared>,
     pool: Option<Arc<Pool>>,
     timer: Option<Timer>,
-    sweeper: Option<Sweeper>,
+    retention_scheduler: Option<RetentionScheduler>,
 }
 
 /// What a job is to do: its kind and parameters in the ledger, as values.
@@ -113,7 +113,7 @@ enum Work {
 
 impl Work {
     /// What a job on record was to do; `None` when this roomkeeper does not know.
-    fn of_record(record: Record) -> Option<Self> {
+    fn of_record(record: JobRecord) -> Option<Self> {
         match record.kind.as_str() {
             PURGE_HISTORY | retention::RETENTION_PURGE => serde_json::from_value(record.params)
                 .ok()
@@ -130,7 +130,7 @@ impl Keeper {
     /// Opens a database and becomes the owner of its ledger.
     ///
     /// # Errors
-    /// [`Error::Owned`] while another roomkeeper owns the ledger; [`Error::Unsafe`] while a homeserver seems to be
+    /// [`Error::LedgerLocked`] while another roomkeeper owns the ledger; [`Error::Refused`] while a homeserver seems to be
     /// running (unless told otherwise), or when the database is not one we know or another server's; [`Error::Config`]
     /// when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
@@ -141,7 +141,7 @@ impl Keeper {
         refuse_wrong_server_name(&db, &config)?;
         homeserver::release_leftover_locks(&mut db, config.clock.now())?;
         drop(db);
-        let register = Arc::new(Register::new(ledger, config.clock.clone()));
+        let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()));
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
@@ -149,7 +149,7 @@ impl Keeper {
             writers: std::array::from_fn(|_| Mutex::default()),
             turn: AtomicUsize::new(0),
             readers: Connections::new(&config.database, READERS),
-            queue: messages::Queue::default(),
+            queue: messages::ReaderLimit::default(),
             is_stopping: AtomicBool::new(false),
             raw,
             config,
@@ -170,12 +170,12 @@ impl Keeper {
         };
         let timer = Timer::start(timer::PERIOD, forget).map_err(no_thread)?;
         let pool = Arc::new(pool);
-        let sweeper = Sweeper::start(shared.clone(), pool.clone())?;
+        let retention_scheduler = RetentionScheduler::start(shared.clone(), pool.clone())?;
         let threads = Arc::new(Threads {
             shared: shared.clone(),
             pool: Some(pool),
             timer: Some(timer),
-            sweeper: Some(sweeper),
+            retention_scheduler: Some(retention_scheduler),
         });
         let keeper = Self { shared, threads };
         if keeper.shared.config.resume {
@@ -218,10 +218,10 @@ impl Keeper {
             keep_received_after: options.keep_received_after,
         };
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
-        let ticket = self.shared.register.admit(PURGE_HISTORY, room, params)?;
-        let id = ticket.id().clone();
+        let guard = self.shared.register.enqueue(PURGE_HISTORY, room, params)?;
+        let id = guard.id().clone();
         log::info!("room {room}: purge {id} up to {point} is queued");
-        self.submit(ticket, Work::PurgeHistory(request))?;
+        self.submit(guard, Work::PurgeHistory(request))?;
         Ok(id)
     }
 
@@ -235,17 +235,17 @@ impl Keeper {
         Viewer::open(self.shared.config.clone())?.plan_purge(room, point, options)
     }
 
-    fn submit(&self, ticket: Ticket, work: Work) -> Result<(), Error> {
+    fn submit(&self, guard: JobGuard, work: Work) -> Result<(), Error> {
         if let Work::Retention(range) = work {
-            return self.run_retention(ticket, range);
+            return self.run_retention(guard, range);
         }
         let shared = self.shared.clone();
-        // The ticket outlives a refusal, so that it can be withdrawn.
-        let slot = Arc::new(Mutex::new(Some(ticket)));
+        // The guard outlives a refusal, so that it can be withdrawn.
+        let slot = Arc::new(Mutex::new(Some(guard)));
         let taken = slot.clone();
         let job = Box::new(move || {
-            if let Some(ticket) = taken.lock().take() {
-                shared.run_job(ticket, &work);
+            if let Some(guard) = taken.lock().take() {
+                shared.run_job(guard, &work);
             }
         });
         let pool = self.threads.pool.as_ref().ok_or(Error::Stopping)?;
@@ -254,8 +254,8 @@ impl Keeper {
             Err(SubmitError::Full) => Error::QueueFull,
             Err(SubmitError::Closed) => Error::Stopping,
         };
-        if let Some(ticket) = slot.lock().take() {
-            ticket.withdraw();
+        if let Some(guard) = slot.lock().take() {
+            guard.cancel_enqueue();
         }
         Err(refused)
     }
@@ -267,8 +267,8 @@ impl Keeper {
         for record in self.shared.register.ledger().unended()? {
             let id = record.id.clone();
             let register = &self.shared.register;
-            let ticket = match register.readmit(&record) {
-                Ok(ticket) => ticket,
+            let guard = match register.requeue(&record) {
+                Ok(guard) => guard,
                 // It runs already, or a retention run has finished it.
                 Err(Error::NoSuchJob(_)) => continue,
                 Err(_) if register.is_live(&id) => continue,
@@ -276,7 +276,10 @@ impl Keeper {
                 Err(_) => {
                     let why =
                         "interrupted, and another job of the room was taken up again before it";
-                    log::warn!("{id} of room {} is given up: {why}", Shown(&record.subject));
+                    log::warn!(
+                        "{id} of room {} is given up: {why}",
+                        Escaped(&record.subject)
+                    );
                     register.ledger().end(
                         &id,
                         Some(why),
@@ -287,13 +290,13 @@ impl Keeper {
                 }
             };
             let Some(work) = Work::of_record(record) else {
-                ticket.end(Some(
+                guard.end(Some(
                     "interrupted, and this roomkeeper does not know how to go on",
                 ));
                 continue;
             };
-            log::info!("{ticket} goes on where it was interrupted");
-            match self.submit(ticket, work) {
+            log::info!("{guard} goes on where it was interrupted");
+            match self.submit(guard, work) {
                 Ok(()) => resumed.push(id),
                 // It stands in the ledger and is taken up at the next start.
                 Err(e) => log::warn!("{id} could not be taken up again: {e}"),
@@ -321,12 +324,12 @@ impl Keeper {
     }
 
     /// Every job on record, oldest first, with the progress of this moment.
-    pub fn jobs(&self) -> Result<Vec<Record>, Error> {
+    pub fn jobs(&self) -> Result<Vec<JobRecord>, Error> {
         self.shared.register.list()
     }
 
     /// One job on record.
-    pub fn job(&self, id: &JobId) -> Result<Option<Record>, Error> {
+    pub fn job(&self, id: &JobId) -> Result<Option<JobRecord>, Error> {
         self.shared.register.get(id)
     }
 
@@ -356,7 +359,7 @@ impl Keeper {
     /// # Errors
     /// [`Error::JobFailed`] with the text of its status; [`Error::Stopping`] when it was handed back because the
     /// keeper stops; [`Error::NoSuchJob`].
-    pub fn wait(&self, id: &JobId) -> Result<Record, Error> {
+    pub fn wait(&self, id: &JobId) -> Result<JobRecord, Error> {
         self.shared.register.wait(id);
         let job = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
         match job.state {
@@ -425,7 +428,7 @@ impl Keeper {
 impl Shared {
     fn begin_to_stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
-        self.register.trip_all();
+        self.register.interrupt_all();
     }
 
     fn with_reader<T>(&self, ask: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
@@ -436,7 +439,7 @@ impl Shared {
     /// What is open is the old file when another was put in its place: what is written to it is lost.
     fn refuse_replaced_file(&self) -> Result<(), Error> {
         match (&self.raw, self.config.database.file()) {
-            (Some(raw), Some(file)) if !raw.is_at(file) => Err(Error::Unsafe(format!(
+            (Some(raw), Some(file)) if !raw.is_at(file) => Err(Error::Refused(format!(
                 "the file {} is not the one that was there when roomkeeper started: start roomkeeper again",
                 file.display()
             ))),
@@ -444,39 +447,39 @@ impl Shared {
         }
     }
 
-    fn run_job(&self, ticket: Ticket, work: &Work) {
+    fn run_job(&self, guard: JobGuard, work: &Work) {
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
         if is_stopping() {
-            return ticket.suspend();
+            return guard.suspend();
         }
-        let outcome = ticket.start().and_then(|()| match work {
-            Work::PurgeHistory(request) => self.purge(&ticket, request, &is_stopping),
+        let outcome = guard.start().and_then(|()| match work {
+            Work::PurgeHistory(request) => self.purge(&guard, request, &is_stopping),
             // Runs have a thread of their own.
             Work::Retention(_) => Err(Error::Bug("a worker was given a retention run".into())),
-            Work::DeleteRoom(deletion) => self.delete_room(&ticket, deletion, &is_stopping),
+            Work::DeleteRoom(deletion) => self.delete_room(&guard, deletion, &is_stopping),
         });
         match outcome {
             Ok(summary) => {
-                log::info!("{ticket} is complete: {summary}");
-                ticket.end(None);
+                log::info!("{guard} is complete: {summary}");
+                guard.end(None);
             }
-            Err(e) => end_early(ticket, &e),
+            Err(e) => end_early(guard, &e),
         }
     }
 
     fn purge(
         &self,
-        ticket: &Ticket,
+        guard: &JobGuard,
         request: &Request,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
-        let progress = purge::run(&mut self.worksite(ticket, is_stopping)?, request)?;
+        let progress = purge::run(&mut self.job_context(guard, is_stopping)?, request)?;
         Ok(format!("{} events deleted", progress.events_deleted))
     }
 
     /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
     /// more of them than there are turns run for no keeper.
-    fn turn_to_write(&self) -> &Mutex<Writer> {
+    fn turn_to_write(&self) -> &Mutex<WalGuard> {
         match self.config.database {
             Database::File(_) => &self.writer,
             Database::Server(_) => {
@@ -488,24 +491,24 @@ impl Shared {
 }
 
 /// How often a stopping keeper interrupts what still runs: a statement may begin just after the last time.
-const TRIP_AGAIN: Duration = Duration::from_millis(50);
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(50);
 
 impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.begin_to_stop();
         drop(self.timer.take());
-        let (sweeper, pool) = (self.sweeper.take(), self.pool.take());
+        let (retention_scheduler, pool) = (self.retention_scheduler.take(), self.pool.take());
         let done = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {
             let (joined, shared) = (done.clone(), &self.shared);
             scope.spawn(move || {
                 while !joined.load(Ordering::SeqCst) {
-                    shared.register.trip_all();
-                    thread::sleep(TRIP_AGAIN);
+                    shared.register.interrupt_all();
+                    thread::sleep(INTERRUPT_AGAIN);
                 }
             });
             // It waits for workers, and holds on to their pool.
-            drop(sweeper);
+            drop(retention_scheduler);
             drop(pool);
             done.store(true, Ordering::SeqCst);
         });
@@ -514,13 +517,13 @@ impl Drop for Threads {
 }
 
 /// A job that came to no good end goes on at the next start, or says why it failed.
-fn end_early(ticket: Ticket, error: &Error) {
+fn end_early(guard: JobGuard, error: &Error) {
     if matches!(error, Error::Stopping) {
-        log::info!("{ticket} is interrupted and goes on at the next start");
-        return ticket.suspend();
+        log::info!("{guard} is interrupted and goes on at the next start");
+        return guard.suspend();
     }
-    log::error!("{ticket} failed: {}", Chain(error));
-    ticket.end(Some(&error.status_text()));
+    log::error!("{guard} failed: {}", Chain(error));
+    guard.end(Some(&error.status_text()));
 }
 
 fn options(access: Access) -> OpenOptions {
@@ -530,7 +533,7 @@ fn options(access: Access) -> OpenOptions {
     }
 }
 
-/// What a job's record says, as the doors show it.
-pub fn job_view(record: &Record) -> serde_json::Value {
+/// What a job's record says, as HTTP shows it.
+pub fn job_view(record: &JobRecord) -> serde_json::Value {
     serde_json::to_value(record).unwrap_or_else(|_| json!({}))
 }

@@ -7,17 +7,20 @@ extern crate self as roomkeeper;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+pub mod batch;
 #[cfg(feature = "daemon")]
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod database;
 pub mod deletion;
+pub mod endpoints;
 pub mod error;
 pub mod event;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod ids;
+pub mod job;
 pub mod jobs;
 pub mod keeper;
 pub mod locks;
@@ -28,10 +31,7 @@ pub mod purge;
 pub mod retention;
 pub mod room_version;
 pub mod store;
-pub mod stride;
 pub mod time;
-pub mod whereabouts;
-pub mod worksite;
 
 pub use config::Config;
 pub use error::Error;

@@ -1,6 +1,6 @@
 //! How long messages may stay: a room's policy, the server's default and limits, the ranges that jobs take. Pure.
 //!
-//! Two rooms of the house judge by it: retention deletes what a policy no longer covers, and `/messages` hides it
+//! Two modules judge by it: retention deletes what a policy no longer covers, and `/messages` hides it
 //! before it is deleted (R-41: the two need not agree).
 
 use std::fmt;
@@ -33,7 +33,7 @@ pub struct LifetimeRange {
 
 impl LifetimeRange {
     /// What is wrong with a range on demand, by the rules for those of the configuration (R-2d, R-5).
-    pub fn nonsense(&self) -> Option<&'static str> {
+    pub fn validate(&self) -> Option<&'static str> {
         let ends = [self.shortest, self.longest];
         if ends.iter().flatten().any(|end| end.0 < 0) {
             return Some("a lifetime cannot be negative");
@@ -153,7 +153,7 @@ pub struct Lifetime {
 
 /// What a job makes of a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Decision {
     /// Its messages go when they are this old.
     Due(Lifetime),
     /// Its lifetime, before clamping, is not this job's business (R-12, R-18; defect A).
@@ -172,15 +172,15 @@ impl Retention {
     ///
     /// One rule serves: the lifetime is the room's own or else the default's, and it is looked at before
     /// it is clamped. A room whose own lifetime is out of range is never taken by the default's (defect A).
-    pub fn judge(&self, range: &LifetimeRange, policy: Option<&Policy>) -> Verdict {
+    pub fn evaluate(&self, range: &LifetimeRange, policy: Option<&Policy>) -> Decision {
         let own = set(policy.and_then(|policy| policy.max_lifetime));
         let (wanted, source) = match (own, set(self.default_policy.max_lifetime)) {
             (Some(own), _) => (own, Source::Room),
             (None, Some(default)) => (default, Source::Default),
-            (None, None) => return Verdict::NoLifetime,
+            (None, None) => return Decision::NoLifetime,
         };
         if !range.contains(wanted) {
-            return Verdict::OutOfRange(wanted);
+            return Decision::OutOfRange(wanted);
         }
         let mut lifetime = wanted;
         let mut clamp = None;
@@ -191,7 +191,7 @@ impl Retention {
         if let Some(most) = set(self.allowed_lifetime_max).filter(|most| lifetime > *most) {
             (lifetime, clamp) = (most, Some(Clamp::AllowedLifetimeMax));
         }
-        Verdict::Due(Lifetime {
+        Decision::Due(Lifetime {
             lifetime,
             source,
             clamp,
@@ -215,7 +215,7 @@ impl Retention {
     }
 
     /// How long an event that this server received live stays at the least, whatever its depth.
-    pub fn promised(&self) -> Option<Millis> {
+    pub fn min_lifetime_kept(&self) -> Option<Millis> {
         set(self.allowed_lifetime_min)
     }
 
@@ -266,7 +266,7 @@ mod tests {
             shortest: None,
             longest: Some(Millis(10)),
         };
-        let Verdict::Due(due) = retention.judge(&range, Some(&policy(Some(10)))) else {
+        let Decision::Due(due) = retention.evaluate(&range, Some(&policy(Some(10)))) else {
             panic!("10 is in range before it is clamped")
         };
         assert_eq!(
@@ -274,8 +274,8 @@ mod tests {
             (Millis(40), Some(Clamp::AllowedLifetimeMax))
         );
         assert_eq!(
-            retention.judge(&range, Some(&policy(Some(11)))),
-            Verdict::OutOfRange(Millis(11))
+            retention.evaluate(&range, Some(&policy(Some(11)))),
+            Decision::OutOfRange(Millis(11))
         );
     }
 
@@ -287,15 +287,15 @@ mod tests {
         };
         let zero = policy(Some(0));
         let any = LifetimeRange::default();
-        assert_eq!(retention.judge(&any, Some(&zero)), Verdict::NoLifetime);
+        assert_eq!(retention.evaluate(&any, Some(&zero)), Decision::NoLifetime);
         assert_eq!(
             retention.hides_before(Some(&zero), Millis(9)),
             Some(Millis(9))
         );
         retention.default_policy = policy(Some(5));
         assert!(matches!(
-            retention.judge(&any, Some(&zero)),
-            Verdict::Due(Lifetime {
+            retention.evaluate(&any, Some(&zero)),
+            Decision::Due(Lifetime {
                 lifetime: Millis(5),
                 source: Source::Default,
                 clamp: None

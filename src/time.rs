@@ -85,7 +85,7 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Millis;
 
     /// Milliseconds since some moment, by a clock that nobody sets and that goes on while the machine is suspended.
-    fn steady(&self) -> Millis;
+    fn monotonic(&self) -> Millis;
 }
 
 /// The operating system's wall clock.
@@ -99,7 +99,7 @@ impl Clock for SystemClock {
             .map_or(Millis(0), Millis::from)
     }
 
-    fn steady(&self) -> Millis {
+    fn monotonic(&self) -> Millis {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Millis(time.tv_sec.saturating_mul(1_000) + time.tv_nsec / 1_000_000)
     }
@@ -109,7 +109,7 @@ impl Clock for SystemClock {
 #[derive(Debug)]
 pub struct ManualClock {
     now: Mutex<Millis>,
-    steady: Mutex<Millis>,
+    monotonic: Mutex<Millis>,
 }
 
 impl ManualClock {
@@ -117,19 +117,19 @@ impl ManualClock {
     pub fn at(now: Millis) -> Self {
         Self {
             now: Mutex::new(now),
-            steady: Mutex::new(Millis(0)),
+            monotonic: Mutex::new(Millis(0)),
         }
     }
 
     /// Lets time pass.
     pub fn advance(&self, by: Millis) {
-        self.set_wrong(by);
-        let mut steady = self.steady.lock();
-        *steady = *steady + by.max(Millis(0));
+        self.jump(by);
+        let mut monotonic = self.monotonic.lock();
+        *monotonic = *monotonic + by.max(Millis(0));
     }
 
     /// Sets the clock forwards or back, while no time passes.
-    pub fn set_wrong(&self, by: Millis) {
+    pub fn jump(&self, by: Millis) {
         let mut now = self.now.lock();
         *now = *now + by;
     }
@@ -140,8 +140,8 @@ impl Clock for ManualClock {
         *self.now.lock()
     }
 
-    fn steady(&self) -> Millis {
-        *self.steady.lock()
+    fn monotonic(&self) -> Millis {
+        *self.monotonic.lock()
     }
 }
 
@@ -150,37 +150,37 @@ const JUMP: Millis = Millis(10_000);
 
 /// The time of day, for work that must not be done early because somebody set the clock forwards.
 ///
-/// It follows the wall clock for as long as that goes with the steady one. A jump forwards is believed when it has
+/// It follows the wall clock for as long as that goes with the monotonic one. A jump forwards is believed when it has
 /// stood for as long as it is large: a clock that is put right again in time has hurried nothing, and a machine that
 /// was paused, or booted with a wrong clock, goes on. A jump back is believed at once, because late is safe.
 #[derive(Debug)]
-pub struct CalmClock {
-    /// The wall clock and the steady one when they were last seen to go together.
+pub struct JumpTolerantClock {
+    /// The wall clock and the monotonic one when they were last seen to go together.
     wall: Millis,
-    steady: Millis,
-    /// Since when, in steady time, the wall clock has been ahead.
+    monotonic: Millis,
+    /// Since when, in monotonic time, the wall clock has been ahead.
     ahead_since: Option<Millis>,
 }
 
-impl CalmClock {
+impl JumpTolerantClock {
     /// Begins with the wall clock as it is.
     pub fn new(clock: &dyn Clock) -> Self {
         Self {
             wall: clock.now(),
-            steady: clock.steady(),
+            monotonic: clock.monotonic(),
             ahead_since: None,
         }
     }
 
     /// The time to go by.
     pub fn now(&mut self, clock: &dyn Clock) -> Millis {
-        let (wall, steady) = (clock.now(), clock.steady());
-        let expected = self.wall + (steady - self.steady);
+        let (wall, monotonic) = (clock.now(), clock.monotonic());
+        let expected = self.wall + (monotonic - self.monotonic);
         let ahead = wall - expected;
         if ahead <= JUMP {
             self.ahead_since = None;
             if ahead >= Millis(0) - JUMP {
-                (self.wall, self.steady) = (wall, steady);
+                (self.wall, self.monotonic) = (wall, monotonic);
             }
             return wall;
         }
@@ -189,16 +189,16 @@ impl CalmClock {
                 "the clock jumped forwards by {} ms: retention does not follow before it has stood for that long",
                 ahead.0
             );
-            steady
+            monotonic
         });
-        if steady - since < ahead {
+        if monotonic - since < ahead {
             return expected;
         }
         log::warn!(
             "retention follows the clock, which jumped forwards by {} ms",
             ahead.0
         );
-        (self.wall, self.steady, self.ahead_since) = (wall, steady, None);
+        (self.wall, self.monotonic, self.ahead_since) = (wall, monotonic, None);
         wall
     }
 }
@@ -244,30 +244,34 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_forwards_hurries_nothing_and_is_believed_in_the_end() {
         let clock = ManualClock::at(days(1000));
-        let mut calm = CalmClock::new(&clock);
+        let mut tolerant = JumpTolerantClock::new(&clock);
         clock.advance(days(3));
         assert_eq!(
-            calm.now(&clock),
+            tolerant.now(&clock),
             days(1003),
             "a suspend is time that passed"
         );
-        clock.set_wrong(days(1));
-        assert_eq!(calm.now(&clock), days(1003));
+        clock.jump(days(1));
+        assert_eq!(tolerant.now(&clock), days(1003));
         clock.advance(Millis(5));
-        assert_eq!(calm.now(&clock), days(1003) + Millis(5));
-        clock.set_wrong(days(-1));
-        assert_eq!(calm.now(&clock), days(1003) + Millis(5), "put right again");
-        clock.set_wrong(days(-1));
-        assert_eq!(calm.now(&clock), days(1002) + Millis(5), "late is safe");
-        clock.set_wrong(days(1));
-        assert_eq!(calm.now(&clock), clock.now());
-        clock.set_wrong(days(2));
+        assert_eq!(tolerant.now(&clock), days(1003) + Millis(5));
+        clock.jump(days(-1));
+        assert_eq!(
+            tolerant.now(&clock),
+            days(1003) + Millis(5),
+            "put right again"
+        );
+        clock.jump(days(-1));
+        assert_eq!(tolerant.now(&clock), days(1002) + Millis(5), "late is safe");
+        clock.jump(days(1));
+        assert_eq!(tolerant.now(&clock), clock.now());
+        clock.jump(days(2));
         for _ in 0..47 {
             clock.advance(Millis(3_600_000));
-            assert_eq!(calm.now(&clock), clock.now() - days(2));
+            assert_eq!(tolerant.now(&clock), clock.now() - days(2));
         }
         clock.advance(Millis(2 * 3_600_000));
-        assert_eq!(calm.now(&clock), clock.now(), "it stood for two days");
+        assert_eq!(tolerant.now(&clock), clock.now(), "it stood for two days");
     }
 
     #[test]

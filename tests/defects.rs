@@ -225,7 +225,7 @@ fn what_was_redacted_stays_redacted() {
     draft.add(message("$last", 13, 13).after(&["$kept", "$hides-nothing"]));
     let site = Site::of(draft);
     let ask = Ask::all_of(ROOM, 12);
-    let strides = site.copy();
+    let batches = site.copy();
     site.purge(&ask).expect("purged");
     let after = site.tables();
     let mut redactions: Vec<&str> = after
@@ -246,10 +246,10 @@ fn what_was_redacted_stays_redacted() {
         );
     }
     site.assert_sound("redactions");
-    strides
-        .purge_with(strides.in_strides_of(1), &ask)
+    batches
+        .purge_with(batches.in_batches_of(1), &ask)
         .expect("purged");
-    assert_same(&after, &strides.tables(), "in strides of one");
+    assert_same(&after, &batches.tables(), "in batches of one");
     let again = site.purge(&ask).expect("purged again");
     assert_eq!(again.rows_removed.len(), 0, "{again:?}");
     assert_same(&after, &site.tables(), "again");
@@ -299,16 +299,16 @@ fn the_newest_event_by_arrival_may_lie_below_the_cut() {
         (row.number("event_stream_ordering"), row.int("bump_stamp"))
     };
     assert_eq!(list(&site.tables()), (100, Some(90)));
-    let strides = site.copy();
+    let batches = site.copy();
     let ask = Ask::all_of(ROOM, 12);
     site.purge(&ask).expect("purged");
     assert_eq!(list(&site.tables()), (15, Some(15)));
-    site.assert_sound("in one leap");
-    // The event that lifts the room goes in an earlier stride than the newest one.
-    strides
-        .purge_with(strides.in_strides_of(2), &ask)
+    site.assert_sound("in one rewrite");
+    // The event that lifts the room goes in an earlier batch than the newest one.
+    batches
+        .purge_with(batches.in_batches_of(2), &ask)
         .expect("purged");
-    assert_same(&site.tables(), &strides.tables(), "in strides");
+    assert_same(&site.tables(), &batches.tables(), "in batches");
 }
 
 /// P-3, I-4.
@@ -358,8 +358,8 @@ fn a_room_that_is_still_being_joined_keeps_the_events_it_needs() {
         site.plan(&Ask::all_of(ROOM, 9)),
         Err(Error::PartialState(_))
     ));
-    // In strides the refusal comes before anything is touched as well.
-    site.purge_with(site.in_strides_of(1), &Ask::all_of(ROOM, 9))
+    // In batches the refusal comes before anything is touched as well.
+    site.purge_with(site.in_batches_of(1), &Ask::all_of(ROOM, 9))
         .expect_err("m6 is needed");
     assert_same(&before, &site.tables(), "refused in strides");
     site.purge(&Ask::all_of(ROOM, 6)).expect("m6 stays");

@@ -282,8 +282,8 @@ fn a_deleted_room_leaves_nothing_and_no_other_room_changes() {
         type Way = fn(&Site) -> Config;
         let ways: [(&str, Way); 5] = [
             ("at once", |site| site.config()),
-            ("in strides", |site| site.in_strides_of(3)),
-            ("in strides of one", |site| site.in_strides_of(1)),
+            ("in batches", |site| site.in_batches_of(3)),
+            ("in batches of one", |site| site.in_batches_of(1)),
             ("beside, at once", |site| site.beside(100_000, 60_000)),
             ("beside, in strides", |site| site.beside(4, 60_000)),
         ];
@@ -314,10 +314,10 @@ fn a_room_goes_whole_and_alone() {
         let plan = viewer.plan_deletion(&RoomId::new(&*room), &forced());
         let plan = plan.expect("planned");
         drop(viewer);
-        for strides in [100_000, 3] {
-            let about = format!("seed {seed}, in strides of {strides}");
+        for batches in [100_000, 3] {
+            let about = format!("seed {seed}, in batches of {batches}");
             let copy = site.copy();
-            let keeper = Keeper::open(copy.in_strides_of(strides)).expect("opens");
+            let keeper = Keeper::open(copy.in_batches_of(batches)).expect("opens");
             let done = keeper.purge_room(&RoomId::new(&*room), true);
             let done = done.unwrap_or_else(|e| panic!("{about}: {e}"));
             keeper.stop();
@@ -352,9 +352,9 @@ fn a_dry_run_counts_exactly_the_rows_that_then_go() {
         let plan = viewer.plan_deletion(&room, &forced()).expect("planned");
         drop(viewer);
         assert_same(&before, &site.tables(), "a dry run changes nothing");
-        for strides in [100_000, 2] {
+        for batches in [100_000, 2] {
             let copy = site.copy();
-            let keeper = Keeper::open(copy.in_strides_of(strides)).expect("opens");
+            let keeper = Keeper::open(copy.in_batches_of(batches)).expect("opens");
             let done = keeper.purge_room(&room, true).expect("deleted");
             assert_eq!(
                 plan.rows_removed,
@@ -398,7 +398,7 @@ fn a_room_with_local_people_in_it_is_not_deleted_unless_it_is_forced() {
             ]),
         );
         let before = site.tables();
-        for config in [site.config(), site.in_strides_of(1)] {
+        for config in [site.config(), site.in_batches_of(1)] {
             let keeper = Keeper::open(config).expect("opens");
             let refused = keeper.purge_room(&RoomId::new(&*room), false);
             let refused = refused.expect_err("somebody is in it");

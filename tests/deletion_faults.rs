@@ -35,7 +35,7 @@ enum Way {
     /// Offline: the room is small and goes in one transaction.
     AtOnce,
     /// Beside a homeserver, a few events at a time.
-    Strides,
+    Batches,
 }
 
 impl Way {
@@ -50,7 +50,7 @@ impl Way {
         };
         let text = format!(
             "server_name: \"{}\"\ndatabase: {database}\n\
-             roomkeeper: {{ledger: \"{}\", stride: {{events: 3}}}}\n",
+             roomkeeper: {{ledger: \"{}\", batch: {{events: 3}}}}\n",
             site.server_name,
             site.config().ledger.display(),
         );
@@ -58,7 +58,7 @@ impl Way {
         command.arg("-c").arg(configuration);
         command.arg(match self {
             Self::AtOnce => "--offline=assume",
-            Self::Strides => "--beside",
+            Self::Batches => "--beside",
         });
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command
@@ -167,7 +167,7 @@ fn a_deletion_killed_at_any_call_that_changes_a_file_goes_on_to_the_same_end() {
     let seed = seed();
     println!("ROOMKEEPER_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    for way in [Way::AtOnce, Way::Strides] {
+    for way in [Way::AtOnce, Way::Batches] {
         let example = Example::new(seed, way);
         let chosen: Vec<u64> = match is_campaign() {
             true => (1..=example.calls).collect(),
@@ -201,7 +201,7 @@ fn a_deletion_killed_at_random_moments_goes_on_to_the_same_end() {
     let mut rng = StdRng::seed_from_u64(seed);
     let kills = if is_campaign() { 100 } else { 6 };
     let mut hits = 0;
-    for way in [Way::AtOnce, Way::Strides] {
+    for way in [Way::AtOnce, Way::Batches] {
         let example = Example::new(seed, way);
         for n in 0..kills / 2 {
             let site = example.site.copy();

@@ -7,7 +7,9 @@
 
 use std::path::PathBuf;
 
-use roomkeeper::event::{Draft, Event, EventError, Keys, Reference, Sealer, Signed};
+use roomkeeper::event::{
+    Event, EventBuilder, EventError, EventSigner, Reference, Signed, SigningKeys,
+};
 use roomkeeper::room_version::{IdForm, RoomVersion};
 use roomkeeper::{EventId, Millis, RoomId, UserId};
 use rusqlite::Connection;
@@ -24,7 +26,7 @@ struct Held {
     json: Value,
 }
 
-fn real() -> Vec<(Sealer, Vec<Held>)> {
+fn real() -> Vec<(EventSigner, Vec<Held>)> {
     let text = include_str!("events/real.json");
     let all: Value = serde_json::from_str(text).expect("JSON");
     let servers = all["keys"].as_object().expect("keys by server");
@@ -43,7 +45,7 @@ fn real() -> Vec<(Sealer, Vec<Held>)> {
     };
     servers
         .iter()
-        .map(|(release, key)| (sealer(word(key)), held(release)))
+        .map(|(release, key)| (signer(word(key)), held(release)))
         .collect()
 }
 
@@ -51,8 +53,8 @@ fn word(value: &Value) -> &str {
     value.as_str().expect("text")
 }
 
-fn sealer(key: &str) -> Sealer {
-    Sealer::new(SERVER, &Keys::parse(key).expect("a key")).expect("a key")
+fn signer(key: &str) -> EventSigner {
+    EventSigner::new(SERVER, &SigningKeys::parse(key).expect("a key")).expect("a key")
 }
 
 /// The references of a member, by which the event is made again.
@@ -72,9 +74,9 @@ fn references(held: &Held, member: &str) -> Vec<Reference> {
 }
 
 /// Makes a held event again, of nothing but its parts.
-fn again(sealer: &Sealer, held: &Held) -> Result<Event, EventError> {
+fn again(signer: &EventSigner, held: &Held) -> Result<Event, EventError> {
     let sender = UserId::from(word(&held.json["sender"]));
-    let draft = Draft {
+    let draft = EventBuilder {
         room: Some(&held.room),
         kind: word(&held.json["type"]),
         sender: &sender,
@@ -83,11 +85,11 @@ fn again(sealer: &Sealer, held: &Held) -> Result<Event, EventError> {
         depth: held.json["depth"].as_i64().expect("a number"),
         prev: references(held, "prev_events"),
         auth: references(held, "auth_events"),
-        implied: None,
+        create_event_id: None,
         at: Millis(held.json["origin_server_ts"].as_i64().expect("a number")),
         replaces: None,
     };
-    sealer.seal(held.version, draft)
+    signer.sign(held.version, draft)
 }
 
 #[test]
@@ -97,19 +99,19 @@ fn every_real_event_stands_the_test_that_ours_must_stand() {
     if let Ok(server) = std::env::var("ROOMKEEPER_REAL_SERVER") {
         servers.push(held_by(&PathBuf::from(server)));
     }
-    for (sealer, events) in servers {
+    for (signer, events) in servers {
         eprintln!("{} events", events.len());
         for held in events {
             versions.insert(held.version.name);
             let json = held.json.to_string();
-            sealer
+            signer
                 .test(held.version, &held.id, &json)
                 .unwrap_or_else(|e| panic!("version {}: {e}", held.version.name));
             assert_eq!(held.format, held.version.event_format, "{}", held.id);
             // What it is signed with can be told, whether or not it was redacted since.
             let redacted = Value::Object(held.version.redact(held.json.as_object().expect("one")));
             for json in [json, redacted.to_string()] {
-                assert_eq!(sealer.signed(held.version, &json), Some(Signed::ByThis));
+                assert_eq!(signer.signed(held.version, &json), Some(Signed::ByThis));
             }
         }
     }
@@ -119,13 +121,13 @@ fn every_real_event_stands_the_test_that_ours_must_stand() {
 #[test]
 fn a_real_event_made_again_is_the_same_event() {
     let mut compared = 0;
-    for (sealer, events) in real() {
+    for (signer, events) in real() {
         for held in events {
             // Older releases wrote a member that events do not need, and redactions were told their target at the top.
             if held.json.get("origin").is_some() || held.json.get("redacts").is_some() {
                 continue;
             }
-            let made = again(&sealer, &held).expect("made");
+            let made = again(&signer, &held).expect("made");
             let json: Value = serde_json::from_str(&made.json).expect("JSON");
             // Ids that the sender chooses are new ones each time, and hashes and signatures with them.
             if held.version.ids == IdForm::Chosen {
@@ -145,7 +147,7 @@ fn a_real_event_made_again_is_the_same_event() {
 
 #[test]
 fn an_event_that_was_changed_does_not_stand_the_test() {
-    let (sealer, events) = real().pop().expect("a server");
+    let (signer, events) = real().pop().expect("a server");
     for held in &events {
         for (member, value) in [
             ("content", json!({"body": "what was never said"})),
@@ -155,7 +157,7 @@ fn an_event_that_was_changed_does_not_stand_the_test() {
         ] {
             let mut changed = held.json.clone();
             changed[member] = value;
-            let outcome = sealer.test(held.version, &held.id, &changed.to_string());
+            let outcome = signer.test(held.version, &held.id, &changed.to_string());
             assert!(
                 matches!(outcome, Err(EventError::Broken(_) | EventError::Form(_))),
                 "{}: {member}",
@@ -174,7 +176,7 @@ fn the_events_of_an_old_room_name_others_by_the_hashes_that_synapse_computes() {
             for named in references(held, "auth_events") {
                 let of = events.iter().find(|e| e.id == named.id);
                 if let (Some(of), Some(hash)) = (of, named.hash) {
-                    let ours = Sealer::reference_hash(of.version, &of.json.to_string());
+                    let ours = EventSigner::reference_hash(of.version, &of.json.to_string());
                     assert_eq!(ours.as_deref(), Some(&*hash), "{}", of.id);
                     compared += 1;
                 }
@@ -186,10 +188,10 @@ fn the_events_of_an_old_room_name_others_by_the_hashes_that_synapse_computes() {
 
 #[test]
 fn a_first_event_of_version_12_is_the_rooms_id_and_others_do_not_name_it() {
-    let (sealer, _) = real().pop().expect("a server");
+    let (signer, _) = real().pop().expect("a server");
     let version = RoomVersion::of("12").expect("known");
     let ann = UserId::from("@ann:oracle.test");
-    let draft = |room, kind, content: Value, auth, implied| Draft {
+    let draft = |room, kind, content: Value, auth, create_event_id| EventBuilder {
         room,
         kind,
         sender: &ann,
@@ -198,13 +200,13 @@ fn a_first_event_of_version_12_is_the_rooms_id_and_others_do_not_name_it() {
         depth: 1,
         prev: Vec::new(),
         auth,
-        implied,
+        create_event_id,
         at: Millis(1_700_000_000_000),
         replaces: None,
     };
     let content = json!({"room_version": "12"});
-    let create = sealer
-        .seal(
+    let create = signer
+        .sign(
             version,
             draft(None, "m.room.create", content, Vec::new(), None),
         )
@@ -221,11 +223,11 @@ fn a_first_event_of_version_12_is_the_rooms_id_and_others_do_not_name_it() {
         auth,
         Some(&id),
     );
-    let name = Draft {
+    let name = EventBuilder {
         prev: vec![create.reference()],
         ..name
     };
-    let name = sealer.seal(version, name).expect("made");
+    let name = signer.sign(version, name).expect("made");
     let json: Value = serde_json::from_str(&name.json).expect("JSON");
     assert_eq!(json["auth_events"], json!([]));
     assert_eq!(json["prev_events"], json!([create.id]));
@@ -235,11 +237,11 @@ fn a_first_event_of_version_12_is_the_rooms_id_and_others_do_not_name_it() {
 
 #[test]
 fn what_matrix_does_not_allow_is_refused() {
-    let (sealer, _) = real().pop().expect("a server");
+    let (signer, _) = real().pop().expect("a server");
     let ann = UserId::from("@ann:oracle.test");
     let room = RoomId::from("!r:oracle.test");
-    let seal = |version: &str, content: Map<String, Value>| {
-        let draft = Draft {
+    let sign = |version: &str, content: Map<String, Value>| {
+        let draft = EventBuilder {
             room: Some(&room),
             kind: "m.room.message",
             sender: &ann,
@@ -248,23 +250,23 @@ fn what_matrix_does_not_allow_is_refused() {
             depth: 1,
             prev: Vec::new(),
             auth: Vec::new(),
-            implied: None,
+            create_event_id: None,
             at: Millis(0),
             replaces: None,
         };
-        sealer.seal(RoomVersion::of(version).expect("known"), draft)
+        signer.sign(RoomVersion::of(version).expect("known"), draft)
     };
     let body = |value: Value| Map::from_iter([("body".to_owned(), value)]);
-    let long = seal("10", body("x".repeat(70_000).into()));
+    let long = sign("10", body("x".repeat(70_000).into()));
     assert!(matches!(long, Err(EventError::TooLarge)));
-    let float = seal("10", body(json!(0.5)));
+    let float = sign("10", body(json!(0.5)));
     assert!(matches!(float, Err(EventError::Form(_))));
-    let unknown = seal("org.matrix.msc4242.12", Map::new());
+    let unknown = sign("org.matrix.msc4242.12", Map::new());
     assert!(matches!(unknown, Err(EventError::RoomVersion(_))));
 }
 
 /// Every event of the server's own users in `server`.
-fn held_by(server: &std::path::Path) -> (Sealer, Vec<Held>) {
+fn held_by(server: &std::path::Path) -> (EventSigner, Vec<Held>) {
     let key = std::fs::read_to_string(server.join("signing.key")).expect("a key");
     let conn = Connection::open(server.join("homeserver.db")).expect("a database");
     let mut asked = conn
@@ -286,5 +288,5 @@ fn held_by(server: &std::path::Path) -> (Sealer, Vec<Held>) {
             json: serde_json::from_str(&text(3)).expect("JSON"),
         });
     }
-    (sealer(&key), events)
+    (signer(&key), events)
 }

@@ -110,7 +110,7 @@ fn each_way(few: usize, trouble: impl Fn(u64) -> Trouble) {
     let seed = seed();
     println!("ROOMKEEPER_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    for way in [Way::Strides(5), Way::Leap, Way::Beside(5), Way::Program] {
+    for way in [Way::Batches(5), Way::Rewrite, Way::Beside(5), Way::Program] {
         let example = Example::new(seed, way, 18..24);
         let chosen = example.chosen(&mut rng, few);
         println!(
@@ -156,7 +156,7 @@ fn a_purge_killed_at_random_moments_goes_on_to_the_same_end() {
     let mut rng = StdRng::seed_from_u64(seed);
     let kills_each = if is_campaign() { 67 } else { 4 };
     let mut hits = 0;
-    for way in [Way::Strides(2), Way::Beside(2), Way::Program] {
+    for way in [Way::Batches(2), Way::Beside(2), Way::Program] {
         let example = Example::new(seed, way, 60..90);
         let (enough, mut n) = (hits + kills_each, 0);
         // A kill that came too late was none.
@@ -237,7 +237,7 @@ impl Writer {
 
 #[test]
 fn a_purge_waits_for_another_writer() {
-    let example = Example::new(seed(), Way::Strides(5), 18..24);
+    let example = Example::new(seed(), Way::Batches(5), 18..24);
     let site = example.site.copy();
     let writer = Writer::on(&site);
     let child = child::start(&site, &example.ask, example.way, Trouble::None);

@@ -1,4 +1,4 @@
-//! The endpoints, asked over their doors as an admin's client asks them.
+//! The endpoints, asked over HTTP as an admin's client asks them.
 
 #![cfg(feature = "daemon")]
 #![allow(clippy::unwrap_used)]
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use roomkeeper::client::{Client, Reply};
 use roomkeeper::config::{Listen, Secret};
-use roomkeeper::http::{self, HttpDoor};
+use roomkeeper::http::{self, HttpServer};
 use roomkeeper::store::schema;
 use roomkeeper::time::SystemClock;
 use roomkeeper::{Config, Keeper, UserId};
@@ -29,7 +29,7 @@ const STATIC: &str = "static-token-0123456789";
 
 /// A daemon over a database with a few users and one room of ten messages.
 struct Daemon {
-    door: Option<HttpDoor>,
+    server: Option<HttpServer>,
     keeper: Keeper,
     address: SocketAddr,
     socket: PathBuf,
@@ -63,10 +63,10 @@ impl Daemon {
         config.admin_user = UserId::from("@root:example.org");
         change(&mut config);
         let keeper = Keeper::open(config).unwrap();
-        let door = http::serve(keeper.clone()).unwrap();
-        let address = door.addresses()[0];
+        let server = http::serve(keeper.clone()).unwrap();
+        let address = server.addresses()[0];
         Self {
-            door: Some(door),
+            server: Some(server),
             keeper,
             address,
             socket,
@@ -134,8 +134,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(door) = self.door.take() {
-            door.stop();
+        if let Some(server) = self.server.take() {
+            server.stop();
         }
         self.keeper.clone().stop();
     }

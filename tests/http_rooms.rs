@@ -10,7 +10,7 @@ use std::net::TcpStream;
 
 use roomkeeper::client::{Client, Reply};
 use roomkeeper::config::{Listen, Secret};
-use roomkeeper::http::{self, HttpDoor};
+use roomkeeper::http::{self, HttpServer};
 use roomkeeper::{Keeper, RoomId};
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use support::work::Site;
 const TOKEN: &str = "static-token-0123456789";
 
 struct Daemon {
-    door: Option<HttpDoor>,
+    server: Option<HttpServer>,
     keeper: Keeper,
     client: Client,
     address: String,
@@ -40,11 +40,11 @@ impl Daemon {
         ];
         config.admin_token = Some(Secret::new(TOKEN));
         let keeper = Keeper::open(config).expect("opens");
-        let door = http::serve(keeper.clone()).expect("serves");
-        let address = door.addresses()[0].to_string();
+        let server = http::serve(keeper.clone()).expect("serves");
+        let address = server.addresses()[0].to_string();
         Self {
             client: Client::tcp(&address, TOKEN),
-            door: Some(door),
+            server: Some(server),
             keeper,
             address,
             site,
@@ -90,8 +90,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(door) = self.door.take() {
-            door.stop();
+        if let Some(server) = self.server.take() {
+            server.stop();
         }
         self.keeper.clone().stop();
     }

@@ -133,9 +133,9 @@ impl Clock for Hurrying {
         self.0.now()
     }
 
-    fn steady(&self) -> Millis {
+    fn monotonic(&self) -> Millis {
         self.0.advance(Millis(31_000));
-        self.0.steady()
+        self.0.monotonic()
     }
 }
 

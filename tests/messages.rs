@@ -430,8 +430,8 @@ fn while_a_room_is_purged_readers_see_it_whole_and_others_do_not_wait() {
     const PAGE: u32 = 40;
     let site = Garden::new(1_500);
     let mut config = site.config();
-    config.stride.events_offline = 60;
-    config.stride.leap = roomkeeper::stride::Leap::Never;
+    config.batch.events_offline = 60;
+    config.batch.rewrite = roomkeeper::batch::Rewrite::Never;
     let keeper = Keeper::open(config).expect("opens");
     let all = |room: &RoomId| {
         walk(

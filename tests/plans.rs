@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 
 use parking_lot::{Mutex, MutexGuard};
-use roomkeeper::config::Homeserver;
+use roomkeeper::config::HomeserverPolicy;
 #[cfg(feature = "events")]
 use roomkeeper::config::{Secret, SigningKey};
 #[cfg(feature = "events")]
@@ -83,7 +83,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     (
         "SELECT count(*) FROM event_search_docsize",
         "event_search_docsize",
-        "offline strides only, which are long: decides between two ways that both cost far more",
+        "offline batches only, which are long: decides between two ways that both cost far more",
     ),
     (
         "FROM redactions r\n            CROSS JOIN rk_selected own",
@@ -101,7 +101,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "stops at the first",
     ),
     (
-        "INSERT INTO rk_selected (stream_ordering, event_id, doomed)\n    SELECT stream_ordering, event_id, TRUE FROM events",
+        "INSERT INTO rk_selected (stream_ordering, event_id, to_delete)\n    SELECT stream_ordering, event_id, TRUE FROM events",
         "events",
         "the next events of a room that goes, along the index, and no further than the limit",
     ),
@@ -274,11 +274,11 @@ struct Server {
     events: i64,
 }
 
-/// Events in each room: sixty strides of a hundred.
+/// Events in each room: sixty batches of a hundred.
 const EVENTS: i64 = 6_000;
 
-/// Events of a room that goes in one leap, where its first 20,000 go.
-const EVENTS_TO_LEAP: i64 = 22_000;
+/// Events of a room that goes in one rewrite, where its first 20,000 go.
+const EVENTS_TO_REWRITE: i64 = 22_000;
 
 impl Server {
     fn new(rooms: &[&str], events: i64, more: &str) -> Self {
@@ -299,7 +299,7 @@ impl Server {
         let copy = self.directory.path().join(name);
         std::fs::copy(&self.database, &copy).expect("copies");
         let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
-        config.homeserver = Homeserver::AssumeStopped;
+        config.homeserver = HomeserverPolicy::AssumeStopped;
         config.retention.default_policy.max_lifetime = Some(roomkeeper::days(1));
         config.retention.allowed_lifetime_min = Some(roomkeeper::days(1));
         change(&mut config);
@@ -324,14 +324,14 @@ impl Server {
         })
     }
 
-    /// What a stride of a deletion of room a executes.
+    /// What a batch of a deletion of room a executes.
     fn deletion(&self) -> Vec<Said> {
         let copy = self.directory.path().join("deletion");
         std::fs::copy(&self.database, &copy).expect("copies");
         let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
-        config.homeserver = Homeserver::Beside;
-        config.stride.events = 500;
-        config.stride.rest = std::time::Duration::ZERO;
+        config.homeserver = HomeserverPolicy::AllowRunning;
+        config.batch.events = 500;
+        config.batch.pause = std::time::Duration::ZERO;
         let room = RoomId::new(sample::room_id("a"));
         let mut heard = listen(|| {
             let keeper = Keeper::open(config).expect("opens");
@@ -344,13 +344,13 @@ impl Server {
         essence(heard)
     }
 
-    /// What a run of retention executes that purges most of room a, in strides.
+    /// What a run of retention executes that purges most of room a, in batches.
     fn retention(&self) -> Vec<Said> {
         let copy = self.directory.path().join("retention");
         std::fs::copy(&self.database, &copy).expect("copies");
         let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
-        config.homeserver = Homeserver::AssumeStopped;
-        config.stride.events_offline = 1_000;
+        config.homeserver = HomeserverPolicy::AssumeStopped;
+        config.batch.events_offline = 1_000;
         config.retention.default_policy.max_lifetime = Some(days(1));
         config.retention.allowed_lifetime_min = Some(days(1));
         let a_day_after = |event: i64| Millis(sample::FIRST_TS + event * 1_000) + days(1);
@@ -377,8 +377,8 @@ impl Server {
         let copy = self.directory.path().join("shutdown");
         std::fs::copy(&self.database, &copy).expect("copies");
         let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
-        config.homeserver = Homeserver::AssumeStopped;
-        config.authorship.signing_key = Some(SigningKey::Text(Secret::new(
+        config.homeserver = HomeserverPolicy::AssumeStopped;
+        config.event_signing.signing_key = Some(SigningKey::Text(Secret::new(
             "ed25519 a_test AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
         )));
         let room = RoomId::new(sample::room_id("a"));
@@ -399,7 +399,7 @@ impl Server {
     /// What pages of room a execute: of every part of it, for an admin and for a user, through filters of every kind.
     fn pages(&self) -> Vec<Said> {
         let mut config = Config::for_sqlite(&self.database, sample::SERVER_NAME);
-        config.homeserver = Homeserver::AssumeStopped;
+        config.homeserver = HomeserverPolicy::AssumeStopped;
         config.retention.enabled = true;
         let (room, user) = (RoomId::new(sample::room_id("a")), "@reader:example.org");
         let conn = Connection::open(&self.database).expect("opens");
@@ -444,13 +444,13 @@ impl Server {
         essence(heard)
     }
 
-    /// What purges in strides execute: offline, and beside a homeserver.
+    /// What purges in batches execute: offline, and beside a homeserver.
     fn purges(&self) -> Vec<Said> {
         let mut heard = self.purge("offline", true, |_| {});
         heard.extend(self.purge("beside", false, |config| {
-            config.homeserver = Homeserver::Beside;
-            config.stride.events = 100;
-            config.stride.rest = std::time::Duration::ZERO;
+            config.homeserver = HomeserverPolicy::AllowRunning;
+            config.batch.events = 100;
+            config.batch.pause = std::time::Duration::ZERO;
         }));
         essence(heard)
     }
@@ -524,7 +524,7 @@ fn reads_all_of<'a>(step: &str, tables: &HashMap<&str, &'a str>) -> Option<&'a s
         "SCAN" => !step.contains("VIRTUAL TABLE INDEX 1:"),
         "BLOOM" => true,
         "SEARCH" => {
-            // An index made for this one statement, or leapt through value by value.
+            // An index made for this one statement, or rewritten through value by value.
             step.contains("AUTOMATIC") || step.contains("ANY(")
                 // A whole room, or all of it from some depth on.
                 || by == "room_id=?)"
@@ -601,7 +601,7 @@ const COARSE: &[&str] = &[
 ];
 
 /// The smallest table that statistics tell of. One that was analysed with fewer rows than about fifty is read from end
-/// to end once a stride, however large it has become.
+/// to end once a batch, however large it has become.
 const ANALYSED_WITH: u64 = 100;
 
 /// The smallest room that statistics tell of, on the average: told that a room is as good as an event id, SQLite
@@ -685,12 +685,12 @@ fn judge_whatever_is_believed(
 }
 
 #[test]
-fn no_stride_reads_a_whole_table_or_room_whatever_sqlite_believes() {
+fn no_batch_reads_a_whole_table_or_room_whatever_sqlite_believes() {
     judge_whatever_is_believed(70, INVENTIONS, Server::purges, |_, _| ());
 }
 
 #[test]
-fn no_stride_of_a_deletion_reads_a_whole_table_or_sorts_a_room() {
+fn no_batch_of_a_deletion_reads_a_whole_table_or_sorts_a_room() {
     judge_whatever_is_believed(15, INVENTIONS / 4, Server::deletion, |database, heard| {
         let conn = Connection::open(database).expect("opens");
         for said in heard {
@@ -724,12 +724,12 @@ fn no_page_reads_more_than_it_shows_whatever_sqlite_believes() {
 }
 
 #[test]
-fn a_leap_reads_each_table_once() {
-    let server = Server::new(&["a"], EVENTS_TO_LEAP, AS_ON_REAL_SERVERS);
-    let heard = server.purge("leap", true, |_| {});
-    let is_leap =
+fn a_rewrite_reads_each_table_once() {
+    let server = Server::new(&["a"], EVENTS_TO_REWRITE, AS_ON_REAL_SERVERS);
+    let heard = server.purge("rewrite", true, |_| {});
+    let is_rewrite =
         |said: &Said| matches!(said, Said::Statement(sql) if sql.contains("INTO rk_stays"));
-    assert!(heard.iter().any(is_leap), "it leapt");
+    assert!(heard.iter().any(is_rewrite), "it leapt");
     for believing in ["", "ANALYZE"] {
         judge(&server.database, &heard, believing, |step| {
             step.is_outermost

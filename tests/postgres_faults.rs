@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use roomkeeper::worksite::Progress;
+use roomkeeper::job::Progress;
 use roomkeeper::{Config, Error, JobId, Keeper, PurgeOptions, RoomId};
 use support::cluster::cluster;
 use support::engine::{self, Engine};
@@ -69,10 +69,10 @@ impl Example {
         self.site.on_server.as_ref().expect("on a server")
     }
 
-    /// Small strides, slow enough to be met in the middle.
+    /// Small batches, slow enough to be met in the middle.
     fn slowly(&self) -> Config {
         let mut config = self.site.beside(3, 60_000);
-        config.stride.rest = Duration::from_millis(20);
+        config.batch.pause = Duration::from_millis(20);
         config
     }
 
@@ -104,21 +104,21 @@ impl Example {
 /// A session that was ended gives no lock back; it is nobody's after two minutes.
 const LOCKS: &[&str] = &["worker_read_write_locks", "worker_read_write_locks_mode"];
 
-fn strides_of(keeper: &Keeper, id: &JobId) -> i64 {
+fn batches_of(keeper: &Keeper, id: &JobId) -> i64 {
     let job = keeper.job(id).expect("read").expect("there");
-    serde_json::from_value(job.progress).map_or(0, |p: Progress| p.strides)
+    serde_json::from_value(job.progress).map_or(0, |p: Progress| p.batches)
 }
 
-/// Waits until the job has done some strides and not all.
-fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
+/// Waits until the job has done some batches and not all.
+fn wait_for_batches(keeper: &Keeper, id: &JobId, batches: i64) {
     let until = Instant::now() + Duration::from_secs(60);
-    while strides_of(keeper, id) < strides && !keeper.wait_for(id, Duration::from_millis(2)) {
+    while batches_of(keeper, id) < batches && !keeper.wait_for(id, Duration::from_millis(2)) {
         assert!(Instant::now() < until, "it does not get anywhere");
     }
 }
 
 #[test]
-fn sessions_that_are_ended_at_random_cost_a_stride_and_not_the_job() {
+fn sessions_that_are_ended_at_random_cost_a_batch_and_not_the_job() {
     let wanted = match std::env::var("ROOMKEEPER_CAMPAIGN") {
         Ok(which) if which == "full" => 200,
         _ => 4,
@@ -136,7 +136,7 @@ fn sessions_that_are_ended_at_random_cost_a_stride_and_not_the_job() {
         let keeper = Keeper::open(example.slowly()).expect("opens");
         let id = example.start(&keeper);
         let mut admin = cluster().expect("runs").client("postgres");
-        // Whoever is ended in every stride gets nowhere, which proves nothing.
+        // Whoever is ended in every batch gets nowhere, which proves nothing.
         for _ in 0..3 {
             if keeper.wait_for(&id, Duration::from_micros(rng.random_range(500..150_000))) {
                 break;
@@ -162,7 +162,7 @@ fn a_server_that_crashes_and_starts_again_is_waited_for() {
     };
     let keeper = Keeper::open(example.slowly()).expect("opens");
     let id = example.start(&keeper);
-    wait_for_strides(&keeper, &id, 2);
+    wait_for_batches(&keeper, &id, 2);
     cluster().expect("runs").crash();
     let outcome = keeper.wait(&id);
     keeper.stop();
@@ -196,7 +196,7 @@ fn a_row_that_somebody_holds_is_waited_for() {
         .expect("held");
     let keeper = Keeper::open(example.site.beside(1_000, 60_000)).expect("opens");
     let id = example.start(&keeper);
-    // P-11: nobody else waits for what a stride takes last.
+    // P-11: nobody else waits for what a batch takes last.
     let until = Instant::now() + Duration::from_secs(60);
     let waiting = || {
         cluster().expect("runs").number(
@@ -221,7 +221,7 @@ fn a_row_that_somebody_holds_is_waited_for() {
 }
 
 #[test]
-fn a_deadlock_costs_a_stride_and_not_the_job() {
+fn a_deadlock_costs_a_batch_and_not_the_job() {
     let Some(example) = Example::new(seed()) else {
         return;
     };
@@ -283,7 +283,7 @@ fn two_roomkeepers_never_purge_one_room_at_once() {
     };
     let first = Keeper::open(example.slowly()).expect("opens");
     let id = example.start(&first);
-    wait_for_strides(&first, &id, 1);
+    wait_for_batches(&first, &id, 1);
     let mut config = example.slowly();
     config.ledger = example.site.directory().join("another.ledger");
     let second = Keeper::open(config).expect("opens beside the first");
@@ -303,7 +303,7 @@ fn two_roomkeepers_never_purge_one_room_at_once() {
             }
         });
         while !first.wait_for(&id, Duration::from_millis(1)) {
-            assert_eq!(strides_of(&second, &other), 0, "both purge");
+            assert_eq!(batches_of(&second, &other), 0, "both purge");
         }
         second.wait(&other).expect("complete");
         done.store(true, Ordering::SeqCst);
@@ -323,7 +323,7 @@ fn a_lock_that_is_lost_stops_the_job_before_its_next_transaction() {
     };
     let keeper = Keeper::open(example.slowly()).expect("opens");
     let id = example.start(&keeper);
-    wait_for_strides(&keeper, &id, 2);
+    wait_for_batches(&keeper, &id, 2);
     let mut client = example.server().client();
     client
         .batch_execute("DELETE FROM worker_read_write_locks")
@@ -336,7 +336,7 @@ fn a_lock_that_is_lost_stops_the_job_before_its_next_transaction() {
             .expect("counted")
             .get(0)
     };
-    // A stride that had looked already may still commit.
+    // A batch that had looked already may still commit.
     std::thread::sleep(Duration::from_millis(10));
     let said = match keeper.wait(&id) {
         Err(Error::JobFailed(said)) => said,

@@ -59,7 +59,7 @@ impl Example {
     fn purged_by_triggers(&self) -> Site {
         let whole = self.site.copy();
         let mut config = whole.beside(1_000, 60_000);
-        config.stride.keys_in_sets = false;
+        config.batch.check_in_bulk = false;
         whole.purge_with(config, &self.ask).expect("purged");
         whole
     }
@@ -88,8 +88,8 @@ type Way = fn(&Site) -> Config;
 
 const WAYS: [(&str, Way); 4] = [
     ("at once", |site| site.config()),
-    ("in strides", |site| site.in_strides_of(3)),
-    ("in a leap", |site| site.leaping()),
+    ("in batches", |site| site.in_batches_of(3)),
+    ("in a rewrite", |site| site.rewriting()),
     ("beside", |site| site.beside(7, 60_000)),
 ];
 
@@ -212,36 +212,36 @@ fn every_constraint_holds_after_deletions_with_triggers_off() {
 
 /// Where most of the database goes and nobody waits: one transaction that reads tables from end to end.
 #[test]
-fn a_leap_does_what_strides_do_and_what_the_plan_said() {
+fn a_rewrite_does_what_batches_do_and_what_the_plan_said() {
     for n in 0..cases(1) {
         let Some(example) = Example::new(seed().wrapping_add(n)) else {
             return;
         };
         let about = &example.about;
         let planned = example.site.plan(&example.ask).expect("planned");
-        let [leapt, strode] = [example.site.copy(), example.site.copy()];
-        let leap = leapt
-            .purge_with(leapt.leaping(), &example.ask)
+        let [rewritten, strode] = [example.site.copy(), example.site.copy()];
+        let rewrite = rewritten
+            .purge_with(rewritten.rewriting(), &example.ask)
             .unwrap_or_else(|e| panic!("{about}: {e}"));
-        let strides = strode
-            .purge_with(strode.in_strides_of(3), &example.ask)
+        let batches = strode
+            .purge_with(strode.in_batches_of(3), &example.ask)
             .unwrap_or_else(|e| panic!("{about}: {e}"));
-        assert!(leap.leapt && !strides.leapt, "{about}");
-        assert_eq!(leap.strides, 1, "{about}");
-        assert!(strides.strides > 3, "{about}");
-        assert_same(&strode.tables(), &leapt.tables(), about);
-        assert_eq!(leap.rows_removed, planned.rows_removed, "{about}");
-        assert_eq!(leap.rows_removed, strides.rows_removed, "{about}");
-        assert_eq!(leap.events_deleted, planned.events_deleted, "{about}");
-        leapt.assert_sound(about);
+        assert!(rewrite.rewritten && !batches.rewritten, "{about}");
+        assert_eq!(rewrite.batches, 1, "{about}");
+        assert!(batches.batches > 3, "{about}");
+        assert_same(&strode.tables(), &rewritten.tables(), about);
+        assert_eq!(rewrite.rows_removed, planned.rows_removed, "{about}");
+        assert_eq!(rewrite.rows_removed, batches.rows_removed, "{about}");
+        assert_eq!(rewrite.events_deleted, planned.events_deleted, "{about}");
+        rewritten.assert_sound(about);
         // And with the keys left to the server there is none.
-        let mut config = example.site.leaping();
-        config.stride.keys_in_sets = false;
+        let mut config = example.site.rewriting();
+        config.batch.check_in_bulk = false;
         let stayed = example
             .site
             .purge_with(config, &example.ask)
             .expect("purged");
-        assert!(!stayed.leapt, "{about}");
+        assert!(!stayed.rewritten, "{about}");
         assert_same(&strode.tables(), &example.site.tables(), about);
     }
 }
@@ -253,7 +253,7 @@ fn who_looks_after_keys_is_told_and_can_be_chosen() {
         return;
     };
     let mut switched_off = example.site.config();
-    switched_off.stride.keys_in_sets = false;
+    switched_off.batch.check_in_bulk = false;
     for (config, words) in [
         (example.site.config(), "in sets"),
         (switched_off, "by the server"),
@@ -268,7 +268,7 @@ fn who_looks_after_keys_is_told_and_can_be_chosen() {
     }
 }
 
-/// A row that refers to a doomed event and that no rule of ours removes: the server refuses, whoever looks after keys.
+/// A row that refers to an event to delete and that no rule of ours removes: the server refuses, whoever looks after keys.
 #[test]
 fn a_key_that_refuses_is_found_in_sets_as_well() {
     let Some(example) = Example::new(seed()) else {

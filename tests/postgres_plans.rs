@@ -1,4 +1,4 @@
-//! No statement of a stride, of a deletion or of a page reads a table that grows with the server from end to end, or a
+//! No statement of a batch, of a deletion or of a page reads a table that grows with the server from end to end, or a
 //! whole room, on PostgreSQL: with statistics and without, with rights to switch triggers off and without (P-43).
 //!
 //! The statements are not listed here: the server itself tells of every plan that it carried out, those of its triggers
@@ -10,7 +10,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use roomkeeper::config::Homeserver;
+use roomkeeper::config::HomeserverPolicy;
 use roomkeeper::{
     Config, Filter, Keeper, PageRequest, PurgeOptions, PurgePoint, Reader, RoomId, UserId,
 };
@@ -70,10 +70,10 @@ const ALLOWED: &[(&str, &str)] = &[
 const EVENTS: i64 = 3_000;
 const ROOMS: i64 = 8;
 
-/// Events of a stride.
-const STRIDE: i64 = 100;
+/// Events of a batch.
+const BATCH: i64 = 100;
 
-/// Rows that one step of a statement may look at: some of each event of a stride, and by far not a room.
+/// Rows that one step of a statement may look at: some of each event of a batch, and by far not a room.
 const MOST_ROWS: i64 = 2_000;
 
 const ROOM: &str = "!r0:example.org";
@@ -251,7 +251,7 @@ fn judge(about: &str, carried: &[Carried]) {
         }
         for step in &one.steps {
             let is_scan = step.how.contains("Seq Scan");
-            let is_walk = !step.is_bounded && step.looked_at > STRIDE;
+            let is_walk = !step.is_bounded && step.looked_at > BATCH;
             // A page whose filter lets little through goes on along the order of the room until it is full.
             let is_page = step.how.contains("events_order_room")
                 && one.sql.contains("ORDER BY e.topological_ordering");
@@ -317,11 +317,11 @@ impl Server {
         let mut config = Config::for_sqlite(&ledger, "example.org");
         config.ledger = ledger;
         config.database = self.cluster.database(&name);
-        config.homeserver = Homeserver::Beside;
+        config.homeserver = HomeserverPolicy::AllowRunning;
         config.workers = 1;
-        config.stride.events = STRIDE;
-        config.stride.millis = 60_000;
-        config.stride.rest = std::time::Duration::ZERO;
+        config.batch.events = BATCH;
+        config.batch.millis = 60_000;
+        config.batch.pause = std::time::Duration::ZERO;
         config
     }
 

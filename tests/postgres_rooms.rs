@@ -56,7 +56,7 @@ fn a_deleted_room_leaves_the_same_on_both_engines() {
     type Way = fn(&Site) -> Config;
     let ways: [(&str, Way); 3] = [
         ("at once", |site| site.config()),
-        ("in strides", |site| site.in_strides_of(3)),
+        ("in batches", |site| site.in_batches_of(3)),
         ("beside", |site| site.beside(4, 60_000)),
     ];
     for (n, (name, way)) in ways.into_iter().enumerate() {

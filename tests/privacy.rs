@@ -86,12 +86,12 @@ fn found(site: &Site, word: &str) -> (usize, i64) {
 /// How a purge goes about it.
 type Way = fn(&Site) -> Config;
 
-/// All ways of going about it: in one stride, in many, in a leap, beside a homeserver.
+/// All ways of going about it: in one batch, in many, in a rewrite, beside a homeserver.
 fn ways(site: &Site) -> Vec<(&'static str, Site, Way)> {
     let all: [(&str, Way); 4] = [
-        ("one stride", |s| s.config()),
-        ("many strides", |s| s.in_strides_of(2)),
-        ("a leap", |s| s.leaping()),
+        ("one batch", |s| s.config()),
+        ("many batches", |s| s.in_batches_of(2)),
+        ("a rewrite", |s| s.rewriting()),
         ("beside", |s| s.beside(7, 60_000)),
     ];
     all.into_iter()
@@ -251,7 +251,7 @@ fn reclaim_is_refused_while_another_has_the_database_open() {
         .expect("asked");
     let refused = roomkeeper::keeper::reclaim(&site.config()).expect_err("it is open");
     assert!(
-        matches!(&refused, Error::Unsafe(said) if said.contains("database open")),
+        matches!(&refused, Error::Refused(said) if said.contains("database open")),
         "{refused}"
     );
     drop(other);

@@ -1,4 +1,4 @@
-//! Random rooms, purged by the engine and by the model; and strides, repeats, dry runs held against each other.
+//! Random rooms, purged by the engine and by the model; and batches, repeats, dry runs held against each other.
 //!
 //! `ROOMKEEPER_SEED=<n>` repeats a failed run, `ROOMKEEPER_CASES=<n>` tries more samples.
 

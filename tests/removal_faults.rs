@@ -25,7 +25,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use roomkeeper::config::{Secret, SigningKey};
 use roomkeeper::deletion::{Request, SHUTDOWN_ROOM, Shutdown};
-use roomkeeper::jobs::ledger::{Ledger, Record};
+use roomkeeper::jobs::ledger::{JobRecord, Ledger};
 use roomkeeper::{Config, RoomId, UserId};
 use support::draft::{Draft, Event};
 use support::tables::{Row, Tables, assert_same, row};
@@ -38,7 +38,7 @@ const OTHER: &str = "!other:example.org";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// Two people, two events at a time.
-    Strides,
+    Batches,
     /// Everybody at once, and the rows in one transaction.
     AtOnce,
     /// The people two at a time; the rows stay.
@@ -46,18 +46,18 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 3] = [Self::Strides, Self::AtOnce, Self::OnlyShutDown];
+    const ALL: [Self; 3] = [Self::Batches, Self::AtOnce, Self::OnlyShutDown];
 
     fn config(self, site: &Site) -> Config {
         let mut config = match self {
             Self::AtOnce => site.config(),
-            Self::Strides | Self::OnlyShutDown => site.in_strides_of(2),
+            Self::Batches | Self::OnlyShutDown => site.in_batches_of(2),
         };
-        config.authorship.signing_key = Some(SigningKey::Text(Secret::new(
+        config.event_signing.signing_key = Some(SigningKey::Text(Secret::new(
             "ed25519 a_test AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
         )));
         // The id of such a room is a hash, not drawn: with the clock standing still, every life makes the same events.
-        config.authorship.room_version = Some("12".into());
+        config.event_signing.room_version = Some("12".into());
         config
     }
 
@@ -130,7 +130,7 @@ fn live(site: &Site, way: Way, trouble: Trouble) -> Output {
     command.output().expect("it starts")
 }
 
-fn records(site: &Site) -> Vec<Record> {
+fn records(site: &Site) -> Vec<JobRecord> {
     let ledger = Ledger::open(&site.config().ledger).expect("opens");
     let ids = ledger.of_subject(ROOM, "shutdown_and_purge_room", NOW);
     ids.expect("read")

@@ -38,14 +38,14 @@ fn start(keeper: &Keeper, ask: &Ask) -> Result<JobId, Error> {
     keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), OPTIONS)
 }
 
-/// Waits until the job has done some strides and not all.
-fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
+/// Waits until the job has done some batches and not all.
+fn wait_for_batches(keeper: &Keeper, id: &JobId, batches: i64) {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         let job = keeper.job(id).expect("read").expect("there");
         let far = serde_json::from_value(job.progress.clone())
-            .map_or(0, |p: roomkeeper::worksite::Progress| p.strides);
-        if far >= strides || job.state.is_ended() {
+            .map_or(0, |p: roomkeeper::job::Progress| p.batches);
+        if far >= batches || job.state.is_ended() {
             return;
         }
         assert!(Instant::now() < until, "it does not get anywhere: {job:?}");
@@ -53,10 +53,10 @@ fn wait_for_strides(keeper: &Keeper, id: &JobId, strides: i64) {
     }
 }
 
-/// Small strides, slow enough to be met in the middle.
+/// Small batches, slow enough to be met in the middle.
 fn slowly(site: &Site) -> Config {
     let mut config = site.beside(3, 60_000);
-    config.stride.rest = Duration::from_millis(60);
+    config.batch.pause = Duration::from_millis(60);
     config
 }
 
@@ -68,7 +68,7 @@ fn a_cancelled_purge_leaves_a_whole_room_and_can_be_asked_for_again() {
         whole.purge(&ask).expect("purged");
         let keeper = Keeper::open(slowly(&site)).expect("opens");
         let id = start(&keeper, &ask).expect("started");
-        wait_for_strides(&keeper, &id, 2);
+        wait_for_batches(&keeper, &id, 2);
         keeper.cancel(&id).expect("cancelled");
         let ended = keeper
             .wait(&id)
@@ -84,7 +84,7 @@ fn a_cancelled_purge_leaves_a_whole_room_and_can_be_asked_for_again() {
             ("failed", Some("cancelled"))
         );
         let job = keeper.job(&id).expect("read").expect("known");
-        assert!(progress_of(&job).strides >= 2, "{job:?}");
+        assert!(progress_of(&job).batches >= 2, "{job:?}");
         keeper.cancel(&id).expect("ending it twice is no error");
         keeper.stop();
         let (half, end) = (site.tables(), whole.tables());
@@ -114,7 +114,7 @@ fn a_purge_that_was_stopped_goes_on_at_the_next_start_to_the_same_end() {
             .expect("purged");
         let keeper = Keeper::open(slowly(&site)).expect("opens");
         let id = start(&keeper, &ask).expect("started");
-        wait_for_strides(&keeper, &id, 3);
+        wait_for_batches(&keeper, &id, 3);
         keeper.stop();
         site.assert_sound(&format!("seed {seed}: stopped"));
         let keeper = Keeper::open(slowly(&site)).expect("opens");
@@ -127,7 +127,7 @@ fn a_purge_that_was_stopped_goes_on_at_the_next_start_to_the_same_end() {
         keeper.stop();
         let total = whole.tables().rows("events").len();
         assert_eq!(site.tables().rows("events").len(), total);
-        assert!(progress_of(&done).strides > 3, "both lives are counted");
+        assert!(progress_of(&done).batches > 3, "both lives are counted");
         assert_same(&whole.tables(), &site.tables(), &format!("seed {seed}"));
         site.assert_sound(&format!("seed {seed}: resumed"));
     });
@@ -138,7 +138,7 @@ fn opening_with_resume_takes_up_what_was_left() {
     let (site, ask) = sample(7);
     let keeper = Keeper::open(slowly(&site)).expect("opens");
     let id = start(&keeper, &ask).expect("started");
-    wait_for_strides(&keeper, &id, 1);
+    wait_for_batches(&keeper, &id, 1);
     keeper.stop();
     let mut config = site.config();
     config.resume = true;
@@ -153,7 +153,7 @@ fn a_job_that_waits_for_the_next_start_can_be_cancelled() {
     let (site, ask) = sample(8);
     let keeper = Keeper::open(slowly(&site)).expect("opens");
     let id = start(&keeper, &ask).expect("started");
-    wait_for_strides(&keeper, &id, 1);
+    wait_for_batches(&keeper, &id, 1);
     keeper.stop();
     let keeper = Keeper::open(site.config()).expect("opens");
     keeper.cancel(&id).expect("cancelled");
@@ -250,7 +250,7 @@ fn a_deletion_that_waited_for_its_room_until_the_keeper_stopped_is_not_done_late
     let (site, ask) = sample(11);
     let keeper = Keeper::open(slowly(&site)).expect("opens");
     let id = start(&keeper, &ask).expect("started");
-    wait_for_strides(&keeper, &id, 1);
+    wait_for_batches(&keeper, &id, 1);
     let (waiting, room) = (keeper.clone(), RoomId::new(&*ask.room));
     let request = deletion::Request {
         force_purge: true,

@@ -80,8 +80,8 @@ fn draft() -> Draft {
 /// A keeper's configuration that can sign.
 fn signing(site: &Site) -> Config {
     let mut config = site.config();
-    config.authorship.signing_key = Some(SigningKey::Text(Secret::new(KEY)));
-    config.authorship.room_version = Some("12".into());
+    config.event_signing.signing_key = Some(SigningKey::Text(Secret::new(KEY)));
+    config.event_signing.room_version = Some("12".into());
     config
 }
 
@@ -326,7 +326,7 @@ fn rooms_of_every_version_are_made_and_left() {
         let version = version.to_string();
         let site = Site::of(draft());
         let mut config = signing(&site);
-        config.authorship.room_version = Some(version.clone());
+        config.event_signing.room_version = Some(version.clone());
         let first = shut_down(config.clone(), OLD, with_new_room()).expect("shut down");
         let first = first.new_room_id.expect("a new room");
         let tables = site.tables();
@@ -417,7 +417,7 @@ fn what_is_missing_is_said_before_anything_is_touched() {
         ..only_shut_down()
     };
     let nothing = |_: &Site, _: &mut Config| ();
-    let without_key = |_: &Site, config: &mut Config| config.authorship.signing_key = None;
+    let without_key = |_: &Site, config: &mut Config| config.event_signing.signing_key = None;
     let set_version = |site: &Site, _: &mut Config| {
         site.run("UPDATE rooms SET room_version = 'org.example.strange'");
     };
@@ -428,8 +428,11 @@ fn what_is_missing_is_said_before_anything_is_touched() {
     };
     let powerless = |_: &Site, config: &mut Config| {
         let users = serde_json::json!({"@admin:example.org": 100});
-        config.authorship.power_levels.insert("users".into(), users);
-        config.authorship.room_version = Some("10".into());
+        config
+            .event_signing
+            .power_levels
+            .insert("users".into(), users);
+        config.event_signing.room_version = Some("10".into());
     };
     type Change<'a> = &'a dyn Fn(&Site, &mut Config);
     let cases: [(&str, Request, Change<'_>); 6] = [
@@ -487,7 +490,7 @@ fn a_key_that_is_not_the_servers_is_refused_and_a_changed_one_is_told_of() {
     let other = RoomId::from("!other:example.org");
     let with_key = |key: &str| {
         let mut config = signing(&site);
-        config.authorship.signing_key = Some(SigningKey::Text(Secret::new(key)));
+        config.event_signing.signing_key = Some(SigningKey::Text(Secret::new(key)));
         config
     };
     let block = Request {
@@ -599,7 +602,7 @@ fn a_shutdown_of_many_makes_no_longer_chains_of_state_groups_than_the_homeserver
     let room = before(&site.tables(), OLD, "10");
     let mut config = signing(&site);
     // In several transactions.
-    config.stride.events_offline = 50;
+    config.batch.events_offline = 50;
     let told = shut_down(config, OLD, with_new_room()).expect("shut down");
     assert_eq!(told.kicked_users.len(), 121);
     site.assert_sound("after many have left");

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{finish, output, remote};
-use crate::config::{Config, Homeserver};
+use crate::config::{Config, HomeserverPolicy};
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
@@ -66,7 +66,7 @@ pub(super) fn delete_room(
     }
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
-        Err(Error::Owned(_)) => {
+        Err(Error::LedgerLocked(_)) => {
             return remote::delete_room(&asked, &room, &request, as_json);
         }
         keeper => keeper?,
@@ -88,9 +88,10 @@ pub(super) fn set_block(
     let (room, asked) = (RoomId::new(room), config.clone());
     let operator = config.admin_user.clone();
     // W-20: a homeserver that is not told believes what it remembers.
-    let is_unheard = config.homeserver == Homeserver::Beside && config.homeserver_api.is_none();
+    let is_unheard =
+        config.homeserver == HomeserverPolicy::AllowRunning && config.homeserver_api.is_none();
     match Keeper::open(config) {
-        Err(Error::Owned(_)) => remote::set_block(&asked, &room, block)?,
+        Err(Error::LedgerLocked(_)) => remote::set_block(&asked, &room, block)?,
         keeper if block => keeper?.block(&room, &operator)?,
         keeper => keeper?.unblock(&room)?,
     }

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::output;
-use crate::config::{Config, Homeserver};
-use crate::error::{Doing, EXIT_FAILED, Error};
+use crate::config::{Config, HomeserverPolicy};
+use crate::error::{Context, EXIT_FAILED, Error};
 use crate::ids::JobId;
 use crate::keeper::{Keeper, PurgeOptions, Viewer, check_offline};
 use crate::point::PurgePoint;
@@ -33,7 +33,7 @@ impl Scratch {
         DirBuilder::new()
             .mode(0o700)
             .create(&path)
-            .doing("make a temporary directory")?;
+            .context("make a temporary directory")?;
         Ok(Self(path))
     }
 }
@@ -50,7 +50,7 @@ pub(super) fn demo(as_json: bool) -> Result<ExitCode, Error> {
     let database = scratch.0.join("homeserver.db");
     schema::create(&database)?;
     let mut config = Config::for_sqlite(&database, SERVER);
-    config.homeserver = Homeserver::AssumeStopped;
+    config.homeserver = HomeserverPolicy::AssumeStopped;
     let now = config.clock.now();
     let rooms = sample::fill(
         &mut Db::open(&database, &OpenOptions::default())?,

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 
 use crate::database::Database;
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
-use crate::ids::{Shown, UserId};
-use crate::jobs::ledger::{Record, State};
-use crate::keeper::retention::{RETENTION, RETENTION_PURGE, Swept};
+use crate::ids::{Escaped, UserId};
+use crate::job::Progress;
+use crate::jobs::ledger::{JobRecord, State};
+use crate::keeper::retention::{RETENTION, RETENTION_PURGE, RetentionSummary};
 use crate::purge::Plan;
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
 use crate::store::space::{Reclaimed, human};
-use crate::worksite::Progress;
 
 /// Whether something was said that nobody got.
 static IS_LOST: AtomicBool = AtomicBool::new(false);
@@ -37,7 +37,7 @@ pub fn say(text: &str) {
 }
 
 fn shown(text: &str) -> String {
-    let lines = text.split('\n').map(|line| Shown(line).to_string());
+    let lines = text.split('\n').map(|line| Escaped(line).to_string());
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -58,7 +58,7 @@ fn print(text: &str) {
 }
 
 /// Whether all that was said was written.
-pub fn is_whole() -> bool {
+pub fn has_localpart() -> bool {
     !IS_LOST.load(Ordering::SeqCst)
 }
 
@@ -139,7 +139,7 @@ pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
 
 /// Names of somebody else's, one after the other.
 fn in_a_row(names: &[impl AsRef<str>]) -> String {
-    let names = names.iter().map(|name| Shown(name.as_ref()).to_string());
+    let names = names.iter().map(|name| Escaped(name.as_ref()).to_string());
     names.collect::<Vec<_>>().join(", ")
 }
 
@@ -176,12 +176,12 @@ fn table(rows: &RowCounts) {
     }
 }
 
-fn progress_of(job: &Record) -> Progress {
+fn progress_of(job: &JobRecord) -> Progress {
     serde_json::from_value(job.progress.clone()).unwrap_or_default()
 }
 
 /// What a job did.
-pub fn job_done(as_json: bool, job: &Record) {
+pub fn job_done(as_json: bool, job: &JobRecord) {
     if as_json {
         json(&serde_json::to_value(job).unwrap_or_default());
         return;
@@ -191,38 +191,39 @@ pub fn job_done(as_json: bool, job: &Record) {
         shutdown(&serde_json::from_value(told.clone()).unwrap_or_default());
     }
     if job.kind == RETENTION {
-        let swept: Swept = serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
+        let summary: RetentionSummary =
+            serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
         say(&format!(
             "retention of {} is {}",
-            Shown(&job.subject),
+            Escaped(&job.subject),
             state(job)
         ));
         say(&format!(
             "{} rooms purged of {} that were due; {} skipped, {} failed; {} were left alone",
-            swept.rooms_purged,
-            swept.rooms_planned,
-            swept.rooms_skipped,
-            swept.rooms_failed,
-            swept.rooms_left_alone
+            summary.rooms_purged,
+            summary.rooms_planned,
+            summary.rooms_skipped,
+            summary.rooms_failed,
+            summary.rooms_left_alone
         ));
-        for failed in &swept.errors {
+        for failed in &summary.errors {
             say(&format!("  {}: {}", failed.room_id, failed.error));
         }
     } else {
         say(&format!(
             "{} of room {} is {}",
             job.kind,
-            Shown(&job.subject),
+            Escaped(&job.subject),
             state(job)
         ));
     }
     table(&progress.rows_removed);
     // A shutdown alone removes nothing, and is told above.
-    if progress.strides > 0 || !progress.more.contains_key(SHUTDOWN_ROOM) {
+    if progress.batches > 0 || !progress.more.contains_key(SHUTDOWN_ROOM) {
         say(&format!(
             "{} events deleted in {} transactions, the longest {} ms; {} state groups freed",
             progress.events_deleted,
-            progress.strides,
+            progress.batches,
             progress.longest_transaction_ms,
             progress.state_groups_freed
         ));
@@ -238,7 +239,7 @@ pub fn job_done(as_json: bool, job: &Record) {
     }
 }
 
-fn state(job: &Record) -> String {
+fn state(job: &JobRecord) -> String {
     match (job.state, &job.error) {
         (State::Failed, Some(error)) => format!("failed: {error}"),
         (State::Failed, None) => "failed".into(),
@@ -252,7 +253,7 @@ fn state(job: &Record) -> String {
 }
 
 /// The jobs that were taken up, when all have ended; for people each was told as it ended.
-pub fn resumed(as_json: bool, records: &[Record]) {
+pub fn resumed(as_json: bool, records: &[JobRecord]) {
     if as_json {
         json(&json!({"jobs": records}));
     } else if records.is_empty() {
@@ -261,7 +262,7 @@ pub fn resumed(as_json: bool, records: &[Record]) {
 }
 
 /// The list of jobs.
-pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
+pub fn jobs(as_json: bool, views: &[Value], records: &[JobRecord]) {
     if as_json {
         json(&json!({"jobs": views}));
         return;
@@ -270,14 +271,14 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[Record]) {
         say("no jobs on record");
     }
     // What a retention run did stands in its own line.
-    let is_told = |job: &&Record| job.kind != RETENTION_PURGE || job.state != State::Complete;
+    let is_told = |job: &&JobRecord| job.kind != RETENTION_PURGE || job.state != State::Complete;
     for job in records.iter().filter(is_told) {
         let progress = progress_of(job);
         say(&format!(
             "{}  {}  {}  {} of {} events  {}",
             job.id,
             job.kind,
-            Shown(&job.subject),
+            Escaped(&job.subject),
             progress.events_done,
             progress.events_planned,
             state(job)
@@ -363,7 +364,7 @@ impl Bar {
     }
 
     /// Shows how far a job is.
-    pub fn show(&mut self, job: &Record) {
+    pub fn show(&mut self, job: &JobRecord) {
         let progress = progress_of(job);
         let phase = serde_json::to_value(progress.phase).unwrap_or_default();
         let phase = phase.as_str().unwrap_or_default();

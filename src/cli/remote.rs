@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::jobs::ledger::{Record, State};
+use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, PurgeOptions, Viewer};
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
@@ -42,7 +42,7 @@ const ERRCODES: &[&str] = &[
 
 /// The daemon that owns the ledger.
 fn daemon(config: &Config) -> Result<Client, Error> {
-    let owned = Error::Owned(config.ledger.clone());
+    let owned = Error::LedgerLocked(config.ledger.clone());
     let Ok(text) = fs::read_to_string(owner_file(&config.ledger)) else {
         return Err(owned);
     };
@@ -51,7 +51,7 @@ fn daemon(config: &Config) -> Result<Client, Error> {
     };
     // What is asked of it would be done to another database than the one that was named.
     if owner.database != keeper::identity_of(config)? {
-        return Err(Error::Unsafe(format!(
+        return Err(Error::Refused(format!(
             "a daemon (process {}) owns the ledger {} and works on another database: say another ledger \
              (roomkeeper.ledger) for this one",
             owner.pid,
@@ -66,7 +66,7 @@ fn daemon(config: &Config) -> Result<Client, Error> {
             );
             Ok(Client::unix(socket))
         }
-        None => Err(Error::Unsafe(format!(
+        None => Err(Error::Refused(format!(
             "a daemon (process {}) is at work and listens on no Unix socket: ask it over HTTP",
             owner.pid
         ))),
@@ -74,13 +74,13 @@ fn daemon(config: &Config) -> Result<Client, Error> {
 }
 
 fn answer(reply: Result<Reply, crate::client::ClientError>) -> Result<Value, Error> {
-    let reply = reply.map_err(|e| Error::Unsafe(e.to_string()))?;
+    let reply = reply.map_err(|e| Error::Refused(e.to_string()))?;
     if (200..300).contains(&reply.status) {
         return Ok(reply.body);
     }
     let word = |key| reply.body.get(key).and_then(Value::as_str);
     let errcode = word("errcode").unwrap_or_default();
-    Err(Error::Answered {
+    Err(Error::Remote {
         status: reply.status,
         errcode: ERRCODES
             .iter()
@@ -183,7 +183,7 @@ pub(super) fn retention(
 }
 
 /// Waits for one of the daemon's jobs.
-fn attend(client: &Client, id: &str, as_json: bool) -> Result<Record, Error> {
+fn attend(client: &Client, id: &str, as_json: bool) -> Result<JobRecord, Error> {
     let mut bar = output::Bar::new(as_json);
     let stop = super::signals()?;
     loop {
@@ -195,7 +195,7 @@ fn attend(client: &Client, id: &str, as_json: bool) -> Result<Record, Error> {
             return Err(Error::Stopping);
         }
         let job = answer(client.get(&format!("/_roomkeeper/v1/jobs/{}", quoted(id))))?;
-        let job: Record = serde_json::from_value(job)
+        let job: JobRecord = serde_json::from_value(job)
             .map_err(|e| Error::Bug(format!("the daemon's answer is no job: {e}")))?;
         match job.state {
             State::Queued | State::Running => bar.show(&job),
@@ -222,7 +222,7 @@ pub(super) fn jobs(
         ))?;
     }
     let listed = answer(client.get("/_roomkeeper/v1/jobs"))?;
-    let records: Vec<Record> =
+    let records: Vec<JobRecord> =
         serde_json::from_value(listed.get("jobs").cloned().unwrap_or_default())
             .map_err(|e| Error::Bug(format!("the daemon's answer is no list of jobs: {e}")))?;
     let views: Vec<Value> = records.iter().map(crate::keeper::job_view).collect();

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::{output, remote};
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
-use crate::jobs::ledger::{Record, State};
+use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{Keeper, Viewer};
 use crate::policy::{Clamp, LifetimeRange, Source};
 use crate::retention::{Due, Plan};
@@ -119,7 +119,7 @@ fn run(config: Config, which: &Which, as_json: bool) -> Result<ExitCode, Error> 
     let ranges = which.ranges(&config)?;
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
-        Err(Error::Owned(_)) => return remote::retention(&asked, &ranges, as_json),
+        Err(Error::LedgerLocked(_)) => return remote::retention(&asked, &ranges, as_json),
         keeper => keeper?,
     };
     let mut runs = Vec::new();
@@ -131,7 +131,7 @@ fn run(config: Config, which: &Which, as_json: bool) -> Result<ExitCode, Error> 
 }
 
 /// Shows what the runs did, and gives the exit code for it.
-pub(super) fn ended(runs: &[Record], as_json: bool) -> ExitCode {
+pub(super) fn ended(runs: &[JobRecord], as_json: bool) -> ExitCode {
     if as_json {
         output::json(&serde_json::json!({ "runs": runs }));
     }

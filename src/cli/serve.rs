@@ -1,4 +1,4 @@
-//! The daemon: a keeper, its doors, and systemd's wishes.
+//! The daemon: a keeper, its HTTP server, and systemd's wishes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::signals;
 use crate::config::{Config, Listen};
-use crate::error::{Doing, EXIT_FAILED, Error};
+use crate::error::{Context, EXIT_FAILED, Error};
 use crate::http;
 use crate::keeper::Keeper;
 
@@ -57,31 +57,31 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
             Listen::Tcp(_) => None,
         })
         .collect::<Result<_, _>>()
-        .doing("find the daemon's own socket")?;
+        .context("find the daemon's own socket")?;
     config.resume = true;
     config.retention_jobs = true;
     let keeper = Keeper::open(config)?;
     let database = keeper.identity()?;
-    let door = http::serve(keeper.clone())?;
+    let server = http::serve(keeper.clone())?;
     let owner = Owner {
         pid: std::process::id(),
         database,
         sockets,
     };
     write_owner(&ledger, &owner)?;
-    for address in door.addresses() {
+    for address in server.addresses() {
         log::info!("listening on {address}");
     }
     for socket in &owner.sockets {
         log::info!("listening on {}", socket.display());
     }
     notify(&[NotifyState::Ready]);
-    let outcome = attend(&keeper, &door, &stop);
+    let outcome = attend(&keeper, &server, &stop);
     notify(&[NotifyState::Stopping]);
     log::info!("stopping: running jobs are handed back to the ledger");
-    // First the jobs, which a handler may wait for; then the doors; then the threads.
+    // First the jobs, which a handler may wait for; then HTTP; then the threads.
     keeper.clone().stop();
-    door.stop();
+    server.stop();
     drop(keeper);
     let _ = fs::remove_file(owner_file(&ledger));
     log::info!("stopped");
@@ -91,15 +91,15 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
 /// Waits for the end, and tells systemd's watchdog that the database still answers.
 fn attend(
     keeper: &Keeper,
-    door: &http::HttpDoor,
+    server: &http::HttpServer,
     stop: &std::sync::atomic::AtomicBool,
 ) -> Result<ExitCode, Error> {
     let watchdog = watchdog_period();
     let mut fed = Instant::now();
     while !stop.load(Ordering::SeqCst) {
-        match door.broken().recv_timeout(LOOK_UP_EVERY) {
+        match server.broken().recv_timeout(LOOK_UP_EVERY) {
             Ok(why) => {
-                log::error!("the doors are broken: {why}");
+                log::error!("the HTTP server has failed: {why}");
                 return Ok(ExitCode::from(EXIT_FAILED));
             }
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_UP_EVERY),
@@ -131,5 +131,5 @@ fn notify(states: &[NotifyState<'_>]) {
 fn write_owner(ledger: &Path, owner: &Owner) -> Result<(), Error> {
     let doing = "say where the daemon listens";
     let text = serde_json::to_string(owner).map_err(|e| Error::Bug(e.to_string()))?;
-    fs::write(owner_file(ledger), text).doing(doing)
+    fs::write(owner_file(ledger), text).context(doing)
 }

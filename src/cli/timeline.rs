@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::ids::is_unseen;
+use crate::ids::is_control_or_bidi;
 use crate::time::Millis;
 
 /// One event: time, sender, and what it says or does. What others wrote cannot move the cursor of a terminal.
@@ -20,7 +20,7 @@ fn text(value: &Value) -> String {
         match c {
             '\n' => line.push_str(" ⏎ "),
             '\t' => line.push(' '),
-            c if is_unseen(c) => line.push('\u{fffd}'),
+            c if is_control_or_bidi(c) => line.push('\u{fffd}'),
             c => line.push(c),
         }
     }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{Config, Homeserver, HomeserverApi, Listen, Secret, authorship, retention};
+use super::{Config, HomeserverApi, HomeserverPolicy, Listen, Secret, event_signing, retention};
 use crate::database::{Database, Server};
+use crate::endpoints::HomeserverEndpoints;
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::time::{Millis, parse_duration};
-use crate::whereabouts::Whereabouts;
 
 /// The keys of our block, with what each takes.
 const OUR_KEYS: &[(&str, &str)] = &[
@@ -29,7 +29,7 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("admin_user", "the user id the static token stands for"),
     ("ledger", "a file for roomkeeper's own bookkeeping"),
     ("workers", "a number of threads, 1 to 64"),
-    ("stride", "{events: 5000, millis: 500}"),
+    ("batch", "{events: 5000, millis: 500}"),
     ("overwrite_deleted", "true or false"),
     ("keep_jobs", "a duration such as 90d"),
     ("foreign_keys", "auto or server"),
@@ -39,8 +39,8 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ),
 ];
 
-/// The keys of `stride` in our block.
-const STRIDE_KEYS: &[(&str, &str)] = &[
+/// The keys of `batch` in our block.
+const BATCH_KEYS: &[(&str, &str)] = &[
     ("events", "a number, 1 to 1000000"),
     ("millis", "a number, 10 to 60000"),
 ];
@@ -103,9 +103,9 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
         Error::Config("server_name is missing: it is the domain of the homeserver".into())
     })?;
     let mut config = Config::for_database(database(keys)?, &server_name);
-    config.whereabouts = whereabouts(keys, directory)?;
+    config.endpoints = endpoints(keys, directory)?;
     config.retention = retention::read(keys.get("retention"))?;
-    config.authorship = authorship::read(keys, directory, &server_name)?;
+    config.event_signing = event_signing::read(keys, directory, &server_name)?;
     config.delegated_auth = is_delegated(keys);
     config.account_validity = keys
         .get("account_validity")
@@ -127,7 +127,7 @@ fn interpret(keys: &Map<String, Value>, directory: &Path) -> Result<Config, Erro
 
 fn database(keys: &Map<String, Value>) -> Result<Database, Error> {
     if keys.get("databases").is_some_and(|v| !v.is_null()) {
-        return Err(Error::Unsafe(
+        return Err(Error::Refused(
             "the configuration splits the data over several databases (`databases:`); roomkeeper works on one that \
              holds everything"
                 .into(),
@@ -188,13 +188,13 @@ fn server(args: Option<&Value>) -> Result<Database, Error> {
     Ok(Database::Server(Server::Keys(keys)))
 }
 
-fn whereabouts(keys: &Map<String, Value>, directory: &Path) -> Result<Whereabouts, Error> {
+fn endpoints(keys: &Map<String, Value>, directory: &Path) -> Result<HomeserverEndpoints, Error> {
     // A relative one lies where the homeserver was started. It may appear later, so all places are kept.
     let pid_files = text(keys, "pid_file")?.map(|path| match Path::new(&path).is_absolute() {
         true => vec![path.into()],
         false => vec![directory.join(&path), path.into()],
     });
-    let mut found = Whereabouts {
+    let mut found = HomeserverEndpoints {
         pid_files: pid_files.unwrap_or_default(),
         listeners: Vec::new(),
     };
@@ -252,11 +252,29 @@ fn is_delegated(keys: &Map<String, Value>) -> bool {
 }
 
 /// Reads our block. Relative paths in it start at `directory`, that of the first file.
+/// Keys of our block that had another name in an earlier release: the former one and the present one.
+const FORMER_KEYS: &[(&str, &str)] = &[("stride", "batch")];
+
+/// The block with the present names of its keys. Where both are given, the present one counts.
+fn with_present_names(ours: &Map<String, Value>) -> Map<String, Value> {
+    let mut ours = ours.clone();
+    for (former, present) in FORMER_KEYS {
+        if let Some(value) = ours.remove(*former) {
+            log::warn!(
+                "roomkeeper.{former} is called roomkeeper.{present} now: rename it in the configuration"
+            );
+            ours.entry(*present).or_insert(value);
+        }
+    }
+    ours
+}
+
 fn read_ours(
     ours: &Map<String, Value>,
     directory: &Path,
     config: &mut Config,
 ) -> Result<(), Error> {
+    let ours = &with_present_names(ours);
     refuse_unknown("roomkeeper", ours, OUR_KEYS)?;
     for (key, value) in ours {
         match key.as_str() {
@@ -267,7 +285,7 @@ fn read_ours(
             }
             "admin_user" => {
                 let user = UserId::new(string("roomkeeper.admin_user", value)?);
-                if !user.is_local(&config.server_name) || !user.is_whole() {
+                if !user.is_local(&config.server_name) || !user.has_localpart() {
                     return Err(Error::Config(format!(
                         "roomkeeper.admin_user is {user}, and should be a user of this server: @name:{}",
                         config.server_name
@@ -283,21 +301,21 @@ fn read_ours(
                 config.ledger = directory.join(file);
             }
             "workers" => config.workers = number("roomkeeper.workers", value, 1, 64)? as usize,
-            "stride" => {
-                let block = mapping("roomkeeper.stride", value)?;
-                refuse_unknown("roomkeeper.stride", block, STRIDE_KEYS)?;
+            "batch" => {
+                let block = mapping("roomkeeper.batch", value)?;
+                refuse_unknown("roomkeeper.batch", block, BATCH_KEYS)?;
                 if let Some(value) = block.get("events") {
-                    config.stride.events = number("roomkeeper.stride.events", value, 1, 1_000_000)?;
+                    config.batch.events = number("roomkeeper.batch.events", value, 1, 1_000_000)?;
                 }
                 if let Some(value) = block.get("millis") {
-                    config.stride.millis = number("roomkeeper.stride.millis", value, 10, 60_000)?;
+                    config.batch.millis = number("roomkeeper.batch.millis", value, 10, 60_000)?;
                 }
             }
             "overwrite_deleted" => {
                 config.overwrite_deleted = boolean("roomkeeper.overwrite_deleted", value)?
             }
             "foreign_keys" => {
-                config.stride.keys_in_sets =
+                config.batch.check_in_bulk =
                     match string("roomkeeper.foreign_keys", value)?.as_str() {
                         "auto" => true,
                         "server" => false,
@@ -309,9 +327,9 @@ fn read_ours(
                 let block = mapping("roomkeeper.homeserver", value)?;
                 refuse_unknown("roomkeeper.homeserver", block, HOMESERVER_KEYS)?;
                 config.homeserver = match block.get("running") {
-                    None => Homeserver::Refuse,
-                    Some(Value::String(s)) if s == "refuse" => Homeserver::Refuse,
-                    Some(Value::String(s)) if s == "beside" => Homeserver::Beside,
+                    None => HomeserverPolicy::RequireStopped,
+                    Some(Value::String(s)) if s == "refuse" => HomeserverPolicy::RequireStopped,
+                    Some(Value::String(s)) if s == "beside" => HomeserverPolicy::AllowRunning,
                     Some(other) => {
                         return Err(wrong(
                             "roomkeeper.homeserver.running",
@@ -487,18 +505,18 @@ mod tests {
     fn a_homeserver_yaml_is_read_as_it_stands() {
         let config = read(&format!(
             "{MINIMAL}pid_file: /d/hs.pid\nlisteners:\n  - port: 8008\n    bind_addresses: ['::1', '127.0.0.1']\n    type: http\n\
-             unknown_block: {{x: 1}}\nroomkeeper:\n  listen: ['127.0.0.1:8009', 'unix:/run/x.sock']\n  stride: {{events: 10}}\n\
+             unknown_block: {{x: 1}}\nroomkeeper:\n  listen: ['127.0.0.1:8009', 'unix:/run/x.sock']\n  batch: {{events: 10}}\n\
              \n  keep_jobs: 3d\n  homeserver: {{running: beside}}\n"
         ))
         .expect("reads");
         assert_eq!(config.server_name, "example.org");
         assert_eq!(config.database.file(), Some(Path::new("/d/homeserver.db")));
         assert_eq!(config.ledger, Path::new("/d/homeserver.db.roomkeeper"));
-        assert_eq!(config.whereabouts.listeners.len(), 2);
-        assert_eq!(config.whereabouts.pid_files, [Path::new("/d/hs.pid")]);
-        assert_eq!(config.stride.events, 10);
+        assert_eq!(config.endpoints.listeners.len(), 2);
+        assert_eq!(config.endpoints.pid_files, [Path::new("/d/hs.pid")]);
+        assert_eq!(config.batch.events, 10);
         assert_eq!(config.keep_jobs, crate::time::days(3));
-        assert_eq!(config.homeserver, Homeserver::Beside);
+        assert_eq!(config.homeserver, HomeserverPolicy::AllowRunning);
         assert_eq!(config.listen.len(), 2);
     }
 
@@ -508,7 +526,7 @@ mod tests {
             "pid_file: hs.pid\nlisteners:\n  - {port: '8008', bind_addresses: [localhost]}\n  \
              - {port: 8009, bind_addresses: []}\n",
         );
-        let found = whereabouts(&keys.expect("parses"), Path::new("/etc/x")).expect("reads");
+        let found = endpoints(&keys.expect("parses"), Path::new("/etc/x")).expect("reads");
         assert_eq!(
             found.pid_files,
             [Path::new("/etc/x/hs.pid"), Path::new("hs.pid")]
@@ -535,7 +553,7 @@ mod tests {
         assert_eq!(keys["password"], "hunter2");
         assert!(!format!("{:?}", config.database).contains("hunter2"));
         assert_eq!(config.ledger, Path::new("/l"));
-        assert!(!config.stride.keys_in_sets);
+        assert!(!config.batch.check_in_bulk);
         let other = read(
             "server_name: example.org:8448\ndatabase: {name: psycopg2, args: {host: h, dbname: syn}}",
         );
@@ -604,11 +622,27 @@ mod tests {
     }
 
     #[test]
+    fn a_former_name_of_a_key_is_still_read_and_the_present_one_counts_first() {
+        let batch_of = |block: &str| {
+            let text = format!("{MINIMAL}roomkeeper: {block}\n");
+            read(&text).map(|config| config.batch.events)
+        };
+        assert_eq!(batch_of("{stride: {events: 7}}").expect("read"), 7);
+        assert_eq!(batch_of("{batch: {events: 8}}").expect("read"), 8);
+        assert_eq!(
+            batch_of("{stride: {events: 7}, batch: {events: 8}}").expect("read"),
+            8
+        );
+        let refused = batch_of("{stride: {event: 7}}").expect_err("misspelt");
+        assert!(refused.to_string().contains("batch"), "{refused}");
+    }
+
+    #[test]
     fn the_sample_says_the_defaults() {
         let config = read(SAMPLE).expect("reads");
         let default = Config::for_database(config.database.clone(), &config.server_name);
         assert_eq!(config.workers, default.workers);
-        assert_eq!(config.stride, default.stride);
+        assert_eq!(config.batch, default.batch);
         assert_eq!(config.overwrite_deleted, default.overwrite_deleted);
         assert_eq!(config.keep_jobs, default.keep_jobs);
         assert_eq!(config.homeserver, default.homeserver);
@@ -622,9 +656,9 @@ mod tests {
             assert!(keys["roomkeeper"].get(key).is_some(), "{key}");
         }
         let on = parse(&switched_on()).expect("parses");
-        let stride = &on["roomkeeper"]["stride"];
-        assert_eq!(stride["events"], default.stride.events);
-        assert_eq!(stride["millis"], default.stride.millis);
+        let batch = &on["roomkeeper"]["batch"];
+        assert_eq!(batch["events"], default.batch.events);
+        assert_eq!(batch["millis"], default.batch.millis);
         assert_eq!(keys["roomkeeper"]["homeserver"]["running"], "refuse");
     }
 
@@ -634,7 +668,7 @@ mod tests {
         let ours = keys["roomkeeper"].as_object().expect("a block");
         for (block, known) in [
             (ours, OUR_KEYS),
-            (ours["stride"].as_object().expect("a block"), STRIDE_KEYS),
+            (ours["batch"].as_object().expect("a block"), BATCH_KEYS),
             (
                 ours["homeserver"].as_object().expect("a block"),
                 HOMESERVER_KEYS,

@@ -1,6 +1,6 @@
 //! What the configuration means. What a file says of it is read in `file` (daemon feature).
 
-mod authorship;
+mod event_signing;
 #[cfg(feature = "daemon")]
 pub mod file;
 mod homeserver;
@@ -12,14 +12,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use self::authorship::{Authorship, SigningKey};
+pub use self::event_signing::{EventSigning, SigningKey};
 pub use self::homeserver::HomeserverApi;
+use crate::batch::BatchLimits;
 use crate::database::Database;
+use crate::endpoints::HomeserverEndpoints;
 use crate::ids::UserId;
 use crate::policy::Retention;
-use crate::stride::StrideBounds;
 use crate::time::{Clock, Millis, SystemClock, days};
-use crate::whereabouts::Whereabouts;
 
 /// Purge threads. On SQLite one writes at a time; the others read ahead, so more than a few serve nobody.
 pub const WORKERS: usize = 4;
@@ -29,15 +29,15 @@ pub const KEEP_JOBS: Millis = days(90);
 
 /// What to do about a homeserver that may be running on the same database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Homeserver {
+pub enum HomeserverPolicy {
     /// Refuse to work while one seems to be running (the default).
     #[default]
-    Refuse,
+    RequireStopped,
     /// The operator says that none is running; do not look.
     AssumeStopped,
     /// One may be running: small transactions with rests between, its lock rows are taken, state groups are left
     /// to it.
-    Beside,
+    AllowRunning,
 }
 
 /// A place to listen for HTTP.
@@ -85,7 +85,7 @@ pub struct Config {
     /// Purge threads.
     pub workers: usize,
     /// Bounds of transactions beside a live server.
-    pub stride: StrideBounds,
+    pub batch: BatchLimits,
     /// Whether deleted content is overwritten: zeros in the file, the full-text index merged, the log emptied.
     pub overwrite_deleted: bool,
     /// How long records of ended jobs are kept.
@@ -95,9 +95,9 @@ pub struct Config {
     /// Whether the retention jobs run at their intervals, if `retention` is enabled; runs on demand do not ask for it.
     pub retention_jobs: bool,
     /// What to do about a homeserver that may be running.
-    pub homeserver: Homeserver,
+    pub homeserver: HomeserverPolicy,
     /// Where to look for one.
-    pub whereabouts: Whereabouts,
+    pub endpoints: HomeserverEndpoints,
     /// Whether jobs that an earlier process left unfinished are resumed when the keeper opens.
     pub resume: bool,
     /// Where the daemon listens.
@@ -111,7 +111,7 @@ pub struct Config {
     /// Whether accounts can expire (U-6).
     pub account_validity: bool,
     /// What this server's own events are made with, as a shutdown needs them.
-    pub authorship: Authorship,
+    pub event_signing: EventSigning,
     /// How a homeserver that runs beside us is asked to move people out of rooms, and to block them.
     pub homeserver_api: Option<HomeserverApi>,
     /// Whether filters may name types of relations (the experimental MSC3874).
@@ -142,29 +142,29 @@ impl Config {
                 state_directory().join(name.replace(['/', ':'], "_"))
             }
         };
-        let mut stride = StrideBounds::default();
+        let mut batch = BatchLimits::default();
         if let Database::Server(_) = database {
-            stride = StrideBounds::on_server();
+            batch = BatchLimits::on_server();
         }
         Self {
             database,
             server_name: server_name.to_owned(),
             ledger,
             workers: WORKERS,
-            stride,
+            batch,
             overwrite_deleted: true,
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),
             retention_jobs: false,
-            homeserver: Homeserver::default(),
-            whereabouts: Whereabouts::default(),
+            homeserver: HomeserverPolicy::default(),
+            endpoints: HomeserverEndpoints::default(),
             resume: false,
             listen: Vec::new(),
             admin_token: None,
             admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
             delegated_auth: false,
             account_validity: false,
-            authorship: Authorship::default(),
+            event_signing: EventSigning::default(),
             homeserver_api: None,
             relation_type_filters: false,
             clock: Arc::new(SystemClock),

@@ -3,16 +3,16 @@
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::store::db::Db;
-use crate::store::{people, room_rows};
+use crate::store::{members, room_rows};
 
 /// Moves the aliases, inside one transaction; answers all that lead to the new room, which had none of its own. The old
 /// room's canonical alias stays as it is, and the new one gets none.
-pub(super) fn hand_over(
+pub(super) fn move_aliases(
     db: &Db,
     room: &RoomId,
     to: &RoomId,
     requester: &UserId,
 ) -> Result<Vec<String>, Error> {
-    people::move_aliases(db, room, to, requester)?;
+    members::move_aliases(db, room, to, requester)?;
     room_rows::aliases(db, to)
 }

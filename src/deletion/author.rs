@@ -2,48 +2,50 @@
 
 use serde_json::{Map, Value};
 
-use crate::config::Authorship;
+use crate::config::EventSigning;
 use crate::error::Error;
-use crate::event::auth::allowing;
-use crate::event::{CREATE, Draft, Event, EventError, MEMBER, Reference, Sealer, Signed};
+use crate::event::auth::auth_event_keys;
+use crate::event::{
+    CREATE, Event, EventBuilder, EventError, EventSigner, MEMBER, Reference, Signed,
+};
 use crate::ids::{EventId, RoomId, UserId};
 use crate::room_version::RoomVersion;
-use crate::store::append::{Arrival, Tip};
+use crate::store::append::{EventWriter, RoomHead};
 use crate::store::db::Db;
-use crate::store::people::Invitation;
-use crate::store::signed::own_events;
+use crate::store::members::Invitation;
+use crate::store::own_events::own_events;
 use crate::time::{Clock, Millis};
 
 /// What makes the events of one shutdown.
-pub(super) struct Author {
-    sealer: Sealer,
+pub(super) struct EventAuthor {
+    signer: EventSigner,
     /// What a person should know of the key, where there is something.
     pub note: Option<String>,
 }
 
 /// An event to be said at the end of a room.
-pub(super) struct Saying<'a> {
+pub(super) struct NewEvent<'a> {
     pub kind: &'a str,
     pub sender: &'a UserId,
     pub state_key: Option<&'a str>,
     pub content: Map<String, Value>,
 }
 
-impl Author {
+impl EventAuthor {
     /// Takes up the server's signing key, and holds it against what the server has signed.
     ///
     /// # Errors
-    /// [`Error::Unsafe`] when there is none, it is none, or it is not this server's.
+    /// [`Error::Refused`] when there is none, it is none, or it is not this server's.
     pub fn of(
         db: &Db,
-        authorship: &Authorship,
+        event_signing: &EventSigning,
         server_name: &str,
         room: &RoomId,
     ) -> Result<Self, Error> {
-        let keys = authorship.keys()?;
-        let sealer = Sealer::new(server_name, &keys).map_err(refusal)?;
-        let note = compare(db, &sealer, &keys.id(), server_name, room)?;
-        Ok(Self { sealer, note })
+        let keys = event_signing.keys()?;
+        let signer = EventSigner::new(server_name, &keys).map_err(refusal)?;
+        let note = compare(db, &signer, &keys.id(), server_name, room)?;
+        Ok(Self { signer, note })
     }
 
     /// Makes the first event of a room, said at `at`; where its hash is the room's id, `room` is absent.
@@ -51,10 +53,10 @@ impl Author {
         &self,
         version: &RoomVersion,
         room: Option<&RoomId>,
-        saying: Saying<'_>,
+        saying: NewEvent<'_>,
         at: Millis,
     ) -> Result<Event, EventError> {
-        let draft = Draft {
+        let draft = EventBuilder {
             room,
             kind: saying.kind,
             sender: saying.sender,
@@ -63,21 +65,21 @@ impl Author {
             depth: 1,
             prev: Vec::new(),
             auth: Vec::new(),
-            implied: None,
+            create_event_id: None,
             at,
             replaces: None,
         };
-        self.sealer.seal(version, draft)
+        self.signer.sign(version, draft)
     }
 
     /// Says something at the end of a room. The inner error says that nothing was said, and why; it is the sayer's own
     /// affair.
-    pub fn say(
+    pub fn create(
         &self,
         db: &Db,
-        arrival: &mut Arrival<'_>,
-        tip: &mut Tip,
-        saying: Saying<'_>,
+        arrival: &mut EventWriter<'_>,
+        room_head: &mut RoomHead,
+        saying: NewEvent<'_>,
         clock: &dyn Clock,
     ) -> Result<Result<(), EventError>, Error> {
         let sender = saying.sender.as_str();
@@ -85,37 +87,37 @@ impl Author {
             MEMBER => saying.content.get("membership").and_then(Value::as_str),
             _ => None,
         };
-        let keys = allowing(saying.kind, sender, saying.state_key, membership);
-        let auth = tip.allowing(db, &keys)?;
-        let prev = tip.prev(db)?;
-        let version = tip.version();
-        let create = tip.state(CREATE, "").cloned();
+        let keys = auth_event_keys(saying.kind, sender, saying.state_key, membership);
+        let auth = room_head.auth_event_keys(db, &keys)?;
+        let prev = room_head.prev(db)?;
+        let version = room_head.version();
+        let create = room_head.state(CREATE, "").cloned();
         let replaces = saying
             .state_key
-            .and_then(|key| tip.state(saying.kind, key))
+            .and_then(|key| room_head.state(saying.kind, key))
             .cloned();
-        let draft = Draft {
-            room: Some(tip.room()),
+        let draft = EventBuilder {
+            room: Some(room_head.room()),
             kind: saying.kind,
             sender: saying.sender,
             state_key: saying.state_key,
             content: saying.content,
-            depth: tip.next_depth(),
+            depth: room_head.next_depth(),
             prev,
             auth,
-            implied: create.as_ref().filter(|_| version.is_create_hash_room_id),
+            create_event_id: create.as_ref().filter(|_| version.is_create_hash_room_id),
             at: clock.now(),
             replaces: replaces.as_ref(),
         };
-        match self.sealer.seal(version, draft) {
-            Ok(event) => arrival.append(tip, &event).map(Ok),
+        match self.signer.sign(version, draft) {
+            Ok(event) => arrival.append(room_head, &event).map(Ok),
             Err(e) => Ok(Err(e)),
         }
     }
 
     /// Makes the refusal of an invitation into a room that this server is not in: it follows the invitation, and is
     /// allowed by what allowed that, and by the invitation itself.
-    pub fn decline(
+    pub fn reject_invite(
         &self,
         version: &RoomVersion,
         room: &RoomId,
@@ -128,7 +130,7 @@ impl Author {
             hash: None,
         };
         let named = Reference {
-            hash: Sealer::reference_hash(version, &invitation.json),
+            hash: EventSigner::reference_hash(version, &invitation.json),
             ..reference(&invitation.id)
         };
         let mut auth: Vec<Reference> = invitation.auth.iter().map(reference).collect();
@@ -137,7 +139,7 @@ impl Author {
         let create = version
             .is_create_hash_room_id
             .then(|| EventId::new(room.as_str().replacen('!', "$", 1)));
-        let draft = Draft {
+        let draft = EventBuilder {
             room: Some(room),
             kind: MEMBER,
             sender: user,
@@ -146,11 +148,11 @@ impl Author {
             depth: invitation.depth.saturating_add(1),
             prev: vec![named],
             auth,
-            implied: create.as_ref(),
+            create_event_id: create.as_ref(),
             at: clock.now(),
             replaces: Some(&invitation.id),
         };
-        self.sealer.seal(version, draft)
+        self.signer.sign(version, draft)
     }
 }
 
@@ -158,14 +160,14 @@ impl Author {
 /// that shows one tells which key it has. A changed key is none that is wrong.
 fn compare(
     db: &Db,
-    sealer: &Sealer,
+    signer: &EventSigner,
     key: &str,
     server_name: &str,
     room: &RoomId,
 ) -> Result<Option<String>, Error> {
     for own in own_events(db, server_name, room)? {
         let version = own.version.as_deref().and_then(RoomVersion::of);
-        let signed = version.and_then(|version| sealer.signed(version, &own.json));
+        let signed = version.and_then(|version| signer.signed(version, &own.json));
         match signed {
             None => {}
             Some(Signed::ByThis) => return Ok(None),
@@ -203,7 +205,7 @@ pub(super) fn refusal(error: EventError) -> Error {
             "the new room cannot be made as default_power_level_content_override wants it: {what}"
         )),
         EventError::Broken(what) => Error::Bug(what),
-        other => Error::Unsafe(format!(
+        other => Error::Refused(format!(
             "{other}: shut the room down with the homeserver's own API, or delete it with --force-purge, which moves \
              nobody"
         )),

@@ -6,12 +6,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::request::{Request, Shutdown};
-use super::shutdown::Told;
+use super::shutdown::ProgressSink;
 use crate::client::{Client, ClientError, Reply};
 use crate::config::HomeserverApi;
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::worksite::Worksite;
+use crate::job::JobContext;
 
 /// How often the homeserver is asked how far it is.
 const ASK_EVERY: Duration = Duration::from_millis(250);
@@ -24,12 +24,12 @@ const MOST_STARTS: u32 = 5;
 /// A homeserver whose memory was lost meanwhile is asked again: who has left already is not moved twice.
 ///
 /// # Errors
-/// [`Error::Unsafe`] when it cannot be asked, or refuses; [`Error::Stopping`] and [`Error::Cancelled`] while it works.
+/// [`Error::Refused`] when it cannot be asked, or refuses; [`Error::Stopping`] and [`Error::Cancelled`] while it works.
 pub(super) fn shut_down(
-    site: &Worksite<'_>,
+    ctx: &JobContext<'_>,
     api: &HomeserverApi,
     request: &Request,
-    told: Told<'_>,
+    on_progress: ProgressSink<'_>,
 ) -> Result<Shutdown, Error> {
     let client = Client::tcp(&api.address, api.token.reveal());
     let mut body = json!({"block": request.block, "purge": false});
@@ -47,19 +47,19 @@ pub(super) fn shut_down(
     }
     // It may hang; whoever stops or cancels does not wait for that.
     let ask = |method: &str, path: &str, body: Option<&Value>| {
-        let is_over = || site.stay_or_go().is_err();
+        let is_over = || ctx.check_cancelled().is_err();
         match client.request_unless(method, path, body, &is_over) {
-            Err(e @ ClientError::GivenUp { .. }) => {
-                site.stay_or_go()?;
+            Err(e @ ClientError::Abandoned { .. }) => {
+                ctx.check_cancelled()?;
                 Err(refusal(&e.to_string()))
             }
             Err(e) => Err(refusal(&e.to_string())),
             Ok(reply) => Ok(reply),
         }
     };
-    let room = encoded(site.room);
+    let room = encoded(ctx.room);
     for _ in 0..MOST_STARTS {
-        site.stay_or_go()?;
+        ctx.check_cancelled()?;
         let path = format!("/_synapse/admin/v2/rooms/{room}");
         let started = ask("DELETE", &path, Some(&body))?;
         let is_under_way = started.status == 400 && says_under_way(&started);
@@ -71,7 +71,7 @@ pub(super) fn shut_down(
                 match unended(&listed.body) {
                     Some(id) => id,
                     None => {
-                        site.rest(ASK_EVERY);
+                        ctx.rest(ASK_EVERY);
                         continue;
                     }
                 }
@@ -84,7 +84,7 @@ pub(super) fn shut_down(
         };
         log::info!(
             "room {}: the homeserver moves its people out: {id}",
-            site.room
+            ctx.room
         );
         let path = format!("/_synapse/admin/v2/rooms/delete_status/{id}");
         let mut last = Shutdown::default();
@@ -97,13 +97,13 @@ pub(super) fn shut_down(
             let shutdown = status.get("shutdown_room").cloned().unwrap_or_default();
             let shutdown: Shutdown = serde_json::from_value(shutdown).unwrap_or_default();
             if shutdown != last {
-                told(&shutdown)?;
+                on_progress(&shutdown)?;
                 last = shutdown;
             }
             match status.get("status").and_then(Value::as_str) {
                 Some("complete") => {
                     if is_under_way && request.block {
-                        set_block(api, site.room, true)?;
+                        set_block(api, ctx.room, true)?;
                     }
                     return Ok(last);
                 }
@@ -111,9 +111,9 @@ pub(super) fn shut_down(
                     let why = status.get("error").and_then(Value::as_str);
                     return Err(refusal(why.unwrap_or("it did not say why; its log does")));
                 }
-                _ => site.rest(ASK_EVERY),
+                _ => ctx.rest(ASK_EVERY),
             }
-            site.stay_or_go()?;
+            ctx.check_cancelled()?;
         }
     }
     Err(refusal("it forgot the order again and again"))
@@ -154,7 +154,7 @@ fn answer(reply: Reply) -> Result<Value, Error> {
 }
 
 fn refusal(why: &str) -> Error {
-    Error::Unsafe(format!(
+    Error::Refused(format!(
         "the homeserver at roomkeeper.homeserver.url did not do what it was asked: {why}. No row was deleted"
     ))
 }

@@ -16,18 +16,18 @@ use support::work::{NOW, Site, seed};
 use super::super::support;
 use super::request::{Request, Shutdown};
 use super::shutdown::shut_down;
-use crate::config::{Authorship, Secret, SigningKey};
+use crate::batch::BatchLimits;
+use crate::config::{EventSigning, Secret, SigningKey};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
+use crate::job::{JobContext, ServerState};
 use crate::jobs::ledger::Ledger;
-use crate::jobs::register::Register;
+use crate::jobs::register::JobRegistry;
 use crate::locks::RoomLocks;
 use crate::store::check;
 use crate::store::db::{Db, OpenOptions};
-use crate::store::erase::RawFile;
-use crate::stride::StrideBounds;
+use crate::store::free_pages::RawFile;
 use crate::time::ManualClock;
-use crate::worksite::{Gait, Worksite};
 
 const ROOM: &str = "!room:example.org";
 
@@ -57,11 +57,11 @@ fn example() -> Site {
 
 /// One run of the job that the ledger has, or of a new one; interrupted at a call of SQLite, if that is said. Answers how
 /// many calls there were, too.
-fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
-    let raw = RawFile::open(&site.database).expect("opens");
-    let ledger = Ledger::open(&site.config().ledger).expect("opens");
+fn life(ctx: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
+    let raw = RawFile::open(&ctx.database).expect("opens");
+    let ledger = Ledger::open(&ctx.config().ledger).expect("opens");
     let clock = Arc::new(ManualClock::at(NOW));
-    let register = Arc::new(Register::new(ledger, clock.clone()));
+    let register = Arc::new(JobRegistry::new(ledger, clock.clone()));
     let request = Request {
         requester: Some(UserId::from("@admin:example.org")),
         new_room_user_id: Some(UserId::from("@ann:example.org")),
@@ -73,13 +73,13 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         .first()
         .and_then(|record| serde_json::from_value(record.progress.clone()).ok())
         .unwrap_or_default();
-    let ticket = match unended.first() {
-        Some(record) => register.readmit(record),
-        None => register.admit("delete", &room, serde_json::json!({})),
+    let guard = match unended.first() {
+        Some(record) => register.requeue(record),
+        None => register.enqueue("delete", &room, serde_json::json!({})),
     };
-    let ticket = ticket.expect("the room is free");
-    ticket.start().expect("noted");
-    let mut db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
+    let guard = guard.expect("the room is free");
+    guard.start().expect("noted");
+    let mut db = Db::open(&ctx.database, &OpenOptions::default()).expect("opens");
     let wants_to_stop = Arc::new(AtomicBool::new(false));
     let calls = Arc::new(AtomicI64::new(0));
     let (stop, count) = (wants_to_stop.clone(), calls.clone());
@@ -95,48 +95,48 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         .progress_handler(1, Some(watched))
         .expect("set");
     let is_stopping = || wants_to_stop.load(Ordering::SeqCst);
-    let authorship = Authorship {
+    let event_signing = EventSigning {
         signing_key: Some(SigningKey::Text(Secret::new(
             "ed25519 a_test AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
         ))),
         // The id of such a room is a hash, not drawn: every run makes the same one.
         room_version: Some("12".into()),
-        ..Authorship::default()
+        ..EventSigning::default()
     };
-    let mut worksite = Worksite {
+    let mut job = JobContext {
         db,
         room: &room,
-        server_name: &site.server_name,
-        gait: Gait::Offline,
-        bounds: StrideBounds {
+        server_name: &ctx.server_name,
+        server_state: ServerState::Stopped,
+        limits: BatchLimits {
             events_offline: 2,
-            ..StrideBounds::default()
+            ..BatchLimits::default()
         },
         overwrite_deleted: true,
         locks: &RoomLocks::default(),
         writer: &Mutex::default(),
         ledger: register.ledger(),
-        live: ticket.live(),
+        live: guard.live(),
         raw: Some(&raw),
-        authorship: &authorship,
+        event_signing: &event_signing,
         homeserver: None,
         register: &register,
-        watch: None,
+        detector: None,
         clock: &*clock,
         is_one_of_many: false,
         is_stopping: &is_stopping,
     };
-    let (told_ledger, id) = (register.ledger(), ticket.id().clone());
+    let (told_ledger, id) = (register.ledger(), guard.id().clone());
     let mut told = |shutdown: &Shutdown| {
         let value = serde_json::to_value(shutdown).expect("plain");
-        ticket.live().set_progress(value.clone());
+        guard.live().set_progress(value.clone());
         told_ledger.progress(&id, &value)
     };
-    let outcome = shut_down(&mut worksite, &request, before, &mut told);
-    drop(worksite);
+    let outcome = shut_down(&mut job, &request, before, &mut told);
+    drop(job);
     match &outcome {
-        Ok(_) => ticket.end(None),
-        Err(_) => ticket.suspend(),
+        Ok(_) => guard.end(None),
+        Err(_) => guard.suspend(),
     }
     (outcome, calls.load(Ordering::SeqCst))
 }
@@ -151,8 +151,8 @@ fn a_shutdown_stopped_at_any_step_is_taken_up_again_to_the_same_end() {
     let seed = seed();
     println!("ROOMKEEPER_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let site = example();
-    let undisturbed = site.copy();
+    let ctx = example();
+    let undisturbed = ctx.copy();
     let (end, calls) = life(&undisturbed, None);
     let end = sorted(end.expect("nothing disturbs it"));
     assert_eq!(end.kicked_users.len(), 6);
@@ -167,25 +167,25 @@ fn a_shutdown_stopped_at_any_step_is_taken_up_again_to_the_same_end() {
     let mut interrupted = 0;
     for at in chosen {
         let about = format!("ROOMKEEPER_SEED={seed}, call {at}");
-        let site = site.copy();
-        let (outcome, _) = life(&site, Some(at));
+        let ctx = ctx.copy();
+        let (outcome, _) = life(&ctx, Some(at));
         interrupted += i32::from(outcome.is_err());
-        assert_sound(&site, &about);
-        let (finished, _) = life(&site, None);
+        assert_sound(&ctx, &about);
+        let (finished, _) = life(&ctx, None);
         let finished = finished.unwrap_or_else(|e| panic!("{about}: cannot go on: {e}"));
         // A run that had ended all the same was begun anew: then there is nobody left to move.
         if outcome.is_err() {
             assert_eq!(sorted(finished), end, "{about}");
-            assert_same(&tables, &site.tables(), &about);
+            assert_same(&tables, &ctx.tables(), &about);
         }
     }
     assert!(interrupted > 0);
 }
 
-fn assert_sound(site: &Site, about: &str) {
-    let db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
+fn assert_sound(ctx: &Site, about: &str) {
+    let db = Db::open(&ctx.database, &OpenOptions::default()).expect("opens");
     let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
     assert!(violations.is_empty(), "{about}: {violations:#?}");
-    let tables: Tables = site.tables();
+    let tables: Tables = ctx.tables();
     assert!(!tables.rows("events").is_empty());
 }

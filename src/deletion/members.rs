@@ -2,23 +2,23 @@
 
 use serde_json::{Map, Value};
 
-use super::author::{Author, Saying, membership};
+use super::author::{EventAuthor, NewEvent, membership};
 use crate::error::Error;
 use crate::event::auth::may_leave;
-use crate::event::{EventError, MEMBER, Sealer};
+use crate::event::{EventError, EventSigner, MEMBER};
 use crate::ids::{RoomId, UserId};
 use crate::room_version::RoomVersion;
-use crate::store::append::{Arrival, Tip};
+use crate::store::append::{EventWriter, RoomHead};
 use crate::store::db::Db;
-use crate::store::people;
+use crate::store::members;
 use crate::time::Clock;
 
 /// A local user, and their membership before.
-pub(super) type Person = (UserId, String);
+pub(super) type Member = (UserId, String);
 
 /// What became of a batch of people.
 #[derive(Debug, Default)]
-pub(super) struct Moved {
+pub(super) struct MoveOutcome {
     /// Those who left, and joined the new room if they had been joined.
     pub kicked: Vec<UserId>,
     /// Those who are still where they were, or did not get into the new room.
@@ -26,31 +26,31 @@ pub(super) struct Moved {
 }
 
 /// What moves people: who makes the events, and where the rooms end.
-pub(super) struct Way<'a> {
-    pub author: &'a Author,
+pub(super) struct MemberMover<'a> {
+    pub author: &'a EventAuthor,
     pub clock: &'a dyn Clock,
     pub room: &'a RoomId,
     pub server: &'a str,
     /// The old room's version.
     pub version: &'static RoomVersion,
     /// The new room and its version, if there is one.
-    pub successor: Option<(&'a RoomId, &'static RoomVersion)>,
+    pub new_room: Option<(&'a RoomId, &'static RoomVersion)>,
 }
 
-impl Way<'_> {
-    /// Moves a batch of people, inside one transaction. One who cannot be moved keeps nobody else from it.
-    pub fn go(&self, db: &Db, batch: &[Person]) -> Result<Moved, Error> {
-        let mut tip = Tip::read(db, self.room, self.version, self.server)?;
-        let mut next = match self.successor {
-            Some((room, version)) => Tip::read(db, room, version, self.server)?,
+impl MemberMover<'_> {
+    /// Moves a batch of members, inside one transaction. One who cannot be moved keeps nobody else from it.
+    pub fn move_batch(&self, db: &Db, batch: &[Member]) -> Result<MoveOutcome, Error> {
+        let mut room_head = RoomHead::read(db, self.room, self.version, self.server)?;
+        let mut next = match self.new_room {
+            Some((room, version)) => RoomHead::read(db, room, version, self.server)?,
             None => None,
         };
-        let mut arrival = Arrival::begin(db, self.clock.now())?;
-        let (mut moved, mut left) = (Moved::default(), Vec::new());
+        let mut arrival = EventWriter::begin(db, self.clock.now())?;
+        let (mut moved, mut left) = (MoveOutcome::default(), Vec::new());
         for (user, before) in batch {
-            let has_left = match &mut tip {
-                Some(tip) => self.leave(db, &mut arrival, tip, user)?,
-                None => self.decline(db, &mut arrival, user)?,
+            let has_left = match &mut room_head {
+                Some(room_head) => self.leave(db, &mut arrival, room_head, user)?,
+                None => self.reject_invite(db, &mut arrival, user)?,
             };
             let mut is_moved = has_left;
             if has_left {
@@ -66,7 +66,7 @@ impl Way<'_> {
             };
             list.push(user.clone());
         }
-        people::forget(db, self.room, &left)?;
+        members::forget(db, self.room, &left)?;
         arrival.end()?;
         Ok(moved)
     }
@@ -74,11 +74,11 @@ impl Way<'_> {
     fn leave(
         &self,
         db: &Db,
-        arrival: &mut Arrival<'_>,
-        tip: &mut Tip,
+        arrival: &mut EventWriter<'_>,
+        room_head: &mut RoomHead,
         user: &UserId,
     ) -> Result<bool, Error> {
-        let before = tip.membership(db, user)?;
+        let before = room_head.membership(db, user)?;
         if !may_leave(before.as_deref()) {
             log::warn!(
                 "room {}: {user} is not in it by its state ({}), and cannot leave",
@@ -87,19 +87,26 @@ impl Way<'_> {
             );
             return Ok(false);
         }
-        let saying = Saying {
+        let saying = NewEvent {
             kind: MEMBER,
             sender: user,
             state_key: Some(user.as_str()),
             content: membership("leave"),
         };
-        let said = self.author.say(db, arrival, tip, saying, self.clock)?;
-        Ok(self.was_said(said, user, "leave"))
+        let said = self
+            .author
+            .create(db, arrival, room_head, saying, self.clock)?;
+        Ok(self.created(said, user, "leave"))
     }
 
     /// The answer to an invitation, or the end of a knock, in a room that this server is not in.
-    fn decline(&self, db: &Db, arrival: &mut Arrival<'_>, user: &UserId) -> Result<bool, Error> {
-        let Some(invitation) = people::invitation(db, self.room, user)? else {
+    fn reject_invite(
+        &self,
+        db: &Db,
+        arrival: &mut EventWriter<'_>,
+        user: &UserId,
+    ) -> Result<bool, Error> {
+        let Some(invitation) = members::invitation(db, self.room, user)? else {
             log::warn!(
                 "room {}: the membership of {user} is held without its event",
                 self.room
@@ -107,34 +114,34 @@ impl Way<'_> {
             return Ok(false);
         };
         let (author, clock) = (self.author, self.clock);
-        match author.decline(self.version, self.room, user, &invitation, clock) {
+        match author.reject_invite(self.version, self.room, user, &invitation, clock) {
             Ok(event) => arrival.append_outside(&event).map(|()| true),
-            Err(e) => Ok(self.was_said(Err(e), user, "leave")),
+            Err(e) => Ok(self.created(Err(e), user, "leave")),
         }
     }
 
     fn join(
         &self,
         db: &Db,
-        arrival: &mut Arrival<'_>,
-        next: &mut Tip,
+        arrival: &mut EventWriter<'_>,
+        next: &mut RoomHead,
         user: &UserId,
     ) -> Result<bool, Error> {
         // Who made the room is in it, and an interrupted run may have got this far.
         if next.membership(db, user)?.as_deref() == Some("join") {
             return Ok(true);
         }
-        let saying = Saying {
+        let saying = NewEvent {
             kind: MEMBER,
             sender: user,
             state_key: Some(user.as_str()),
             content: joining(db, user)?,
         };
-        let said = self.author.say(db, arrival, next, saying, self.clock)?;
-        Ok(self.was_said(said, user, "join the new room"))
+        let said = self.author.create(db, arrival, next, saying, self.clock)?;
+        Ok(self.created(said, user, "join the new room"))
     }
 
-    fn was_said(&self, said: Result<(), EventError>, user: &UserId, what: &str) -> bool {
+    fn created(&self, said: Result<(), EventError>, user: &UserId, what: &str) -> bool {
         if let Err(e) = &said {
             log::warn!("room {}: {user} could not {what}: {e}", self.room);
         }
@@ -145,7 +152,7 @@ impl Way<'_> {
 /// The content of a join: with what the user shows of themself everywhere.
 pub(super) fn joining(db: &Db, user: &UserId) -> Result<Map<String, Value>, Error> {
     let mut content = membership("join");
-    let profile = people::profile(db, user)?;
+    let profile = members::profile(db, user)?;
     for (name, value) in [
         ("displayname", profile.displayname),
         ("avatar_url", profile.avatar_url),
@@ -159,5 +166,5 @@ pub(super) fn joining(db: &Db, user: &UserId) -> Result<Map<String, Value>, Erro
 
 /// Whether leaves can be written into rooms of this version.
 pub(super) fn can_write(version: &RoomVersion) -> bool {
-    Sealer::can_write(version)
+    EventSigner::can_write(version)
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::author::Author;
+use super::author::EventAuthor;
 use super::request::Request;
 use super::run::other_servers_note;
-use crate::config::Authorship;
+use crate::config::EventSigning;
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::store::db::Db;
@@ -65,14 +65,14 @@ pub fn warnings(
 /// What a person should know of the key with which people leave a room, before they do.
 ///
 /// # Errors
-/// [`Error::Unsafe`] when there is no key, or it is not this server's: nobody could leave.
+/// [`Error::Refused`] when there is no key, or it is not this server's: nobody could leave.
 pub fn look_at_key(
     db: &Db,
     room: &RoomId,
-    authorship: &Authorship,
+    event_signing: &EventSigning,
     server_name: &str,
 ) -> Result<Option<String>, Error> {
-    Author::of(db, authorship, server_name, room).map(|author| author.note)
+    EventAuthor::of(db, event_signing, server_name, room).map(|author| author.note)
 }
 
 /// Plans `request`; the connection may be one that writes nothing but temporary tables.

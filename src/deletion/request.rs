@@ -10,7 +10,7 @@ pub const DEFAULT_ROOM_NAME: &str = "Content Violation Notification";
 /// The notice in the new room, where none is given (D-1).
 pub const DEFAULT_MESSAGE: &str = "Sharing illegal content on this server is not permitted and rooms in violation will be blocked.";
 
-/// A deletion of one room: what happens to its people, and whether its rows go (H-40).
+/// A deletion of one room: what happens to its members, and whether its rows go (H-40).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Request {

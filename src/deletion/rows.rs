@@ -1,17 +1,19 @@
 //! A room's rows: in one transaction where it is small; where it is large, what makes it live first, then its documents,
-//! its events and its state groups in strides, then what is left, the room's own row last.
+//! its events and its state groups in batches, then what is left, the room's own row last.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::ids::RoomId;
+use crate::job::{
+    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, ServerState, overwrite, renew_lock,
+};
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
-use crate::store::homeserver::RowLock;
+use crate::store::homeserver::SynapseLock;
 use crate::store::state_groups::{self, Freed};
 use crate::store::{room_rows, search, space};
-use crate::worksite::{BUSY_PATIENCE, Gait, Pace, Phase, Progress, Worksite, hold, overwrite};
 
 /// Events of a room that goes in one transaction when nobody waits: its log stays in the tens of megabytes.
 const SMALL_OFFLINE: i64 = 10_000;
@@ -24,43 +26,44 @@ const ROWS_OFFLINE: i64 = 1_000_000;
 
 /// Deletes every row of the room, from wherever an earlier run left it.
 pub(super) fn delete(
-    site: &mut Worksite<'_>,
+    ctx: &mut JobContext<'_>,
     force: bool,
     progress: &mut Progress,
-    lock: Option<&mut RowLock>,
+    lock: Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
-    if site.gait == Gait::Offline {
-        // The strides say themselves when the log is copied.
-        site.db.set_pragma("wal_autocheckpoint", 0)?;
+    if ctx.server_state == ServerState::Stopped {
+        // The batches say themselves when the log is copied.
+        ctx.db.set_pragma("wal_autocheckpoint", 0)?;
     }
-    space::check_room_to_purge(&site.db)?;
-    let left = room_rows::count_events(&site.db, site.room)?;
+    space::check_room_to_purge(&ctx.db)?;
+    let left = room_rows::count_events(&ctx.db, ctx.room)?;
     progress.events_planned = progress.events_done + left;
     progress.phase = Phase::Events;
     let mut work = Work {
         force,
-        pace: Pace::new(site.gait, site.bounds).on_server(site.db.engine() == Engine::Postgres),
+        sizer: BatchSizer::new(ctx.server_state, ctx.limits)
+            .on_server(ctx.db.engine() == Engine::Postgres),
         lock,
-        site,
+        ctx,
         progress,
     };
     if work.is_small(left) && work.at_once()? {
         work.forget()
     } else {
-        work.in_strides()
+        work.in_batches()
     }
 }
 
 struct Work<'a, 'b> {
     force: bool,
-    pace: Pace,
-    lock: Option<&'a mut RowLock>,
-    site: &'a mut Worksite<'b>,
+    sizer: BatchSizer,
+    lock: Option<&'a mut SynapseLock>,
+    ctx: &'a mut JobContext<'b>,
     progress: &'a mut Progress,
 }
 
 /// What one transaction did.
-struct Stride<T> {
+struct Batch<T> {
     result: T,
     rows: RowCounts,
     took: Duration,
@@ -70,14 +73,14 @@ struct Stride<T> {
 impl Work<'_, '_> {
     fn is_small(&self, events: i64) -> bool {
         events
-            <= match self.site.gait {
-                Gait::Offline => SMALL_OFFLINE.min(self.site.bounds.events_offline),
-                Gait::Beside => self.pace.events(),
+            <= match self.ctx.server_state {
+                ServerState::Stopped => SMALL_OFFLINE.min(self.ctx.limits.events_offline),
+                ServerState::Running => self.sizer.events(),
             }
     }
 
     fn is_offline(&self) -> bool {
-        self.site.gait == Gait::Offline
+        self.ctx.server_state == ServerState::Stopped
     }
 
     fn rows_at_once(&self) -> i64 {
@@ -90,53 +93,53 @@ impl Work<'_, '_> {
 
     /// One transaction under the room's lock, the writer's and the homeserver's; `None` when others would have waited
     /// too long and nothing of it happened.
-    fn stride<T>(
+    fn batch<T>(
         &mut self,
         mut work: impl FnMut(&Db, &mut RowCounts, &mut InTime<'_>) -> Result<T, Error>,
-    ) -> Result<Option<Stride<T>>, Error> {
+    ) -> Result<Option<Batch<T>>, Error> {
         let waited_from = Instant::now();
         loop {
-            self.site.publish(self.progress);
-            self.site.stay_or_go()?;
-            self.site.still_alone()?;
-            match self.try_stride(&mut work) {
+            self.ctx.publish(self.progress);
+            self.ctx.check_cancelled()?;
+            self.ctx.ensure_homeserver_stopped()?;
+            match self.try_batch(&mut work) {
                 Err(e)
                     if e.is_busy()
-                        && self.site.gait == Gait::Beside
-                        && waited_from.elapsed() < BUSY_PATIENCE =>
+                        && self.ctx.server_state == ServerState::Running
+                        && waited_from.elapsed() < BUSY_TIMEOUT =>
                 {
                     log::info!(
                         "room {}: the homeserver keeps the database busy; waiting",
-                        self.site.room
+                        self.ctx.room
                     );
-                    self.site.rest(self.pace.rest());
+                    self.ctx.rest(self.sizer.pause());
                 }
                 outcome => return outcome,
             }
         }
     }
 
-    fn try_stride<T>(
+    fn try_batch<T>(
         &mut self,
         work: &mut impl FnMut(&Db, &mut RowCounts, &mut InTime<'_>) -> Result<T, Error>,
-    ) -> Result<Option<Stride<T>>, Error> {
-        let site = &mut *self.site;
-        let _room = site.locks.write(site.room);
-        let writer = site.writer.lock();
-        let (ledger, clock, gait) = (site.ledger, site.clock, site.gait);
-        let (overwrites, pace, lock) = (site.overwrite_deleted, &self.pace, &mut self.lock);
+    ) -> Result<Option<Batch<T>>, Error> {
+        let ctx = &mut *self.ctx;
+        let _room = ctx.locks.write(ctx.room);
+        let writer = ctx.writer.lock();
+        let (ledger, clock, server_state) = (ctx.ledger, ctx.clock, ctx.server_state);
+        let (overwrites, sizer, lock) = (ctx.overwrite_deleted, &self.sizer, &mut self.lock);
         let mut begun = Instant::now();
         let mut gave_up = false;
-        let result = site.db.write("delete the room", |db| {
+        let result = ctx.db.write("delete the room", |db| {
             // From here on others wait for us; before, we waited for them.
             begun = Instant::now();
-            hold(db, lock, clock)?;
+            renew_lock(db, lock, clock)?;
             if overwrites {
-                overwrite::owe(ledger, SecureDelete::Fast, true)?;
+                overwrite::add_pending(ledger, SecureDelete::Fast, true)?;
             }
             let mut rows = RowCounts::new();
-            let mut in_time = |_: &'static str| match pace.deadline() {
-                Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
+            let mut in_time = |_: &'static str| match sizer.deadline() {
+                Some(deadline) if begun.elapsed() > deadline && sizer.events() > 1 => {
                     gave_up = true;
                     Err(Error::Cancelled)
                 }
@@ -146,13 +149,13 @@ impl Work<'_, '_> {
             Ok((result, rows))
         });
         let took = begun.elapsed();
-        let wal_bytes = site
+        let wal_bytes = ctx
             .db
             .wal_path()
             .and_then(|wal| fs::metadata(wal).ok())
             .map_or(0, |m| m.len());
-        if gait == Gait::Offline {
-            site.db.checkpoint()?;
+        if server_state == ServerState::Stopped {
+            ctx.db.checkpoint()?;
         }
         drop(writer);
         if result.is_err() && gave_up {
@@ -160,14 +163,14 @@ impl Work<'_, '_> {
         }
         let (result, rows) = result?;
         let progress = &mut *self.progress;
-        progress.strides += 1;
+        progress.batches += 1;
         progress.longest_transaction_ms =
             progress.longest_transaction_ms.max(took.as_millis() as i64);
         progress.add_rows(&rows);
         progress.events_done = (progress.events_done + rows.get("events").copied().unwrap_or(0))
             .min(progress.events_planned);
-        self.site.keep(self.progress);
-        Ok(Some(Stride {
+        self.ctx.save_progress(self.progress);
+        Ok(Some(Batch {
             result,
             rows,
             took,
@@ -177,12 +180,12 @@ impl Work<'_, '_> {
 
     /// A small room in one transaction; answers whether it was done.
     fn at_once(&mut self) -> Result<bool, Error> {
-        let (room, server, force) = (self.site.room.clone(), self.site.server_name, self.force);
-        search::note_room(&self.site.db, &room)?;
+        let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
+        search::note_room(&self.ctx.db, &room)?;
         let offline = self.is_offline();
-        let done = self.stride(|db, rows, in_time| {
+        let done = self.batch(|db, rows, in_time| {
             refuse_while_joined(db, &room, server, force)?;
-            room_rows::take_life(db, &room, rows)?;
+            room_rows::delete_live_state(db, &room, rows)?;
             in_time("event_search")?;
             let (removed, _) = search::remove_room(db, &room, i64::MAX, offline)?;
             add(rows, "event_search", removed);
@@ -198,31 +201,31 @@ impl Work<'_, '_> {
     }
 
     /// A large room: after the first transaction the homeserver sees no room there.
-    fn in_strides(&mut self) -> Result<(), Error> {
-        let (room, server, force) = (self.site.room.clone(), self.site.server_name, self.force);
+    fn in_batches(&mut self) -> Result<(), Error> {
+        let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
         let offline = self.is_offline();
-        self.whole_stride(|db, rows, _| {
+        self.whole_batch(|db, rows, _| {
             refuse_while_joined(db, &room, server, force)?;
             match offline {
-                true => room_rows::take_life(db, &room, rows),
-                false => room_rows::take_life_only(db, &room, rows),
+                true => room_rows::delete_live_state(db, &room, rows),
+                false => room_rows::delete_live_state_bounded(db, &room, rows),
             }
         })?;
         if !offline {
             // Rows refer to events: all of these before the first of those.
-            let left: Vec<_> = room_rows::left_by_life(&self.site.db).collect();
-            self.sweep(&room, &left)?;
+            let left: Vec<_> = room_rows::left_by_live_state(&self.ctx.db).collect();
+            self.delete_rest(&room, &left)?;
         }
         loop {
             self.remove_documents(&room)?;
             self.remove_events(&room)?;
             self.remove_groups(&room)?;
             if !self.is_offline() {
-                let left = room_rows::to_sweep(&self.site.db, &room)?;
-                self.sweep(&room, &left)?;
+                let left = room_rows::tables_of_rest(&self.ctx.db, &room)?;
+                self.delete_rest(&room, &left)?;
             }
             // What came meanwhile is few; where it is not, all begins again.
-            let gone = self.whole_stride(|db, rows, _| {
+            let gone = self.whole_batch(|db, rows, _| {
                 if room_rows::count_events(db, &room)? > 0 {
                     return Ok(false);
                 }
@@ -237,34 +240,33 @@ impl Work<'_, '_> {
         }
     }
 
-    /// A stride that is not given up, however long it takes, and the rest after it.
-    fn whole_stride<T>(
+    /// A batch that is not given up, however long it takes, and the pause after it.
+    fn whole_batch<T>(
         &mut self,
         mut work: impl FnMut(&Db, &mut RowCounts, &mut InTime<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let done = self.stride(|db, rows, _| work(db, rows, &mut |_| Ok(())))?;
-        let done = done.ok_or_else(|| Error::Bug("a stride without limit was given up".into()))?;
-        self.site.rest(self.pace.rest());
+        let done = self.batch(|db, rows, _| work(db, rows, &mut |_| Ok(())))?;
+        let done = done.ok_or_else(|| Error::Bug("a batch without limit was given up".into()))?;
+        self.ctx.rest(self.sizer.pause());
         Ok(done.result)
     }
 
-    /// Removes the room's rows from tables, a bounded number in each stride.
-    fn sweep(&mut self, room: &RoomId, tables: &[&'static str]) -> Result<(), Error> {
+    /// Removes the room's rows from tables, a bounded number in each batch.
+    fn delete_rest(&mut self, room: &RoomId, tables: &[&'static str]) -> Result<(), Error> {
         let most = self.rows_at_once();
         for table in tables {
-            while self
-                .whole_stride(|db, rows, _| room_rows::sweep_some(db, room, table, most, rows))?
-            {
-            }
+            while self.whole_batch(|db, rows, _| {
+                room_rows::delete_rest_bounded(db, room, table, most, rows)
+            })? {}
         }
         Ok(())
     }
 
     fn remove_documents(&mut self, room: &RoomId) -> Result<(), Error> {
         let (most, offline) = (self.rows_at_once(), self.is_offline());
-        search::note_room(&self.site.db, room)?;
+        search::note_room(&self.ctx.db, room)?;
         loop {
-            let more = self.whole_stride(|db, rows, _| {
+            let more = self.whole_batch(|db, rows, _| {
                 let (removed, more) = search::remove_room(db, room, most, offline)?;
                 add(rows, "event_search", removed);
                 Ok(more)
@@ -279,50 +281,50 @@ impl Work<'_, '_> {
         self.progress.phase = Phase::Events;
         let (started, done_before) = (Instant::now(), self.progress.events_done);
         loop {
-            let events = self.pace.events();
-            let done = self.stride(|db, rows, in_time| {
+            let events = self.sizer.events();
+            let done = self.batch(|db, rows, in_time| {
                 let selected = room_rows::select_newest(db, room, events)?;
                 room_rows::remove_selected(db, room, selected, rows, in_time)?;
                 in_time("")?;
                 Ok(selected)
             })?;
-            let Some(stride) = done else {
-                self.pace.shorten();
-                self.site.rest(self.pace.rest());
+            let Some(batch) = done else {
+                self.sizer.shrink();
+                self.ctx.rest(self.sizer.pause());
                 continue;
             };
-            if stride.result < events {
+            if batch.result < events {
                 self.progress.seconds_left = None;
                 return Ok(());
             }
-            self.pace
-                .learn(stride.result, stride.took, stride.wal_bytes);
+            self.sizer
+                .observe(batch.result, batch.took, batch.wal_bytes);
             let progress = &mut *self.progress;
             progress.reckon(started, done_before);
             log::debug!(
                 "room {room}: {} of {} events, {} rows",
                 progress.events_done,
                 progress.events_planned,
-                stride.rows.values().sum::<i64>()
+                batch.rows.values().sum::<i64>()
             );
-            self.site.rest(self.pace.rest());
+            self.ctx.rest(self.sizer.pause());
         }
     }
 
     fn remove_groups(&mut self, room: &RoomId) -> Result<(), Error> {
         self.progress.phase = Phase::StateGroups;
         let most = self.rows_at_once();
-        let groups = state_groups::of_room(&self.site.db, room)?;
+        let groups = state_groups::of_room(&self.ctx.db, room)?;
         let mut at = 0;
         while at < groups.len() {
-            at += self.whole_stride(|db, rows, _| free(db, room, &groups[at..], most, rows))?;
+            at += self.whole_batch(|db, rows, _| free(db, room, &groups[at..], most, rows))?;
         }
         Ok(())
     }
 
     /// What the ledger noted for the room is settled: there is nothing left to look at.
     fn forget(&mut self) -> Result<(), Error> {
-        let (ledger, room) = (self.site.ledger, self.site.room.as_str());
+        let (ledger, room) = (self.ctx.ledger, self.ctx.room.as_str());
         self.progress.state_groups_freed = self
             .progress
             .rows_removed

@@ -1,14 +1,14 @@
 //! A deletion from its first step to its last, each of which can be done again.
 //!
-//! Block, move the people, delete the rows: in this order, so that nobody comes back in between. Every step says in the
+//! Block, move the members, delete the rows: in this order, so that nobody comes back in between. Every step says in the
 //! ledger that it is done, and looks at the database before it does anything.
 
 use super::request::{Request, Shutdown};
 use super::{delegate, rows, shutdown};
 use crate::error::{Chain, Error};
+use crate::job::{JobContext, Phase, Progress, ServerState, acquire_synapse_lock, clean_up};
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
 use crate::store::{blocks, room_rows};
-use crate::worksite::{Gait, Phase, Progress, Worksite, acquire_row_lock, tidy};
 
 /// What a deletion's progress holds besides: what its shutdown did so far (S-6).
 pub const SHUTDOWN_ROOM: &str = "shutdown_room";
@@ -18,7 +18,7 @@ const IS_SHUT_DOWN: &str = "is_shut_down";
 
 /// What is to be done with a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum DeletionScope {
     /// Shut it down, then delete its rows if the request says so.
     Whole,
     /// Delete its rows, whoever was in it.
@@ -35,55 +35,59 @@ pub enum Extent {
 /// # Locking
 /// Takes the room alone for each transaction; holds the homeserver's own locks on the room, where there are any, while
 /// rows are deleted (W-8).
-pub fn run(site: &mut Worksite<'_>, request: &Request, extent: Extent) -> Result<Progress, Error> {
-    let mut progress: Progress = serde_json::from_value(site.live.progress()).unwrap_or_default();
+pub fn run(
+    ctx: &mut JobContext<'_>,
+    request: &Request,
+    extent: DeletionScope,
+) -> Result<Progress, Error> {
+    let mut progress: Progress = serde_json::from_value(ctx.live.progress()).unwrap_or_default();
     // Said again where it is still so.
     progress.notes.clear();
-    let handle = site.db.interrupt_handle();
-    site.live
+    let handle = ctx.db.interrupt_handle();
+    ctx.live
         .set_interrupt(Some(Box::new(move || handle.interrupt())));
-    let outcome = run_interruptibly(site, request, extent, &mut progress);
-    site.live.set_interrupt(None);
-    site.publish(&progress);
-    outcome.map_err(|e| site.explain(e)).map(|()| progress)
+    let outcome = run_interruptibly(ctx, request, extent, &mut progress);
+    ctx.live.set_interrupt(None);
+    ctx.publish(&progress);
+    outcome.map_err(|e| ctx.map_interrupt(e)).map(|()| progress)
 }
 
 fn run_interruptibly(
-    site: &mut Worksite<'_>,
+    ctx: &mut JobContext<'_>,
     request: &Request,
-    extent: Extent,
+    extent: DeletionScope,
     progress: &mut Progress,
 ) -> Result<(), Error> {
-    site.stay_or_go()?;
+    ctx.check_cancelled()?;
     if request.purge {
         // Before anybody is moved out; and again before the first row goes.
-        refuse_what_stops_it(site)?;
+        refuse_what_stops_it(ctx)?;
     }
-    if extent == Extent::Whole {
-        shut_down(site, request, progress)?;
+    if extent == DeletionScope::Whole {
+        shut_down(ctx, request, progress)?;
     }
     if !request.purge {
         progress.phase = Phase::Done;
         return Ok(());
     }
     progress.phase = Phase::Counting;
-    site.publish(progress);
-    refuse_what_stops_it(site)?;
-    let mut lock = acquire_row_lock(site, &[PURGE_LOCK, NEW_EVENT_LOCK])?;
-    let deleted = rows::delete(site, request.force_purge, progress, lock.as_mut());
+    ctx.publish(progress);
+    refuse_what_stops_it(ctx)?;
+    let mut lock = acquire_synapse_lock(ctx, &[PURGE_LOCK, NEW_EVENT_LOCK])?;
+    let deleted = rows::delete(ctx, request.force_purge, progress, lock.as_mut());
     if let Some(lock) = lock
-        && let Err(e) = lock.release(&mut site.db)
+        && let Err(e) = lock.release(&mut ctx.db)
     {
-        log::warn!("room {}: {}", site.room, Chain(&e));
+        log::warn!("room {}: {}", ctx.room, Chain(&e));
     }
     deleted?;
-    tell_what_remains(site, progress);
-    tidy(site, progress)
+    note_what_remains(ctx, progress);
+    clean_up(ctx, progress)
 }
 
 /// D-4 to D-11, once: what an earlier run has done is in its progress.
 fn shut_down(
-    site: &mut Worksite<'_>,
+    ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
 ) -> Result<(), Error> {
@@ -91,67 +95,74 @@ fn shut_down(
         return Ok(());
     }
     progress.phase = Phase::ShuttingDown;
-    site.publish(progress);
-    site.still_alone()?;
-    let delegate = site.homeserver.filter(|_| site.gait == Gait::Beside);
+    ctx.publish(progress);
+    ctx.ensure_homeserver_stopped()?;
+    let delegate = ctx
+        .homeserver
+        .filter(|_| ctx.server_state == ServerState::Running);
     if delegate.is_none() {
         // What is missing is said before anything is touched.
-        let means = shutdown::means(site, request)?;
+        let means = shutdown::means(ctx, request)?;
         if let Some(note) = means.as_ref().and_then(|means| means.note()) {
-            log::warn!("room {}: {note}", site.room);
+            log::warn!("room {}: {note}", ctx.room);
             progress.notes.push(note.to_owned());
         }
     }
     if request.block && delegate.is_none() {
-        block(site, request)?;
+        block(ctx, request)?;
     }
     // The homeserver blocks rooms that it does not know as well.
-    let shutdown = if delegate.is_some() || room_rows::is_known(&site.db, site.room)? {
-        warn_of_other_servers(site, request, progress)?;
-        move_people(site, request, progress)?
+    let shutdown = if delegate.is_some() || room_rows::is_known(&ctx.db, ctx.room)? {
+        warn_of_other_servers(ctx, request, progress)?;
+        move_people(ctx, request, progress)?
     } else {
         Shutdown::default()
     };
-    tell(progress, &shutdown)?;
+    publish_shutdown(progress, &shutdown)?;
     progress.more.insert(IS_SHUT_DOWN.to_owned(), true.into());
-    site.publish(progress);
-    site.keep(progress);
+    ctx.publish(progress);
+    ctx.save_progress(progress);
     Ok(())
 }
 
 /// D-4: first, and whether or not the room is known.
-fn block(site: &mut Worksite<'_>, request: &Request) -> Result<(), Error> {
+fn block(ctx: &mut JobContext<'_>, request: &Request) -> Result<(), Error> {
     let requester = request
         .requester
         .as_ref()
         .ok_or_else(|| Error::Bug("a block without anybody who asked for it".into()))?;
-    let _room = site.locks.write(site.room);
-    let _writer = site.writer.lock();
-    let room = site.room;
-    site.db
+    let _room = ctx.locks.write(ctx.room);
+    let _writer = ctx.writer.lock();
+    let room = ctx.room;
+    ctx.db
         .write("block the room", |db| blocks::add(db, room, requester))
 }
 
 /// D-6 to D-11, from where an earlier run left it.
 fn move_people(
-    site: &mut Worksite<'_>,
+    ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
 ) -> Result<Shutdown, Error> {
     let before = progress.more.get(SHUTDOWN_ROOM).cloned();
-    let before = before.and_then(|told| serde_json::from_value(told).ok());
-    let (live, ledger) = (site.live, site.ledger);
+    let before = before.and_then(|on_progress| serde_json::from_value(on_progress).ok());
+    let (live, ledger) = (ctx.live, ctx.ledger);
     let shutdown = {
         let progress = &mut *progress;
-        let mut told = |shutdown: &Shutdown| {
-            tell(progress, shutdown)?;
+        let mut on_progress = |shutdown: &Shutdown| {
+            publish_shutdown(progress, shutdown)?;
             let value = serde_json::to_value(&*progress).map_err(|e| Error::Bug(e.to_string()))?;
             live.set_progress(value.clone());
             ledger.progress(&live.id, &value)
         };
-        match site.homeserver.filter(|_| site.gait == Gait::Beside) {
-            Some(api) => delegate::shut_down(site, api, request, &mut told)?,
-            None => shutdown::shut_down(site, request, before.unwrap_or_default(), &mut told)?,
+        match ctx
+            .homeserver
+            .filter(|_| ctx.server_state == ServerState::Running)
+        {
+            Some(api) => delegate::shut_down(ctx, api, request, &mut on_progress)?,
+            None => {
+                shutdown::shut_down(ctx, request, before.unwrap_or_default(), &mut on_progress)?
+            }
         }
     };
     let failed = shutdown.failed_to_kick_users.len();
@@ -166,17 +177,17 @@ fn move_people(
 
 /// D-51.
 fn warn_of_other_servers(
-    site: &Worksite<'_>,
+    ctx: &JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
 ) -> Result<(), Error> {
     if !request.purge {
         return Ok(());
     }
-    let servers = room_rows::other_servers(&site.db, site.room, site.server_name)?;
+    let servers = room_rows::other_servers(&ctx.db, ctx.room, ctx.server_name)?;
     if !servers.is_empty() {
         let text = other_servers_note(&servers);
-        log::warn!("room {}: {text}", site.room);
+        log::warn!("room {}: {text}", ctx.room);
         progress.notes.push(text);
     }
     Ok(())
@@ -200,17 +211,17 @@ pub(super) fn other_servers_note(servers: &[String]) -> String {
 }
 
 /// What the shutdown did so far, where the status finds it.
-fn tell(progress: &mut Progress, shutdown: &Shutdown) -> Result<(), Error> {
+fn publish_shutdown(progress: &mut Progress, shutdown: &Shutdown) -> Result<(), Error> {
     let value = serde_json::to_value(shutdown).map_err(|e| Error::Bug(e.to_string()))?;
     progress.more.insert(SHUTDOWN_ROOM.to_owned(), value);
     Ok(())
 }
 
 /// V-5: before the first row goes.
-fn refuse_what_stops_it(site: &Worksite<'_>) -> Result<(), Error> {
-    for unknown in room_rows::unknown(&site.db, site.room)? {
+fn refuse_what_stops_it(ctx: &JobContext<'_>) -> Result<(), Error> {
+    for unknown in room_rows::unknown(&ctx.db, ctx.room)? {
         if unknown.stops_delete {
-            return Err(Error::Unsafe(format!(
+            return Err(Error::Refused(format!(
                 "the table {}, which this roomkeeper does not know, has {} rows that refer to the room and would stop the \
                  delete halfway; nothing was deleted. Use a newer roomkeeper, or delete those rows first if they are \
                  not the homeserver's own",
@@ -219,7 +230,7 @@ fn refuse_what_stops_it(site: &Worksite<'_>) -> Result<(), Error> {
         }
         log::warn!(
             "room {}: the unknown table {} has {} rows of it, which stay",
-            site.room,
+            ctx.room,
             unknown.table,
             unknown.rows
         );
@@ -227,8 +238,8 @@ fn refuse_what_stops_it(site: &Worksite<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn tell_what_remains(site: &Worksite<'_>, progress: &mut Progress) {
-    if site.gait == Gait::Beside {
+fn note_what_remains(ctx: &JobContext<'_>, progress: &mut Progress) {
+    if ctx.server_state == ServerState::Running {
         progress.notes.push(
             "the homeserver was told nothing of the rows that went: until it is restarted it still knows the room"
                 .into(),

@@ -6,7 +6,7 @@ use super::{CREATE, MEMBER};
 ///
 /// `membership` is the one that the event gives, where it is a membership. Restricted joins are not among what is made
 /// here, nor are invitations of third parties.
-pub fn allowing<'a>(
+pub fn auth_event_keys<'a>(
     kind: &str,
     sender: &'a str,
     state_key: Option<&'a str>,
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn a_leave_is_allowed_by_the_rooms_rules_and_by_having_been_there() {
-        let keys = allowing(MEMBER, "@a:b", Some("@a:b"), Some("leave"));
+        let keys = auth_event_keys(MEMBER, "@a:b", Some("@a:b"), Some("leave"));
         assert_eq!(
             keys,
             [(CREATE, ""), ("m.room.power_levels", ""), (MEMBER, "@a:b")]
@@ -47,11 +47,11 @@ mod tests {
 
     #[test]
     fn a_join_asks_the_join_rules_as_well_and_a_create_event_nobody() {
-        let keys = allowing(MEMBER, "@a:b", Some("@a:b"), Some("join"));
+        let keys = auth_event_keys(MEMBER, "@a:b", Some("@a:b"), Some("join"));
         assert!(keys.contains(&("m.room.join_rules", "")));
-        let keys = allowing(MEMBER, "@a:b", Some("@c:b"), Some("invite"));
+        let keys = auth_event_keys(MEMBER, "@a:b", Some("@c:b"), Some("invite"));
         assert!(keys.contains(&(MEMBER, "@c:b")));
-        assert_eq!(allowing(CREATE, "@a:b", Some(""), None), []);
+        assert_eq!(auth_event_keys(CREATE, "@a:b", Some(""), None), []);
     }
 
     #[test]

@@ -3,16 +3,16 @@
 use form_urlencoded::parse;
 use subtle::ConstantTimeEq;
 
-use super::Call;
-use super::gate::listen::Origin;
-use super::wire::Failure;
+use super::Context;
+use super::json::ApiError;
+use super::server::listen::Origin;
 use crate::config::Secret;
 use crate::ids::UserId;
 use crate::keeper::Keeper;
 use crate::store::users::Requester;
 
 /// Decides who is behind a request.
-pub struct Doorman {
+pub struct Authenticator {
     /// Our own secret, accepted as a server admin (U-14).
     pub static_token: Option<Secret>,
     /// Who the static token and the Unix socket speak for.
@@ -22,30 +22,30 @@ pub struct Doorman {
     pub is_delegated: bool,
 }
 
-impl Doorman {
+impl Authenticator {
     /// The requester of an endpoint for server admins (U-9).
     ///
     /// # Errors
     /// 401 when the token is missing or unknown, 403 when its user is not an admin.
-    pub fn admin(&self, keeper: &Keeper, call: &Call) -> Result<UserId, Failure> {
-        Ok(self.admin_requester(keeper, call)?.user_id)
+    pub fn admin(&self, keeper: &Keeper, ctx: &Context) -> Result<UserId, ApiError> {
+        Ok(self.admin_requester(keeper, ctx)?.user_id)
     }
 
-    /// As [`Doorman::admin`], with how they are logged in.
+    /// As [`Authenticator::admin`], with how they are logged in.
     ///
     /// # Errors
     /// As there.
-    pub fn admin_requester(&self, keeper: &Keeper, call: &Call) -> Result<Requester, Failure> {
-        let requester = self.requester(keeper, call)?;
+    pub fn admin_requester(&self, keeper: &Keeper, ctx: &Context) -> Result<Requester, ApiError> {
+        let requester = self.requester(keeper, ctx)?;
         if requester.is_guest {
-            return Err(Failure::new(
+            return Err(ApiError::new(
                 403,
                 "M_GUEST_ACCESS_FORBIDDEN",
                 "Guest access not allowed",
             ));
         }
         if !requester.is_admin {
-            return Err(Failure::new(
+            return Err(ApiError::new(
                 403,
                 "M_FORBIDDEN",
                 "You are not a server admin",
@@ -58,12 +58,12 @@ impl Doorman {
     ///
     /// # Errors
     /// 401 when the token is missing or unknown.
-    pub fn requester(&self, keeper: &Keeper, call: &Call) -> Result<Requester, Failure> {
-        let token = match token(&call.inbound.authorization, &call.query) {
+    pub fn requester(&self, keeper: &Keeper, ctx: &Context) -> Result<Requester, ApiError> {
+        let token = match token(&ctx.request.authorization, &ctx.query) {
             Ok(token) => token,
             // The file system has let them in: only the operator can open the socket. One who sends a token all
             // the same, as a proxy does for its clients, is who the token says.
-            Err(Missing::None) if call.inbound.origin == Origin::Unix => return Ok(self.operator()),
+            Err(Missing::None) if ctx.request.origin == Origin::Unix => return Ok(self.operator()),
             Err(missing) => return Err(missing.into()),
         };
         if let Some(own) = &self.static_token
@@ -73,9 +73,9 @@ impl Doorman {
         }
         if self.is_delegated {
             let text = "Access tokens are with the authentication service; only roomkeeper's own token works here";
-            return Err(Failure {
+            return Err(ApiError {
                 soft_logout: Some(false),
-                ..Failure::new(401, "M_UNKNOWN_TOKEN", text)
+                ..ApiError::new(401, "M_UNKNOWN_TOKEN", text)
             });
         }
         Ok(keeper.authenticate(&token)?)
@@ -106,7 +106,7 @@ pub enum Missing {
     Malformed,
 }
 
-impl From<Missing> for Failure {
+impl From<Missing> for ApiError {
     fn from(missing: Missing) -> Self {
         let text = match missing {
             Missing::None => "Missing access token",

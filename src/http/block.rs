@@ -4,46 +4,46 @@
 
 use serde_json::{Value, json};
 
-use super::desk::Outbound;
-use super::wire::{self, Body, Failure};
-use super::{Call, Site};
+use super::handlers::Response;
+use super::json::{self, ApiError, Body};
+use super::{Api, Context};
 use crate::ids::RoomId;
 
 /// Whether a room is blocked, and by whom.
-pub fn get(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let blocker = site.keeper.blocker(&RoomId::from(call.parameter(0)))?;
+pub fn get(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let blocker = api.keeper.blocker(&RoomId::from(ctx.parameter(0)))?;
     let body = match blocker {
         Some(user) => json!({"block": true, "user_id": user}),
         None => json!({"block": false}),
     };
-    Ok(wire::json(200, &body))
+    Ok(json::json(200, &body))
 }
 
 /// Blocks or unblocks a room.
-pub fn put(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    let requester = site.admin(call)?;
-    let body = wire::object(&call.inbound.body, Body::Required)?;
-    let room = RoomId::from(call.parameter(0));
-    if !room.is_legal() {
+pub fn put(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let requester = api.admin(ctx)?;
+    let body = json::object(&ctx.request.body, Body::Required)?;
+    let room = RoomId::from(ctx.parameter(0));
+    if !room.is_valid() {
         let text = format!("{room} is not a legal room ID");
-        return Err(Failure::new(400, "M_UNKNOWN", text));
+        return Err(ApiError::new(400, "M_UNKNOWN", text));
     }
     let block = match body.get("block") {
         Some(Value::Bool(block)) => *block,
         None => {
-            return Err(Failure::new(
+            return Err(ApiError::new(
                 400,
                 "M_MISSING_PARAM",
                 "Missing params: ['block']",
             ));
         }
-        Some(_) => return Err(Failure::bad_json("Param 'block' must be a boolean.")),
+        Some(_) => return Err(ApiError::bad_json("Param 'block' must be a boolean.")),
     };
     if block {
-        site.keeper.block(&room, &requester)?;
+        api.keeper.block(&room, &requester)?;
     } else {
-        site.keeper.unblock(&room)?;
+        api.keeper.unblock(&room)?;
     }
-    Ok(wire::json(200, &json!({"block": block})))
+    Ok(json::json(200, &json!({"block": block})))
 }

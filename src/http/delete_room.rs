@@ -5,65 +5,65 @@
 
 use serde_json::{Map, Value, json};
 
-use super::desk::Outbound;
-use super::wire::{self, Body, Failure};
-use super::{Call, Site};
+use super::handlers::Response;
+use super::json::{self, ApiError, Body};
+use super::{Api, Context};
 use crate::deletion::Request;
 use crate::ids::{RoomId, UserId};
 
 /// Deletes a room and answers what its shutdown did, when all is over (v1).
-pub fn now(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    let (room, request) = wanted(site, call)?;
-    let shutdown = site.keeper.delete_room(&room, request)?;
-    Ok(wire::json(200, &shutdown))
+pub fn now(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let (room, request) = wanted(api, ctx)?;
+    let shutdown = api.keeper.delete_room(&room, request)?;
+    Ok(json::json(200, &shutdown))
 }
 
 /// Starts a deletion and answers its id at once (v2).
-pub fn start(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    let (room, request) = wanted(site, call)?;
-    let id = site.keeper.shutdown_and_purge_room(&room, request)?;
-    Ok(wire::json(200, &json!({"delete_id": id})))
+pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let (room, request) = wanted(api, ctx)?;
+    let id = api.keeper.shutdown_and_purge_room(&room, request)?;
+    Ok(json::json(200, &json!({"delete_id": id})))
 }
 
 /// The deletions of a room that run, or ended less than 24 hours ago.
-pub fn of_room(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let room = RoomId::from(call.parameter(0));
-    if !room.is_legal() {
+pub fn of_room(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let room = RoomId::from(ctx.parameter(0));
+    if !room.is_valid() {
         let text = format!("{room} is not a legal room ID");
-        return Err(Failure::new(400, "M_UNKNOWN", text));
+        return Err(ApiError::new(400, "M_UNKNOWN", text));
     }
     let mut results = Vec::new();
-    for id in site.keeper.delete_ids_by_room(&room)? {
+    for id in api.keeper.delete_ids_by_room(&room)? {
         // One may be forgotten between the two looks (S-12).
-        results.extend(site.keeper.delete_status(id.as_str())?);
+        results.extend(api.keeper.delete_status(id.as_str())?);
     }
     if results.is_empty() {
         let text = format!("No delete task for room_id '{room}' found");
-        return Err(Failure::not_found(text));
+        return Err(ApiError::not_found(text));
     }
-    Ok(wire::json(200, &json!({"results": results})))
+    Ok(json::json(200, &json!({"results": results})))
 }
 
 /// One deletion that runs, or ended less than 24 hours ago.
-pub fn status(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let id = call.parameter(0);
-    match site.keeper.delete_status(id)? {
-        Some(status) => Ok(wire::json(200, &status)),
-        None => Err(Failure::not_found(format!("delete id '{id}' not found"))),
+pub fn status(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let id = ctx.parameter(0);
+    match api.keeper.delete_status(id)? {
+        Some(status) => Ok(json::json(200, &status)),
+        None => Err(ApiError::not_found(format!("delete id '{id}' not found"))),
     }
 }
 
-fn wanted(site: &Site, call: &Call) -> Result<(RoomId, Request), Failure> {
-    let requester = site.admin(call)?;
-    let body = wire::object(&call.inbound.body, Body::Required)?;
+fn wanted(api: &Api, ctx: &Context) -> Result<(RoomId, Request), ApiError> {
+    let requester = api.admin(ctx)?;
+    let body = json::object(&ctx.request.body, Body::Required)?;
     let request = request(&body, requester)?;
-    Ok((RoomId::from(call.parameter(0)), request))
+    Ok((RoomId::from(ctx.parameter(0)), request))
 }
 
 /// What the body asks. The flags are judged in this order (H-40).
-fn request(body: &Map<String, Value>, requester: UserId) -> Result<Request, Failure> {
+fn request(body: &Map<String, Value>, requester: UserId) -> Result<Request, ApiError> {
     Ok(Request {
         requester: Some(requester),
         block: flag(body, "block", false)?,
@@ -75,22 +75,22 @@ fn request(body: &Map<String, Value>, requester: UserId) -> Result<Request, Fail
     })
 }
 
-fn flag(body: &Map<String, Value>, name: &str, default: bool) -> Result<bool, Failure> {
+fn flag(body: &Map<String, Value>, name: &str, default: bool) -> Result<bool, ApiError> {
     match body.get(name) {
         None => Ok(default),
         Some(Value::Bool(value)) => Ok(*value),
-        Some(_) => Err(Failure::bad_json(format!(
+        Some(_) => Err(ApiError::bad_json(format!(
             "Param '{name}' must be a boolean, if given"
         ))),
     }
 }
 
 /// H-8: what is no text is refused, where Synapse would fail.
-fn text(body: &Map<String, Value>, name: &str) -> Result<Option<String>, Failure> {
+fn text(body: &Map<String, Value>, name: &str) -> Result<Option<String>, ApiError> {
     match body.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(Failure::bad_json(format!(
+        Some(_) => Err(ApiError::bad_json(format!(
             "Param '{name}' must be a string, if given"
         ))),
     }
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<Request, String> {
-        let body = wire::object(body.as_bytes(), Body::Required).expect("an object");
+        let body = json::object(body.as_bytes(), Body::Required).expect("an object");
         request(&body, UserId::from("@admin:example.org")).map_err(|failure| {
             assert_eq!((failure.status, failure.errcode), (400, "M_BAD_JSON"));
             failure.error

@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use super::desk::Outbound;
-use super::wire::{self, Failure};
-use super::{Call, Site};
+use super::handlers::Response;
+use super::json::{self, ApiError};
+use super::{Api, Context};
 
 /// 200 when the database answers and the daemon is not stopping; 503 otherwise.
-pub fn get(site: &Site, _call: &Call) -> Result<Outbound, Failure> {
-    if site.keeper.is_stopping() || !site.keeper.is_healthy() {
-        return Err(Failure::new(503, "M_UNKNOWN", "not alive"));
+pub fn get(api: &Api, _call: &Context) -> Result<Response, ApiError> {
+    if api.keeper.is_stopping() || !api.keeper.is_healthy() {
+        return Err(ApiError::new(503, "M_UNKNOWN", "not alive"));
     }
-    Ok(wire::json(200, &json!({"alive": true})))
+    Ok(json::json(200, &json!({"alive": true})))
 }

@@ -5,9 +5,9 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::desk::Outbound;
-use super::wire::Failure;
-use super::{Call, Site};
+use super::handlers::Response;
+use super::json::ApiError;
+use super::{Api, Context};
 use crate::ids::RoomId;
 use crate::messages::{
     BadFilter, DEFAULT_LIMIT, Filter, Format, MAX_LIMIT, PageRequest, Reader, Session,
@@ -15,23 +15,23 @@ use crate::messages::{
 use crate::point::{Direction, StreamToken};
 
 /// A page as an admin sees it: everything but what was rejected. The room's id is not judged (H-60).
-pub fn admin(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    let requester = site.admin_session(call)?;
-    answer(site, call, &Reader::NamedAdmin(requester))
+pub fn admin(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let requester = api.admin_session(ctx)?;
+    answer(api, ctx, &Reader::NamedAdmin(requester))
 }
 
 /// A page as a user sees it.
-pub fn client(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    let session: Session = site.user(call)?;
-    answer(site, call, &Reader::User(session))
+pub fn client(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let session: Session = api.user(ctx)?;
+    answer(api, ctx, &Reader::User(session))
 }
 
-fn answer(site: &Site, call: &Call, reader: &Reader) -> Result<Outbound, Failure> {
-    let knows = site.keeper.config().relation_type_filters;
-    let request = request(&call.query, knows)?;
-    let room = RoomId::from(call.parameter(0));
-    let page = site.keeper.messages(&room, reader, &request)?;
-    Ok(Outbound {
+fn answer(api: &Api, ctx: &Context, reader: &Reader) -> Result<Response, ApiError> {
+    let knows = api.keeper.config().relation_type_filters;
+    let request = request(&ctx.query, knows)?;
+    let room = RoomId::from(ctx.parameter(0));
+    let page = api.keeper.messages(&room, reader, &request)?;
+    Ok(Response {
         status: 200,
         headers: Vec::new(),
         body: page.to_json().into_bytes(),
@@ -45,13 +45,16 @@ fn parameter<'a>(query: &'a [(String, String)], name: &str) -> Option<&'a str> {
 }
 
 /// Reads the parameters (M-5 … M-9).
-fn request(query: &[(String, String)], knows_relation_types: bool) -> Result<PageRequest, Failure> {
+fn request(
+    query: &[(String, String)],
+    knows_relation_types: bool,
+) -> Result<PageRequest, ApiError> {
     let direction = match parameter(query, "dir") {
         None | Some("f") => Direction::Forwards,
         Some("b") => Direction::Backwards,
         Some(_) => {
             let text = "Query parameter 'dir' must be one of ['b', 'f']";
-            return Err(Failure::new(400, "M_INVALID_PARAM", text));
+            return Err(ApiError::new(400, "M_INVALID_PARAM", text));
         }
     };
     let from = parameter(query, "from").filter(|from| *from != "END");
@@ -82,33 +85,33 @@ fn request(query: &[(String, String)], knows_relation_types: bool) -> Result<Pag
     })
 }
 
-impl From<BadFilter> for Failure {
+impl From<BadFilter> for ApiError {
     fn from(bad: BadFilter) -> Self {
         Self::new(400, bad.errcode, bad.message)
     }
 }
 
-fn token(name: &str, text: Option<&str>) -> Result<Option<StreamToken>, Failure> {
+fn token(name: &str, text: Option<&str>) -> Result<Option<StreamToken>, ApiError> {
     let Some(text) = text.filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    let wrong = |_| Failure::new(400, "M_UNKNOWN", format!("'{name}' parameter is invalid"));
+    let wrong = |_| ApiError::new(400, "M_UNKNOWN", format!("'{name}' parameter is invalid"));
     text.parse().map(Some).map_err(wrong)
 }
 
-fn limit(text: Option<&str>) -> Result<u32, Failure> {
+fn limit(text: Option<&str>) -> Result<u32, ApiError> {
     let Some(text) = text else {
         return Ok(DEFAULT_LIMIT);
     };
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         let text = "Query parameter limit must be an integer";
-        return Err(Failure::new(400, "M_INVALID_PARAM", text));
+        return Err(ApiError::new(400, "M_INVALID_PARAM", text));
     }
     let is_zero = digits.bytes().all(|b| b == b'0');
     if text.starts_with('-') && !is_zero {
         let text = "Query parameter limit must be a positive integer.";
-        return Err(Failure::new(400, "M_INVALID_PARAM", text));
+        return Err(ApiError::new(400, "M_INVALID_PARAM", text));
     }
     Ok(digits.parse().unwrap_or(MAX_LIMIT).min(MAX_LIMIT))
 }

@@ -5,10 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::desk::Outbound;
+use super::handlers::Response;
+use super::json::{self, ApiError, Body};
 use super::purge_history;
-use super::wire::{self, Body, Failure};
-use super::{Call, Site};
+use super::{Api, Context};
 use crate::ids::{JobId, RoomId};
 use crate::keeper::PurgeOptions;
 use crate::policy::{LifetimeRange, Retention};
@@ -17,54 +17,54 @@ use crate::time::{Millis, parse_duration};
 /// `{"room_id": …}` with the members of a purge's body plans that purge. `{"retention": {…}}` plans the retention jobs:
 /// all of them, `{"job": N}` one, `{"shortest_max_lifetime": …, "longest_max_lifetime": …}` a range; with `"exact": true`
 /// row by row.
-pub fn plan(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let body = wire::object(&call.inbound.body, Body::Required)?;
+pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let body = json::object(&ctx.request.body, Body::Required)?;
     if let Some(retention) = body.get("retention") {
         if body.len() > 1 {
-            return Err(Failure::bad_json(
+            return Err(ApiError::bad_json(
                 "retention is planned for the server as a whole: room_id does not go with it",
             ));
         }
         let wanted = match retention {
             Value::Object(wanted) => wanted.clone(),
             Value::Null => Map::new(),
-            _ => return Err(Failure::bad_json("retention must be an object")),
+            _ => return Err(ApiError::bad_json("retention must be an object")),
         };
-        let exact = wire::truthy(wanted.get("exact"));
+        let exact = json::truthy(wanted.get("exact"));
         let mut plans = Vec::new();
-        for range in ranges(&site.keeper.config().retention, &wanted)? {
-            plans.push(site.keeper.plan_retention(range, exact)?);
+        for range in ranges(&api.keeper.config().retention, &wanted)? {
+            plans.push(api.keeper.plan_retention(range, exact)?);
         }
-        return Ok(wire::json(200, &json!({ "plans": plans })));
+        return Ok(json::json(200, &json!({ "plans": plans })));
     }
     let Some(room) = body.get("room_id").and_then(Value::as_str) else {
-        return Err(Failure::bad_json("must specify room_id or retention"));
+        return Err(ApiError::bad_json("must specify room_id or retention"));
     };
     let point = purge_history::point(None, &body)?;
     let options = PurgeOptions {
-        delete_local_events: wire::truthy(body.get("delete_local_events")),
+        delete_local_events: json::truthy(body.get("delete_local_events")),
         ..PurgeOptions::default()
     };
-    let plan = site
+    let plan = api
         .keeper
         .plan_purge(&RoomId::from(room), &point, options)?;
-    Ok(wire::json(200, &plan))
+    Ok(json::json(200, &plan))
 }
 
 /// Runs the retention jobs now, all of them or the ones that the body names as for a plan: `{"job_ids": […]}`.
-pub fn run(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    let who = site.admin(call)?;
-    let wanted = wire::object(&call.inbound.body, Body::Optional)?;
+pub fn run(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let who = api.admin(ctx)?;
+    let wanted = json::object(&ctx.request.body, Body::Optional)?;
     let mut ids: Vec<JobId> = Vec::new();
-    if wanted.is_empty() && !site.keeper.config().retention.enabled {
-        return Err(Failure::bad_json(
+    if wanted.is_empty() && !api.keeper.config().retention.enabled {
+        return Err(ApiError::bad_json(
             "retention is not enabled: say which job, or which lifetimes",
         ));
     }
     let mut refused = None;
-    for range in ranges(&site.keeper.config().retention, &wanted)? {
-        match site
+    for range in ranges(&api.keeper.config().retention, &wanted)? {
+        match api
             .keeper
             .purge_history_for_rooms_in_range(range.shortest, range.longest)
         {
@@ -84,7 +84,7 @@ pub fn run(site: &Site, call: &Call) -> Result<Outbound, Failure> {
     if let Some(refused) = refused {
         answer["error"] = refused.into();
     }
-    Ok(wire::json(200, &answer))
+    Ok(json::json(200, &answer))
 }
 
 const MEMBERS: &[&str] = &[
@@ -97,10 +97,10 @@ const MEMBERS: &[&str] = &[
 fn ranges(
     retention: &Retention,
     wanted: &Map<String, Value>,
-) -> Result<Vec<LifetimeRange>, Failure> {
+) -> Result<Vec<LifetimeRange>, ApiError> {
     // A misspelt bound would be no bound, and this deletes.
     if let Some(key) = wanted.keys().find(|key| !MEMBERS.contains(&key.as_str())) {
-        return Err(Failure::bad_json(format!(
+        return Err(ApiError::bad_json(format!(
             "unknown member {key:?}; there are {}",
             MEMBERS.join(", ")
         )));
@@ -114,29 +114,29 @@ fn ranges(
     match wanted.get("job") {
         None | Some(Value::Null) if !names_range => Ok(retention.ranges()),
         None | Some(Value::Null) => Ok(vec![LifetimeRange { shortest, longest }]),
-        Some(_) if names_range => Err(Failure::bad_json(
+        Some(_) if names_range => Err(ApiError::bad_json(
             "job and the bounds of a range do not go together",
         )),
         Some(number) => {
             let job = number.as_u64().and_then(|n| usize::try_from(n).ok());
             match job.and_then(|number| retention.job(number)) {
                 Some(job) => Ok(vec![job.range]),
-                None => Err(Failure::not_found(format!("there is no job {number}"))),
+                None => Err(ApiError::not_found(format!("there is no job {number}"))),
             }
         }
     }
 }
 
 /// A length of time, as the configuration writes it.
-fn length(wanted: &Map<String, Value>, key: &str) -> Result<Option<Millis>, Failure> {
+fn length(wanted: &Map<String, Value>, key: &str) -> Result<Option<Millis>, ApiError> {
     match wanted.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => parse_duration(text)
             .map(Some)
-            .map_err(|said| Failure::bad_json(format!("{key}: {said}"))),
+            .map_err(|said| ApiError::bad_json(format!("{key}: {said}"))),
         Some(value) => match value.as_i64() {
             Some(ms) => Ok(Some(Millis(ms))),
-            None => Err(Failure::bad_json(format!("{key} must be a duration"))),
+            None => Err(ApiError::bad_json(format!("{key} must be a duration"))),
         },
     }
 }

@@ -5,48 +5,48 @@
 
 use serde_json::{Map, Value, json};
 
-use super::desk::Outbound;
-use super::wire::{self, Body, Failure};
-use super::{Call, Site};
+use super::handlers::Response;
+use super::json::{self, ApiError, Body};
+use super::{Api, Context};
 use crate::ids::{EventId, RoomId};
 use crate::keeper::PurgeOptions;
 use crate::point::PurgePoint;
 use crate::time::Millis;
 
 /// Starts a purge and answers its id at once.
-pub fn start(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let body = wire::object(&call.inbound.body, Body::Optional)?;
-    let point = point(call.parameters.get(1).map(String::as_str), &body)?;
+pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let body = json::object(&ctx.request.body, Body::Optional)?;
+    let point = point(ctx.parameters.get(1).map(String::as_str), &body)?;
     let options = PurgeOptions {
-        delete_local_events: wire::truthy(body.get("delete_local_events")),
+        delete_local_events: json::truthy(body.get("delete_local_events")),
         ..PurgeOptions::default()
     };
-    let id = site
+    let id = api
         .keeper
-        .purge_history(&RoomId::from(call.parameter(0)), point, options)?;
-    Ok(wire::json(200, &json!({"purge_id": id})))
+        .purge_history(&RoomId::from(ctx.parameter(0)), point, options)?;
+    Ok(json::json(200, &json!({"purge_id": id})))
 }
 
 /// The state of a purge that runs, or ended less than 24 hours ago.
-pub fn status(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let id = call.parameter(0);
-    let Some(status) = site.keeper.purge_status(id)? else {
-        return Err(Failure::not_found(format!("purge id '{id}' not found")));
+pub fn status(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let id = ctx.parameter(0);
+    let Some(status) = api.keeper.purge_status(id)? else {
+        return Err(ApiError::not_found(format!("purge id '{id}' not found")));
     };
     let mut body = json!({"status": status.status});
     if let Some(error) = status.error.filter(|error| !error.is_empty()) {
         body["error"] = error.into();
     }
-    Ok(wire::json(200, &body))
+    Ok(json::json(200, &body))
 }
 
 /// Where a purge goes up to: the event in the path before the one in the body, and an event before a time.
 pub(super) fn point(
     event_in_path: Option<&str>,
     body: &Map<String, Value>,
-) -> Result<PurgePoint, Failure> {
+) -> Result<PurgePoint, ApiError> {
     if let Some(event) = event_in_path {
         return Ok(PurgePoint::BeforeEvent(EventId::from(event)));
     }
@@ -55,17 +55,17 @@ pub(super) fn point(
         Some(Value::String(event)) => {
             return Ok(PurgePoint::BeforeEvent(EventId::from(event.as_str())));
         }
-        Some(_) => return Err(Failure::bad_json("purge_up_to_event_id must be a string")),
+        Some(_) => return Err(ApiError::bad_json("purge_up_to_event_id must be a string")),
     }
     match (body.get("purge_up_to_ts"), body.get("purge_up_to_token")) {
         // Ours: a historic pagination token, for what the library and the command line can say, too.
         (None, Some(Value::String(token))) => Ok(PurgePoint::BeforeToken(token.clone())),
-        (None, _) => Err(Failure::bad_json(
+        (None, _) => Err(ApiError::bad_json(
             "must specify purge_up_to_event_id or purge_up_to_ts",
         )),
         (Some(ts), _) => match ts.as_i64() {
             Some(ts) => Ok(PurgePoint::BeforeTs(Millis(ts))),
-            None => Err(Failure::bad_json("purge_up_to_ts must be an int")),
+            None => Err(ApiError::bad_json("purge_up_to_ts must be an int")),
         },
     }
 }
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn read(event: Option<&str>, body: &str) -> Result<PurgePoint, String> {
-        let body = wire::object(body.as_bytes(), Body::Optional).expect("an object");
+        let body = json::object(body.as_bytes(), Body::Optional).expect("an object");
         point(event, &body).map_err(|failure| {
             assert_eq!((failure.status, failure.errcode), (400, "M_BAD_JSON"));
             failure.error

@@ -7,9 +7,9 @@ use std::cmp::Ordering;
 
 use serde_json::json;
 
-use super::desk::Outbound;
-use super::wire::{self, Failure};
-use super::{Call, Site};
+use super::handlers::Response;
+use super::json::{self, ApiError};
+use super::{Api, Context};
 use crate::ids::RoomId;
 use crate::store::rooms::Room;
 
@@ -53,11 +53,11 @@ const ORDERS: &[Order] = &[
 ];
 
 /// A page of the list of rooms.
-pub fn list(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let wanted = Wanted::of(call)?;
-    let rooms = site.keeper.rooms()?;
-    Ok(wire::json(200, &wanted.page(rooms)))
+pub fn list(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let wanted = Wanted::of(ctx)?;
+    let rooms = api.keeper.rooms()?;
+    Ok(json::json(200, &wanted.page(rooms)))
 }
 
 struct Wanted {
@@ -71,31 +71,31 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(call: &Call) -> Result<Self, Failure> {
-        let order_by = first(call, "order_by").unwrap_or("name");
+    fn of(ctx: &Context) -> Result<Self, ApiError> {
+        let order_by = first(ctx, "order_by").unwrap_or("name");
         let order = ORDERS.iter().find(|(name, ..)| *name == order_by);
         let names: Vec<&str> = ORDERS.iter().map(|(name, ..)| *name).collect();
-        let search = first(call, "search_term");
+        let search = first(ctx, "search_term");
         if search == Some("") {
             return Err(invalid("search_term cannot be an empty string"));
         }
         Ok(Self {
-            from: count(call, "from", 0)?,
-            limit: count(call, "limit", DEFAULT_LIMIT)?,
+            from: count(ctx, "from", 0)?,
+            limit: count(ctx, "limit", DEFAULT_LIMIT)?,
             order: order.ok_or_else(|| {
                 invalid(format!(
                     "Query parameter 'order_by' must be one of [{}]",
                     names.join(", ")
                 ))
             })?,
-            is_backwards: match first(call, "dir") {
+            is_backwards: match first(ctx, "dir") {
                 None | Some("f") => false,
                 Some("b") => true,
                 Some(_) => return Err(invalid("Query parameter 'dir' must be one of ['b', 'f']")),
             },
             search: search.map(str::to_lowercase),
-            public: truth(call, "public_rooms")?,
-            empty: truth(call, "empty_rooms")?,
+            public: truth(ctx, "public_rooms")?,
+            empty: truth(ctx, "empty_rooms")?,
         })
     }
 
@@ -147,57 +147,57 @@ impl Wanted {
 }
 
 /// One room.
-pub fn get(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    match site.keeper.room_details(&RoomId::from(call.parameter(0)))? {
-        Some(room) => Ok(wire::json(200, &room)),
-        None => Err(Failure::not_found("Room not found")),
+pub fn get(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    match api.keeper.room_details(&RoomId::from(ctx.parameter(0)))? {
+        Some(room) => Ok(json::json(200, &room)),
+        None => Err(ApiError::not_found("Room not found")),
     }
 }
 
 /// Who is joined to a room.
-pub fn members(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    match site.keeper.room_members(&RoomId::from(call.parameter(0)))? {
+pub fn members(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    match api.keeper.room_members(&RoomId::from(ctx.parameter(0)))? {
         Some(members) => {
             let body = json!({"total": members.len(), "members": members});
-            Ok(wire::json(200, &body))
+            Ok(json::json(200, &body))
         }
-        None => Err(Failure::not_found("Room not found")),
+        None => Err(ApiError::not_found("Room not found")),
     }
 }
 
 /// Who answers here; clients show it.
-pub fn version(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
+pub fn version(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
     let version = concat!(env!("CARGO_PKG_VERSION"), " (roomkeeper)");
-    Ok(wire::json(200, &json!({"server_version": version})))
+    Ok(json::json(200, &json!({"server_version": version})))
 }
 
 /// The homeserver's name, from which clients make whole user ids and aliases. Its keys are its own to publish.
-pub fn server_name(site: &Site, call: &Call) -> Result<Outbound, Failure> {
-    site.admin(call)?;
-    let name = &site.keeper.config().server_name;
+pub fn server_name(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    api.admin(ctx)?;
+    let name = &api.keeper.config().server_name;
     let body = json!({
         "server_name": name, "verify_keys": {}, "old_verify_keys": {}, "valid_until_ts": 0, "signatures": {}
     });
-    Ok(wire::json(200, &body))
+    Ok(json::json(200, &body))
 }
 
 /// The first value of a parameter of the query counts (H-62).
-fn first<'a>(call: &'a Call, name: &str) -> Option<&'a str> {
-    let mut query = call.query.iter();
+fn first<'a>(ctx: &'a Context, name: &str) -> Option<&'a str> {
+    let mut query = ctx.query.iter();
     query
         .find(|(known, _)| known == name)
         .map(|(_, value)| value.as_str())
 }
 
-fn invalid(text: impl Into<String>) -> Failure {
-    Failure::new(400, "M_INVALID_PARAM", text)
+fn invalid(text: impl Into<String>) -> ApiError {
+    ApiError::new(400, "M_INVALID_PARAM", text)
 }
 
-fn count(call: &Call, name: &str, default: i64) -> Result<i64, Failure> {
-    match first(call, name).map(str::parse::<i64>) {
+fn count(ctx: &Context, name: &str, default: i64) -> Result<i64, ApiError> {
+    match first(ctx, name).map(str::parse::<i64>) {
         None => Ok(default),
         Some(Ok(number)) if number >= 0 => Ok(number),
         Some(Ok(_)) => Err(invalid(format!(
@@ -209,8 +209,8 @@ fn count(call: &Call, name: &str, default: i64) -> Result<i64, Failure> {
     }
 }
 
-fn truth(call: &Call, name: &str) -> Result<Option<bool>, Failure> {
-    match first(call, name) {
+fn truth(ctx: &Context, name: &str) -> Result<Option<bool>, ApiError> {
+    match first(ctx, name) {
         None => Ok(None),
         Some("true") => Ok(Some(true)),
         Some("false") => Ok(Some(false)),

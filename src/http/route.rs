@@ -5,13 +5,13 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{Call, Site, block, delete_room, health, jobs, messages, plan, purge_history, rooms};
-use crate::http::desk::Outbound;
-use crate::http::gate::lane::Lane;
-use crate::http::wire::Failure;
+use super::{Api, Context, block, delete_room, health, jobs, messages, plan, purge_history, rooms};
+use crate::http::handlers::Response;
+use crate::http::json::ApiError;
+use crate::http::server::request_class::RequestClass;
 
-/// Answers a request; its [`Call`] has the parameters in the order of the path.
-pub type Endpoint = fn(&Site, &Call) -> Result<Outbound, Failure>;
+/// Answers a request; its [`Context`] has the parameters in the order of the path.
+pub type Endpoint = fn(&Api, &Context) -> Result<Response, ApiError>;
 
 /// Every endpoint, with its method and its path. `{…}` stands for one parameter, which may be empty.
 const ROUTES: &[(&str, &str, Endpoint)] = &[
@@ -103,51 +103,55 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
 ];
 
 /// The endpoints that may keep a handler for longer than some milliseconds. All others are quick.
-const SLOW: &[(&str, &str, Lane)] = &[
+const SLOW: &[(&str, &str, RequestClass)] = &[
     (
         "GET",
         "/_synapse/admin/v1/rooms/{room_id}/messages",
-        Lane::Slow,
+        RequestClass::Slow,
     ),
     (
         "GET",
         "/_matrix/client/api/v1/rooms/{room_id}/messages",
-        Lane::Slow,
+        RequestClass::Slow,
     ),
     (
         "GET",
         "/_matrix/client/r0/rooms/{room_id}/messages",
-        Lane::Slow,
+        RequestClass::Slow,
     ),
     (
         "GET",
         "/_matrix/client/v3/rooms/{room_id}/messages",
-        Lane::Slow,
+        RequestClass::Slow,
     ),
     (
         "GET",
         "/_matrix/client/unstable/rooms/{room_id}/messages",
-        Lane::Slow,
+        RequestClass::Slow,
     ),
-    ("DELETE", "/_synapse/admin/v1/rooms/{room_id}", Lane::Long),
-    ("GET", "/_synapse/admin/v1/rooms", Lane::Slow),
+    (
+        "DELETE",
+        "/_synapse/admin/v1/rooms/{room_id}",
+        RequestClass::Long,
+    ),
+    ("GET", "/_synapse/admin/v1/rooms", RequestClass::Slow),
     // Waits for whoever writes.
     (
         "PUT",
         "/_synapse/admin/v1/rooms/{room_id}/block",
-        Lane::Slow,
+        RequestClass::Slow,
     ),
-    ("POST", "/_roomkeeper/v1/plan", Lane::Slow),
+    ("POST", "/_roomkeeper/v1/plan", RequestClass::Slow),
 ];
 
-/// The lane of a request.
-pub fn lane(method: &str, target: &str) -> Lane {
+/// The class of a request.
+pub fn class(method: &str, target: &str) -> RequestClass {
     let path = target.split('?').next().unwrap_or_default();
     let method = if method == "HEAD" { "GET" } else { method };
     let slow = SLOW
         .iter()
         .find(|(known, pattern, _)| *known == method && parameters(pattern, path).is_some());
-    slow.map_or(Lane::Quick, |(_, _, lane)| *lane)
+    slow.map_or(RequestClass::Quick, |(_, _, class)| *class)
 }
 
 /// What a path and a method lead to.
@@ -280,7 +284,7 @@ mod tests {
             ("DELETE", room.to_owned(), false),
             ("GET", "/_roomkeeper/v1/health".to_owned(), true),
         ] {
-            let is = matches!(lane(method, &path), Lane::Quick);
+            let is = matches!(class(method, &path), RequestClass::Quick);
             assert_eq!(is, is_quick, "{method} {path}");
         }
     }

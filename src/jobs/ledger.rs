@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
-pub use super::record::{Record, State};
-use crate::error::{Doing, Error, StoreError};
+pub use super::record::{JobRecord, State};
+use crate::error::{Context, Error, StoreError};
 use crate::ids::JobId;
 use crate::time::Millis;
 
@@ -56,17 +56,17 @@ pub struct Ledger {
     conn: Mutex<Connection>,
     path: PathBuf,
     /// As the table has them; nobody else can change it.
-    duties: Mutex<BTreeSet<String>>,
+    pending_cleanup: Mutex<BTreeSet<String>>,
 }
 
 const RECORD: &str = "
     SELECT id, kind, subject, state, error, params, progress, created_ms, started_ms, ended_ms FROM job";
 
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+fn record(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
     let json = |at: usize| -> rusqlite::Result<Value> {
         Ok(serde_json::from_str(&row.get::<_, String>(at)?).unwrap_or(Value::Null))
     };
-    Ok(Record {
+    Ok(JobRecord {
         id: JobId::new(row.get::<_, String>(0)?),
         kind: row.get(1)?,
         subject: row.get(2)?,
@@ -118,18 +118,18 @@ impl Ledger {
     /// Opens or makes the ledger and becomes its owner.
     ///
     /// # Errors
-    /// [`Error::Owned`] while another process owns it; [`Error::Config`] where it is a database of something else.
+    /// [`Error::LedgerLocked`] while another process owns it; [`Error::Config`] where it is a database of something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let doing = "open the ledger";
-        let conn = Connection::open(path).doing(doing)?;
-        conn.busy_timeout(OWNER_TIMEOUT).doing(doing)?;
+        let conn = Connection::open(path).context(doing)?;
+        conn.busy_timeout(OWNER_TIMEOUT).context(doing)?;
         let refused = |e| match StoreError::from(e) {
-            e if e.is_busy() => Error::Owned(path.to_owned()),
+            e if e.is_busy() => Error::LedgerLocked(path.to_owned()),
             source => Error::Store { doing, source },
         };
         // Before anything is written to it.
         conn.execute_batch("PRAGMA locking_mode = EXCLUSIVE")
-            .doing(doing)?;
+            .context(doing)?;
         if conn
             .query_row(IS_OF_ANOTHER, [], |row| row.get(0))
             .map_err(refused)?
@@ -144,21 +144,21 @@ impl Ledger {
         .map_err(refused)?;
         // All of it or nothing, whenever the process is killed.
         conn.execute_batch(&format!("BEGIN; {SCHEMA} COMMIT;"))
-            .doing(doing)?;
+            .context(doing)?;
         // S-19: whoever ran a job was the owner, and is gone.
         conn.execute(
             "UPDATE job SET state = 'queued' WHERE state = 'running'",
             [],
         )
-        .doing(doing)?;
-        let duties = conn
+        .context(doing)?;
+        let pending_cleanup = conn
             .prepare("SELECT name FROM duty")
             .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
-            .doing(doing)?;
+            .context(doing)?;
         Ok(Self {
             conn: Mutex::new(conn),
             path: path.to_owned(),
-            duties: Mutex::new(duties),
+            pending_cleanup: Mutex::new(pending_cleanup),
         })
     }
 
@@ -176,7 +176,7 @@ impl Ledger {
         self.conn
             .lock()
             .query_row(OF_ANOTHER, [identity], |row| row.get(0))
-            .doing("look whose ledger it is")
+            .context("look whose ledger it is")
     }
 
     /// From now on it is this database's.
@@ -187,13 +187,13 @@ impl Ledger {
         self.conn
             .lock()
             .execute(ADOPT, [identity])
-            .doing("say whose ledger it is")
+            .context("say whose ledger it is")
             .map(drop)
     }
 
     /// A change that a killed process has not lost, and that power which fails may take back: what follows from it is
     /// found in the database, and is done again. It reaches the disk with the next change that must be there.
-    fn lightly(
+    fn with_relaxed_sync(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
     ) -> rusqlite::Result<usize> {
@@ -205,7 +205,7 @@ impl Ledger {
     }
 
     /// Writes a new job down. It is there before anything starts.
-    pub fn insert(&self, job: &Record) -> Result<(), Error> {
+    pub fn insert(&self, job: &JobRecord) -> Result<(), Error> {
         let run = || {
             self.conn.lock().execute(
                 "INSERT INTO job (id, kind, subject, params, state, progress, created_ms)
@@ -221,43 +221,45 @@ impl Ledger {
                 ],
             )
         };
-        run().doing("write the job into the ledger").map(drop)
+        run().context("write the job into the ledger").map(drop)
     }
 
     /// Takes back a job that could not be queued.
-    pub fn withdraw(&self, id: &JobId) -> Result<(), Error> {
+    pub fn cancel_enqueue(&self, id: &JobId) -> Result<(), Error> {
         let run = || {
             self.conn
                 .lock()
                 .execute("DELETE FROM job WHERE id = $1", [id.as_str()])
         };
-        run().doing("take a job out of the ledger").map(drop)
+        run().context("take a job out of the ledger").map(drop)
     }
 
     /// Notes that a worker has the job.
     pub fn start(&self, id: &JobId, now: Millis) -> Result<(), Error> {
         let run = || {
-            self.lightly(|conn| {
+            self.with_relaxed_sync(|conn| {
                 conn.execute(
                     "UPDATE job SET state = 'running', started_ms = coalesce(started_ms, $1) WHERE id = $2",
                     params![now.0, id.as_str()],
                 )
             })
         };
-        run().doing("note a job's start in the ledger").map(drop)
+        run().context("note a job's start in the ledger").map(drop)
     }
 
     /// Notes how far a job is.
     pub fn progress(&self, id: &JobId, progress: &Value) -> Result<(), Error> {
         let run = || {
-            self.lightly(|conn| {
+            self.with_relaxed_sync(|conn| {
                 conn.execute(
                     "UPDATE job SET progress = $1 WHERE id = $2",
                     params![progress.to_string(), id.as_str()],
                 )
             })
         };
-        run().doing("note a job's progress in the ledger").map(drop)
+        run()
+            .context("note a job's progress in the ledger")
+            .map(drop)
     }
 
     /// Hands an interrupted job back, to be resumed at the next start.
@@ -268,7 +270,7 @@ impl Ledger {
                 params![progress.to_string(), id.as_str()],
             )
         };
-        run().doing("hand a job back to the ledger").map(drop)
+        run().context("hand a job back to the ledger").map(drop)
     }
 
     /// Notes a job's end; the 24 hours start now (S-10).
@@ -280,7 +282,7 @@ impl Ledger {
         now: Millis,
     ) -> Result<(), Error> {
         let ended = note_end(&self.conn.lock(), id, error, progress, now);
-        ended.doing(END).map(drop)
+        ended.context(END).map(drop)
     }
 
     /// The same for a part of another job, whose own end is yet to come: nobody was told of it, and one whose end power
@@ -292,23 +294,23 @@ impl Ledger {
         progress: &Value,
         now: Millis,
     ) -> Result<(), Error> {
-        let ended = self.lightly(|conn| note_end(conn, id, error, progress, now));
-        ended.doing(END).map(drop)
+        let ended = self.with_relaxed_sync(|conn| note_end(conn, id, error, progress, now));
+        ended.context(END).map(drop)
     }
 
     /// The job of this id, ended however long ago the ledger remembers.
-    pub fn get(&self, id: &JobId) -> Result<Option<Record>, Error> {
+    pub fn get(&self, id: &JobId) -> Result<Option<JobRecord>, Error> {
         let run = || {
             self.conn
                 .lock()
                 .query_row(&format!("{RECORD} WHERE id = $1"), [id.as_str()], record)
                 .optional()
         };
-        run().doing("read the ledger")
+        run().context("read the ledger")
     }
 
     /// The job of this id and kind, unless it ended 24 hours ago or more (S-9, S-10).
-    pub fn look_up(&self, id: &JobId, kind: &str, now: Millis) -> Result<Option<Record>, Error> {
+    pub fn look_up(&self, id: &JobId, kind: &str, now: Millis) -> Result<Option<JobRecord>, Error> {
         let found = self.get(id)?.filter(|job| job.kind == kind);
         Ok(found.filter(|job| {
             job.ended_ms
@@ -317,7 +319,12 @@ impl Ledger {
     }
 
     /// The jobs of a subject and kind that have not ended, or ended less than 24 hours ago; oldest first (S-11, S-12).
-    pub fn of_subject(&self, subject: &str, kind: &str, now: Millis) -> Result<Vec<Record>, Error> {
+    pub fn of_subject(
+        &self,
+        subject: &str,
+        kind: &str,
+        now: Millis,
+    ) -> Result<Vec<JobRecord>, Error> {
         let since = now - REMEMBER_ENDED_FOR;
         let conn = self.conn.lock();
         let run = || {
@@ -328,22 +335,22 @@ impl Ledger {
             .query_map(params![subject, kind, since.0], record)?
             .collect::<rusqlite::Result<Vec<_>>>()
         };
-        run().doing("read the ledger")
+        run().context("read the ledger")
     }
 
     /// All jobs, oldest first.
-    pub fn list(&self) -> Result<Vec<Record>, Error> {
+    pub fn list(&self) -> Result<Vec<JobRecord>, Error> {
         let conn = self.conn.lock();
         let run = || {
             conn.prepare_cached(&format!("{RECORD} ORDER BY created_ms, rowid"))?
                 .query_map([], record)?
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
-        run().doing("read the ledger")
+        run().context("read the ledger")
     }
 
     /// Jobs that have not ended, oldest first: after a crash, those to resume.
-    pub fn unended(&self) -> Result<Vec<Record>, Error> {
+    pub fn unended(&self) -> Result<Vec<JobRecord>, Error> {
         Ok(self
             .list()?
             .into_iter()
@@ -359,7 +366,7 @@ impl Ledger {
                 .lock()
                 .execute("DELETE FROM job WHERE ended_ms <= $1", [ended_by.0])
         };
-        run().doing("forget old jobs")
+        run().context("forget old jobs")
     }
 
     /// Drops records of jobs of one kind that ended well 24 hours ago or more: where there are many, each of which tells
@@ -372,7 +379,7 @@ impl Ledger {
                 params![ended_by.0, kind],
             )
         };
-        run().doing("forget old jobs")
+        run().context("forget old jobs")
     }
 
     /// Notes numbers that must be looked at before the subject is left alone. Durable when it returns.
@@ -393,7 +400,7 @@ impl Ledger {
             }
             tx.commit()
         };
-        run().doing("note state groups in the ledger")
+        run().context("note state groups in the ledger")
     }
 
     /// The numbers noted for the subject, in ascending order.
@@ -404,7 +411,7 @@ impl Ledger {
                 .query_map([subject], |row| row.get(0))?
                 .collect::<rusqlite::Result<Vec<i64>>>()
         };
-        run().doing("read the ledger")
+        run().context("read the ledger")
     }
 
     /// Replaces the noted numbers by the steps decided on.
@@ -424,7 +431,7 @@ impl Ledger {
             }
             tx.commit()
         };
-        run().doing("note a decision in the ledger")
+        run().context("note a decision in the ledger")
     }
 
     /// The steps still to be done for the subject, in order.
@@ -435,41 +442,41 @@ impl Ledger {
                 .query_map([subject], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect::<rusqlite::Result<Vec<_>>>()
         };
-        run().doing("read the ledger")
+        run().context("read the ledger")
     }
 
     /// Notes what the database is owed from now on. Durable when it returns; costs nothing when it stands there.
-    pub fn owe(&self, duty: &str) -> Result<(), Error> {
-        let mut duties = self.duties.lock();
-        if !duties.contains(duty) {
+    pub fn add_pending(&self, duty: &str) -> Result<(), Error> {
+        let mut pending_cleanup = self.pending_cleanup.lock();
+        if !pending_cleanup.contains(duty) {
             let sql = "INSERT OR IGNORE INTO duty (name) VALUES ($1)";
             let noted = self.conn.lock().execute(sql, [duty]);
-            noted.doing("note in the ledger what is to be done")?;
-            duties.insert(duty.to_owned());
+            noted.context("note in the ledger what is to be done")?;
+            pending_cleanup.insert(duty.to_owned());
         }
         Ok(())
     }
 
     /// Whether the database is owed this.
-    pub fn owes(&self, duty: &str) -> bool {
-        self.duties.lock().contains(duty)
+    pub fn has_pending(&self, duty: &str) -> bool {
+        self.pending_cleanup.lock().contains(duty)
     }
 
     /// It is done.
-    pub fn settle(&self, duty: &str) -> Result<(), Error> {
-        let mut duties = self.duties.lock();
-        if duties.contains(duty) {
+    pub fn clear_pending(&self, duty: &str) -> Result<(), Error> {
+        let mut pending_cleanup = self.pending_cleanup.lock();
+        if pending_cleanup.contains(duty) {
             let sql = "DELETE FROM duty WHERE name = $1";
             let noted = self.conn.lock().execute(sql, [duty]);
-            noted.doing("note in the ledger what was done")?;
-            duties.remove(duty);
+            noted.context("note in the ledger what was done")?;
+            pending_cleanup.remove(duty);
         }
         Ok(())
     }
 
     /// From when the interval of a recurring job counts: its last run, or now if it was never heard of. A time that is
     /// yet to come was noted while the clock was wrong, and is now as well.
-    pub fn counted_from(&self, name: &str, now: Millis) -> Result<Millis, Error> {
+    pub fn interval_start(&self, name: &str, now: Millis) -> Result<Millis, Error> {
         let run = || {
             self.conn.lock().query_row(
                 "INSERT INTO recurring (name, from_ms) VALUES ($1, $2)
@@ -479,11 +486,11 @@ impl Ledger {
                 |row| row.get(0),
             )
         };
-        run().doing("read the ledger").map(Millis)
+        run().context("read the ledger").map(Millis)
     }
 
     /// A recurring job runs: its interval counts from now.
-    pub fn count_from(&self, name: &str, now: Millis) -> Result<(), Error> {
+    pub fn set_interval_start(&self, name: &str, now: Millis) -> Result<(), Error> {
         let run = || {
             self.conn.lock().execute(
                 "INSERT INTO recurring (name, from_ms) VALUES ($1, $2)
@@ -491,20 +498,20 @@ impl Ledger {
                 params![name, now.0],
             )
         };
-        run().doing("note a run in the ledger").map(drop)
+        run().context("note a run in the ledger").map(drop)
     }
 
     /// Crosses out the steps up to and including `seq`. One that is done again changes nothing.
     pub fn done_up_to(&self, subject: &str, seq: i64) -> Result<(), Error> {
         let run = || {
-            self.lightly(|conn| {
+            self.with_relaxed_sync(|conn| {
                 conn.execute(
                     "DELETE FROM step WHERE subject = $1 AND seq <= $2",
                     params![subject, seq],
                 )
             })
         };
-        run().doing("cross out a step in the ledger").map(drop)
+        run().context("cross out a step in the ledger").map(drop)
     }
 }
 
@@ -513,8 +520,8 @@ mod tests {
     use super::*;
     use crate::time::days;
 
-    fn job(id: &str) -> Record {
-        Record {
+    fn job(id: &str) -> JobRecord {
+        JobRecord {
             id: JobId::from(id),
             kind: "purge_history".into(),
             subject: "!a:b".into(),
@@ -533,7 +540,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("l");
         let first = Ledger::open(&path).expect("opens");
-        assert!(matches!(Ledger::open(&path), Err(Error::Owned(_))));
+        assert!(matches!(Ledger::open(&path), Err(Error::LedgerLocked(_))));
         drop(first);
         Ledger::open(&path).expect("opens again");
     }

@@ -77,7 +77,7 @@ impl Drop for Pool {
 
 fn work(queue: &Receiver<Job>) {
     for job in queue {
-        // A panic costs one job, never the worker; the job's ticket records the failure.
+        // A panic costs one job, never the worker; the job's guard records the failure.
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
             log::error!("a job panicked; its worker carries on");
         }

@@ -47,7 +47,7 @@ impl State {
 
 /// One job, as the ledger has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
+pub struct JobRecord {
     /// Its id.
     pub id: JobId,
     /// What it does: `purge_history`, …

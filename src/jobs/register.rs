@@ -1,6 +1,6 @@
 //! Who may start a job, how it ends, and how far it is.
 //!
-//! A [`Ticket`] is both the right and the duty to say how a job ended: no job can stay "running" after its
+//! A [`JobGuard`] is both the right and the duty to say how a job ended: no job can stay "running" after its
 //! worker has gone. One subject (a room) has at most one job at a time (L-1, L-2).
 
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
-use super::ledger::{Ledger, Record, State};
+use super::ledger::{JobRecord, Ledger, State};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::time::{Clock, Millis};
@@ -23,18 +23,18 @@ const LOOK_UP_EVERY: std::time::Duration = std::time::Duration::from_millis(200)
 pub type Interrupt = Box<dyn Fn() + Send>;
 
 /// A job that has not ended, as others see it.
-pub struct Live {
+pub struct RunningJob {
     /// Its id.
     pub id: JobId,
     /// Its kind, as the ledger has it.
     pub kind: String,
     cancelled: AtomicBool,
-    at_the_rest: AtomicBool,
+    reached_cleanup: AtomicBool,
     interrupt: Mutex<Option<Interrupt>>,
     progress: Mutex<Value>,
 }
 
-impl Live {
+impl RunningJob {
     /// Whether somebody asked for the job to end.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
@@ -46,7 +46,7 @@ impl Live {
     }
 
     /// Stops the present statement, if it may be stopped.
-    pub fn trip(&self) {
+    pub fn interrupt(&self) {
         if let Some(interrupt) = &*self.interrupt.lock() {
             interrupt();
         }
@@ -65,18 +65,18 @@ impl Live {
 
 #[derive(Default)]
 struct Busy {
-    by_room: HashMap<RoomId, Arc<Live>>,
+    by_room: HashMap<RoomId, Arc<RunningJob>>,
 }
 
 /// The rooms that are busy, and the ledger.
-pub struct Register {
+pub struct JobRegistry {
     ledger: Ledger,
     clock: Arc<dyn Clock>,
     busy: Mutex<Busy>,
     ended: Condvar,
 }
 
-impl Register {
+impl JobRegistry {
     /// A register over a ledger that we own.
     pub fn new(ledger: Ledger, clock: Arc<dyn Clock>) -> Self {
         Self {
@@ -97,13 +97,13 @@ impl Register {
     ///
     /// # Errors
     /// [`Error::RoomBusy`] while another job has the room (L-2).
-    pub fn admit(
+    pub fn enqueue(
         self: &Arc<Self>,
         kind: &str,
         room: &RoomId,
         params: Value,
-    ) -> Result<Ticket, Error> {
-        let record = Record {
+    ) -> Result<JobGuard, Error> {
+        let record = JobRecord {
             id: JobId::random(),
             kind: kind.to_owned(),
             subject: room.as_str().to_owned(),
@@ -115,34 +115,34 @@ impl Register {
             started_ms: None,
             ended_ms: None,
         };
-        let ticket = self.claim(&record, room, Value::Null)?;
+        let guard = self.claim(&record, room, Value::Null)?;
         match self.ledger.insert(&record) {
-            Ok(()) => Ok(ticket),
+            Ok(()) => Ok(guard),
             Err(e) => {
-                ticket.forget();
+                guard.forget();
                 Err(e)
             }
         }
     }
 
-    /// As [`Register::admit`], but waits until no other job has the room; looks up now and then whether `give_up` says
+    /// As [`JobRegistry::enqueue`], but waits until no other job has the room; looks up now and then whether `give_up` says
     /// to go.
     ///
     /// # Errors
     /// [`Error::Stopping`] when it gave up.
-    pub fn admit_when_free(
+    pub fn enqueue_when_free(
         self: &Arc<Self>,
         kind: &str,
         room: &RoomId,
         params: &Value,
         give_up: impl Fn() -> bool,
-    ) -> Result<Ticket, Error> {
+    ) -> Result<JobGuard, Error> {
         loop {
             // First: a job that stops frees its room, too.
             if give_up() {
                 return Err(Error::Stopping);
             }
-            match self.admit(kind, room, params.clone()) {
+            match self.enqueue(kind, room, params.clone()) {
                 Err(Error::RoomBusy { .. }) => {}
                 admitted => return admitted,
             }
@@ -158,20 +158,20 @@ impl Register {
     /// # Errors
     /// [`Error::RoomBusy`] while another job has the room, or this one does; [`Error::NoSuchJob`] when it has ended since
     /// the record was read.
-    pub fn readmit(self: &Arc<Self>, record: &Record) -> Result<Ticket, Error> {
-        let ticket = self.claim(
+    pub fn requeue(self: &Arc<Self>, record: &JobRecord) -> Result<JobGuard, Error> {
+        let guard = self.claim(
             record,
             &RoomId::new(record.subject.clone()),
             record.progress.clone(),
         )?;
         match self.ledger.get(&record.id) {
-            Ok(Some(job)) if !job.state.is_ended() => Ok(ticket),
+            Ok(Some(job)) if !job.state.is_ended() => Ok(guard),
             Ok(_) => {
-                ticket.forget();
+                guard.forget();
                 Err(Error::NoSuchJob(record.id.clone()))
             }
             Err(e) => {
-                ticket.forget();
+                guard.forget();
                 Err(e)
             }
         }
@@ -179,28 +179,28 @@ impl Register {
 
     fn claim(
         self: &Arc<Self>,
-        record: &Record,
+        record: &JobRecord,
         room: &RoomId,
         progress: Value,
-    ) -> Result<Ticket, Error> {
+    ) -> Result<JobGuard, Error> {
         let mut busy = self.busy.lock();
         if busy.by_room.contains_key(room) {
             return Err(Error::RoomBusy { room: room.clone() });
         }
-        let live = Arc::new(Live {
+        let live = Arc::new(RunningJob {
             id: record.id.clone(),
             kind: record.kind.clone(),
             cancelled: AtomicBool::new(false),
-            at_the_rest: AtomicBool::new(false),
+            reached_cleanup: AtomicBool::new(false),
             interrupt: Mutex::new(None),
             progress: Mutex::new(progress),
         });
         busy.by_room.insert(room.clone(), live.clone());
-        Ok(Ticket {
+        Ok(JobGuard {
             register: self.clone(),
             room: room.clone(),
             live,
-            has_left: false,
+            is_finished: false,
         })
     }
 
@@ -216,17 +216,19 @@ impl Register {
 
     /// Notes that a job has come to what is done once for all rooms. Answers whether another job has not yet, and so
     /// will do it.
-    pub fn leaves_the_rest_to_others(&self, id: &JobId) -> bool {
+    pub fn another_job_cleans_up(&self, id: &JobId) -> bool {
         let busy = self.busy.lock();
         let (own, others): (Vec<_>, Vec<_>) = busy.by_room.values().partition(|l| l.id == *id);
         for live in own {
-            live.at_the_rest.store(true, Ordering::SeqCst);
+            live.reached_cleanup.store(true, Ordering::SeqCst);
         }
-        others.iter().any(|l| !l.at_the_rest.load(Ordering::SeqCst))
+        others
+            .iter()
+            .any(|l| !l.reached_cleanup.load(Ordering::SeqCst))
     }
 
     /// The job as the ledger has it, with the progress of this moment.
-    pub fn get(&self, id: &JobId) -> Result<Option<Record>, Error> {
+    pub fn get(&self, id: &JobId) -> Result<Option<JobRecord>, Error> {
         Ok(self
             .ledger
             .get(id)?
@@ -234,7 +236,7 @@ impl Register {
     }
 
     /// All jobs, oldest first.
-    pub fn list(&self) -> Result<Vec<Record>, Error> {
+    pub fn list(&self) -> Result<Vec<JobRecord>, Error> {
         Ok(self
             .ledger
             .list()?
@@ -243,7 +245,7 @@ impl Register {
             .collect())
     }
 
-    fn with_progress(&self, mut record: Record) -> Record {
+    fn with_progress(&self, mut record: JobRecord) -> JobRecord {
         if !record.state.is_ended()
             && let Some(live) = self.live(&record.id)
         {
@@ -255,7 +257,7 @@ impl Register {
         record
     }
 
-    fn live(&self, id: &JobId) -> Option<Arc<Live>> {
+    fn live(&self, id: &JobId) -> Option<Arc<RunningJob>> {
         self.busy
             .lock()
             .by_room
@@ -270,14 +272,14 @@ impl Register {
             return false;
         };
         live.cancelled.store(true, Ordering::SeqCst);
-        live.trip();
+        live.interrupt();
         true
     }
 
     /// Stops the present statement of every job; for when the process stops.
-    pub fn trip_all(&self) {
+    pub fn interrupt_all(&self) {
         for live in self.busy.lock().by_room.values() {
-            live.trip();
+            live.interrupt();
         }
     }
 
@@ -289,7 +291,7 @@ impl Register {
         }
     }
 
-    /// As [`Register::wait`], but no longer than `timeout`; answers whether the job has left.
+    /// As [`JobRegistry::wait`], but no longer than `timeout`; answers whether the job has left.
     pub fn wait_for(&self, id: &JobId, timeout: std::time::Duration) -> bool {
         let mut busy = self.busy.lock();
         if busy.by_room.values().any(|live| live.id == *id) {
@@ -313,7 +315,7 @@ impl Register {
     }
 
     /// Writes down how a job ended and frees its room, as one step: whoever has read that it ended may start the next.
-    fn leave(&self, room: &RoomId, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
+    fn finish(&self, room: &RoomId, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
         let mut busy = self.busy.lock();
         if let Err(e) = note(&self.ledger) {
             // The ledger still says that it runs; the next start finds nothing left to do and says so.
@@ -325,16 +327,16 @@ impl Register {
 }
 
 /// The right to run a job, and the duty to say how it ended.
-pub struct Ticket {
-    register: Arc<Register>,
+pub struct JobGuard {
+    register: Arc<JobRegistry>,
     room: RoomId,
-    live: Arc<Live>,
-    has_left: bool,
+    live: Arc<RunningJob>,
+    is_finished: bool,
 }
 
-impl Ticket {
+impl JobGuard {
     /// The job as others see it.
-    pub fn live(&self) -> &Arc<Live> {
+    pub fn live(&self) -> &Arc<RunningJob> {
         &self.live
     }
 
@@ -357,44 +359,44 @@ impl Ticket {
 
     /// The job ended: well, or with the public text of its error (S-3).
     pub fn end(mut self, error: Option<&str>) {
-        self.leave_ended(error);
+        self.finish_ended(error);
     }
 
     /// The same for a part of another job that goes on (see [`Ledger::end_part`]).
     pub fn end_part(mut self, error: Option<&str>) {
         let (live, now) = (self.live.clone(), self.register.clock.now());
-        self.leave(|ledger| ledger.end_part(&live.id, error, &live.progress(), now));
+        self.finish(|ledger| ledger.end_part(&live.id, error, &live.progress(), now));
     }
 
     /// The process stops: the job goes back into the ledger and is resumed at the next start.
     pub fn suspend(mut self) {
         let live = self.live.clone();
-        self.leave(|ledger| ledger.suspend(&live.id, &live.progress()));
+        self.finish(|ledger| ledger.suspend(&live.id, &live.progress()));
     }
 
     /// The job never was: it could not be queued.
-    pub fn withdraw(mut self) {
+    pub fn cancel_enqueue(mut self) {
         let live = self.live.clone();
-        self.leave(|ledger| ledger.withdraw(&live.id));
+        self.finish(|ledger| ledger.cancel_enqueue(&live.id));
     }
 
     fn forget(mut self) {
-        self.leave(|_| Ok(()));
+        self.finish(|_| Ok(()));
     }
 
-    fn leave_ended(&mut self, error: Option<&str>) {
+    fn finish_ended(&mut self, error: Option<&str>) {
         let (live, now) = (self.live.clone(), self.register.clock.now());
-        self.leave(|ledger| ledger.end(&live.id, error, &live.progress(), now));
+        self.finish(|ledger| ledger.end(&live.id, error, &live.progress(), now));
     }
 
-    fn leave(&mut self, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
-        self.has_left = true;
-        self.register.leave(&self.room, note);
+    fn finish(&mut self, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
+        self.is_finished = true;
+        self.register.finish(&self.room, note);
     }
 }
 
 /// How a line of the log names the job.
-impl fmt::Display for Ticket {
+impl fmt::Display for JobGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.live.kind.replace('_', " ");
         // Some jobs have many rooms, and say so in words.
@@ -406,10 +408,10 @@ impl fmt::Display for Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for JobGuard {
     fn drop(&mut self) {
-        if !self.has_left {
-            self.leave_ended(Some("the job stopped without saying why"));
+        if !self.is_finished {
+            self.finish_ended(Some("the job stopped without saying why"));
         }
     }
 }
@@ -419,12 +421,15 @@ mod tests {
     use super::*;
     use crate::time::ManualClock;
 
-    fn register() -> (tempfile::TempDir, Arc<Register>) {
+    fn register() -> (tempfile::TempDir, Arc<JobRegistry>) {
         let dir = tempfile::tempdir().expect("directory");
         let ledger = Ledger::open(&dir.path().join("l")).expect("opens");
         (
             dir,
-            Arc::new(Register::new(ledger, Arc::new(ManualClock::at(Millis(5))))),
+            Arc::new(JobRegistry::new(
+                ledger,
+                Arc::new(ManualClock::at(Millis(5))),
+            )),
         )
     }
 
@@ -433,9 +438,9 @@ mod tests {
         let (_dir, register) = register();
         let room = RoomId::from("!a:b");
         for end in 0..4 {
-            let ticket = register.admit("k", &room, Value::Null).expect("free");
+            let guard = register.enqueue("k", &room, Value::Null).expect("free");
             let again = register
-                .admit("k", &room, Value::Null)
+                .enqueue("k", &room, Value::Null)
                 .err()
                 .map(|e| e.to_string());
             assert_eq!(
@@ -444,14 +449,14 @@ mod tests {
             );
             assert!(
                 register
-                    .admit("k", &RoomId::from("!c:d"), Value::Null)
+                    .enqueue("k", &RoomId::from("!c:d"), Value::Null)
                     .is_ok()
             );
             match end {
-                0 => ticket.end(None),
-                1 => ticket.end(Some("no")),
-                2 => ticket.withdraw(),
-                _ => drop(ticket),
+                0 => guard.end(None),
+                1 => guard.end(Some("no")),
+                2 => guard.cancel_enqueue(),
+                _ => drop(guard),
             }
             assert!(!register.is_busy(&room));
         }
@@ -460,28 +465,28 @@ mod tests {
     #[test]
     fn the_last_of_several_jobs_does_what_is_done_once_for_all() {
         let (_dir, register) = register();
-        let admit = |room| {
+        let enqueue = |room| {
             register
-                .admit("k", &RoomId::from(room), Value::Null)
+                .enqueue("k", &RoomId::from(room), Value::Null)
                 .expect("free")
         };
-        let (first, second) = (admit("!a:b"), admit("!c:d"));
-        assert!(register.leaves_the_rest_to_others(first.id()));
-        assert!(!register.leaves_the_rest_to_others(second.id()));
+        let (first, second) = (enqueue("!a:b"), enqueue("!c:d"));
+        assert!(register.another_job_cleans_up(first.id()));
+        assert!(!register.another_job_cleans_up(second.id()));
         second.end(None);
-        assert!(!register.leaves_the_rest_to_others(first.id()));
+        assert!(!register.another_job_cleans_up(first.id()));
     }
 
     #[test]
     fn no_job_stays_running_when_its_worker_has_gone() {
         let (_dir, register) = register();
-        let ticket = register
-            .admit("k", &RoomId::from("!a:b"), Value::Null)
+        let guard = register
+            .enqueue("k", &RoomId::from("!a:b"), Value::Null)
             .expect("free");
-        let id = ticket.id().clone();
-        ticket.start().expect("noted");
+        let id = guard.id().clone();
+        guard.start().expect("noted");
         let died = std::thread::spawn(move || {
-            let _held = ticket;
+            let _held = guard;
             panic!("meant to");
         });
         assert!(died.join().is_err());
@@ -496,17 +501,17 @@ mod tests {
     #[test]
     fn a_withdrawn_job_leaves_no_trace_and_a_suspended_one_waits_for_the_next_start() {
         let (_dir, register) = register();
-        let ticket = register
-            .admit("k", &RoomId::from("!a:b"), Value::Null)
+        let guard = register
+            .enqueue("k", &RoomId::from("!a:b"), Value::Null)
             .expect("free");
-        let id = ticket.id().clone();
-        ticket.withdraw();
+        let id = guard.id().clone();
+        guard.cancel_enqueue();
         assert!(register.get(&id).expect("read").is_none());
-        let ticket = register
-            .admit("k", &RoomId::from("!a:b"), Value::Null)
+        let guard = register
+            .enqueue("k", &RoomId::from("!a:b"), Value::Null)
             .expect("free");
-        ticket.start().expect("noted");
-        ticket.suspend();
+        guard.start().expect("noted");
+        guard.suspend();
         let unended = register.ledger().unended().expect("read");
         assert_eq!(unended.len(), 1);
         assert_eq!(unended[0].state, State::Queued);

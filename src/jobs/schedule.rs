@@ -1,4 +1,4 @@
-//! When recurring jobs are due, in steady time: whoever sets the clock neither hurries nor delays them.
+//! When recurring jobs are due, in monotonic time: whoever sets the clock neither hurries nor delays them.
 
 use crate::time::Millis;
 
@@ -17,21 +17,21 @@ struct Recurring {
 
 impl Schedule {
     /// Adds a job, of which `passed` has passed already since its last run; and gives its number.
-    pub fn add(&mut self, interval: Millis, passed: Millis, steady: Millis) -> usize {
+    pub fn add(&mut self, interval: Millis, passed: Millis, monotonic: Millis) -> usize {
         let interval = interval.max(Millis(1));
         let passed = passed.clamp(Millis(0), interval);
         self.jobs.push(Recurring {
             interval,
-            due: steady + (interval - passed),
+            due: monotonic + (interval - passed),
         });
         self.jobs.len() - 1
     }
 
     /// A job that is due now, each once: the next is due at the first multiple of its interval from then on.
-    pub fn next_due(&mut self, steady: Millis) -> Option<usize> {
-        let at = self.jobs.iter().position(|job| job.due <= steady)?;
+    pub fn next_due(&mut self, monotonic: Millis) -> Option<usize> {
+        let at = self.jobs.iter().position(|job| job.due <= monotonic)?;
         let job = &mut self.jobs[at];
-        let missed = (steady - job.due).0 / job.interval.0;
+        let missed = (monotonic - job.due).0 / job.interval.0;
         job.due = job.due + Millis(job.interval.0.saturating_mul(missed.saturating_add(1)));
         Some(at)
     }
@@ -44,8 +44,8 @@ mod tests {
 
     const HOUR: Millis = Millis(3_600_000);
 
-    fn all_due(schedule: &mut Schedule, steady: Millis) -> Vec<usize> {
-        std::iter::from_fn(|| schedule.next_due(steady)).collect()
+    fn all_due(schedule: &mut Schedule, monotonic: Millis) -> Vec<usize> {
+        std::iter::from_fn(|| schedule.next_due(monotonic)).collect()
     }
 
     #[test]
@@ -55,8 +55,8 @@ mod tests {
         schedule.add(Millis(7 * HOUR.0), HOUR, Millis(0));
         let mut runs = [Vec::new(), Vec::new()];
         for minute in 0..=7 * 24 * 60 {
-            let steady = Millis(minute * 60_000);
-            for job in all_due(&mut schedule, steady) {
+            let monotonic = Millis(minute * 60_000);
+            for job in all_due(&mut schedule, monotonic) {
                 runs[job].push(minute / 60);
             }
         }

@@ -3,16 +3,16 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Keeper, Shared, Viewer, Work};
-use crate::config::Homeserver;
-use crate::deletion::{self, Extent, Plan, Request, SHUTDOWN_ROOM, Shutdown};
+use crate::config::HomeserverPolicy;
+use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdown};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
-use crate::jobs::ledger::{Record, State};
-use crate::jobs::register::Ticket;
+use crate::job::{Phase, Progress};
+use crate::jobs::ledger::{JobRecord, State};
+use crate::jobs::register::JobGuard;
 use crate::store::db::{Access, Db};
-use crate::store::homeserver::{self, Watch};
+use crate::store::homeserver::{self, HomeserverDetector};
 use crate::store::{blocks, room_rows, rooms};
-use crate::worksite::{Phase, Progress};
 
 /// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
 const SHUTDOWN_AND_PURGE_ROOM: &str = "shutdown_and_purge_room";
@@ -26,14 +26,14 @@ const PURGE_ROOM: &str = "purge_room";
 /// A deletion, as a job.
 pub(super) struct Deletion {
     request: Request,
-    extent: Extent,
+    extent: DeletionScope,
 }
 
 impl Deletion {
-    pub(super) fn of_record(record: Record) -> Option<Self> {
+    pub(super) fn of_record(record: JobRecord) -> Option<Self> {
         let extent = match record.kind.as_str() {
-            SHUTDOWN_AND_PURGE_ROOM | DELETE_ROOM => Extent::Whole,
-            PURGE_ROOM => Extent::Rows,
+            SHUTDOWN_AND_PURGE_ROOM | DELETE_ROOM => DeletionScope::Whole,
+            PURGE_ROOM => DeletionScope::Rows,
             _ => return None,
         };
         let request = serde_json::from_value(record.params).ok()?;
@@ -58,7 +58,7 @@ pub struct DeleteStatus {
 }
 
 impl DeleteStatus {
-    fn of(record: Record) -> Self {
+    fn of(record: JobRecord) -> Self {
         let progress: Progress =
             serde_json::from_value(record.progress.clone()).unwrap_or_default();
         let status = match record.state {
@@ -78,7 +78,7 @@ impl DeleteStatus {
 }
 
 /// What a job's shutdown did so far, by its progress.
-fn shutdown_of(record: &Record) -> Shutdown {
+fn shutdown_of(record: &JobRecord) -> Shutdown {
     let told = record.progress.get(SHUTDOWN_ROOM).cloned();
     told.and_then(|value| serde_json::from_value(value).ok())
         .unwrap_or_default()
@@ -100,14 +100,14 @@ impl Keeper {
             return Err(Error::RoomBusy { room: room.clone() });
         }
         refuse_foreign(&request, &self.shared.config.server_name)?;
-        let deletion = self.deletion(request, Extent::Whole);
+        let deletion = self.deletion(request, DeletionScope::Whole);
         let params = params_of(&deletion)?;
-        let ticket = shared
+        let guard = shared
             .register
-            .admit(SHUTDOWN_AND_PURGE_ROOM, room, params)?;
-        let id = ticket.id().clone();
+            .enqueue(SHUTDOWN_AND_PURGE_ROOM, room, params)?;
+        let id = guard.id().clone();
         log::info!("room {room}: deletion {id} is queued");
-        self.submit(ticket, Work::DeleteRoom(deletion))?;
+        self.submit(guard, Work::DeleteRoom(deletion))?;
         Ok(id)
     }
 
@@ -120,7 +120,11 @@ impl Keeper {
     pub fn delete_room(&self, room: &RoomId, request: Request) -> Result<Shutdown, Error> {
         refuse_illegal(room)?;
         refuse_foreign(&request, &self.shared.config.server_name)?;
-        let ended = self.do_and_wait(DELETE_ROOM, room, self.deletion(request, Extent::Whole))?;
+        let ended = self.do_and_wait(
+            DELETE_ROOM,
+            room,
+            self.deletion(request, DeletionScope::Whole),
+        )?;
         Ok(shutdown_of(&ended))
     }
 
@@ -128,20 +132,29 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error::UsersStillJoined`] while local users are joined, unless it is forced; as [`Keeper::delete_room`].
-    pub fn purge_room(&self, room: &RoomId, force: bool) -> Result<Record, Error> {
+    pub fn purge_room(&self, room: &RoomId, force: bool) -> Result<JobRecord, Error> {
         let request = Request {
             force_purge: force,
             ..Request::default()
         };
-        self.do_and_wait(PURGE_ROOM, room, self.deletion(request, Extent::Rows))
+        self.do_and_wait(
+            PURGE_ROOM,
+            room,
+            self.deletion(request, DeletionScope::Rows),
+        )
     }
 
-    fn do_and_wait(&self, kind: &str, room: &RoomId, deletion: Deletion) -> Result<Record, Error> {
+    fn do_and_wait(
+        &self,
+        kind: &str,
+        room: &RoomId,
+        deletion: Deletion,
+    ) -> Result<JobRecord, Error> {
         let params = params_of(&deletion)?;
         let register = &self.shared.register;
-        let ticket = register.admit_when_free(kind, room, &params, || self.is_stopping())?;
-        let id = ticket.id().clone();
-        self.submit(ticket, Work::DeleteRoom(deletion))?;
+        let guard = register.enqueue_when_free(kind, room, &params, || self.is_stopping())?;
+        let id = guard.id().clone();
+        self.submit(guard, Work::DeleteRoom(deletion))?;
         match self.wait(&id) {
             Err(Error::JobFailed(text)) if text == Error::UsersStillJoined.status_text() => {
                 Err(Error::UsersStillJoined)
@@ -151,7 +164,7 @@ impl Keeper {
                 if let Some(job) = register.ledger().get(&id)?
                     && job.started_ms.is_none()
                 {
-                    register.ledger().withdraw(&id)?;
+                    register.ledger().cancel_enqueue(&id)?;
                 }
                 Err(Error::Stopping)
             }
@@ -248,14 +261,14 @@ impl Keeper {
     fn is_delegated(&self, room: &RoomId, block: bool) -> Result<bool, Error> {
         let config = &self.shared.config;
         match &config.homeserver_api {
-            Some(api) if config.homeserver == Homeserver::Beside => {
+            Some(api) if config.homeserver == HomeserverPolicy::AllowRunning => {
                 deletion::set_block(api, room, block).map(|()| true)
             }
             _ => Ok(false),
         }
     }
 
-    fn deletion(&self, mut request: Request, extent: Extent) -> Deletion {
+    fn deletion(&self, mut request: Request, extent: DeletionScope) -> Deletion {
         let operator = &self.shared.config.admin_user;
         request.requester.get_or_insert_with(|| operator.clone());
         Deletion { request, extent }
@@ -269,7 +282,7 @@ fn refuse_foreign(request: &Request, server_name: &str) -> Result<(), Error> {
             "M_UNKNOWN",
             format!("User must be our own: {user}"),
         )),
-        Some(user) if !user.is_whole() => Err(Error::bad(
+        Some(user) if !user.has_localpart() => Err(Error::bad(
             "M_INVALID_PARAM",
             "new_room_user_id has no name, or more than 255 bytes",
         )),
@@ -283,7 +296,7 @@ fn params_of(deletion: &Deletion) -> Result<serde_json::Value, Error> {
 
 /// D-2, H-6.
 fn refuse_illegal(room: &RoomId) -> Result<(), Error> {
-    if room.is_legal() {
+    if room.is_valid() {
         Ok(())
     } else {
         let text = format!("{room} is not a legal room ID");
@@ -294,12 +307,12 @@ fn refuse_illegal(room: &RoomId) -> Result<(), Error> {
 impl Shared {
     pub(super) fn delete_room(
         &self,
-        ticket: &Ticket,
+        guard: &JobGuard,
         deletion: &Deletion,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
-        let mut site = self.worksite(ticket, is_stopping)?;
-        let progress = deletion::run(&mut site, &deletion.request, deletion.extent)?;
+        let mut ctx = self.job_context(guard, is_stopping)?;
+        let progress = deletion::run(&mut ctx, &deletion.request, deletion.extent)?;
         let rows: i64 = progress.rows_removed.values().sum();
         Ok(format!("{rows} rows deleted"))
     }
@@ -311,10 +324,11 @@ impl Shared {
         work: impl FnMut(&Db) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut db = Db::open(&self.config.database, &super::options(Access::Write))?;
-        if self.config.homeserver == Homeserver::Refuse {
-            let mut watch = Watch::new(self.config.whereabouts.clone(), &self.config.database);
-            if let Some(sign) = watch.sign_of_life(&db, self.config.clock.now())? {
-                return Err(Error::Unsafe(format!(
+        if self.config.homeserver == HomeserverPolicy::RequireStopped {
+            let mut detector =
+                HomeserverDetector::new(self.config.endpoints.clone(), &self.config.database);
+            if let Some(sign) = detector.detect(&db, self.config.clock.now())? {
+                return Err(Error::Refused(format!(
                     "a homeserver seems to have been started: {sign}. Stop it first; nothing was changed"
                 )));
             }
@@ -343,10 +357,10 @@ impl Viewer {
         let writes = !plan.users_to_move.is_empty() || request.new_room_user_id.is_some();
         let needs_key = writes && config.homeserver_api.is_none() && !request.force_purge;
         if needs_key {
-            let (key, name) = (&config.authorship, &config.server_name);
+            let (key, name) = (&config.event_signing, &config.server_name);
             match deletion::look_at_key(&self.db, room, key, name) {
                 Ok(note) => plan.notes.extend(note),
-                Err(e) if matches!(e, Error::Unsafe(_)) => {
+                Err(e) if matches!(e, Error::Refused(_)) => {
                     let note = format!("as it is, it would be refused: {e}");
                     plan.notes.push(note);
                 }

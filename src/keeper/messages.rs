@@ -14,22 +14,22 @@ use crate::store::db::Db;
 /// rooms always find one.
 const MOST_WAITING: usize = 3;
 
-/// How long a reader waits for a room: longer than the strides beside a running server take.
+/// How long a reader waits for a room: longer than the batches beside a running server take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Readers who wait for a room.
 #[derive(Debug, Default)]
-pub(super) struct Queue(AtomicUsize);
+pub(super) struct ReaderLimit(AtomicUsize);
 
 impl Shared {
     /// The room among readers, in order of arrival (L-9, L-10). `None` when too many wait already, or it takes too long:
-    /// such a reader sees the room as it was before the stride that is going on. That is a whole room as well, since a
+    /// such a reader sees the room as it was before the batch that is going on. That is a whole room as well, since a
     /// page is one snapshot of the database; they only do not wait for the newer one.
-    fn in_turn(&self, room: &RoomId) -> Option<RoomRead> {
+    fn wait_for_room(&self, room: &RoomId) -> Option<RoomRead> {
         if let Some(free) = self.locks.try_read(room) {
             return Some(free);
         }
-        let Queue(waiting) = &self.queue;
+        let ReaderLimit(waiting) = &self.queue;
         let turn = if waiting.fetch_add(1, Ordering::SeqCst) < MOST_WAITING {
             self.locks.read_within(room, PATIENCE)
         } else {
@@ -62,7 +62,7 @@ impl Keeper {
     /// [`Error::NotInRoom`] when the reader may not read the room; [`Error::BadRequest`] for a token that names writers
     /// of another server. Unknown rooms are empty for admins.
     /// # Locking
-    /// Waits, as a reader, for a stride of a purge of the room, but at most some seconds; the page is one snapshot of the
+    /// Waits, as a reader, for a batch of a purge of the room, but at most some seconds; the page is one snapshot of the
     /// database in any case.
     pub fn messages(
         &self,
@@ -73,7 +73,7 @@ impl Keeper {
         if self.is_stopping() {
             return Err(Error::Stopping);
         }
-        let _turn = self.shared.in_turn(room);
+        let _turn = self.shared.wait_for_room(room);
         self.shared
             .with_reader(|db| page(db, &self.shared.config, room, reader, request))
     }

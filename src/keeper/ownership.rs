@@ -5,12 +5,12 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
-use crate::config::{Config, Homeserver};
+use crate::config::{Config, HomeserverPolicy};
 use crate::error::Error;
 use crate::ids::is_server_name;
 use crate::jobs::ledger::{Ledger, unfit};
 use crate::store::db::{Db, OpenOptions};
-use crate::store::homeserver::{self, Watch};
+use crate::store::homeserver::{self, HomeserverDetector};
 use crate::store::users;
 
 /// Becomes the owner of the ledger, and so of the work on the database.
@@ -23,7 +23,7 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
     make_ledger(&config.ledger, config.database.file())?;
     let ledger = Ledger::open(&config.ledger)?;
     if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
-        return Err(Error::Unsafe(format!(
+        return Err(Error::Refused(format!(
             "the ledger {} has unfinished work on another database: finish that first (`roomkeeper jobs --resume` there), \
              or say another ledger (roomkeeper.ledger) for this one",
             config.ledger.display()
@@ -96,12 +96,12 @@ fn make_directory_of(ledger: &Path) -> Result<(), Error> {
 
 /// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
 pub(super) fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
-    if config.homeserver != Homeserver::Refuse {
+    if config.homeserver != HomeserverPolicy::RequireStopped {
         return Ok(());
     }
     match sign_of_homeserver(config)? {
         None => Ok(()),
-        Some(sign) => Err(Error::Unsafe(format!(
+        Some(sign) => Err(Error::Refused(format!(
             "a homeserver seems to be running on this database: {sign}. Stop it first; or accept it with --beside \
              (roomkeeper.homeserver.running: beside); or, if you are sure that none is running, say --offline=assume"
         ))),
@@ -111,26 +111,30 @@ pub(super) fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
 /// The same for what needs the database for itself alone, whatever the configuration accepts.
 pub(super) fn refuse_anybody_else(config: &Config) -> Result<(), Error> {
     let sign = match config.homeserver {
-        Homeserver::AssumeStopped => open_elsewhere(config)?,
-        Homeserver::Refuse | Homeserver::Beside => sign_of_homeserver(config)?,
+        HomeserverPolicy::AssumeStopped => open_elsewhere(config)?,
+        HomeserverPolicy::RequireStopped | HomeserverPolicy::AllowRunning => {
+            sign_of_homeserver(config)?
+        }
     };
     match sign {
         None => Ok(()),
-        Some(sign) => Err(Error::Unsafe(format!(
+        Some(sign) => Err(Error::Refused(format!(
             "this needs the database for itself alone, and a homeserver seems to be running on it: {sign}. Stop it first"
         ))),
     }
 }
 
 fn sign_of_homeserver(config: &Config) -> Result<Option<String>, Error> {
-    if let Some(sign) = Watch::new(config.whereabouts.clone(), &config.database).outside() {
+    if let Some(sign) =
+        HomeserverDetector::new(config.endpoints.clone(), &config.database).detect_without_query()
+    {
         return Ok(Some(sign));
     }
     if let Some(sign) = open_elsewhere(config)? {
         return Ok(Some(sign));
     }
     let db = Db::open(&config.database, &OpenOptions::default())?;
-    Watch::new(Default::default(), &config.database).sign_of_life(&db, config.clock.now())
+    HomeserverDetector::new(Default::default(), &config.database).detect(&db, config.clock.now())
 }
 
 fn open_elsewhere(config: &Config) -> Result<Option<String>, Error> {
@@ -150,7 +154,7 @@ pub(super) fn refuse_wrong_server_name(db: &Db, config: &Config) -> Result<(), E
     }
     match users::server_name_instead_of(db, name)? {
         None => Ok(()),
-        Some(other) => Err(Error::Unsafe(format!(
+        Some(other) => Err(Error::Refused(format!(
             "this is not the database of {name}: its users are of {other}. Say the server_name that the homeserver has"
         ))),
     }

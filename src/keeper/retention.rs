@@ -1,4 +1,4 @@
-//! Retention on the landing: plans, and runs that carry them out.
+//! Retention in the facade: plans, and runs that carry them out.
 //!
 //! A run is a job of its own in the ledger. It hands its rooms to the workers in batches, a bounded number at a time;
 //! each room is purged by a job like any other, so a room that is busy is skipped and one that fails stops nobody.
@@ -17,16 +17,16 @@ use serde_json::Value;
 use super::{Keeper, Shared, Viewer, Work, end_early, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
-use crate::jobs::ledger::Record;
+use crate::job::{Phase, Progress, clean_up};
+use crate::jobs::ledger::JobRecord;
 use crate::jobs::pool::{Pool, SubmitError};
-use crate::jobs::register::Ticket;
+use crate::jobs::register::JobGuard;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
 use crate::store::db::{Access, Db};
-use crate::store::homeserver::{self, Watch};
+use crate::store::homeserver::{self, HomeserverDetector};
 use crate::time::Millis;
-use crate::worksite::{Phase, Progress, tidy};
 
 /// The kind of a retention run in the ledger.
 pub const RETENTION: &str = "retention";
@@ -50,7 +50,7 @@ const ERRORS_TOLD: usize = 100;
 /// What a retention run has done, beside what every job tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Swept {
+pub struct RetentionSummary {
     /// Rooms that were due.
     pub rooms_planned: i64,
     /// Of these, rooms purged.
@@ -82,8 +82,8 @@ pub(super) struct Range {
     pub(super) range: LifetimeRange,
 }
 
-fn refuse_nonsense(range: &LifetimeRange) -> Result<(), Error> {
-    match range.nonsense() {
+fn refuse_invalid(range: &LifetimeRange) -> Result<(), Error> {
+    match range.validate() {
         None => Ok(()),
         Some(why) => Err(Error::bad("M_INVALID_PARAM", why)),
     }
@@ -123,39 +123,47 @@ impl Keeper {
             return Err(Error::Stopping);
         }
         let range = LifetimeRange { shortest, longest };
-        refuse_nonsense(&range)?;
-        let ticket = self.shared.admit_retention(range)?;
-        let id = ticket.id().clone();
-        self.run_retention(ticket, range)?;
+        refuse_invalid(&range)?;
+        let guard = self.shared.enqueue_retention(range)?;
+        let id = guard.id().clone();
+        self.run_retention(guard, range)?;
         Ok(id)
     }
 
-    pub(super) fn run_retention(&self, ticket: Ticket, range: LifetimeRange) -> Result<(), Error> {
-        let sweeper = self.threads.sweeper.as_ref().ok_or(Error::Stopping)?;
-        sweeper.run(ticket, range)
+    pub(super) fn run_retention(&self, guard: JobGuard, range: LifetimeRange) -> Result<(), Error> {
+        let retention_scheduler = self
+            .threads
+            .retention_scheduler
+            .as_ref()
+            .ok_or(Error::Stopping)?;
+        retention_scheduler.run(guard, range)
     }
 
     /// Looks at the clock now instead of within a second; answers the retention runs that were due, which have ended
     /// by then. For programs, and tests, that move a clock of their own.
     pub fn tick_retention(&self) -> Result<Vec<JobId>, Error> {
-        let sweeper = self.threads.sweeper.as_ref().ok_or(Error::Stopping)?;
-        sweeper.tick()
+        let retention_scheduler = self
+            .threads
+            .retention_scheduler
+            .as_ref()
+            .ok_or(Error::Stopping)?;
+        retention_scheduler.tick()
     }
 }
 
 /// What a run shares with the workers that have its batches.
-struct Tally {
-    swept: Mutex<(Swept, Progress)>,
+struct Counters {
+    summary: Mutex<(RetentionSummary, Progress)>,
     /// The purges that run now.
     running: Mutex<Vec<JobId>>,
 }
 
-impl Tally {
+impl Counters {
     fn purged(&self, due: &Due, done: &Progress) {
-        let (swept, progress) = &mut *self.swept.lock();
-        swept.rooms_purged += 1;
+        let (summary, progress) = &mut *self.summary.lock();
+        summary.rooms_purged += 1;
         progress.events_done += due.events;
-        progress.strides += done.strides;
+        progress.batches += done.batches;
         progress.state_groups_freed += done.state_groups_freed;
         progress.state_groups_marked += done.state_groups_marked;
         progress.longest_transaction_ms = progress
@@ -170,14 +178,14 @@ impl Tally {
     }
 
     fn skipped(&self) {
-        self.swept.lock().0.rooms_skipped += 1;
+        self.summary.lock().0.rooms_skipped += 1;
     }
 
     fn failed(&self, room: &RoomId, error: String) {
-        let swept = &mut self.swept.lock().0;
-        swept.rooms_failed += 1;
-        if swept.errors.len() < ERRORS_TOLD {
-            swept.errors.push(RoomError {
+        let summary = &mut self.summary.lock().0;
+        summary.rooms_failed += 1;
+        if summary.errors.len() < ERRORS_TOLD {
+            summary.errors.push(RoomError {
                 room_id: room.clone(),
                 error,
             });
@@ -186,9 +194,9 @@ impl Tally {
 
     /// How far the run is.
     fn progress(&self) -> Progress {
-        let (swept, progress) = &*self.swept.lock();
+        let (summary, progress) = &*self.summary.lock();
         let mut told = progress.clone();
-        if let Ok(Value::Object(more)) = serde_json::to_value(swept) {
+        if let Ok(Value::Object(more)) = serde_json::to_value(summary) {
             told.more = more;
         }
         told
@@ -197,25 +205,28 @@ impl Tally {
 
 impl Shared {
     /// Admits a run: one of a range at a time. One that was interrupted goes on under its own name.
-    pub(super) fn admit_retention(self: &Arc<Self>, range: LifetimeRange) -> Result<Ticket, Error> {
+    pub(super) fn enqueue_retention(
+        self: &Arc<Self>,
+        range: LifetimeRange,
+    ) -> Result<JobGuard, Error> {
         let params =
             serde_json::to_value(Range { range }).map_err(|e| Error::Bug(e.to_string()))?;
         let subject = RoomId::new(format!("rooms with {range}"));
         let Some((first, others)) = self.interrupted(&subject)? else {
-            return self.register.admit(RETENTION, &subject, params);
+            return self.register.enqueue(RETENTION, &subject, params);
         };
-        let ticket = self.register.readmit(&first)?;
-        log::info!("{ticket} goes on where it was interrupted");
+        let guard = self.register.requeue(&first)?;
+        log::info!("{guard} goes on where it was interrupted");
         let (ledger, now) = (self.register.ledger(), self.config.clock.now());
         for other in others {
             let why = format!("superseded by {}, which goes on", first.id);
             ledger.end(&other.id, Some(&why), &other.progress, now)?;
         }
-        Ok(ticket)
+        Ok(guard)
     }
 
     /// The runs of a range that an earlier process left unfinished: the first, and the others.
-    fn interrupted(&self, subject: &RoomId) -> Result<Option<(Record, Vec<Record>)>, Error> {
+    fn interrupted(&self, subject: &RoomId) -> Result<Option<(JobRecord, Vec<JobRecord>)>, Error> {
         if self.register.is_busy(subject) {
             return Ok(None);
         }
@@ -234,15 +245,15 @@ impl Shared {
                 continue;
             }
             // Another job has the room, perhaps this one.
-            let Ok(ticket) = self.register.readmit(&job) else {
+            let Ok(guard) = self.register.requeue(&job) else {
                 continue;
             };
             match Work::of_record(job) {
                 Some(work) => {
-                    log::info!("{ticket} goes on where it was interrupted");
-                    self.run_job(ticket, &work);
+                    log::info!("{guard} goes on where it was interrupted");
+                    self.run_job(guard, &work);
                 }
-                None => ticket.end(Some(
+                None => guard.end(Some(
                     "interrupted, and this roomkeeper does not know how to go on",
                 )),
             }
@@ -251,72 +262,72 @@ impl Shared {
     }
 
     /// Carries a run out, and says in the ledger how it ended.
-    pub(super) fn sweep(
+    pub(super) fn run(
         self: &Arc<Self>,
         pool: &Arc<Pool>,
-        ticket: Ticket,
+        guard: JobGuard,
         range: LifetimeRange,
         now: Millis,
     ) {
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
         if is_stopping() {
-            return ticket.suspend();
+            return guard.suspend();
         }
-        log::info!("{ticket} begins");
-        let outcome = ticket
+        log::info!("{guard} begins");
+        let outcome = guard
             .start()
-            .and_then(|()| self.sweep_rooms(pool, &ticket, range, now));
+            .and_then(|()| self.run_rooms(pool, &guard, range, now));
         let outcome = match outcome {
             Err(e) if e.is_interrupt() && is_stopping() => Err(Error::Stopping),
-            Err(e) if e.is_interrupt() && ticket.live().is_cancelled() => Err(Error::Cancelled),
+            Err(e) if e.is_interrupt() && guard.live().is_cancelled() => Err(Error::Cancelled),
             outcome => outcome,
         };
         match outcome {
-            Ok(swept) if swept.rooms_failed == 0 => {
-                log::info!("{ticket} is complete: {} rooms purged", swept.rooms_purged);
-                ticket.end(None);
+            Ok(summary) if summary.rooms_failed == 0 => {
+                log::info!("{guard} is complete: {} rooms purged", summary.rooms_purged);
+                guard.end(None);
             }
-            Ok(swept) => {
-                let first = swept.errors.first();
+            Ok(summary) => {
+                let first = summary.errors.first();
                 let first =
                     first.map_or_else(String::new, |e| format!("; {}: {}", e.room_id, e.error));
                 let said = format!(
                     "{} of {} rooms could not be purged{first}",
-                    swept.rooms_failed, swept.rooms_planned
+                    summary.rooms_failed, summary.rooms_planned
                 );
-                log::error!("{ticket} failed: {said}");
-                ticket.end(Some(&said));
+                log::error!("{guard} failed: {said}");
+                guard.end(Some(&said));
             }
-            Err(e) => end_early(ticket, &e),
+            Err(e) => end_early(guard, &e),
         }
     }
 
-    fn sweep_rooms(
+    fn run_rooms(
         self: &Arc<Self>,
         pool: &Arc<Pool>,
-        ticket: &Ticket,
+        guard: &JobGuard,
         range: LifetimeRange,
         now: Millis,
-    ) -> Result<Swept, Error> {
+    ) -> Result<RetentionSummary, Error> {
         let mut progress = Progress {
             phase: Phase::Counting,
             ..Progress::default()
         };
         let publish = |progress: &Progress| {
             let value = serde_json::to_value(progress).unwrap_or_default();
-            ticket.live().set_progress(value);
+            guard.live().set_progress(value);
         };
         publish(&progress);
-        self.finish_interrupted(&|| ticket.live().is_cancelled())?;
+        self.finish_interrupted(&|| guard.live().is_cancelled())?;
         let plan = {
-            let db = Db::open(&self.config.database, &options(Access::ReadFile))?;
+            let db = Db::open(&self.config.database, &options(Access::ReadOnlyFile))?;
             let handle = db.interrupt_handle();
-            ticket
+            guard
                 .live()
                 .set_interrupt(Some(Box::new(move || handle.interrupt())));
             let is_busy = |room: &RoomId| self.register.is_busy(room);
             let plan = retention::plan(&db, &self.config.retention, range, now, &is_busy);
-            ticket.live().set_interrupt(None);
+            guard.live().set_interrupt(None);
             plan?
         };
         for left in &plan.left_alone {
@@ -327,13 +338,13 @@ impl Shared {
         }
         progress.phase = Phase::Events;
         progress.events_planned = plan.events;
-        let swept = Swept {
+        let summary = RetentionSummary {
             rooms_planned: i64::try_from(plan.rooms.len()).unwrap_or(i64::MAX),
             rooms_left_alone: i64::try_from(plan.left_alone.len()).unwrap_or(i64::MAX),
-            ..Swept::default()
+            ..RetentionSummary::default()
         };
-        let tally = Arc::new(Tally {
-            swept: Mutex::new((swept, progress)),
+        let counters = Arc::new(Counters {
+            summary: Mutex::new((summary, progress)),
             running: Mutex::default(),
         });
         let mut batches = batches(&plan);
@@ -343,7 +354,7 @@ impl Shared {
         let stay = || {
             if self.is_stopping.load(Ordering::SeqCst) {
                 Err(Error::Stopping)
-            } else if ticket.live().is_cancelled() {
+            } else if guard.live().is_cancelled() {
                 Err(Error::Cancelled)
             } else {
                 Ok(())
@@ -352,14 +363,14 @@ impl Shared {
         while running > 0 || !batches.is_empty() {
             if stay().is_err() {
                 batches.clear();
-                for id in tally.running.lock().iter() {
+                for id in counters.running.lock().iter() {
                     self.register.cancel(id);
                 }
             }
             while running < most
                 && let Some(batch) = batches.pop_front()
             {
-                match self.submit_batch(pool, ticket, &batch, &tally, &done) {
+                match self.submit_batch(pool, guard, &batch, &counters, &done) {
                     Ok(()) => running += 1,
                     Err(SubmitError::Full) => {
                         batches.push_front(batch);
@@ -371,40 +382,40 @@ impl Shared {
             if ended.recv_timeout(LOOK_UP_EVERY).is_ok() {
                 running -= 1;
             }
-            publish(&tally.progress());
+            publish(&counters.progress());
         }
         stay()?;
         // What the purges left to the end: they share one index and one log.
-        let mut progress = tally.progress();
+        let mut progress = counters.progress();
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
-        let mut site = self.worksite(ticket, &is_stopping)?;
-        tidy(&mut site, &mut progress).map_err(|e| site.explain(e))?;
+        let mut ctx = self.job_context(guard, &is_stopping)?;
+        clean_up(&mut ctx, &mut progress).map_err(|e| ctx.map_interrupt(e))?;
         publish(&progress);
-        let swept = tally.swept.lock().0.clone();
-        Ok(swept)
+        let summary = counters.summary.lock().0.clone();
+        Ok(summary)
     }
 
     /// Has a worker purge a batch of rooms, which says when it is through.
     fn submit_batch(
         self: &Arc<Self>,
         pool: &Pool,
-        ticket: &Ticket,
+        guard: &JobGuard,
         batch: &Batch,
-        tally: &Arc<Tally>,
+        counters: &Arc<Counters>,
         done: &Sender<()>,
     ) -> Result<(), SubmitError> {
         /// Says so even when a purge panics.
-        struct Says(Sender<()>);
-        impl Drop for Says {
+        struct DoneSignal(Sender<()>);
+        impl Drop for DoneSignal {
             fn drop(&mut self) {
                 let _ = self.0.send(());
             }
         }
-        let (shared, tally, batch) = (self.clone(), tally.clone(), batch.clone());
-        let (live, done) = (ticket.live().clone(), done.clone());
+        let (shared, counters, batch) = (self.clone(), counters.clone(), batch.clone());
+        let (live, done) = (guard.live().clone(), done.clone());
         pool.submit(Box::new(move || {
-            let _says = Says(done);
-            shared.purge_batch(&batch, &tally, &|| live.is_cancelled());
+            let _says = DoneSignal(done);
+            shared.purge_batch(&batch, &counters, &|| live.is_cancelled());
         }))
     }
 
@@ -412,30 +423,30 @@ impl Shared {
     fn purge_batch(
         self: &Arc<Self>,
         batch: &Batch,
-        tally: &Tally,
+        counters: &Counters,
         is_cancelled: &dyn Fn() -> bool,
     ) {
-        let mut kept: Option<(Db, Option<Watch>)> = None;
+        let mut kept: Option<(Db, Option<HomeserverDetector>)> = None;
         for (due, request) in &batch.rooms {
             if self.is_stopping.load(Ordering::SeqCst) || is_cancelled() {
                 return;
             }
             let room = &due.room_id;
             let purged = catch_unwind(AssertUnwindSafe(|| {
-                self.purge_due(batch, due, request, tally, &mut kept)
+                self.purge_due(batch, due, request, counters, &mut kept)
             }));
             match purged {
-                Ok(Ok(done)) => tally.purged(due, &done),
+                Ok(Ok(done)) => counters.purged(due, &done),
                 Ok(Err(Error::Stopping)) => return,
                 Ok(Err(Error::RoomBusy { .. })) => {
                     log::warn!("room {room}: another job has it, so this retention run skips it");
-                    tally.skipped();
+                    counters.skipped();
                 }
                 Ok(Err(e)) => {
                     log::error!("room {room}: its retention failed: {}", Chain(&e));
-                    tally.failed(room, e.status_text());
+                    counters.failed(room, e.status_text());
                 }
-                Err(_) => tally.failed(room, "the job stopped without saying why".into()),
+                Err(_) => counters.failed(room, "the job stopped without saying why".into()),
             }
         }
     }
@@ -446,8 +457,8 @@ impl Shared {
         batch: &Batch,
         due: &Due,
         request: &Request,
-        tally: &Tally,
-        kept: &mut Option<(Db, Option<Watch>)>,
+        counters: &Counters,
+        kept: &mut Option<(Db, Option<HomeserverDetector>)>,
     ) -> Result<Progress, Error> {
         let room = &due.room_id;
         let now = self.config.clock.now();
@@ -455,35 +466,35 @@ impl Shared {
             return Err(Error::RoomBusy { room: room.clone() });
         }
         let params = serde_json::to_value(request).map_err(|e| Error::Bug(e.to_string()))?;
-        let ticket = self.register.admit(RETENTION_PURGE, room, params)?;
-        let id = ticket.id().clone();
-        tally.running.lock().push(id.clone());
+        let guard = self.register.enqueue(RETENTION_PURGE, room, params)?;
+        let id = guard.id().clone();
+        counters.running.lock().push(id.clone());
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
         let outcome = (|| {
-            ticket.start()?;
-            let mut site = match kept.take() {
-                Some((db, watch)) => self.worksite_on(db, watch, &ticket, &is_stopping),
+            guard.start()?;
+            let mut ctx = match kept.take() {
+                Some((db, detector)) => self.job_context_on(db, detector, &guard, &is_stopping),
                 None => {
-                    let site = self.worksite(&ticket, &is_stopping)?;
+                    let ctx = self.job_context(&guard, &is_stopping)?;
                     let cuts = batch.rooms.iter();
                     let cuts = cuts.map(|(due, _)| (&due.room_id, due.point.topological));
-                    purge::prepare_many(&site.db, cuts)?;
-                    site
+                    purge::prepare_many(&ctx.db, cuts)?;
+                    ctx
                 }
             };
-            site.is_one_of_many = true;
-            let progress = purge::run(&mut site, request)?;
-            // A leap leaves nothing of what was prepared on its connection.
-            if !progress.leapt {
-                *kept = Some((site.db, site.watch));
+            ctx.is_one_of_many = true;
+            let progress = purge::run(&mut ctx, request)?;
+            // A rewrite leaves nothing of what was prepared on its connection.
+            if !progress.rewritten {
+                *kept = Some((ctx.db, ctx.detector));
             }
             Ok(progress)
         })();
-        tally.running.lock().retain(|running| *running != id);
+        counters.running.lock().retain(|running| *running != id);
         match &outcome {
-            Ok(_) => ticket.end_part(None),
-            Err(Error::Stopping) => ticket.suspend(),
-            Err(e) => ticket.end_part(Some(&e.status_text())),
+            Ok(_) => guard.end_part(None),
+            Err(Error::Stopping) => guard.suspend(),
+            Err(e) => guard.end_part(Some(&e.status_text())),
         }
         outcome
     }
@@ -527,7 +538,7 @@ impl Viewer {
         exact: bool,
         is_busy: &dyn Fn(&RoomId) -> bool,
     ) -> Result<Plan, Error> {
-        refuse_nonsense(&range)?;
+        refuse_invalid(&range)?;
         let (db, config) = (&self.db, &self.config);
         let now = config.clock.now();
         let mut plan = retention::plan(db, &config.retention, range, now, is_busy)?;

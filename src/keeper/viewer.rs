@@ -7,13 +7,13 @@ use super::{PurgeOptions, options};
 use crate::config::Config;
 use crate::error::{Chain, Error};
 use crate::ids::RoomId;
+use crate::job::overwrite;
 use crate::point::PurgePoint;
 use crate::purge::{self, Plan, Request};
 use crate::store::check::{self, Violation};
 use crate::store::db::{Access, Db, Engine, OpenOptions};
 use crate::store::space::{self, Reclaimed};
 use crate::store::{homeserver, points, search};
-use crate::worksite::overwrite;
 
 /// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.
 pub struct Viewer {
@@ -24,7 +24,7 @@ pub struct Viewer {
 impl Viewer {
     /// Opens the database for reading.
     pub fn open(config: Config) -> Result<Self, Error> {
-        let db = Db::open(&config.database, &options(Access::ReadFile))?;
+        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
         refuse_wrong_server_name(&db, &config)?;
         Ok(Self { db, config })
     }
@@ -43,7 +43,7 @@ impl Viewer {
             keep_received_after: options.keep_received_after,
         };
         let mut plan = purge::plan(&self.db, room, &request, &self.config.server_name)?;
-        plan.foreign_keys = purge::care_for_keys(&self.db, self.config.stride.keys_in_sets)?;
+        plan.foreign_keys = purge::foreign_key_mode(&self.db, self.config.batch.check_in_bulk)?;
         Ok(plan)
     }
 
@@ -61,7 +61,7 @@ impl Viewer {
 /// Tests a database that nobody else uses, the full-text index included, which only a writer can ask.
 ///
 /// # Errors
-/// [`Error::Unsafe`] when a homeserver seems to be running; [`Viewer::check`] serves then.
+/// [`Error::Refused`] when a homeserver seems to be running; [`Viewer::check`] serves then.
 pub fn check_offline(
     config: &Config,
     each: impl FnMut(&str, &str),
@@ -76,8 +76,8 @@ pub fn check_offline(
         released => drop(released?),
     }
     if db.engine() == Engine::Postgres {
-        // It has no index that only a writer can ask; and what reads whole tables is planned otherwise than a stride.
-        db = Db::open(&config.database, &options(Access::ReadFile))?;
+        // It has no index that only a writer can ask; and what reads whole tables is planned otherwise than a batch.
+        db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
     }
     check::check(&db, config.clock.now(), each)
 }
@@ -85,7 +85,7 @@ pub fn check_offline(
 /// Gives free pages back to the file system. Nothing else may have the database open.
 ///
 /// # Errors
-/// [`Error::Unsafe`], [`Error::NoSpace`]; the database is as before then.
+/// [`Error::Refused`], [`Error::NoSpace`]; the database is as before then.
 pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
     reclaim_what_is_whole(config).map_err(|e| match e.is_damage() {
         true => space::damaged(&Chain(&e).to_string()),
@@ -108,10 +108,10 @@ fn reclaim_what_is_whole(config: &Config) -> Result<Reclaimed, Error> {
     let reclaimed = space::reclaim(file)?;
     // Nothing that was deleted is in the new file.
     for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
-        ledger.settle(duty)?;
+        ledger.clear_pending(duty)?;
     }
     if config.overwrite_deleted {
-        ledger.settle(overwrite::MERGE_INDEX)?;
+        ledger.clear_pending(overwrite::MERGE_INDEX)?;
     }
     Ok(reclaimed)
 }

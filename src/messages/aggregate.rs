@@ -36,12 +36,12 @@ pub(crate) struct Thread {
 pub(crate) type Bundles = HashMap<String, Bundle>;
 
 /// Who asks, as far as it matters here.
-pub(crate) struct Asker<'a> {
+pub(crate) struct Requester<'a> {
     pub(crate) user: Option<&'a UserId>,
     pub(crate) ignored: &'a HashSet<String>,
 }
 
-impl Asker<'_> {
+impl Requester<'_> {
     fn ignores(&self, related: &Related) -> bool {
         let sender = related.sender.as_ref();
         sender.is_some_and(|sender| self.ignored.contains(sender))
@@ -97,18 +97,18 @@ impl Parent {
 
     /// The thread that it began, as far as the reader hears of it: its newest reply, how many there are, and whether
     /// they took part.
-    fn thread(&self, asker: &Asker<'_>) -> Option<(&Related, usize, bool)> {
+    fn thread(&self, requester: &Requester<'_>) -> Option<(&Related, usize, bool)> {
         if !self.may_be_root {
             return None;
         }
         let replies = self.by("m.thread");
-        let heard = replies.clone().filter(|reply| !asker.ignores(reply));
+        let heard = replies.clone().filter(|reply| !requester.ignores(reply));
         let latest = heard.clone().next_back()?;
         let replied = || {
             let mut replies = replies;
-            replies.any(|reply| asker.is(reply.sender.as_deref()))
+            replies.any(|reply| requester.is(reply.sender.as_deref()))
         };
-        let has_reader = asker.is(Some(&self.sender)) || replied();
+        let has_reader = requester.is(Some(&self.sender)) || replied();
         Some((latest, heard.count(), has_reader))
     }
 }
@@ -121,7 +121,7 @@ pub(crate) fn bundles(
     db: &Db,
     loader: &mut Loader<'_>,
     events: &[Rc<Event>],
-    asker: &Asker<'_>,
+    requester: &Requester<'_>,
 ) -> Result<Bundles, Error> {
     let parent = |event: &Rc<Event>| Some((event.id.as_ref().to_owned(), Parent::of(event)?));
     let mut parents: Parents = events.iter().filter_map(parent).collect();
@@ -129,7 +129,7 @@ pub(crate) fn bundles(
     relate(db, loader, &mut parents, &asked)?;
 
     // The newest replies are shown with what is said about them, too.
-    let latest = |parent: &Parent| parent.thread(asker).map(|(latest, ..)| latest.clone());
+    let latest = |parent: &Parent| parent.thread(requester).map(|(latest, ..)| latest.clone());
     let latest: Vec<Related> = parents.values().filter_map(latest).collect();
     let mut asked = Vec::new();
     for reply in &latest {
@@ -154,12 +154,12 @@ pub(crate) fn bundles(
 
     let mut bundles = Bundles::new();
     for (id, parent) in parents {
-        let references = parent.by("m.reference").filter(|r| !asker.ignores(r));
+        let references = parent.by("m.reference").filter(|r| !requester.ignores(r));
         let is_redacted =
             parent.is_redacted || loader.show(&id).is_some_and(|event| event.is_redacted);
         let edit = parent.newest_edit().filter(|_| !is_redacted);
         let thread = parent
-            .thread(asker)
+            .thread(requester)
             .and_then(|(latest, count, has_reader)| {
                 Some(Thread {
                     latest: loader.show(&latest.event_id)?,

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::aggregate::{Bundle, Bundles};
 use super::event::Event;
-use super::json::{Maker, Object, integer, push_object, quoted};
+use super::json::{Object, ObjectWriter, integer, push_object, quoted};
 use super::load::Loader;
 use super::request::{Format, Session};
 use crate::time::Millis;
@@ -21,7 +21,7 @@ const SERVERS_OWN: [&str; 7] = [
 ];
 
 /// Members of `unsigned` that clients see at the top level, too.
-const LIFTED: [&str; 4] = ["age", "redacted_because", "replaces_state", "prev_content"];
+const TOP_LEVEL_UNSIGNED: [&str; 4] = ["age", "redacted_because", "replaces_state", "prev_content"];
 
 /// Members of `unsigned` that are for others.
 const STRIPPED_STATE: [&str; 2] = ["invite_room_state", "knock_room_state"];
@@ -80,8 +80,8 @@ impl Writer<'_> {
     }
 
     /// The unsigned part without what comes from elsewhere.
-    fn unsigned<'e>(&self, event: &'e Event, stored: &Object<'e>) -> Maker<'e> {
-        let mut unsigned = Maker::default();
+    fn unsigned<'e>(&self, event: &'e Event, stored: &Object<'e>) -> ObjectWriter<'e> {
+        let mut unsigned = ObjectWriter::default();
         for (name, value) in stored.iter() {
             match name {
                 "age_ts" if integer(value).is_some() => {}
@@ -116,15 +116,15 @@ impl Writer<'_> {
     }
 
     /// The event around its unsigned part.
-    fn around(&self, event: &Event, unsigned: &Maker<'_>) -> String {
+    fn around(&self, event: &Event, unsigned: &ObjectWriter<'_>) -> String {
         let is_for_clients = self.format == Format::Client;
-        let mut added = Maker::default();
+        let mut added = ObjectWriter::default();
         added.push("event_id", quoted(&event.id));
         if is_for_clients {
             if let Some(sender) = event.document().get("sender") {
                 added.push("user_id", sender);
             }
-            for name in LIFTED {
+            for name in TOP_LEVEL_UNSIGNED {
                 if let Some(value) = unsigned.get(name) {
                     added.push(name, value.as_ref());
                 }
@@ -139,7 +139,7 @@ impl Writer<'_> {
             if event.version.has_new_redactions {
                 added.push("redacts", redacts);
             } else {
-                let mut content = Maker::default();
+                let mut content = ObjectWriter::default();
                 for (name, value) in event.content().into_members() {
                     content.push(name, value);
                 }
@@ -161,7 +161,7 @@ impl Writer<'_> {
     }
 
     fn relations(&self, stored: Option<&str>, bundle: &Bundle) -> String {
-        let mut relations = Maker::default();
+        let mut relations = ObjectWriter::default();
         let stored = stored.and_then(Object::read).unwrap_or_default();
         for (name, value) in stored.into_members() {
             relations.push(name, value);
@@ -176,7 +176,7 @@ impl Writer<'_> {
             relations.set("m.replace", self.bare(edit));
         }
         if let Some(thread) = &bundle.thread {
-            let mut summary = Maker::default();
+            let mut summary = ObjectWriter::default();
             let latest: &Rc<Event> = &thread.latest;
             summary.push("latest_event", self.event(latest, None));
             summary.push("count", thread.count.to_string());

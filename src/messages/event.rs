@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use serde::Deserialize;
 
-use super::json::{Document, Maker, Object, Piece, integer};
+use super::json::{Document, Object, ObjectWriter, Text, integer};
 use crate::point::Point;
 use crate::room_version::{KeptContent, KeptMember, RoomVersion};
 use crate::store::pages::EventRow;
@@ -66,15 +66,15 @@ pub(crate) struct Event {
     pub(crate) redacted_by: Option<String>,
     /// `unsigned.prev_content` and `unsigned.prev_sender`, where the replaced event is held.
     pub(crate) previous: Option<(String, String)>,
-    kind: Piece,
-    sender: Piece,
-    state_key: Option<Piece>,
+    kind: Text,
+    sender: Text,
+    state_key: Option<Text>,
     document: Document,
 }
 
 /// Why an event cannot be shown (M-37, M-51). It costs the event, not the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Damage {
+pub(crate) enum EventError {
     /// Its JSON is missing or none.
     NoJson,
     /// What the server noted about it cannot be read.
@@ -87,7 +87,7 @@ pub(crate) enum Damage {
     NoState,
 }
 
-impl Damage {
+impl EventError {
     /// For the log.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -104,20 +104,24 @@ impl Damage {
 
 impl Event {
     /// Reads a row of a room of the named version.
-    pub(crate) fn read(row: EventRow, room_version: Option<&str>) -> Result<Self, Damage> {
-        let document = row.json.and_then(Document::read).ok_or(Damage::NoJson)?;
+    pub(crate) fn read(row: EventRow, room_version: Option<&str>) -> Result<Self, EventError> {
+        let document = row
+            .json
+            .and_then(Document::read)
+            .ok_or(EventError::NoJson)?;
         let metadata = row.metadata.as_deref().map(serde_json::from_str);
         let Some(Ok(metadata)) = metadata else {
-            return Err(Damage::NoMetadata);
+            return Err(EventError::NoMetadata);
         };
-        let (Some(kind), Some(sender)) = (document.piece("type"), document.piece("sender")) else {
-            return Err(Damage::NoEvent);
+        let (Some(kind), Some(sender)) = (document.text_of("type"), document.text_of("sender"))
+        else {
+            return Err(EventError::NoEvent);
         };
         if !document
             .get("content")
             .is_some_and(|content| content.starts_with('{'))
         {
-            return Err(Damage::NoEvent);
+            return Err(EventError::NoEvent);
         }
         let format = row.format.unwrap_or(1);
         let version = match room_version {
@@ -131,11 +135,11 @@ impl Event {
             state_group: row.state_group,
             has_relations: row.has_relations,
             metadata,
-            version: version.ok_or(Damage::UnknownVersion)?,
+            version: version.ok_or(EventError::UnknownVersion)?,
             is_redacted: false,
             redacted_by: None,
             previous: None,
-            state_key: document.piece("state_key"),
+            state_key: document.text_of("state_key"),
             kind,
             sender,
             document,
@@ -155,7 +159,7 @@ impl Event {
     /// Its state key, if it is a state event.
     pub(crate) fn state_key(&self) -> Option<&str> {
         let state_key = self.state_key.as_ref();
-        state_key.map(|piece| self.document.show(piece))
+        state_key.map(|text_of| self.document.show(text_of))
     }
 
     /// Whether it is a state event.
@@ -255,7 +259,7 @@ impl Event {
 
     /// The event without what a redaction takes (M-86).
     pub(crate) fn redact(mut self, by: Option<&str>) -> Self {
-        let mut redacted = Maker::default();
+        let mut redacted = ObjectWriter::default();
         for (name, value) in self.document.iter() {
             if self.version.keeps(name) && name != "content" {
                 redacted.set(name, value);
@@ -266,7 +270,7 @@ impl Event {
             KeptContent::Members(kept) => kept_members(&self.content(), &kept),
         };
         redacted.set("content", content);
-        let mut unsigned = Maker::default();
+        let mut unsigned = ObjectWriter::default();
         let stored = self.unsigned();
         for name in ["age_ts", "replaces_state"] {
             if let Some(value) = stored.get(name) {
@@ -277,12 +281,12 @@ impl Event {
         let document = Document::read(redacted.text());
         // What is kept by every version: these are always there.
         if let Some(document) = document
-            && let Some(kind) = document.piece("type")
-            && let Some(sender) = document.piece("sender")
+            && let Some(kind) = document.text_of("type")
+            && let Some(sender) = document.text_of("sender")
         {
             self.kind = kind;
             self.sender = sender;
-            self.state_key = document.piece("state_key");
+            self.state_key = document.text_of("state_key");
             self.document = document;
         }
         self.is_redacted = true;
@@ -294,7 +298,7 @@ impl Event {
 
 /// What a redaction leaves of a content; as `RoomVersion::redact`, on texts.
 fn kept_members(content: &Object<'_>, kept: &[KeptMember]) -> String {
-    let mut left = Maker::default();
+    let mut left = ObjectWriter::default();
     for member in kept {
         let Some(value) = content.get(member.name) else {
             continue;
@@ -306,7 +310,7 @@ fn kept_members(content: &Object<'_>, kept: &[KeptMember]) -> String {
         let Some(object) = Object::read(value) else {
             continue;
         };
-        let mut inside = Maker::default();
+        let mut inside = ObjectWriter::default();
         let mut is_empty = true;
         for name in names {
             if let Some(value) = object.get(name) {

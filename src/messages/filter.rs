@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::event::Event;
 use super::json::string;
 use crate::ids::RoomId;
-use crate::store::pages::Sieve;
+use crate::store::pages::SqlFilter;
 
 /// Which events a reader wants: the filter of a request, as far as a page of messages knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl Filter {
 
     /// What is decided before events are counted; `None` when nothing of the room can pass (M-53, M-55: an empty list
     /// decides nothing yet).
-    pub(crate) fn sieve(&self, room: &RoomId) -> Option<Sieve> {
+    pub(crate) fn sql_filter(&self, room: &RoomId) -> Option<SqlFilter> {
         let is_room = |name: &String| name == room.as_str();
         let other_rooms = |rooms: &Vec<String>| !rooms.is_empty() && !rooms.iter().any(is_room);
         if self.rooms.as_ref().is_some_and(other_rooms) || self.not_rooms.iter().any(is_room) {
@@ -117,7 +117,7 @@ impl Filter {
         }
         let (types, type_prefixes) = by_wildcard(self.types.as_deref().unwrap_or_default());
         let (not_types, not_type_prefixes) = by_wildcard(&self.not_types);
-        Some(Sieve {
+        Some(SqlFilter {
             types,
             type_prefixes,
             not_types,
@@ -133,17 +133,17 @@ impl Filter {
         })
     }
 
-    /// Whether an event of the room passes (M-56). What other events say about it was decided by the sieve.
+    /// Whether an event of the room passes (M-56). What other events say about it was decided by the SQL filter.
     pub(crate) fn passes(&self, event: &Event, room: &RoomId) -> bool {
         let of_type = |listed: &String| match listed.strip_suffix('*') {
             Some(begin) => event.kind().starts_with(begin),
             None => listed == event.kind(),
         };
-        let passes = judge(self.rooms.as_deref(), &self.not_rooms, |listed| {
+        let passes = evaluate(self.rooms.as_deref(), &self.not_rooms, |listed| {
             listed == room.as_str()
-        }) && judge(self.senders.as_deref(), &self.not_senders, |sender| {
+        }) && evaluate(self.senders.as_deref(), &self.not_senders, |sender| {
             sender == event.sender()
-        }) && judge(self.types.as_deref(), &self.not_types, of_type);
+        }) && evaluate(self.types.as_deref(), &self.not_types, of_type);
         if !passes {
             return false;
         }
@@ -151,7 +151,7 @@ impl Filter {
             let relation = event.relation();
             let kind = relation.as_ref().map(|relation| relation.kind.as_str());
             let of_kind = |listed: &String| Some(listed.as_str()) == kind;
-            if !judge(
+            if !evaluate(
                 self.relation_types.as_deref(),
                 &self.not_relation_types,
                 of_kind,
@@ -172,7 +172,7 @@ impl Filter {
             .and_then(|labels| serde_json::from_str(labels).ok());
         let labels = labels.unwrap_or_default();
         let labelled = |listed: &String| labels.iter().any(|label| label == listed);
-        if !judge(self.labels.as_deref(), &self.not_labels, labelled) {
+        if !evaluate(self.labels.as_deref(), &self.not_labels, labelled) {
             return false;
         }
         let url: Option<Cow<'_, str>> = content.get("url").and_then(string);
@@ -182,7 +182,7 @@ impl Filter {
 }
 
 /// One member and its opposite: none of the unwanted matches, and one of the wanted does.
-fn judge(
+fn evaluate(
     wanted: Option<&[String]>,
     unwanted: &[String],
     matches: impl Fn(&String) -> bool,
@@ -226,11 +226,11 @@ fn boolean(object: &Map<String, Value>, name: &str) -> Result<Option<bool>, BadF
 mod tests {
     use super::*;
 
-    fn sieve(text: &str) -> Option<Sieve> {
+    fn sql_filter(text: &str) -> Option<SqlFilter> {
         let filter = Filter::parse(text, false)
             .expect("a filter")
             .expect("it says something");
-        filter.sieve(&RoomId::from("!a:b"))
+        filter.sql_filter(&RoomId::from("!a:b"))
     }
 
     #[test]
@@ -269,22 +269,23 @@ mod tests {
 
     #[test]
     fn only_the_room_itself_can_pass_a_filter_of_rooms() {
-        assert_eq!(sieve(r#"{"rooms":["!c:d"]}"#), None);
-        assert_eq!(sieve(r#"{"not_rooms":["!a:b"]}"#), None);
-        assert!(sieve(r#"{"rooms":["!c:d","!a:b"]}"#).is_some());
+        assert_eq!(sql_filter(r#"{"rooms":["!c:d"]}"#), None);
+        assert_eq!(sql_filter(r#"{"not_rooms":["!a:b"]}"#), None);
+        assert!(sql_filter(r#"{"rooms":["!c:d","!a:b"]}"#).is_some());
         assert!(
-            sieve(r#"{"rooms":[]}"#).is_some(),
+            sql_filter(r#"{"rooms":[]}"#).is_some(),
             "an empty list decides later"
         );
     }
 
     #[test]
     fn a_star_counts_at_the_end_alone() {
-        let sieve =
-            sieve(r#"{"types":["m.*","m.*.x","m.room.message"],"not_types":["*"]}"#).expect("some");
-        assert_eq!(sieve.type_prefixes, ["m."]);
-        assert_eq!(sieve.types, ["m.*.x", "m.room.message"]);
-        assert_eq!(sieve.not_type_prefixes, [""]);
+        let sql_filter =
+            sql_filter(r#"{"types":["m.*","m.*.x","m.room.message"],"not_types":["*"]}"#)
+                .expect("some");
+        assert_eq!(sql_filter.type_prefixes, ["m."]);
+        assert_eq!(sql_filter.types, ["m.*.x", "m.room.message"]);
+        assert_eq!(sql_filter.not_type_prefixes, [""]);
     }
 
     #[test]

@@ -95,23 +95,23 @@ pub(crate) fn integer(json: &str) -> Option<i64> {
     json.parse().ok()
 }
 
-/// A piece of a document: where it stands, or what it is.
+/// A text of a document: where it stands, or what it is.
 #[derive(Clone, Debug)]
-pub(crate) enum Piece {
+pub(crate) enum Text {
     /// Where it stands, as it is.
-    At(Place),
+    At(ByteRange),
     /// What stands there with escapes.
     Unescaped(Box<str>),
 }
 
 /// A place in a document's text. Stored events have at most 64 KiB; longer texts than this can hold are no documents.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
+pub(crate) struct ByteRange {
     start: u32,
     end: u32,
 }
 
-impl Place {
+impl ByteRange {
     /// Where a part of a text stands in it, which begins at the address `start`.
     fn of(part: &str, start: usize) -> Self {
         let at = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -127,21 +127,21 @@ impl Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Document {
     text: String,
-    members: Vec<(Piece, Place)>,
+    members: Vec<(Text, ByteRange)>,
 }
 
 /// Reads the members of a text that begins at this address.
-struct Places(usize);
+struct ByteRanges(usize);
 
-impl<'de> DeserializeSeed<'de> for Places {
-    type Value = Vec<(Piece, Place)>;
+impl<'de> DeserializeSeed<'de> for ByteRanges {
+    type Value = Vec<(Text, ByteRange)>;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Places {
-    type Value = Vec<(Piece, Place)>;
+impl<'de> Visitor<'de> for ByteRanges {
+    type Value = Vec<(Text, ByteRange)>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
@@ -149,10 +149,10 @@ impl<'de> Visitor<'de> for Places {
         let mut members = Vec::with_capacity(16);
         while let Some((name, value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
             let name = match name.0 {
-                Cow::Borrowed(name) => Piece::At(Place::of(name, self.0)),
-                Cow::Owned(name) => Piece::Unescaped(name.into()),
+                Cow::Borrowed(name) => Text::At(ByteRange::of(name, self.0)),
+                Cow::Owned(name) => Text::Unescaped(name.into()),
             };
-            members.push((name, Place::of(value.get(), self.0)));
+            members.push((name, ByteRange::of(value.get(), self.0)));
         }
         Ok(members)
     }
@@ -161,7 +161,7 @@ impl<'de> Visitor<'de> for Places {
 impl Document {
     /// Reads a text; `None` when it is no object.
     pub(crate) fn read(text: String) -> Option<Self> {
-        let places = Places(text.as_ptr().addr());
+        let places = ByteRanges(text.as_ptr().addr());
         let mut reader = serde_json::Deserializer::from_str(&text);
         let members = places.deserialize(&mut reader).ok()?;
         reader.end().ok()?;
@@ -174,13 +174,13 @@ impl Document {
         self.text.len()
     }
 
-    fn at(&self, place: Place) -> Option<&str> {
+    fn at(&self, place: ByteRange) -> Option<&str> {
         let start = usize::try_from(place.start).ok()?;
         let end = usize::try_from(place.end).ok()?;
         self.text.get(start..end)
     }
 
-    fn place(&self, name: &str) -> Option<Place> {
+    fn place(&self, name: &str) -> Option<ByteRange> {
         let mut members = self.members.iter().rev();
         let found = members.find(|(known, _)| self.show(known) == name);
         found.map(|(_, place)| *place)
@@ -192,23 +192,23 @@ impl Document {
     }
 
     /// A member that is a string, to be shown later.
-    pub(crate) fn piece(&self, name: &str) -> Option<Piece> {
-        let Place { start, end } = self.place(name)?;
-        Some(match string(self.at(Place { start, end })?)? {
+    pub(crate) fn text_of(&self, name: &str) -> Option<Text> {
+        let ByteRange { start, end } = self.place(name)?;
+        Some(match string(self.at(ByteRange { start, end })?)? {
             // Without its quotes.
-            Cow::Borrowed(_) => Piece::At(Place {
+            Cow::Borrowed(_) => Text::At(ByteRange {
                 start: start + 1,
                 end: end - 1,
             }),
-            Cow::Owned(text) => Piece::Unescaped(text.into()),
+            Cow::Owned(text) => Text::Unescaped(text.into()),
         })
     }
 
-    /// A piece of this document.
-    pub(crate) fn show<'a>(&'a self, piece: &'a Piece) -> &'a str {
-        match piece {
-            Piece::At(place) => self.at(*place).unwrap_or_default(),
-            Piece::Unescaped(text) => text,
+    /// A text of this document.
+    pub(crate) fn show<'a>(&'a self, text_of: &'a Text) -> &'a str {
+        match text_of {
+            Text::At(place) => self.at(*place).unwrap_or_default(),
+            Text::Unescaped(text) => text,
         }
     }
 
@@ -226,9 +226,9 @@ impl Document {
 
 /// An object that is being made, from texts of members. A later member of a name takes the earlier one's place.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Maker<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub(crate) struct ObjectWriter<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
-impl<'a> Maker<'a> {
+impl<'a> ObjectWriter<'a> {
     /// Adds a member that has no namesake.
     pub(crate) fn push(&mut self, name: impl Into<Cow<'a, str>>, value: impl Into<Cow<'a, str>>) {
         self.0.push((name.into(), value.into()));
@@ -330,12 +330,12 @@ mod tests {
 
     #[test]
     fn an_object_is_made_of_texts() {
-        let mut maker = Maker::default();
-        maker.push("a", "1.50");
-        maker.set("b\"", "null");
-        maker.set("a", "2");
-        assert_eq!(maker.text(), r#"{"a":2,"b\"":null}"#);
-        assert_eq!(Maker::default().text(), "{}");
+        let mut writer = ObjectWriter::default();
+        writer.push("a", "1.50");
+        writer.set("b\"", "null");
+        writer.set("a", "2");
+        assert_eq!(writer.text(), r#"{"a":2,"b\"":null}"#);
+        assert_eq!(ObjectWriter::default().text(), "{}");
         assert_eq!(quoted("a\u{1}\"é"), r#""a\u0001\"é""#);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::event::{Damage, Event};
+use super::event::{Event, EventError};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::Db;
@@ -83,7 +83,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Notes an event that cannot be shown.
-    pub(crate) fn note(&mut self, event: &str, damage: Damage) {
+    pub(crate) fn note(&mut self, event: &str, damage: EventError) {
         self.damaged += 1;
         log::warn!(
             "room {}: event {event} is left out of pages: {}",

@@ -3,20 +3,20 @@
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
-use super::aggregate::{self, Asker, Bundles};
+use super::aggregate::{self, Bundles, Requester};
 use super::client_event::Writer;
-use super::entry::{Entry, entry};
-use super::event::{Damage, Event};
+use super::event::{Event, EventError};
 use super::load::Loader;
+use super::read_access::{ReadAccess, read_access};
 use super::request::{EventJson, MAX_LIMIT, Page, PageRequest, Reader, Session};
-use super::visibility::{Sight, StateAt, States, Viewer};
-use super::window::{self, Window};
+use super::token_range::{self, TokenRange};
+use super::visibility::{StateAt, States, Viewer, Visibility};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::policy::Retention;
 use crate::store::db::Db;
-use crate::store::pages::{self, EventRow, Groups, Sieve};
-use crate::store::{readers, states};
+use crate::store::pages::{self, EventRow, Groups, SqlFilter};
+use crate::store::{reader_access, state_lookup};
 use crate::time::Millis;
 
 /// Most bytes of stored events on a page. An event has at most 64 KiB, and may be shown with an edit and with a thread's
@@ -36,18 +36,18 @@ pub fn page(
     retention: &Retention,
     now: Millis,
 ) -> Result<Page, Error> {
-    let writers = window::writers(db, request)?;
-    let entry = match reader {
-        Reader::User(session) => Some(entry(db, room, &session.user_id)?),
+    let writers = token_range::writers(db, request)?;
+    let read_access = match reader {
+        Reader::User(session) => Some(read_access(db, room, &session.user_id)?),
         Reader::Admin | Reader::NamedAdmin(_) => None,
     };
-    let window = Window::open(db, room, request, entry, writers)?;
+    let range = TokenRange::open(db, room, request, read_access, writers)?;
     let groups = match reader.sees_everything() && !loads_members(request) {
         true => Groups::Unwanted,
         false => Groups::Wanted,
     };
-    let (rows, limited) = rows(db, room, request, &window, groups)?;
-    let next = window.next(rows.last().map(|row| row.point));
+    let (rows, limited) = rows(db, room, request, &range, groups)?;
+    let next = range.next(rows.last().map(|row| row.point));
 
     let mut loader = Loader::new(db, room)?;
     let ids: Vec<Rc<str>> = rows.iter().map(|row| row.event_id.clone()).collect();
@@ -55,26 +55,26 @@ pub fn page(
     loader.load(&ids)?;
     let mut events: Vec<Rc<Event>> = ids.iter().filter_map(|id| loader.show(id)).collect();
     add_previous(&mut loader, &mut events)?;
-    let is_end = !limited && (events.is_empty() || window.ends_sight());
+    let is_end = !limited && (events.is_empty() || range.ends_at_leave());
 
     if let Some(filter) = &request.filter {
         events.retain(|event| filter.passes(event, room));
     }
     let ignored = match reader.session() {
-        Some(session) => readers::ignored_by(db, &session.user_id)?,
+        Some(session) => reader_access::ignored_by(db, &session.user_id)?,
         None => HashSet::new(),
     };
-    let seen = match (reader, entry) {
-        (Reader::User(session), Some(entry)) => {
+    let seen = match (reader, read_access) {
+        (Reader::User(session), Some(read_access)) => {
             let hides_before = match retention.enabled {
-                true => retention.hides_before(readers::policy(db, room)?.as_ref(), now),
+                true => retention.hides_before(reader_access::policy(db, room)?.as_ref(), now),
                 false => None,
             };
-            let sight = Sights {
+            let sight = VisibilityOfEvents {
                 db,
                 session,
                 ignored: &ignored,
-                is_peeking: entry == Entry::Peeking,
+                is_peeking: read_access == ReadAccess::Peeking,
                 hides_before,
             };
             sight.of(&mut loader, events)?
@@ -82,12 +82,12 @@ pub fn page(
         _ => events.into_iter().map(|event| (event, None)).collect(),
     };
     let members = members(db, &mut loader, request, &seen)?;
-    let asker = Asker {
+    let requester = Requester {
         user: reader.session().map(|session| &session.user_id),
         ignored: &ignored,
     };
     let shown: Vec<Rc<Event>> = seen.iter().map(|(event, _)| event.clone()).collect();
-    let bundles = aggregate::bundles(db, &mut loader, &shown, &asker)?;
+    let bundles = aggregate::bundles(db, &mut loader, &shown, &requester)?;
     let writer = Writer {
         now,
         format: request.format,
@@ -110,7 +110,7 @@ pub fn page(
     Ok(Page {
         chunk,
         state: state.collect(),
-        start: window.start,
+        start: range.start,
         end: (!is_end).then_some(next),
         damaged: loader.damaged(),
     })
@@ -121,32 +121,32 @@ fn rows(
     db: &Db,
     room: &RoomId,
     request: &PageRequest,
-    window: &Window,
+    range: &TokenRange,
     groups: Groups,
 ) -> Result<(Vec<EventRow>, bool), Error> {
-    let sieve = match &request.filter {
-        Some(filter) => filter.sieve(room),
-        None => Some(Sieve::default()),
+    let sql_filter = match &request.filter {
+        Some(filter) => filter.sql_filter(room),
+        None => Some(SqlFilter::default()),
     };
     let limit = usize::try_from(request.limit.min(MAX_LIMIT)).unwrap_or_default();
     if limit == 0 {
-        return Ok((Vec::new(), !window.is_shut()));
+        return Ok((Vec::new(), !range.is_empty()));
     }
-    let Some(sieve) = sieve else {
+    let Some(sql_filter) = sql_filter else {
         return Ok((Vec::new(), false));
     };
     // One more shows that there is more. Where rows are left out one by one, twice as many are read, as Synapse does,
     // so that a page is seldom short.
-    let wanted = if window.is_ragged() {
+    let wanted = if range.has_writer_positions() {
         limit * 2
     } else {
         limit + 1
     };
     let count = i64::try_from(wanted).unwrap_or(i64::MAX);
-    let (span, direction) = (window.span(), request.direction);
-    let mut rows = pages::page(db, room, &span, direction, &sieve, count, groups)?;
+    let (row_range, direction) = (range.row_range(), request.direction);
+    let mut rows = pages::page(db, room, &row_range, direction, &sql_filter, count, groups)?;
     let mut limited = rows.len() >= wanted;
-    rows.retain(|row| window.holds(row));
+    rows.retain(|row| range.holds(row));
     limited |= rows.len() > limit;
     rows.truncate(limit);
     let mut stored = 0;
@@ -188,7 +188,7 @@ fn add_previous(loader: &mut Loader<'_>, events: &mut [Rc<Event>]) -> Result<(),
 type Seen = (Rc<Event>, Option<String>);
 
 /// What one user sees.
-struct Sights<'a> {
+struct VisibilityOfEvents<'a> {
     db: &'a Db,
     session: &'a Session,
     ignored: &'a HashSet<String>,
@@ -196,13 +196,13 @@ struct Sights<'a> {
     hides_before: Option<Millis>,
 }
 
-impl Sights<'_> {
+impl VisibilityOfEvents<'_> {
     /// What the user sees of the events.
     fn of(&self, loader: &mut Loader<'_>, events: Vec<Rc<Event>>) -> Result<Vec<Seen>, Error> {
         let states = self.states(loader, &events)?;
         let senders: HashSet<&str> = events.iter().map(|event| event.sender()).collect();
         let senders: Vec<&str> = senders.into_iter().collect();
-        let erased = readers::erased(self.db, &senders)?;
+        let erased = reader_access::erased(self.db, &senders)?;
         let viewer = Viewer {
             user: &self.session.user_id,
             is_peeking: self.is_peeking,
@@ -213,14 +213,14 @@ impl Sights<'_> {
         let mut seen = Vec::with_capacity(events.len());
         for event in &events {
             let Some(state) = event.state_group.and_then(|group| states.get(&group)) else {
-                loader.note(&event.id, Damage::NoState);
+                loader.note(&event.id, EventError::NoState);
                 continue;
             };
             let membership = Some(viewer.membership_after(event, state));
             match viewer.sees(event, state) {
-                Sight::Nothing => {}
-                Sight::Whole => seen.push((event.clone(), membership)),
-                Sight::Redacted => {
+                Visibility::Nothing => {}
+                Visibility::Whole => seen.push((event.clone(), membership)),
+                Visibility::Redacted => {
                     let redacted = Event::clone(event).redact(None);
                     seen.push((Rc::new(redacted), membership));
                 }
@@ -236,10 +236,10 @@ impl Sights<'_> {
             .filter_map(|event| event.state_group)
             .collect();
         let groups: Vec<i64> = groups.into_iter().collect();
-        let chains = states::chains(self.db, &groups)?;
+        let chains = state_lookup::chains(self.db, &groups)?;
         let has_call = events.iter().any(|event| event.kind() == "m.call.invite");
         let user = self.session.user_id.as_str();
-        let look_up = |kind, key| states::state_at(self.db, &chains, &groups, kind, key);
+        let look_up = |kind, key| state_lookup::state_at(self.db, &chains, &groups, kind, key);
         let visibilities = look_up("m.room.history_visibility", "")?;
         let memberships = look_up("m.room.member", user)?;
         let join_rules = match has_call {
@@ -288,7 +288,7 @@ fn members(
     let senders: HashSet<&str> = seen.iter().map(|(event, _)| event.sender()).collect();
     let mut senders: Vec<&str> = senders.into_iter().collect();
     senders.sort_unstable();
-    let members = states::members_at(db, group, &senders)?;
+    let members = state_lookup::members_at(db, group, &senders)?;
     let members: Vec<Rc<str>> = members.into_iter().map(Rc::from).collect();
     loader.load(&members)?;
     Ok(members.iter().filter_map(|id| loader.show(id)).collect())

@@ -21,7 +21,7 @@ pub(crate) struct StateAt {
 pub(crate) struct Viewer<'a> {
     /// Their id.
     pub(crate) user: &'a UserId,
-    /// Whether they never were here and look in through an open window.
+    /// Whether they never were here and look in through an open range.
     pub(crate) is_peeking: bool,
     /// Whom they ignore.
     pub(crate) ignored: &'a HashSet<String>,
@@ -33,7 +33,7 @@ pub(crate) struct Viewer<'a> {
 
 /// What a reader sees of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sight {
+pub(crate) enum Visibility {
     /// Nothing.
     Nothing,
     /// Only that there was one.
@@ -66,9 +66,9 @@ fn first<'a>(list: &[&'a str], one: &'a str, other: &'a str) -> &'a str {
 
 impl Viewer<'_> {
     /// What the reader sees of an event. `state` is the one after it.
-    pub(crate) fn sees(&self, event: &Event, state: &StateAt) -> Sight {
+    pub(crate) fn sees(&self, event: &Event, state: &StateAt) -> Visibility {
         if self.is_withheld(event) {
-            return Sight::Nothing;
+            return Visibility::Nothing;
         }
         let visibility = among(&VISIBILITIES, state.visibility.as_deref(), "shared");
         let is_erased = self.erased.contains(event.sender());
@@ -83,12 +83,12 @@ impl Viewer<'_> {
         }
         let is_open = lax == "world_readable" || (lax == "shared" && !self.is_peeking);
         let sight = match (is_open, is_erased) {
-            (true, false) => Sight::Whole,
+            (true, false) => Visibility::Whole,
             _ => self.sees_as_member(event, visibility, state, is_erased),
         };
         let is_call = event.kind() == "m.call.invite" && !event.is_state();
         if is_call && state.join_rule.as_deref() == Some("public") {
-            return Sight::Nothing;
+            return Visibility::Nothing;
         }
         sight
     }
@@ -114,7 +114,7 @@ impl Viewer<'_> {
         visibility: &str,
         state: &StateAt,
         is_erased: bool,
-    ) -> Sight {
+    ) -> Visibility {
         let membership = if event.is("m.room.member", self.user.as_str()) {
             let content = event.content().text("membership");
             let new = among(&MEMBERSHIPS, content.as_deref(), "leave");
@@ -122,9 +122,9 @@ impl Viewer<'_> {
             let old = among(&MEMBERSHIPS, before.as_deref(), "leave");
             if new == "leave" && (old == "join" || old == "invite") {
                 return if is_erased {
-                    Sight::Redacted
+                    Visibility::Redacted
                 } else {
-                    Sight::Whole
+                    Visibility::Whole
                 };
             }
             Some(first(&MEMBERSHIPS, new, old))
@@ -132,16 +132,16 @@ impl Viewer<'_> {
             state.membership.as_deref()
         };
         let is_allowed = match visibility {
-            _ if membership == Some("join") => return Sight::Whole,
+            _ if membership == Some("join") => return Visibility::Whole,
             "joined" => false,
             "invited" => membership == Some("invite"),
             "shared" => !self.is_peeking,
             _ => true,
         };
         match (is_allowed, is_erased) {
-            (false, _) => Sight::Nothing,
-            (true, true) => Sight::Redacted,
-            (true, false) => Sight::Whole,
+            (false, _) => Visibility::Nothing,
+            (true, true) => Visibility::Redacted,
+            (true, false) => Visibility::Whole,
         }
     }
 

@@ -21,18 +21,18 @@ use support::work::{Ask, NOW, Site};
 
 use super::super::support;
 use super::{Request, run};
+use crate::batch::{BatchLimits, Rewrite};
 use crate::error::Error;
 use crate::ids::RoomId;
+use crate::job::{JobContext, ServerState};
 use crate::jobs::ledger::Ledger;
-use crate::jobs::register::Register;
+use crate::jobs::register::JobRegistry;
 use crate::locks::RoomLocks;
 use crate::point::Point;
-use crate::store::db::{Db, OpenOptions, SecureDelete, TOLD};
-use crate::store::erase::RawFile;
+use crate::store::db::{Db, OpenOptions, SecureDelete, TRACE_HOOK};
+use crate::store::free_pages::RawFile;
 use crate::store::{check, homeserver};
-use crate::stride::{Leap, StrideBounds};
 use crate::time::ManualClock;
-use crate::worksite::{Gait, Worksite};
 
 /// What happens to one run of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ enum Fate {
 /// How a purge goes about it.
 #[derive(Clone, Copy, Debug)]
 struct Way {
-    gait: Gait,
-    bounds: StrideBounds,
+    server_state: ServerState,
+    limits: BatchLimits,
 }
 
 /// What an undisturbed run shows.
@@ -64,11 +64,11 @@ struct Seen {
 }
 
 /// Runs the job that the ledger has, or a new one.
-fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<(), Error>, Seen) {
-    let raw = RawFile::open(&site.database).expect("opens");
-    let ledger = Ledger::open(&site.config().ledger).expect("opens");
+fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<(), Error>, Seen) {
+    let raw = RawFile::open(&ctx.database).expect("opens");
+    let ledger = Ledger::open(&ctx.config().ledger).expect("opens");
     let clock = Arc::new(ManualClock::at(NOW));
-    let register = Arc::new(Register::new(ledger, clock.clone()));
+    let register = Arc::new(JobRegistry::new(ledger, clock.clone()));
     let request = Request {
         point: Point {
             topological: below,
@@ -77,35 +77,35 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         delete_local_events: true,
         keep_received_after: None,
     };
-    let ticket = match register.ledger().unended().expect("read").first() {
-        Some(record) => register.readmit(record),
-        None => register.admit(
+    let guard = match register.ledger().unended().expect("read").first() {
+        Some(record) => register.requeue(record),
+        None => register.enqueue(
             "purge_history",
             room,
             serde_json::to_value(request.clone()).expect("plain"),
         ),
     };
-    let ticket = ticket.expect("the room is free");
-    ticket.start().expect("noted");
+    let guard = guard.expect("the room is free");
+    guard.start().expect("noted");
     let options = OpenOptions {
-        secure_delete: if way.gait == Gait::Offline {
+        secure_delete: if way.server_state == ServerState::Stopped {
             SecureDelete::Fast
         } else {
             SecureDelete::On
         },
         ..OpenOptions::default()
     };
-    let mut db = Db::open(&site.database, &options).expect("opens");
+    let mut db = Db::open(&ctx.database, &options).expect("opens");
     homeserver::release_leftover_locks(&mut db, NOW).expect("released");
     let wants_to_stop = Arc::new(AtomicBool::new(false));
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let (stop, noted) = (wants_to_stop.clone(), seen.clone());
-    let database = site.database.clone();
+    let database = ctx.database.clone();
     let mut now = 0;
     let watched = move || {
         now += 1;
         if fate == Fate::Observed {
-            let statement = TOLD.with_borrow(String::clone);
+            let statement = TRACE_HOOK.with_borrow(String::clone);
             let mut seen = noted.lock();
             if statement == "BEGIN IMMEDIATE" {
                 seen.points.push(but_locks(Tables::read(&database)));
@@ -121,33 +121,33 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         .progress_handler(1, Some(watched))
         .expect("set");
     let is_stopping = || wants_to_stop.load(Ordering::SeqCst);
-    let authorship = Default::default();
-    let mut site = Worksite {
+    let event_signing = Default::default();
+    let mut ctx = JobContext {
         db,
         room,
-        server_name: &site.server_name,
-        gait: way.gait,
-        bounds: way.bounds,
+        server_name: &ctx.server_name,
+        server_state: way.server_state,
+        limits: way.limits,
         overwrite_deleted: true,
         locks: &RoomLocks::default(),
         writer: &Mutex::default(),
         ledger: register.ledger(),
-        live: ticket.live(),
+        live: guard.live(),
         raw: Some(&raw),
-        watch: None,
+        detector: None,
         clock: &*clock,
-        authorship: &authorship,
+        event_signing: &event_signing,
         homeserver: None,
         register: &register,
         is_one_of_many: false,
         is_stopping: &is_stopping,
     };
-    let outcome = run(&mut site, &request).map(drop);
-    drop(site);
+    let outcome = run(&mut ctx, &request).map(drop);
+    drop(ctx);
     match &outcome {
-        Err(Error::Stopping) => ticket.suspend(),
-        Err(e) => ticket.end(Some(&e.status_text())),
-        Ok(()) => ticket.end(None),
+        Err(Error::Stopping) => guard.suspend(),
+        Err(e) => guard.end(Some(&e.status_text())),
+        Ok(()) => guard.end(None),
     }
     let seen = std::mem::take(&mut *seen.lock());
     (outcome, seen)
@@ -160,7 +160,7 @@ fn but_locks(tables: Tables) -> Tables {
 
 /// A purge, and everything that may be found when it was disturbed.
 struct Example {
-    site: Site,
+    ctx: Site,
     ask: Ask,
     way: Way,
     seen: Seen,
@@ -169,29 +169,32 @@ struct Example {
 }
 
 impl Example {
-    fn new(seed: u64, gait: Gait, leap: Leap) -> Self {
+    fn new(seed: u64, server_state: ServerState, rewrite: Rewrite) -> Self {
         let recipe = Recipe {
             rooms: 1..2,
             events: 18..24,
             may_be_long: false,
         };
-        let site = Site::random(seed, &recipe);
-        let bounds = StrideBounds {
+        let ctx = Site::random(seed, &recipe);
+        let limits = BatchLimits {
             events: 6,
             millis: 60_000,
-            rest: std::time::Duration::ZERO,
+            pause: std::time::Duration::ZERO,
             events_offline: 6,
-            leap,
-            ..StrideBounds::default()
+            rewrite,
+            ..BatchLimits::default()
         };
         let mut example = Self {
-            ask: deepest_cut(&site.tables()),
-            site,
-            way: Way { gait, bounds },
+            ask: deepest_cut(&ctx.tables()),
+            ctx,
+            way: Way {
+                server_state,
+                limits,
+            },
             seen: Seen::default(),
             sound: RefCell::default(),
         };
-        let undisturbed = example.site.copy();
+        let undisturbed = example.ctx.copy();
         let (outcome, seen) = example.live(&undisturbed, Fate::Observed);
         outcome.expect("nothing disturbs it");
         assert_sound(&undisturbed, "undisturbed");
@@ -201,9 +204,9 @@ impl Example {
         example
     }
 
-    fn live(&self, site: &Site, fate: Fate) -> (Result<(), Error>, Seen) {
+    fn live(&self, ctx: &Site, fate: Fate) -> (Result<(), Error>, Seen) {
         let room = RoomId::new(&*self.ask.room);
-        life(site, &room, self.ask.below, self.way, fate)
+        life(ctx, &room, self.ask.below, self.way, fate)
     }
 
     /// All calls of SQLite; or one of every statement, be it a commit or a checkpoint.
@@ -230,10 +233,10 @@ impl Example {
 
     /// Disturbs one run and looks at what it left; then finishes.
     fn try_fate(&self, fate: Fate, about: &str) {
-        let site = self.site.copy();
-        let (outcome, _) = self.live(&site, fate);
+        let ctx = self.ctx.copy();
+        let (outcome, _) = self.live(&ctx, fate);
         let end = self.seen.points.last().expect("the end");
-        let found = but_locks(site.tables());
+        let found = but_locks(ctx.tables());
         let about = format!("{about}, {fate:?}, {outcome:?}");
         let fails = matches!(fate, Fate::Fail(_));
         let point = self.seen.points.iter().position(|point| *point == found);
@@ -244,21 +247,21 @@ impl Example {
         );
         // The same rows are sound once and for all.
         if point.is_none_or(|point| self.sound.borrow_mut().insert(point)) {
-            assert_sound(&site, &about);
+            assert_sound(&ctx, &about);
         }
-        let (finished, _) = self.live(&site, Fate::Undisturbed);
+        let (finished, _) = self.live(&ctx, Fate::Undisturbed);
         finished.unwrap_or_else(|e| panic!("{about}: cannot go on: {e}"));
-        let found = but_locks(site.tables());
+        let found = but_locks(ctx.tables());
         if fails {
             // A job that failed tidies up, so state was stored anew once more than otherwise.
             let but = |tables: &Tables| tables.clone().without(STATE);
             assert_same(&but(end), &but(&found), &about);
             assert_eq!(Graph::of_events(end), Graph::of_events(&found), "{about}");
-            assert_sound(&site, &about);
+            assert_sound(&ctx, &about);
         } else {
             assert_same(end, &found, &about);
         }
-        let ledger = Ledger::open(&site.config().ledger).expect("opens");
+        let ledger = Ledger::open(&ctx.config().ledger).expect("opens");
         let room = self.ask.room.as_str();
         let noted = (
             ledger.candidates(room).expect("read"),
@@ -271,18 +274,18 @@ impl Example {
     }
 }
 
-fn assert_sound(site: &Site, about: &str) {
-    let mut db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
+fn assert_sound(ctx: &Site, about: &str) {
+    let mut db = Db::open(&ctx.database, &OpenOptions::default()).expect("opens");
     homeserver::release_leftover_locks(&mut db, NOW).expect("released");
     let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
     assert!(violations.is_empty(), "{about}: {violations:#?}");
 }
 
-fn try_all(gait: Gait, leap: Leap) {
+fn try_all(server_state: ServerState, rewrite: Rewrite) {
     let seed = support::work::seed();
     println!("ROOMKEEPER_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let example = Example::new(seed, gait, leap);
+    let example = Example::new(seed, server_state, rewrite);
     let mut chosen = example.chosen(&mut rng);
     // A long run that is cut short has been everywhere.
     chosen.shuffle(&mut rng);
@@ -295,7 +298,7 @@ fn try_all(gait: Gait, leap: Leap) {
     );
     for (done, at) in chosen.into_iter().enumerate() {
         if done > 0 && done % 1000 == 0 {
-            println!("{gait:?}, {leap:?}: {done} calls interrupted");
+            println!("{server_state:?}, {rewrite:?}: {done} calls interrupted");
         }
         let about = format!("ROOMKEEPER_SEED={seed}");
         let fate = if rng.random_ratio(3, 4) {
@@ -308,16 +311,16 @@ fn try_all(gait: Gait, leap: Leap) {
 }
 
 #[test]
-fn strides_stopped_at_any_step_leave_a_whole_room_and_go_on() {
-    try_all(Gait::Offline, Leap::Never);
+fn batches_stopped_at_any_step_leave_a_whole_room_and_go_on() {
+    try_all(ServerState::Stopped, Rewrite::Never);
 }
 
 #[test]
-fn a_leap_stopped_at_any_step_leaves_the_old_room_or_the_new_one() {
-    try_all(Gait::Offline, Leap::WherePossible);
+fn a_rewrite_stopped_at_any_step_leaves_the_old_room_or_the_new_one() {
+    try_all(ServerState::Stopped, Rewrite::WherePossible);
 }
 
 #[test]
-fn strides_beside_a_homeserver_stopped_at_any_step_leave_a_whole_room_and_go_on() {
-    try_all(Gait::Beside, Leap::Never);
+fn batches_beside_a_homeserver_stopped_at_any_step_leave_a_whole_room_and_go_on() {
+    try_all(ServerState::Running, Rewrite::Never);
 }

@@ -1,13 +1,13 @@
-//! History purges (behaviour.md section 4): what a request would remove, and removing it in strides.
+//! History purges (behaviour.md section 4): what a request would remove, and removing it in batches.
 
 #[cfg(test)]
 mod faults;
-mod leap;
 mod plan;
 mod request;
+mod rewrite;
 mod run;
-mod state;
+mod state_groups;
 
-pub use plan::{Plan, care_for_keys, content_bytes, plan};
+pub use plan::{Plan, content_bytes, foreign_key_mode, plan};
 pub use request::Request;
 pub use run::{prepare_many, run};

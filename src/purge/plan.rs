@@ -7,8 +7,8 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::RowCounts;
+use crate::store::foreign_keys::ForeignKeys;
 use crate::store::history::{self, Extent};
-use crate::store::keys::Keys;
 use crate::store::state_groups::{self, References};
 use crate::store::{search, space};
 
@@ -46,8 +46,8 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
         let mut plan = Plan {
             room_id: room.clone(),
             point: request.point.to_string(),
-            events_deleted: selected.doomed,
-            events_kept_as_outliers: selected.events - selected.doomed,
+            events_deleted: selected.to_delete,
+            events_kept_as_outliers: selected.events - selected.to_delete,
             rows_removed: RowCounts::new(),
             state_groups_freed: 0,
             foreign_keys: None,
@@ -66,7 +66,7 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
             References::OutsideSelection,
             &mut |_| Ok(()),
         )?;
-        plan.state_groups_freed = groups.doomed.len() as i64;
+        plan.state_groups_freed = groups.to_delete.len() as i64;
         add(
             &mut plan.rows_removed,
             "state_groups",
@@ -100,17 +100,17 @@ pub fn content_bytes(
 ) -> Result<i64, Error> {
     db.read("measure the events to purge", |db| {
         history::select(db, &request.cut(room, server_name), Extent::Whole)?;
-        history::doomed_bytes(db)
+        history::bytes_to_delete(db)
     })
 }
 
 /// Who looks after foreign keys while events are deleted from a server, in words; `None` for a file. With `in_sets` we
 /// do, where we may.
-pub fn care_for_keys(db: &Db, in_sets: bool) -> Result<Option<&'static str>, Error> {
+pub fn foreign_key_mode(db: &Db, in_sets: bool) -> Result<Option<&'static str>, Error> {
     if db.engine() != Engine::Postgres {
         return Ok(None);
     }
-    Ok(Some(if in_sets && Keys::read(db)?.is_some() {
+    Ok(Some(if in_sets && ForeignKeys::read(db)?.is_some() {
         "looked after in sets by roomkeeper, whose role may switch triggers off"
     } else {
         "looked after row by row by the server"

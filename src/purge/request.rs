@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::RoomId;
 use crate::point::Point;
-use crate::store::history::Cut;
+use crate::store::history::DepthRange;
 use crate::time::Millis;
 
 /// A purge of one room's history. What lies at the point survives.
@@ -22,8 +22,8 @@ pub struct Request {
 
 impl Request {
     /// What the whole of it takes.
-    pub(super) fn cut<'a>(&self, room: &'a RoomId, server_name: &'a str) -> Cut<'a> {
-        Cut {
+    pub(super) fn cut<'a>(&self, room: &'a RoomId, server_name: &'a str) -> DepthRange<'a> {
+        DepthRange {
             room,
             from: i64::MIN,
             below: self.point.topological,

@@ -1,58 +1,59 @@
-//! A purge in strides: each is a whole purge to a nearer point, in one transaction.
+//! A purge in batches: each is a whole purge to a nearer point, in one transaction.
 //!
-//! Stopping, crashing or cancelling between two strides leaves a room that is simply purged less far. What must
-//! not be forgotten (the state groups of events that are gone) is in the ledger before the stride commits.
+//! Stopping, crashing or cancelling between two batches leaves a room that is simply purged less far. What must
+//! not be forgotten (the state groups of events that are gone) is in the ledger before the batch commits.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-use super::leap::{is_one_stride, leap};
 use super::plan::{self, refuse_to_empty};
 use super::request::Request;
-use super::state;
+use super::rewrite::{is_one_batch, rewrite};
+use super::state_groups;
 use crate::error::Error;
 use crate::ids::RoomId;
+use crate::job::{
+    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, RECONNECT_PAUSE, ServerState,
+    acquire_synapse_lock, clean_up, overwrite, renew_lock,
+};
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
-use crate::store::history::{self, Cut, Extent};
-use crate::store::homeserver::{PURGE_LOCK, RowLock};
-use crate::store::keys::Keys;
+use crate::store::foreign_keys::ForeignKeys;
+use crate::store::history::{self, DepthRange, Extent};
+use crate::store::homeserver::{PURGE_LOCK, SynapseLock};
 use crate::store::room_rows;
 use crate::store::search::{self, Documents};
 use crate::store::space;
-use crate::worksite::{
-    BUSY_PATIENCE, Gait, LOST_REST, Pace, Phase, Progress, Worksite, acquire_row_lock, hold,
-    overwrite, tidy,
-};
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
 ///
 /// # Errors
 /// Refusals before anything is touched ([`Error::WouldEmptyRoom`], [`Error::NoSpace`], …); [`Error::Stopping`]
-/// and [`Error::Cancelled`] between strides. In every case the room is whole.
+/// and [`Error::Cancelled`] between batches. In every case the room is whole.
 ///
 /// # Locking
-/// Takes the room alone for each stride and lets readers through between strides; holds Synapse's
+/// Takes the room alone for each batch and lets readers through between batches; holds Synapse's
 /// `purge_pagination_lock`, where there is one, for the whole run.
-pub fn run(site: &mut Worksite<'_>, request: &Request) -> Result<Progress, Error> {
-    let mut progress: Progress = serde_json::from_value(site.live.progress()).unwrap_or_default();
+pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Error> {
+    let mut progress: Progress = serde_json::from_value(ctx.live.progress()).unwrap_or_default();
     progress.phase = Phase::Counting;
     // Said again where it is still so.
     progress.notes.clear();
-    site.publish(&progress);
-    let handle = site.db.interrupt_handle();
-    site.live
+    ctx.publish(&progress);
+    let handle = ctx.db.interrupt_handle();
+    ctx.live
         .set_interrupt(Some(Box::new(move || handle.interrupt())));
-    site.stay_or_go()?;
-    let mut row_lock = acquire_row_lock(site, &[PURGE_LOCK]).map_err(|e| site.explain(e))?;
-    let outcome = run_locked(site, request, &mut progress, row_lock.as_mut());
-    site.live.set_interrupt(None);
-    if let Some(lock) = row_lock
-        && let Err(e) = lock.release(&mut site.db)
+    ctx.check_cancelled()?;
+    let mut synapse_lock =
+        acquire_synapse_lock(ctx, &[PURGE_LOCK]).map_err(|e| ctx.map_interrupt(e))?;
+    let outcome = run_locked(ctx, request, &mut progress, synapse_lock.as_mut());
+    ctx.live.set_interrupt(None);
+    if let Some(lock) = synapse_lock
+        && let Err(e) = lock.release(&mut ctx.db)
     {
-        log::warn!("room {}: {}", site.room, crate::error::Chain(&e));
+        log::warn!("room {}: {}", ctx.room, crate::error::Chain(&e));
     }
-    site.publish(&progress);
+    ctx.publish(&progress);
     outcome.map(|()| progress)
 }
 
@@ -68,241 +69,247 @@ pub fn prepare_many<'a>(
 }
 
 fn run_locked(
-    site: &mut Worksite<'_>,
+    ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
-    mut lock: Option<&mut RowLock>,
+    mut lock: Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
-    let strides = purge_events(site, request, progress, &mut lock).map_err(|e| site.explain(e));
-    if site.gait == Gait::Beside && site.db.engine() == Engine::Sqlite {
-        let_go_of_log(site, matches!(strides, Err(Error::Stopping)));
+    let batches = purge_events(ctx, request, progress, &mut lock).map_err(|e| ctx.map_interrupt(e));
+    if ctx.server_state == ServerState::Running && ctx.db.engine() == Engine::Sqlite {
+        let_go_of_log(ctx, matches!(batches, Err(Error::Stopping)));
     }
-    match &strides {
+    match &batches {
         // What is on its way out must not take long; the rest waits for the next start.
-        Err(Error::Stopping | Error::Unsafe(_)) => return strides,
+        Err(Error::Stopping | Error::Refused(_)) => return batches,
         // An interrupt can end a commit that has happened all the same: what was noted before it says so.
-        Err(Error::Cancelled) if !site.ledger.candidates(site.room.as_str())?.is_empty() => {}
-        Err(_) if progress.strides == 0 => return strides,
+        Err(Error::Cancelled) if !ctx.ledger.candidates(ctx.room.as_str())?.is_empty() => {}
+        Err(_) if progress.batches == 0 => return batches,
         _ => {}
     }
     // From here on a cancelled job is tidied up like any other; only stopping interrupts it.
-    if matches!(strides, Err(Error::Cancelled)) {
-        site.live.set_interrupt(None);
+    if matches!(batches, Err(Error::Cancelled)) {
+        ctx.live.set_interrupt(None);
     }
-    let groups = state::collect(site, progress, &mut lock)
-        .and_then(|()| tidy(site, progress))
-        .map_err(|e| site.explain(e));
-    match (strides, groups) {
+    let groups = state_groups::collect(ctx, progress, &mut lock)
+        .and_then(|()| clean_up(ctx, progress))
+        .map_err(|e| ctx.map_interrupt(e));
+    match (batches, groups) {
         (Ok(()), groups) => groups,
-        (strides, Ok(())) => strides,
-        (strides, Err(e)) => {
+        (batches, Ok(())) => batches,
+        (batches, Err(e)) => {
             log::warn!(
                 "room {}: after the purge ended early: {}",
-                site.room,
+                ctx.room,
                 crate::error::Chain(&e)
             );
             if matches!(e, Error::Stopping) {
                 Err(e)
             } else {
-                strides
+                batches
             }
         }
     }
 }
 
 fn purge_events(
-    site: &mut Worksite<'_>,
+    ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
-    lock: &mut Option<&mut RowLock>,
+    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
-    let on_server = site.db.engine() == Engine::Postgres;
+    let on_server = ctx.db.engine() == Engine::Postgres;
     if !on_server {
-        // Strides say themselves when the log is copied.
-        site.db.set_pragma("wal_autocheckpoint", 0)?;
+        // Batches say themselves when the log is copied.
+        ctx.db.set_pragma("wal_autocheckpoint", 0)?;
     }
     let below = request.point.topological;
-    if site.is_one_of_many {
-        history::forget_former_job(&site.db)?;
+    if ctx.is_one_of_many {
+        history::forget_former_job(&ctx.db)?;
     }
-    refuse_to_empty(&site.db, site.room, request)?;
-    if !room_rows::is_known(&site.db, site.room)? {
+    refuse_to_empty(&ctx.db, ctx.room, request)?;
+    if !room_rows::is_known(&ctx.db, ctx.room)? {
         let note = "the database does not know this room (an id begins with !; an alias is none)";
         progress.notes.push(note.into());
     }
-    refuse_partial_state(site, request)?;
-    space::check_room_to_purge(&site.db)?;
-    let left = history::count_timeline(&site.db, &request.cut(site.room, site.server_name))?;
+    refuse_partial_state(ctx, request)?;
+    space::check_room_to_purge(&ctx.db)?;
+    let left = history::count_timeline(&ctx.db, &request.cut(ctx.room, ctx.server_name))?;
     progress.events_planned = progress.events_done + left;
-    if site.gait == Gait::Offline && leap(site, request, progress, left, lock)? {
+    if ctx.server_state == ServerState::Stopped && rewrite(ctx, request, progress, left, lock)? {
         return Ok(());
     }
-    let documents = match search::is_present(&site.db) {
-        true if site.is_one_of_many => Some(Documents::noted()),
-        true => Some(Documents::new(&site.db)?),
+    let documents = match search::is_present(&ctx.db) {
+        true if ctx.is_one_of_many => Some(Documents::noted()),
+        true => Some(Documents::new(&ctx.db)?),
         false => None,
     };
     if let Some(documents) = &documents {
-        documents.note(&site.db, site.room, below)?;
+        documents.note(&ctx.db, ctx.room, below)?;
     }
     progress.phase = Phase::Events;
-    // Not inside a transaction, and each change has every statement prepared anew: so once for all strides.
-    let in_sets = !on_server || site.bounds.keys_in_sets;
-    let mut keys = if in_sets { Keys::read(&site.db)? } else { None };
-    if let Some(who) = plan::care_for_keys(&site.db, in_sets)? {
-        log::info!("room {}: foreign keys are {who}", site.room);
+    // Not inside a transaction, and each change has every statement prepared anew: so once for all batches.
+    let in_sets = !on_server || ctx.limits.check_in_bulk;
+    let mut keys = if in_sets {
+        ForeignKeys::read(&ctx.db)?
+    } else {
+        None
+    };
+    if let Some(who) = plan::foreign_key_mode(&ctx.db, in_sets)? {
+        log::info!("room {}: foreign keys are {who}", ctx.room);
     }
     if keys.is_some() {
-        site.db.set_foreign_keys(false)?;
+        ctx.db.set_foreign_keys(false)?;
     }
-    let outcome = strides(site, request, progress, documents.as_ref(), &mut keys, lock);
-    site.db.set_foreign_keys(true)?;
+    let outcome = batches(ctx, request, progress, documents.as_ref(), &mut keys, lock);
+    ctx.db.set_foreign_keys(true)?;
     outcome
 }
 
 /// Lets the server's connections copy the log again, after most of it has been copied for them; a process that stops
 /// does not wait for that.
-fn let_go_of_log(site: &Worksite<'_>, is_stopping: bool) {
-    let mut writer = site.writer.lock();
+fn let_go_of_log(ctx: &JobContext<'_>, is_stopping: bool) {
+    let mut writer = ctx.writer.lock();
     writer.unpin();
     if is_stopping {
         return;
     }
-    if let Err(e) = writer.copy(&site.db) {
-        log::debug!("room {}: {}", site.room, crate::error::Chain(&e));
+    if let Err(e) = writer.checkpoint(&ctx.db) {
+        log::debug!("room {}: {}", ctx.room, crate::error::Chain(&e));
     }
 }
 
-fn strides(
-    site: &mut Worksite<'_>,
+fn batches(
+    ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
     documents: Option<&Documents>,
-    keys: &mut Option<Keys>,
-    lock: &mut Option<&mut RowLock>,
+    keys: &mut Option<ForeignKeys>,
+    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
     let below = request.point.topological;
-    let secure_delete = overwrite::settle_on(site)?;
-    let on_server = site.db.engine() == Engine::Postgres;
-    let mut pace = Pace::new(site.gait, site.bounds).on_server(on_server);
+    let secure_delete = overwrite::choose_secure_delete(ctx)?;
+    let on_server = ctx.db.engine() == Engine::Postgres;
+    let mut sizer = BatchSizer::new(ctx.server_state, ctx.limits).on_server(on_server);
     let planned = progress.events_planned - progress.events_done;
-    let mut leaps = is_one_stride(site, keys.as_ref(), planned)?;
+    let mut rewrites = is_one_batch(ctx, keys.as_ref(), planned)?;
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
     let mut waited_from = Instant::now();
     loop {
-        site.publish(progress);
-        site.stay_or_go()?;
-        let next = site.still_alone().and_then(|()| match leaps {
-            true => Ok(None),
-            false => history::depth_after(&site.db, site.room, from, below, pace.events()),
-        });
+        ctx.publish(progress);
+        ctx.check_cancelled()?;
+        let next = ctx
+            .ensure_homeserver_stopped()
+            .and_then(|()| match rewrites {
+                true => Ok(None),
+                false => history::depth_after(&ctx.db, ctx.room, from, below, sizer.events()),
+            });
         let next = match next {
-            Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
-                wait_for_server(site, &e);
+            Err(e) if e.is_disconnected() && waited_from.elapsed() < BUSY_TIMEOUT => {
+                wait_for_server(ctx, &e);
                 continue;
             }
             next => next?,
         };
-        // The last stride looks at everything once more: at what came late, and at redactions that were kept
+        // The last batch looks at everything once more: at what came late, and at redactions that were kept
         // for the sake of events that are gone by now.
         let (from_depth, to_depth) = next.map_or((i64::MIN, below), |next| (from, next));
-        let cut = Cut {
+        let cut = DepthRange {
             from: from_depth,
             below: to_depth,
-            ..request.cut(site.room, site.server_name)
+            ..request.cut(ctx.room, ctx.server_name)
         };
-        let means = Means {
+        let options = BatchOptions {
             documents,
             keys: keys.as_ref(),
             secure_delete,
-            leaps,
+            rewrites,
         };
-        let stride = match stride(site, &cut, below, &pace, means, lock, progress) {
-            Ok(Outcome::Done(stride)) => stride,
+        let batch = match batch(ctx, &cut, below, &sizer, options, lock, progress) {
+            Ok(Outcome::Done(batch)) => batch,
             Ok(Outcome::BreaksKeys) => {
                 log::debug!(
                     "room {}: a foreign key needs the engine's own care",
-                    site.room
+                    ctx.room
                 );
-                (*keys, leaps) = (None, false);
-                site.db.set_foreign_keys(true)?;
+                (*keys, rewrites) = (None, false);
+                ctx.db.set_foreign_keys(true)?;
                 continue;
             }
             Ok(Outcome::TooLong) => {
-                pace.shorten();
-                site.rest(pace.rest());
+                sizer.shrink();
+                ctx.rest(sizer.pause());
                 continue;
             }
-            Err(e) if e.is_lost() && waited_from.elapsed() < BUSY_PATIENCE => {
-                wait_for_server(site, &e);
+            Err(e) if e.is_disconnected() && waited_from.elapsed() < BUSY_TIMEOUT => {
+                wait_for_server(ctx, &e);
                 continue;
             }
             Err(e)
                 if e.is_busy()
-                    && (site.gait == Gait::Beside || on_server)
-                    && waited_from.elapsed() < BUSY_PATIENCE =>
+                    && (ctx.server_state == ServerState::Running || on_server)
+                    && waited_from.elapsed() < BUSY_TIMEOUT =>
             {
                 log::info!(
                     "room {}: the homeserver keeps the database busy; waiting",
-                    site.room
+                    ctx.room
                 );
-                site.rest(pace.rest());
+                ctx.rest(sizer.pause());
                 continue;
             }
             Err(e) => return Err(e),
         };
         waited_from = Instant::now();
-        progress.strides += 1;
+        progress.batches += 1;
         progress.table = None;
-        progress.leapt |= leaps;
-        progress.events_done = (progress.events_done + stride.events).min(progress.events_planned);
+        progress.rewritten |= rewrites;
+        progress.events_done = (progress.events_done + batch.events).min(progress.events_planned);
         progress.longest_transaction_ms = progress
             .longest_transaction_ms
-            .max(stride.took.as_millis() as i64);
-        progress.add_rows(&stride.rows);
-        site.keep(progress);
-        pace.learn(stride.events, stride.took, stride.wal_bytes);
+            .max(batch.took.as_millis() as i64);
+        progress.add_rows(&batch.rows);
+        ctx.save_progress(progress);
+        sizer.observe(batch.events, batch.took, batch.wal_bytes);
         progress.reckon(started, done_before);
         log::debug!(
             "room {}: {} of {} events",
-            site.room,
+            ctx.room,
             progress.events_done,
             progress.events_planned
         );
         let Some(next) = next else { break };
         from = next;
-        site.rest(pace.rest());
+        ctx.rest(sizer.pause());
     }
     progress.seconds_left = None;
     Ok(())
 }
 
 /// A server that was lost may be there again in a moment.
-fn wait_for_server(site: &Worksite<'_>, lost: &Error) {
+fn wait_for_server(ctx: &JobContext<'_>, lost: &Error) {
     log::warn!(
         "room {}: {}; trying again",
-        site.room,
+        ctx.room,
         crate::error::Chain(lost)
     );
-    site.rest(LOST_REST);
+    ctx.rest(RECONNECT_PAUSE);
 }
 
-/// P-18, before anything is touched: a later stride would find out too late. Only a room that is being joined
+/// P-18, before anything is touched: a later batch would find out too late. Only a room that is being joined
 /// costs more than a look.
-fn refuse_partial_state(site: &Worksite<'_>, request: &Request) -> Result<(), Error> {
-    if !history::is_partially_joined(&site.db, site.room)? {
+fn refuse_partial_state(ctx: &JobContext<'_>, request: &Request) -> Result<(), Error> {
+    if !history::is_partially_joined(&ctx.db, ctx.room)? {
         return Ok(());
     }
-    let whole = request.cut(site.room, site.server_name);
-    site.db
+    let whole = request.cut(ctx.room, ctx.server_name);
+    ctx.db
         .read("look for events with partial state", |db| {
             history::select(db, &whole, Extent::Whole)
         })
         .map(drop)
 }
 
-struct Stride {
+struct Batch {
     events: i64,
     rows: RowCounts,
     took: Duration,
@@ -310,93 +317,93 @@ struct Stride {
 }
 
 enum Outcome {
-    Done(Stride),
+    Done(Batch),
     /// Others would have waited too long; nothing of it happened.
     TooLong,
     /// Something refers to an event that goes, and foreign keys are off; nothing of it happened.
     BreaksKeys,
 }
 
-/// What a stride of a job works with besides its database.
+/// What a batch of a job works with besides its database.
 #[derive(Clone, Copy)]
-struct Means<'a> {
+struct BatchOptions<'a> {
     documents: Option<&'a Documents>,
     /// Looks after foreign keys while they are off.
-    keys: Option<&'a Keys>,
+    keys: Option<&'a ForeignKeys>,
     secure_delete: SecureDelete,
     /// On a server: whether this is the whole purge, and a large part of what the server has.
-    leaps: bool,
+    rewrites: bool,
 }
 
-fn stride(
-    site: &mut Worksite<'_>,
-    cut: &Cut<'_>,
-    survives: i64,
-    pace: &Pace,
-    means: Means<'_>,
-    lock: &mut Option<&mut RowLock>,
+fn batch(
+    ctx: &mut JobContext<'_>,
+    cut: &DepthRange<'_>,
+    keep_from_depth: i64,
+    sizer: &BatchSizer,
+    options: BatchOptions<'_>,
+    lock: &mut Option<&mut SynapseLock>,
     progress: &mut Progress,
 ) -> Result<Outcome, Error> {
-    let room = site.locks.write(site.room);
-    let mut writer = site.writer.lock();
-    if site.gait == Gait::Beside {
-        writer.pin(&site.db)?;
+    let room = ctx.locks.write(ctx.room);
+    let mut writer = ctx.writer.lock();
+    if ctx.server_state == ServerState::Running {
+        writer.pin(&ctx.db)?;
     }
-    let (ledger, live, clock, gait) = (site.ledger, site.live, site.clock, site.gait);
-    let overwrites = site.overwrite_deleted;
-    let may_rebuild = gait == Gait::Offline;
+    let (ledger, live, clock, server_state) = (ctx.ledger, ctx.live, ctx.clock, ctx.server_state);
+    let overwrites = ctx.overwrite_deleted;
+    let may_rebuild = server_state == ServerState::Stopped;
     // Whether it would be cheaper takes a look at every document: too much for one of many small purges.
-    let rebuild_from = if site.is_one_of_many { 10_000 } else { 0 };
+    let rebuild_from = if ctx.is_one_of_many { 10_000 } else { 0 };
     let mut begun = Instant::now();
     let (mut gave_up, mut breaks_keys) = (false, false);
-    let on_server = site.db.engine() == Engine::Postgres;
-    let extent = match means.leaps || (on_server && pace.events() >= INDEXED_WHEN_FULL) {
+    let on_server = ctx.db.engine() == Engine::Postgres;
+    let extent = match options.rewrites || (on_server && sizer.events() >= INDEXED_WHEN_FULL) {
         true => Extent::Whole,
-        false => Extent::Stride,
+        false => Extent::Batch,
     };
-    site.db.walk_indexes(!means.leaps);
-    let wal_before = log_length(&site.db);
-    let result = site.db.write("purge the events", |db| {
+    ctx.db.prefer_index_scans(!options.rewrites);
+    let wal_before = log_length(&ctx.db);
+    let result = ctx.db.write("purge the events", |db| {
         // From here on others wait for us; before, we waited for them.
         begun = Instant::now();
-        let mut in_time = |table: &'static str| match pace.deadline() {
-            Some(deadline) if begun.elapsed() > deadline && pace.events() > 1 => {
+        let mut in_time = |table: &'static str| match sizer.deadline() {
+            Some(deadline) if begun.elapsed() > deadline && sizer.events() > 1 => {
                 gave_up = true;
                 Err(Error::Cancelled)
             }
-            _ if means.leaps => {
+            _ if options.rewrites => {
                 progress.table = Some(table.to_owned());
                 live.set_progress(serde_json::to_value(&*progress).unwrap_or_default());
                 Ok(())
             }
             _ => Ok(()),
         };
-        hold(db, lock, clock)?;
+        renew_lock(db, lock, clock)?;
         let selected = history::select(db, cut, extent)?;
         if selected.events == 0 {
             // P-7: an empty selection touches nothing.
             return Ok((0, RowCounts::new()));
         }
         let mut rows = RowCounts::new();
-        if let Some(documents) = means.documents {
+        if let Some(documents) = options.documents {
             in_time("event_search")?;
-            documents.note(db, cut.room, survives)?;
+            documents.note(db, cut.room, keep_from_depth)?;
             event_rows::add(
                 &mut rows,
                 "event_search",
                 documents.remove(db, may_rebuild && selected.events >= rebuild_from)?,
             );
         }
-        if overwrites && selected.doomed > 0 && db.engine() == Engine::Sqlite {
-            overwrite::owe(ledger, means.secure_delete, !rows.is_empty())?;
+        if overwrites && selected.to_delete > 0 && db.engine() == Engine::Sqlite {
+            overwrite::add_pending(ledger, options.secure_delete, !rows.is_empty())?;
         }
         let removal = Removal::Rows;
-        let removed = history::remove(db, cut, selected, survives, removal, &mut in_time)?;
+        let removed = history::remove(db, cut, selected, keep_from_depth, removal, &mut in_time)?;
         rows.extend(removed.rows);
         ledger.add_candidates(room.room().as_str(), &removed.state_groups)?;
         in_time("")?;
-        if let Some(keys) = means.keys
-            && keys.are_broken(db, selected.doomed)?
+        if let Some(keys) = options.keys
+            && keys.are_broken(db, selected.to_delete)?
         {
             breaks_keys = true;
             return Err(Error::Cancelled);
@@ -404,15 +411,15 @@ fn stride(
         Ok((selected.events, rows))
     });
     let took = begun.elapsed();
-    site.db.walk_indexes(true);
-    let wal_bytes = log_length(&site.db);
-    match site.gait {
-        _ if site.db.engine() == Engine::Postgres => {}
+    ctx.db.prefer_index_scans(true);
+    let wal_bytes = log_length(&ctx.db);
+    match ctx.server_state {
+        _ if ctx.db.engine() == Engine::Postgres => {}
         // Emptying it costs as much for one small room as for hundreds of them.
-        Gait::Offline if site.is_one_of_many && wal_bytes < LOG_OF_MANY => {}
-        // The log is empty again before the next stride; with readers about, it is when they have gone.
-        Gait::Offline => drop(site.db.checkpoint()?),
-        Gait::Beside => writer.shorten(&site.db)?,
+        ServerState::Stopped if ctx.is_one_of_many && wal_bytes < LOG_OF_MANY => {}
+        // The log is empty again before the next batch; with readers about, it is when they have gone.
+        ServerState::Stopped => drop(ctx.db.checkpoint()?),
+        ServerState::Running => writer.checkpoint_if_long(&ctx.db)?,
     }
     drop(writer);
     if result.is_err() && breaks_keys {
@@ -422,7 +429,7 @@ fn stride(
         return Ok(Outcome::TooLong);
     }
     let (events, rows) = result?;
-    Ok(Outcome::Done(Stride {
+    Ok(Outcome::Done(Batch {
         events,
         rows,
         took,
@@ -434,7 +441,7 @@ fn stride(
     }))
 }
 
-/// Events of a stride on a server from which it costs less to make the indexes of the selection anew.
+/// Events of a batch on a server from which it costs less to make the indexes of the selection anew.
 const INDEXED_WHEN_FULL: i64 = 4_000;
 
 /// Length at which the log is emptied between many small purges; before, their pages are written again and again.

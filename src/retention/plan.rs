@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::Point;
-use crate::policy::{Lifetime, LifetimeRange, Policy, Retention, Verdict};
+use crate::policy::{Decision, Lifetime, LifetimeRange, Policy, Retention};
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
 use crate::store::policies::{self, CutOff, RoomCut};
-use crate::store::shares;
+use crate::store::sizes;
 use crate::time::Millis;
 
 /// What a retention job would do.
@@ -161,7 +161,7 @@ pub fn plan(
     now: Millis,
     is_busy: &dyn Fn(&RoomId) -> bool,
 ) -> Result<Plan, Error> {
-    let keep_received_after = retention.promised().map(|least| now - least);
+    let keep_received_after = retention.min_lifetime_kept().map(|least| now - least);
     db.read("plan the retention of rooms", |db| {
         let rooms = policies::of_all_rooms(db)?;
         let own: BTreeSet<RoomId> = policies::rooms_with_own_tasks(db, now)?
@@ -187,12 +187,12 @@ pub fn plan(
                     lifetime.0
                 );
             }
-            let reason = match retention.judge(&range, policy.as_ref()) {
-                Verdict::NoLifetime => Reason::NoMaxLifetime,
-                Verdict::OutOfRange(_) => Reason::OutOfRange,
-                Verdict::Due(_) if is_busy(&room_id) => Reason::Busy,
-                Verdict::Due(_) if own.contains(&room_id) => Reason::BusyInHomeserver,
-                Verdict::Due(lifetime) => {
+            let reason = match retention.evaluate(&range, policy.as_ref()) {
+                Decision::NoLifetime => Reason::NoMaxLifetime,
+                Decision::OutOfRange(_) => Reason::OutOfRange,
+                Decision::Due(_) if is_busy(&room_id) => Reason::Busy,
+                Decision::Due(_) if own.contains(&room_id) => Reason::BusyInHomeserver,
+                Decision::Due(lifetime) => {
                     wanted.insert(room_id, (policy, lifetime));
                     continue;
                 }
@@ -204,12 +204,12 @@ pub fn plan(
             });
         }
         let cuts = policies::cuts(db, &cut_offs(&wanted, now), keep_received_after)?;
-        let bytes_of_one = shares::bytes_of_one_event(db)?;
+        let bytes_of_one = sizes::bytes_of_one_event(db)?;
         for cut in cuts {
             let Some((policy, lifetime)) = wanted.remove(&cut.room) else {
                 continue;
             };
-            plan.judge(cut, policy, lifetime, bytes_of_one);
+            plan.evaluate(cut, policy, lifetime, bytes_of_one);
         }
         for (room_id, (policy, _)) in wanted {
             plan.left_alone.push(LeftAlone {
@@ -243,7 +243,7 @@ fn cut_offs(wanted: &BTreeMap<RoomId, (Option<Policy>, Lifetime)>, now: Millis) 
 }
 
 impl Plan {
-    fn judge(
+    fn evaluate(
         &mut self,
         cut: RoomCut,
         policy: Option<Policy>,

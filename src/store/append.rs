@@ -1,20 +1,20 @@
 //! New events, with every row that Synapse would write for them (D-48).
 //!
-//! Only while no homeserver runs: it would not hear of them (W-40). An [`Arrival`] is one transaction's worth of events;
-//! each goes to the [`Tip`] of its room. What Synapse computes from its streams when it starts, it computes (D-50):
+//! Only while no homeserver runs: it would not hear of them (W-40). An [`EventWriter`] is one transaction's worth of events;
+//! each goes to the [`RoomHead`] of its room. What Synapse computes from its streams when it starts, it computes (D-50):
 //! statistics, the user directory, what goes to other servers.
 
 mod chains;
 mod current;
 mod groups;
 mod numbers;
-mod tip;
+mod room_head;
 
 use serde_json::{Value, json};
 
 pub use self::groups::StateMap;
 pub use self::numbers::Numbers;
-pub use self::tip::{RoomRow, Tip, room_row, version_by_create_event};
+pub use self::room_head::{RoomHead, RoomRow, room_row, version_by_create_event};
 use crate::error::Error;
 use crate::event::{CREATE, Event, MEMBER};
 use crate::ids::{EventId, RoomId, UserId};
@@ -92,13 +92,13 @@ pub fn insert_room(
 }
 
 /// One transaction's worth of new events.
-pub struct Arrival<'a> {
+pub struct EventWriter<'a> {
     db: &'a Db,
     numbers: Numbers,
     now: Millis,
 }
 
-impl<'a> Arrival<'a> {
+impl<'a> EventWriter<'a> {
     /// Begins; inside a transaction that holds the write lock.
     pub fn begin(db: &'a Db, now: Millis) -> Result<Self, Error> {
         Ok(Self {
@@ -113,8 +113,8 @@ impl<'a> Arrival<'a> {
         self.numbers.keep(self.db)
     }
 
-    /// Stores an event at the end of its room, and moves the end. Its prev events are those of [`Tip::prev`].
-    pub fn append(&mut self, tip: &mut Tip, event: &Event) -> Result<(), Error> {
+    /// Stores an event at the end of its room, and moves the end. Its prev events are those of [`RoomHead::prev`].
+    pub fn append(&mut self, room_head: &mut RoomHead, event: &Event) -> Result<(), Error> {
         let db = self.db;
         let (id, room) = (event.id.as_str(), event.room.as_str());
         let stream = self.insert(event, false)?;
@@ -122,15 +122,22 @@ impl<'a> Arrival<'a> {
             db.execute(DOING, INSERT_EDGE, params![id, prev.as_str()])?;
         }
         self.insert_auth(event)?;
-        let replaced = self.group(tip, event)?;
-        move_tip(db, tip, event, stream)?;
+        let replaced = self.group(room_head, event)?;
+        move_room_head(db, room_head, event, stream)?;
         db.execute(DOING, INSERT_DEPTH, params![room, event.depth])?;
-        if tip.has_chains {
-            tip.chains.place(db, &mut self.numbers, event)?;
+        if room_head.has_chains {
+            room_head.chains.place(db, &mut self.numbers, event)?;
         }
         current::insert_membership(db, event, stream)?;
-        current::change(db, &self.numbers, tip, event, stream, replaced.as_ref())?;
-        self.make_known(tip, event, stream)
+        current::change(
+            db,
+            &self.numbers,
+            room_head,
+            event,
+            stream,
+            replaced.as_ref(),
+        )?;
+        self.make_known(room_head, event, stream)
     }
 
     /// Stores a membership outside the timeline: the answer to an invitation into a room that this server is not in.
@@ -199,32 +206,39 @@ impl<'a> Arrival<'a> {
     }
 
     /// The state after the event, and its group; answers the state event that it replaces.
-    fn group(&mut self, tip: &mut Tip, event: &Event) -> Result<Option<EventId>, Error> {
+    fn group(&mut self, room_head: &mut RoomHead, event: &Event) -> Result<Option<EventId>, Error> {
         let (db, numbers) = (self.db, &mut self.numbers);
         let mut replaced = None;
         if let Some(key) = &event.state_key {
             if event.kind == CREATE {
-                tip.group = Some(groups::empty(db, numbers, &tip.room, &event.id)?);
+                room_head.group = Some(groups::empty(db, numbers, &room_head.room, &event.id)?);
             }
             let state_of = (event.kind.clone(), key.clone());
-            replaced = tip.state.insert(state_of, event.id.clone());
+            replaced = room_head.state.insert(state_of, event.id.clone());
             let entry = (event.kind.as_str(), key.as_str(), &event.id);
-            let group = groups::after(db, numbers, &tip.room, tip.group, &tip.state, entry)?;
-            tip.group = Some(group);
+            let group = groups::after(
+                db,
+                numbers,
+                &room_head.room,
+                room_head.group,
+                &room_head.state,
+                entry,
+            )?;
+            room_head.group = Some(group);
         }
-        let group = match tip.group {
+        let group = match room_head.group {
             Some(group) => group,
             // The first event on top of several: their resolved state has no group of its own yet.
-            None => groups::whole(db, numbers, &tip.room, &tip.state, &event.id)?,
+            None => groups::whole(db, numbers, &room_head.room, &room_head.state, &event.id)?,
         };
-        tip.group = Some(group);
+        room_head.group = Some(group);
         let id = event.id.as_str();
         db.execute(DOING, INSERT_GROUP_OF, params![id, group.id])?;
         Ok(replaced)
     }
 
     /// The full-text index, and who takes part.
-    fn make_known(&self, tip: &Tip, event: &Event, stream: i64) -> Result<(), Error> {
+    fn make_known(&self, room_head: &RoomHead, event: &Event, stream: i64) -> Result<(), Error> {
         let db = self.db;
         for (kind, member, key) in SEARCHED {
             if event.kind == *kind
@@ -245,7 +259,7 @@ impl<'a> Arrival<'a> {
             }
         }
         if event.kind == "m.room.message"
-            && let Some(member) = tip.state(MEMBER, event.sender.as_str())
+            && let Some(member) = room_head.state(MEMBER, event.sender.as_str())
             && db.catalog().has_column("room_memberships", "participant")
         {
             db.execute(DOING, TAKE_PART, params![member.as_str()])?;
@@ -255,19 +269,30 @@ impl<'a> Arrival<'a> {
 }
 
 /// The forward extremities after an event.
-fn move_tip(db: &Db, tip: &mut Tip, event: &Event, stream: i64) -> Result<(), Error> {
+fn move_room_head(
+    db: &Db,
+    room_head: &mut RoomHead,
+    event: &Event,
+    stream: i64,
+) -> Result<(), Error> {
     let (id, room) = (event.id.as_str(), event.room.as_str());
     for prev in &event.prev {
         db.execute(DOING, DELETE_EXTREMITY, params![prev.as_str(), room])?;
     }
     db.execute(DOING, INSERT_EXTREMITY, params![id, room])?;
-    tip.extremities.retain(|e| !event.prev.contains(&e.id));
-    let extremity = tip::Extremity {
+    room_head
+        .extremities
+        .retain(|e| !event.prev.contains(&e.id));
+    let extremity = room_head::Extremity {
         id: event.id.clone(),
         depth: event.depth,
     };
-    tip.extremities.insert(0, extremity);
-    let ends = tip.extremities.iter().map(|e| &e.id).chain(&tip.aside);
+    room_head.extremities.insert(0, extremity);
+    let ends = room_head
+        .extremities
+        .iter()
+        .map(|e| &e.id)
+        .chain(&room_head.aside);
     for end in ends {
         db.execute(
             DOING,
@@ -275,6 +300,6 @@ fn move_tip(db: &Db, tip: &mut Tip, event: &Event, stream: i64) -> Result<(), Er
             params![stream, room, end.as_str()],
         )?;
     }
-    tip.know(event.reference());
+    room_head.know(event.reference());
     Ok(())
 }

@@ -147,7 +147,7 @@ impl Catalog {
     /// Refuses what we must not write to (V-1, V-2, V-9); warns of what is newer but compatible.
     ///
     /// # Errors
-    /// [`Error::Unsafe`] with what was found and what to do.
+    /// [`Error::Refused`] with what was found and what to do.
     pub fn refuse_unknown_schema(&self) -> Result<(), Error> {
         for table in [
             "schema_version",
@@ -157,33 +157,33 @@ impl Catalog {
             "state_groups",
         ] {
             if !self.has(table) {
-                return Err(Error::Unsafe(format!(
+                return Err(Error::Refused(format!(
                     "this is not a Synapse database: it has no table {table} (if the homeserver keeps its state \
                      tables in a second database, roomkeeper cannot work on it)"
                 )));
             }
         }
         let version = self.version.ok_or_else(|| {
-            Error::Unsafe(
+            Error::Refused(
                 "schema_version is empty: start Synapse once, so that it completes the database"
                     .into(),
             )
         })?;
         let compat = self.compat.unwrap_or(version.min(NEWEST_SCHEMA));
         if compat > NEWEST_SCHEMA {
-            return Err(Error::Unsafe(format!(
+            return Err(Error::Refused(format!(
                 "the database asks for programs that know schema {compat} or newer, and this roomkeeper knows {NEWEST_SCHEMA}: \
                  use a newer roomkeeper"
             )));
         }
         if version < OLDEST_SCHEMA {
-            return Err(Error::Unsafe(format!(
+            return Err(Error::Refused(format!(
                 "the database has schema {version}; roomkeeper works on {OLDEST_SCHEMA} (Synapse 1.66) and newer: \
                  upgrade Synapse first"
             )));
         }
         if self.has_stalled_upgrade {
-            return Err(Error::Unsafe(format!(
+            return Err(Error::Refused(format!(
                 "an upgrade of the database from schema {version} was not finished: start Synapse, let it complete \
                  the upgrade, stop it, and try again"
             )));

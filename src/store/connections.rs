@@ -36,14 +36,14 @@ impl Connections {
             None => Db::open(
                 &self.database,
                 &OpenOptions {
-                    access: Access::Ask,
+                    access: Access::ReadOnly,
                     ..OpenOptions::default()
                 },
             )?,
         };
         let answer = question(&db);
-        let is_lost = answer.as_ref().is_err_and(Error::is_lost);
-        if !is_lost {
+        let is_disconnected = answer.as_ref().is_err_and(Error::is_disconnected);
+        if !is_disconnected {
             self.put_back(db);
         }
         answer

@@ -15,16 +15,16 @@ use super::sqlite;
 pub(crate) use super::value::params;
 pub use super::value::{Bind, Params, Row, RowResult, Value};
 use crate::database::Database;
-use crate::error::{Doing, Error, StoreError};
+use crate::error::{Context, Error, StoreError};
 
 /// How often a transaction is begun again when others are in its way; on SQLite, with the time-out of a statement, half
 /// a minute, after which a person should look who holds the database.
 const ATTEMPTS: u32 = 5;
 
-/// Page cache beside a live server, in KiB: the pages of one small stride.
+/// Page cache beside a live server, in KiB: the pages of one small batch.
 pub const CACHE_BESIDE_KIB: i64 = 112 * 1024;
 
-/// Page cache offline, in KiB: most of the random index pages of one long stride, within 256 MiB of memory.
+/// Page cache offline, in KiB: most of the random index pages of one long batch, within 256 MiB of memory.
 pub const CACHE_OFFLINE_KIB: i64 = 96 * 1024;
 
 /// Whether deleted content is overwritten with zeros in the file (`PRAGMA secure_delete`).
@@ -34,7 +34,7 @@ pub enum SecureDelete {
     #[default]
     On,
     /// Overwritten within pages that are written anyway; pages that become free keep their content until
-    /// [`crate::store::erase`] overwrites them. Saves writing each of them to the log and again to the file.
+    /// [`crate::store::free_pages`] overwrites them. Saves writing each of them to the log and again to the file.
     Fast,
     /// Deleted content stays in free pages until they are used again.
     Off,
@@ -46,11 +46,11 @@ pub enum Access {
     /// Everything.
     #[default]
     Write,
-    /// Ask; not even temporary tables can be written. As the last connection to close it still empties the log, which
+    /// Reads; not even temporary tables can be written. As the last connection to close it still empties the log, which
     /// a connection to a file that is open for reading cannot.
-    Ask,
+    ReadOnly,
     /// Read the file, which is not even opened for writing. Temporary tables can be written.
-    ReadFile,
+    ReadOnlyFile,
 }
 
 /// How a connection is to be opened.
@@ -120,7 +120,7 @@ impl Db {
     /// Opens an existing database; never creates one.
     ///
     /// # Errors
-    /// [`Error::Config`] when there is no such file; [`Error::Unsafe`] when it is no Synapse database of a
+    /// [`Error::Config`] when there is no such file; [`Error::Refused`] when it is no Synapse database of a
     /// schema we know (V-1 … V-9).
     pub fn open(database: impl Into<Database>, options: &OpenOptions) -> Result<Self, Error> {
         let mut db = Self::connect(&database.into(), options)?;
@@ -160,7 +160,7 @@ impl Db {
         let doing = "look which database it is";
         match &self.path {
             Some(path) => Ok(std::fs::canonicalize(path)
-                .doing(doing)?
+                .context(doing)?
                 .display()
                 .to_string()),
             None => self
@@ -220,9 +220,9 @@ impl Db {
         sql: &str,
         work: impl FnOnce(&Conn) -> Result<(T, i64), StoreError>,
     ) -> Result<T, Error> {
-        tell(sql);
+        trace_hook(sql);
         let started = Instant::now();
-        let (done, rows) = work(&self.conn).doing(doing)?;
+        let (done, rows) = work(&self.conn).context(doing)?;
         // Statements hold no values, so they may be shown.
         log::trace!("{rows} rows in {} ms: {sql}", started.elapsed().as_millis());
         Ok(done)
@@ -313,11 +313,11 @@ impl Db {
 
     /// Runs statements without parameters, as PRAGMAs and temporary tables need.
     pub fn batch(&self, doing: &'static str, sql: &str) -> Result<(), Error> {
-        tell(sql);
+        trace_hook(sql);
         match &self.conn {
-            Conn::Sqlite(conn) => conn.execute_batch(sql).doing(doing)?,
+            Conn::Sqlite(conn) => conn.execute_batch(sql).context(doing)?,
             #[cfg(feature = "postgres")]
-            Conn::Postgres(link) => link.batch(sql).doing(doing)?,
+            Conn::Postgres(link) => link.batch(sql).context(doing)?,
         }
         log::trace!("a batch: {sql}");
         Ok(())
@@ -339,10 +339,14 @@ impl Db {
         loop {
             attempt += 1;
             match self.write_once(doing, &mut work) {
-                Err(e) if (e.is_busy() || e.is_lost()) && attempt < ATTEMPTS => {
+                Err(e) if (e.is_busy() || e.is_disconnected()) && attempt < ATTEMPTS => {
                     log::debug!("{e}; trying again");
                     // A server that starts anew needs a few seconds.
-                    let most = if e.is_lost() { 200 << attempt } else { 200 };
+                    let most = if e.is_disconnected() {
+                        200 << attempt
+                    } else {
+                        200
+                    };
                     std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..most)));
                 }
                 outcome => return outcome,
@@ -355,27 +359,27 @@ impl Db {
         doing: &'static str,
         work: &mut impl FnMut(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        tell("BEGIN IMMEDIATE");
+        trace_hook("BEGIN IMMEDIATE");
         let outcome = match &self.conn {
-            Conn::Sqlite(conn) => conn.execute_batch("BEGIN IMMEDIATE").doing(doing),
+            Conn::Sqlite(conn) => conn.execute_batch("BEGIN IMMEDIATE").context(doing),
             #[cfg(feature = "postgres")]
-            Conn::Postgres(link) => link.begin(postgres::Transaction::Write).doing(doing),
+            Conn::Postgres(link) => link.begin(postgres::Transaction::Write).context(doing),
         };
         let outcome = outcome.and_then(|()| work(self)).and_then(|done| {
-            tell("COMMIT");
+            trace_hook("COMMIT");
             match &self.conn {
-                Conn::Sqlite(conn) => conn.execute_batch("COMMIT").doing(doing)?,
+                Conn::Sqlite(conn) => conn.execute_batch("COMMIT").context(doing)?,
                 #[cfg(feature = "postgres")]
-                Conn::Postgres(link) => link.commit().doing(doing)?,
+                Conn::Postgres(link) => link.commit().context(doing)?,
             }
             Ok(done)
         });
-        self.leave();
+        self.rollback_if_open();
         outcome
     }
 
     /// Leaves whatever is left of a transaction.
-    fn leave(&self) {
+    fn rollback_if_open(&self) {
         match &self.conn {
             Conn::Sqlite(conn) => sqlite::roll_back(conn),
             #[cfg(feature = "postgres")]
@@ -390,21 +394,21 @@ impl Db {
         work: impl FnOnce(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
         match &self.conn {
-            Conn::Sqlite(conn) => sqlite::begin_to_read(conn).doing(doing)?,
+            Conn::Sqlite(conn) => sqlite::begin_to_read(conn).context(doing)?,
             #[cfg(feature = "postgres")]
-            Conn::Postgres(link) => link.begin(postgres::Transaction::Read).doing(doing)?,
+            Conn::Postgres(link) => link.begin(postgres::Transaction::Read).context(doing)?,
         }
         let outcome = work(self);
-        self.leave();
+        self.rollback_if_open();
         outcome
     }
 
     /// On a server: whether triggers run in the next transactions that write.
-    pub(super) fn switch_triggers(&self, on: bool) {
+    pub(super) fn set_triggers(&self, on: bool) {
         match &self.conn {
             Conn::Sqlite(_) => {}
             #[cfg(feature = "postgres")]
-            Conn::Postgres(link) => link.switch_triggers(on),
+            Conn::Postgres(link) => link.set_triggers(on),
         }
         #[cfg(not(feature = "postgres"))]
         let _ = on;
@@ -412,11 +416,11 @@ impl Db {
 
     /// On a server: whether the next transactions that write walk every table along an index, which takes as long as
     /// what is wanted is large and never as long as the server is old. That is how connections begin.
-    pub fn walk_indexes(&self, on: bool) {
+    pub fn prefer_index_scans(&self, on: bool) {
         match &self.conn {
             Conn::Sqlite(_) => {}
             #[cfg(feature = "postgres")]
-            Conn::Postgres(link) => link.walk_indexes(on),
+            Conn::Postgres(link) => link.prefer_index_scans(on),
         }
         #[cfg(not(feature = "postgres"))]
         let _ = on;
@@ -449,15 +453,15 @@ impl Db {
 
 /// Tells a test which statement comes next, so that it can stop every one of them.
 #[cfg(not(test))]
-pub(super) fn tell(_sql: &str) {}
+pub(super) fn trace_hook(_sql: &str) {}
 
 #[cfg(test)]
-pub(super) fn tell(sql: &str) {
-    TOLD.with_borrow_mut(|told| sql.clone_into(told));
+pub(super) fn trace_hook(sql: &str) {
+    TRACE_HOOK.with_borrow_mut(|told| sql.clone_into(told));
 }
 
 #[cfg(test)]
 thread_local! {
     /// The statement that this thread asked for last.
-    pub(crate) static TOLD: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+    pub(crate) static TRACE_HOOK: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
 }

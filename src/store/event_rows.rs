@@ -19,7 +19,7 @@ pub enum Removal {
     Rows,
     /// The large tables by putting aside what stays. Foreign keys must be off, and be checked afterwards: SQLite
     /// empties no table in one step while they are on.
-    Refill,
+    Rewrite,
 }
 
 /// Adds to the count of a table; nothing is not counted.
@@ -32,12 +32,12 @@ pub fn add(counts: &mut RowCounts, table: &str, rows: i64) {
 /// How a table's rows are found by their event.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rows {
-    /// Rows of doomed events, by `event_id`.
-    Doomed,
+    /// Rows of events to delete, by `event_id`.
+    ToDelete,
     /// Rows of all selected events, by `event_id` (P-12).
-    Selected,
-    /// Rows of doomed events, by room and event: the only index there is.
-    DoomedInRoom,
+    Selection,
+    /// Rows of events to delete, by room and event: the only index there is.
+    ToDeleteInRoom,
     /// The events themselves.
     Events,
 }
@@ -45,50 +45,50 @@ enum Rows {
 /// What is removed, in the order of P-13 (which is also the lock order of P-26): first what has a foreign key
 /// on `events`, even where it would cascade (P-17), so that it is counted; our own additions of P-20 last.
 const TABLES: &[(&str, Rows)] = &[
-    ("event_to_state_groups", Rows::Selected),
-    ("event_edges", Rows::Doomed),
-    ("event_txn_id", Rows::Doomed),
-    ("event_txn_id_device_id", Rows::Doomed),
-    ("un_partial_stated_event_stream", Rows::Doomed),
-    ("thread_subscriptions", Rows::Doomed),
-    ("event_forward_extremities", Rows::Doomed),
+    ("event_to_state_groups", Rows::Selection),
+    ("event_edges", Rows::ToDelete),
+    ("event_txn_id", Rows::ToDelete),
+    ("event_txn_id_device_id", Rows::ToDelete),
+    ("un_partial_stated_event_stream", Rows::ToDelete),
+    ("thread_subscriptions", Rows::ToDelete),
+    ("event_forward_extremities", Rows::ToDelete),
     ("events", Rows::Events),
-    ("event_json", Rows::Doomed),
-    ("event_auth", Rows::Doomed),
-    ("event_relations", Rows::Doomed),
+    ("event_json", Rows::ToDelete),
+    ("event_auth", Rows::ToDelete),
+    ("event_relations", Rows::ToDelete),
     // On PostgreSQL a table like any other.
-    ("event_search", Rows::Doomed),
-    ("rejections", Rows::Doomed),
-    ("redactions", Rows::Doomed),
-    ("event_push_actions", Rows::DoomedInRoom),
-    ("event_labels", Rows::Doomed),
-    ("event_expiry", Rows::Doomed),
-    ("event_push_actions_staging", Rows::Doomed),
+    ("event_search", Rows::ToDelete),
+    ("rejections", Rows::ToDelete),
+    ("redactions", Rows::ToDelete),
+    ("event_push_actions", Rows::ToDeleteInRoom),
+    ("event_labels", Rows::ToDelete),
+    ("event_expiry", Rows::ToDelete),
+    ("event_push_actions_staging", Rows::ToDelete),
 ];
 
 /// The same where a whole room goes (E-8, E-9, E-10): everything that belongs to an event before the event itself.
 const ROOM_TABLES: &[(&str, Rows)] = &[
-    ("event_auth", Rows::Doomed),
-    ("event_edges", Rows::Doomed),
-    ("event_json", Rows::Doomed),
-    ("event_push_actions_staging", Rows::Doomed),
-    ("event_relations", Rows::Doomed),
-    ("event_to_state_groups", Rows::Doomed),
-    ("event_auth_chains", Rows::Doomed),
-    ("event_auth_chain_to_calculate", Rows::Doomed),
-    ("redactions", Rows::Doomed),
-    ("rejections", Rows::Doomed),
-    ("state_events", Rows::Doomed),
-    ("event_expiry", Rows::Doomed),
-    ("event_labels", Rows::Doomed),
-    ("event_txn_id", Rows::Doomed),
-    ("event_txn_id_device_id", Rows::Doomed),
-    ("un_partial_stated_event_stream", Rows::Doomed),
-    ("thread_subscriptions", Rows::Doomed),
-    ("room_memberships", Rows::Doomed),
-    ("event_search", Rows::Doomed),
-    ("event_forward_extremities", Rows::Doomed),
-    ("event_push_actions", Rows::DoomedInRoom),
+    ("event_auth", Rows::ToDelete),
+    ("event_edges", Rows::ToDelete),
+    ("event_json", Rows::ToDelete),
+    ("event_push_actions_staging", Rows::ToDelete),
+    ("event_relations", Rows::ToDelete),
+    ("event_to_state_groups", Rows::ToDelete),
+    ("event_auth_chains", Rows::ToDelete),
+    ("event_auth_chain_to_calculate", Rows::ToDelete),
+    ("redactions", Rows::ToDelete),
+    ("rejections", Rows::ToDelete),
+    ("state_events", Rows::ToDelete),
+    ("event_expiry", Rows::ToDelete),
+    ("event_labels", Rows::ToDelete),
+    ("event_txn_id", Rows::ToDelete),
+    ("event_txn_id_device_id", Rows::ToDelete),
+    ("un_partial_stated_event_stream", Rows::ToDelete),
+    ("thread_subscriptions", Rows::ToDelete),
+    ("room_memberships", Rows::ToDelete),
+    ("event_search", Rows::ToDelete),
+    ("event_forward_extremities", Rows::ToDelete),
+    ("event_push_actions", Rows::ToDeleteInRoom),
     ("events", Rows::Events),
 ];
 
@@ -148,7 +148,7 @@ pub fn remove(
     each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for found in present(db, scope, room, selected)? {
-        let is_taken = matches!(found.rows, Rows::Selected | Rows::DoomedInRoom);
+        let is_taken = matches!(found.rows, Rows::Selection | Rows::ToDeleteInRoom);
         if is_taken && scope == Scope::History && db.engine() == Engine::Postgres {
             continue;
         }
@@ -156,8 +156,8 @@ pub fn remove(
         let is_large = found.rows == Rows::Events
             || PER_EVENT.contains(&found.table)
             || found.table == "event_relations";
-        let rows = if removal == Removal::Refill && is_large {
-            refill(db, found.table, &found.stays())?
+        let rows = if removal == Removal::Rewrite && is_large {
+            rewrite(db, found.table, &found.stays())?
         } else {
             match db.engine() {
                 Engine::Sqlite if found.has_few() => delete_each(db, &found, &[&room])?,
@@ -177,7 +177,7 @@ pub fn remove(
 
 /// Deletes rows one by one, in the order in which they lie in the file. Asked to delete a set of them, SQLite would read
 /// from end to end a table of which statistics once told that it was small, for every purge of a few events.
-fn delete_each(db: &Db, found: &Found, room: Params<'_>) -> Result<i64, Error> {
+fn delete_each(db: &Db, found: &TableRule, room: Params<'_>) -> Result<i64, Error> {
     let doing = "purge the events";
     let find = format!("SELECT t.rowid FROM {}", found.found_by());
     let mut rows: Vec<i64> = db.rows(doing, &find, found.params(room), |r| r.get(0))?;
@@ -193,7 +193,7 @@ fn delete_each(db: &Db, found: &Found, room: Params<'_>) -> Result<i64, Error> {
 
 /// Puts aside the rows of `table` that satisfy `stays` (over the table as `t`), empties it, and fills it again:
 /// same rowids, same order, same definition. Answers how many rows are gone.
-pub fn refill(db: &Db, table: &str, stays: &str) -> Result<i64, Error> {
+pub fn rewrite(db: &Db, table: &str, stays: &str) -> Result<i64, Error> {
     let doing = "refill a table";
     let columns = db.rows(
         doing,
@@ -236,7 +236,7 @@ pub fn goes_with_its_event(table: &str, column: &str) -> bool {
     column == "event_id"
         && TABLES
             .iter()
-            .any(|(t, rows)| *t == table && matches!(rows, Rows::Doomed | Rows::Selected))
+            .any(|(t, rows)| *t == table && matches!(rows, Rows::ToDelete | Rows::Selection))
 }
 
 /// The tables from which a history purge removes rows.
@@ -244,7 +244,7 @@ pub(super) fn tables_of_history() -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|(table, _)| *table)
 }
 
-/// Whether a trigger on one of the large tables would see a refill.
+/// Whether a trigger on one of the large tables would see a rewrite.
 pub fn has_triggers(db: &Db) -> Result<bool, Error> {
     const TRIGGERS: &str = "
         SELECT count(*) FROM sqlite_master
@@ -263,13 +263,13 @@ pub fn broken_foreign_keys(db: &Db) -> Result<i64, Error> {
 }
 
 /// A rule of [`TABLES`] whose table exists and is not empty.
-struct Found {
+struct TableRule {
     table: &'static str,
     rows: Rows,
     from_table: bool,
 }
 
-impl Found {
+impl TableRule {
     /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
     /// table is the smaller one, from the table's.
     fn found_by(&self) -> String {
@@ -289,10 +289,10 @@ impl Found {
     /// What makes a row of the table, `t`, one of the selection's, `s`.
     fn condition(&self) -> &'static str {
         match self.rows {
-            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.doomed",
-            Rows::Doomed => "t.event_id = s.event_id AND s.doomed",
-            Rows::Selected => "t.event_id = s.event_id",
-            Rows::DoomedInRoom => "t.event_id = s.event_id AND s.doomed AND t.room_id = $1",
+            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.to_delete",
+            Rows::ToDelete => "t.event_id = s.event_id AND s.to_delete",
+            Rows::Selection => "t.event_id = s.event_id",
+            Rows::ToDeleteInRoom => "t.event_id = s.event_id AND s.to_delete AND t.room_id = $1",
         }
     }
 
@@ -300,7 +300,7 @@ impl Found {
     fn delete(&self) -> String {
         match self.rows {
             Rows::Events => "DELETE FROM events WHERE stream_ordering IN \
-                             (SELECT stream_ordering FROM rk_selected WHERE doomed)"
+                             (SELECT stream_ordering FROM rk_selected WHERE to_delete)"
                 .to_owned(),
             _ => format!(
                 "DELETE FROM {} WHERE rowid IN (SELECT t.rowid FROM {})",
@@ -319,18 +319,20 @@ impl Found {
         )
     }
 
-    /// The condition under which a row stays, for [`refill`].
+    /// The condition under which a row stays, for [`rewrite`].
     fn stays(&self) -> String {
-        let (of_event, doomed) = match self.rows {
-            Rows::Events => ("s.stream_ordering = t.stream_ordering", " AND s.doomed"),
-            Rows::Selected => ("s.event_id = t.event_id", ""),
-            Rows::Doomed | Rows::DoomedInRoom => ("s.event_id = t.event_id", " AND s.doomed"),
+        let (of_event, to_delete) = match self.rows {
+            Rows::Events => ("s.stream_ordering = t.stream_ordering", " AND s.to_delete"),
+            Rows::Selection => ("s.event_id = t.event_id", ""),
+            Rows::ToDelete | Rows::ToDeleteInRoom => {
+                ("s.event_id = t.event_id", " AND s.to_delete")
+            }
         };
-        format!("NOT EXISTS (SELECT 1 FROM rk_selected s WHERE {of_event}{doomed})")
+        format!("NOT EXISTS (SELECT 1 FROM rk_selected s WHERE {of_event}{to_delete})")
     }
 
     fn params<'a>(&self, room: Params<'a>) -> Params<'a> {
-        if self.rows == Rows::DoomedInRoom {
+        if self.rows == Rows::ToDeleteInRoom {
             room
         } else {
             &[]
@@ -339,7 +341,7 @@ impl Found {
 }
 
 /// The rules that have anything to do here, and from which side to walk each.
-fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<Found>, Error> {
+fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<TableRule>, Error> {
     let mut found = Vec::new();
     for &(table, rows) in scope.tables() {
         // SQLite's full-text index has no key on event ids, and a way of its own.
@@ -348,7 +350,7 @@ fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<Found
             continue;
         }
         if db.engine() == Engine::Postgres {
-            found.push(Found {
+            found.push(TableRule {
                 table,
                 rows,
                 from_table: false,
@@ -368,13 +370,13 @@ fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<Found
             }
             from_table = at_most < selected;
         }
-        if rows == Rows::DoomedInRoom {
+        if rows == Rows::ToDeleteInRoom {
             let any = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE room_id = $1)");
             if db.count("look whether a table has rows of the room", &any, &[&room])? == 0 {
                 continue;
             }
         }
-        found.push(Found {
+        found.push(TableRule {
             table,
             rows,
             from_table,

@@ -5,17 +5,17 @@
 
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
-use super::newest;
-use super::selected;
-pub use super::selected::Extent;
-use super::unread;
+use super::push_actions;
+use super::sliding_sync;
+use super::temp_tables;
+pub use super::temp_tables::Extent;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 use crate::time::Millis;
 
 /// A range of depths in one room, and what may go there.
 #[derive(Clone, Copy, Debug)]
-pub struct Cut<'a> {
+pub struct DepthRange<'a> {
     /// The room.
     pub room: &'a RoomId,
     /// Lowest depth looked at (inclusive).
@@ -33,11 +33,11 @@ pub struct Cut<'a> {
 
 /// What a selection holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Selected {
+pub struct Selection {
     /// Events selected: deleted ones and those that become outliers.
     pub events: i64,
     /// Events that will be deleted.
-    pub doomed: i64,
+    pub to_delete: i64,
 }
 
 const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
@@ -57,7 +57,7 @@ const DEEPEST_EXTREMITY: &str = "
 /// local events, `$2` server name, `$3` room, `$4` lowest depth, `$5` depth that survives, `$6` the time after which
 /// what was received is left out, or NULL. Walks `events_order_room`.
 const SELECT_BELOW: &str = "
-    INSERT INTO rk_selected (stream_ordering, event_id, doomed)
+    INSERT INTO rk_selected (stream_ordering, event_id, to_delete)
     SELECT stream_ordering, event_id, deletable
       FROM (SELECT e.stream_ordering, e.event_id, e.outlier,
                    s.event_id IS NULL
@@ -81,21 +81,21 @@ const IN_ORDER_OF_IDS: &str = "
 /// redacted. Keeping a redaction can make another one's target survive, so this is repeated until it changes
 /// nothing. Walks `redactions` by event id, `events` by event id.
 const KEEP_REDACTIONS: &str = "
-    UPDATE rk_selected SET doomed = FALSE
+    UPDATE rk_selected SET to_delete = FALSE
      WHERE stream_ordering IN (
            SELECT own.stream_ordering
              FROM rk_selected own
             CROSS JOIN redactions r
             CROSS JOIN events target
              LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
-            WHERE own.doomed
+            WHERE own.to_delete
               AND r.event_id = own.event_id
               AND target.event_id = r.redacts
-              AND (t.stream_ordering IS NULL OR NOT t.doomed))";
+              AND (t.stream_ordering IS NULL OR NOT t.to_delete))";
 
 /// The same, walked from the redactions, for when those are fewer than the selection.
 const KEEP_FEW_REDACTIONS: &str = "
-    UPDATE rk_selected SET doomed = FALSE
+    UPDATE rk_selected SET to_delete = FALSE
      WHERE stream_ordering IN (
            SELECT own.stream_ordering
              FROM redactions r
@@ -103,27 +103,27 @@ const KEEP_FEW_REDACTIONS: &str = "
             CROSS JOIN events target
              LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
             WHERE own.event_id = r.event_id
-              AND own.doomed
+              AND own.to_delete
               AND target.event_id = r.redacts
-              AND (t.stream_ordering IS NULL OR NOT t.doomed))";
+              AND (t.stream_ordering IS NULL OR NOT t.to_delete))";
 
 /// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done. The order of the joins is part of
 /// it: with statistics SQLite would rather walk all events.
 const FORGET_KEPT_OUTLIERS: &str = "
     DELETE FROM rk_selected
-     WHERE NOT doomed
+     WHERE NOT to_delete
        AND stream_ordering IN (
            SELECT e.stream_ordering FROM rk_selected s CROSS JOIN events e
-            WHERE NOT s.doomed AND e.stream_ordering = s.stream_ordering AND e.outlier)";
+            WHERE NOT s.to_delete AND e.stream_ordering = s.stream_ordering AND e.outlier)";
 
 const COUNT_SELECTED: &str =
-    "SELECT count(*), coalesce(sum(CASE WHEN doomed THEN 1 ELSE 0 END), 0) FROM rk_selected";
+    "SELECT count(*), coalesce(sum(CASE WHEN to_delete THEN 1 ELSE 0 END), 0) FROM rk_selected";
 
-/// P-18: a doomed event that a partially joined room still needs.
+/// P-18: an event to delete that a partially joined room still needs.
 const PARTIAL_STATE: &str = "
     SELECT p.event_id FROM partial_state_events p
      CROSS JOIN rk_selected s
-     WHERE s.event_id = p.event_id AND s.doomed LIMIT 1";
+     WHERE s.event_id = p.event_id AND s.to_delete LIMIT 1";
 
 /// P-9, first half: selected events that a surviving event of the timeline points at. Binds `$1` room.
 /// Walks `ev_edges_prev_id`; the order of the joins is part of it.
@@ -152,7 +152,7 @@ const NEW_EXTREMITIES_FROM_SURVIVORS: &str = "
        AND g.event_id = v.event_id
        AND s.event_id = g.prev_event_id";
 
-/// The same, where survivors may also lie below the cut. The doomed are gone already, so little of the room is left.
+/// The same, where survivors may also lie below the cut. Those to delete are gone already, so little of the room is left.
 /// Binds `$1` room.
 const NEW_EXTREMITIES_FROM_THE_REST: &str = "
     INSERT INTO rk_extremities (event_id)
@@ -193,8 +193,8 @@ const DROP_EXTREMITIES: &str = "
      WHERE room_id = $1
        AND event_id NOT IN (SELECT event_id FROM rk_extremities)";
 
-/// Of the extremities that earlier strides of this job made, those that are none any more. They were not there
-/// before the job, so they are not counted as removed by it. Outlives a stride, and goes back with it.
+/// Of the extremities that earlier batches of this job made, those that are none any more. They were not there
+/// before the job, so they are not counted as removed by it. Outlives a batch, and goes back with it.
 const DROP_OWN_EXTREMITIES: &str = "
     DELETE FROM rk_own_extremities WHERE event_id NOT IN (SELECT event_id FROM rk_extremities)";
 
@@ -238,7 +238,7 @@ const DROP_OUTLIER_EXTREMITIES: &str = "
 /// P-16.
 const TURN_OUTLIER: &str = "
     UPDATE events SET outlier = TRUE
-     WHERE stream_ordering IN (SELECT stream_ordering FROM rk_selected WHERE NOT doomed)";
+     WHERE stream_ordering IN (SELECT stream_ordering FROM rk_selected WHERE NOT to_delete)";
 
 /// P-20: threads whose root goes. Binds `$1` room. Walks the key on room and root.
 const DROP_ROOTLESS_THREADS: &str = "
@@ -247,24 +247,24 @@ const DROP_ROOTLESS_THREADS: &str = "
            SELECT t.rowid
              FROM rk_selected s
             CROSS JOIN threads t
-            WHERE s.doomed
+            WHERE s.to_delete
               AND t.room_id = $1
               AND t.thread_id = s.event_id)";
 
 const DROP_ROOTLESS_THREADS_ON_POSTGRES: &str = "-- PostgreSQL
     DELETE FROM threads
      WHERE room_id = $1
-       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.to_delete)";
 
 /// Threads whose latest reply goes. Binds `$1` room, `$2` depth that survives. Walks `threads_ordering_idx`.
 const THREADS_LOSING_LATEST: &str = "
     SELECT thread_id FROM threads
      WHERE room_id = $1
        AND topological_ordering < $2
-       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.latest_event_id AND s.doomed)
-       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.doomed)";
+       AND EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.latest_event_id AND s.to_delete)
+       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = threads.thread_id AND s.to_delete)";
 
-/// The latest reply to a thread that is not doomed. Binds `$1` root, `$2` room.
+/// The latest reply to a thread that is not to be deleted. Binds `$1` root, `$2` room.
 const LATEST_REPLY: &str = "
     SELECT e.event_id, e.topological_ordering, e.stream_ordering
       FROM event_relations r
@@ -273,7 +273,7 @@ const LATEST_REPLY: &str = "
        AND r.relation_type = 'm.thread'
        AND e.event_id = r.event_id
        AND e.room_id = $2
-       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = e.stream_ordering AND s.doomed)
+       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = e.stream_ordering AND s.to_delete)
      ORDER BY e.topological_ordering DESC, e.stream_ordering DESC
      LIMIT 1";
 
@@ -333,7 +333,7 @@ pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
 }
 
 /// Events of the timeline that `cut` takes.
-pub fn count_timeline(db: &Db, cut: &Cut<'_>) -> Result<i64, Error> {
+pub fn count_timeline(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
     let keep = cut.keep_received_after.map(|after| after.0);
     db.count(
         "count the events to purge",
@@ -352,7 +352,7 @@ pub fn depth_after(
     events: i64,
 ) -> Result<Option<i64>, Error> {
     let found = db.row(
-        "find the next stride",
+        "find the next batch",
         DEPTH_AFTER,
         params![room.as_str(), from, below, events],
         |r| r.get::<_, i64>(0),
@@ -363,9 +363,9 @@ pub fn depth_after(
         .filter(|depth| *depth < below))
 }
 
-/// What an earlier job on this connection knew of its own strides.
+/// What an earlier job on this connection knew of its own batches.
 pub fn forget_former_job(db: &Db) -> Result<(), Error> {
-    selected::begin(db, Extent::Stride)?;
+    temp_tables::begin(db, Extent::Batch)?;
     db.batch("begin a purge", "DELETE FROM rk_own_extremities")
 }
 
@@ -373,9 +373,9 @@ pub fn forget_former_job(db: &Db) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
-pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error> {
+pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection, Error> {
     let doing = "select the events to purge";
-    selected::begin(db, extent)?;
+    temp_tables::begin(db, extent)?;
     let in_order = [SELECT_BELOW, IN_ORDER_OF_IDS].concat();
     db.execute(
         doing,
@@ -389,7 +389,7 @@ pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error>
             cut.keep_received_after.map(|after| after.0)
         ],
     )?;
-    selected::end(db, extent)?;
+    temp_tables::end(db, extent)?;
     let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
     // No table has more rows than its greatest rowid. PostgreSQL finds by itself from which side to walk.
     let redactions = match db.engine() {
@@ -412,9 +412,9 @@ pub fn select(db: &Db, cut: &Cut<'_>, extent: Extent) -> Result<Selected, Error>
         }
     }
     let counts = db.row(doing, COUNT_SELECTED, &[], |r| {
-        Ok(Selected {
+        Ok(Selection {
             events: r.get(0)?,
-            doomed: r.get(1)?,
+            to_delete: r.get(1)?,
         })
     })?;
     Ok(counts.unwrap_or_default())
@@ -447,31 +447,31 @@ fn take_groups(db: &Db, counts: &mut RowCounts) -> Result<Vec<i64>, Error> {
     Ok(groups.into_iter().map(|(group, _)| group).collect())
 }
 
-/// Bytes of the JSON of doomed events.
-const DOOMED_BYTES: &str = "
+/// Bytes of the JSON of events to delete.
+const BYTES_TO_DELETE: &str = "
     SELECT CAST(sum(octet_length(j.json) + octet_length(j.internal_metadata)) AS BIGINT)
       FROM rk_selected s
      CROSS JOIN event_json j
-     WHERE s.doomed AND j.event_id = s.event_id";
+     WHERE s.to_delete AND j.event_id = s.event_id";
 
-/// Bytes of the JSON of the doomed events.
-pub fn doomed_bytes(db: &Db) -> Result<i64, Error> {
-    db.count("measure the events to purge", DOOMED_BYTES, &[])
+/// Bytes of the JSON of the events to delete.
+pub fn bytes_to_delete(db: &Db) -> Result<i64, Error> {
+    db.count("measure the events to purge", BYTES_TO_DELETE, &[])
 }
 
 /// Counts what [`remove`] would remove, table by table.
-pub fn count(db: &Db, cut: &Cut<'_>, selected: Selected) -> Result<RowCounts, Error> {
+pub fn count(db: &Db, cut: &DepthRange<'_>, selected: Selection) -> Result<RowCounts, Error> {
     let room = cut.room.as_str();
     let doing = "count the rows to purge";
     let mut counts = RowCounts::new();
     event_rows::count(db, Scope::History, room, selected.events, &mut counts)?;
-    // This rule takes those of doomed events as well, which the table's own rule has counted.
+    // This rule takes those of events to delete as well, which the table's own rule has counted.
     let all = db.count(doing, &counting(DROP_OUTLIER_EXTREMITIES), params![room])?;
-    let doomed = counts
+    let to_delete = counts
         .get("event_forward_extremities")
         .copied()
         .unwrap_or(0);
-    add(&mut counts, "event_forward_extremities", all - doomed);
+    add(&mut counts, "event_forward_extremities", all - to_delete);
     fill_extremities(db, cut, Removal::Rows)?;
     let dropped = db.count(doing, &counting(DROP_EXTREMITIES), params![room])?;
     add(&mut counts, "event_backward_extremities", dropped);
@@ -494,15 +494,15 @@ pub struct Removed {
     pub state_groups: Vec<i64>,
 }
 
-/// Removes the selected rows and repairs what pointed at them, in the order of P-9 to P-21. `survives` is the
-/// depth that outlives the whole job, of which this cut may be one stride.
+/// Removes the selected rows and repairs what pointed at them, in the order of P-9 to P-21. `keep_from_depth` is the
+/// depth that outlives the whole job, of which this cut may be one batch.
 ///
 /// Must run in the transaction that selected. `each` hears of every table before its rows go; its error ends the work.
 pub fn remove(
     db: &Db,
-    cut: &Cut<'_>,
-    selected: Selected,
-    survives: i64,
+    cut: &DepthRange<'_>,
+    selected: Selection,
+    keep_from_depth: i64,
     removal: Removal,
     each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<Removed, Error> {
@@ -510,10 +510,10 @@ pub fn remove(
     let doing = "purge the events";
     let mut counts = RowCounts::new();
     if db.engine() == Engine::Sqlite {
-        unread::lower(db, room)?;
+        push_actions::decrement(db, room)?;
     }
-    newest::repoint(db, cut, survives)?;
-    // Before the rows of doomed events go, so that the rule can see whether another extremity remains.
+    sliding_sync::update_joined_room(db, cut, keep_from_depth)?;
+    // Before the rows of events to delete go, so that the rule can see whether another extremity remains.
     add(
         &mut counts,
         "event_forward_extremities",
@@ -541,9 +541,9 @@ pub fn remove(
     )?;
     if db.engine() == Engine::Postgres {
         each("event_push_actions")?;
-        unread::take(db, room, &mut counts)?;
+        push_actions::delete(db, room, &mut counts)?;
     }
-    // When the edges of doomed events have gone, hardly any edge to a selected event is left to be looked at.
+    // When the edges of events to delete have gone, hardly any edge to a selected event is left to be looked at.
     fill_extremities(db, cut, removal)?;
     let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
     let own = db.execute(doing, DROP_OWN_EXTREMITIES, &[])?;
@@ -564,16 +564,16 @@ fn counting(delete: &str) -> String {
     delete.replacen("DELETE", "SELECT count(*)", 1)
 }
 
-fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Error> {
+fn fill_extremities(db: &Db, cut: &DepthRange<'_>, removal: Removal) -> Result<(), Error> {
     let doing = "find the new backward extremities";
     let room = cut.room.as_str();
     match removal {
         Removal::Rows => db.execute(doing, NEW_EXTREMITIES, params![room])?,
-        Removal::Refill if cut.keep_received_after.is_some() => {
+        Removal::Rewrite if cut.keep_received_after.is_some() => {
             db.execute(doing, NEW_EXTREMITIES_FROM_THE_REST, params![room])?
         }
         // A whole purge leaves nothing in the timeline below the cut.
-        Removal::Refill => db.execute(
+        Removal::Rewrite => db.execute(
             doing,
             NEW_EXTREMITIES_FROM_SURVIVORS,
             params![room, cut.below],
@@ -586,7 +586,7 @@ fn fill_extremities(db: &Db, cut: &Cut<'_>, removal: Removal) -> Result<(), Erro
     Ok(())
 }
 
-fn threads_losing_latest(db: &Db, cut: &Cut<'_>) -> Result<Vec<String>, Error> {
+fn threads_losing_latest(db: &Db, cut: &DepthRange<'_>) -> Result<Vec<String>, Error> {
     db.rows(
         "find the threads that lose their latest reply",
         THREADS_LOSING_LATEST,

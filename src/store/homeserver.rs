@@ -11,10 +11,10 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::db::{Db, Engine, params};
 use crate::database::Database;
-use crate::error::{Doing, Error};
+use crate::endpoints::HomeserverEndpoints;
+use crate::error::{Context, Error};
 use crate::ids::{RoomId, random_letters};
 use crate::time::{Clock, Millis};
-use crate::whereabouts::Whereabouts;
 
 /// How long a listener may take to accept before it counts as absent; it is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -25,37 +25,37 @@ const LOCK_TIMEOUT: Millis = Millis(2 * 60 * 1000);
 /// How often a held lock is renewed (W-4).
 const LOCK_RENEWAL: Millis = Millis(30 * 1000);
 
-/// How long one look around stays good: strides can follow each other faster.
+/// How long one look around stays good: batches can follow each other faster.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// How we sign the lock rows that we hold (I-19).
 pub const INSTANCE_NAME: &str = "roomkeeper";
 
 /// Looks for signs of a running homeserver, again and again.
-pub struct Watch {
-    whereabouts: Whereabouts,
+pub struct HomeserverDetector {
+    endpoints: HomeserverEndpoints,
     database: Database,
     looked: Option<(Instant, Option<String>)>,
 }
 
-impl Watch {
+impl HomeserverDetector {
     /// A watch over one database.
-    pub fn new(whereabouts: Whereabouts, database: &Database) -> Self {
+    pub fn new(endpoints: HomeserverEndpoints, database: &Database) -> Self {
         Self {
-            whereabouts,
+            endpoints,
             database: database.clone(),
             looked: None,
         }
     }
 
     /// The first sign of life that is found, as a sentence; a recent look is not repeated.
-    pub fn sign_of_life(&mut self, db: &Db, now: Millis) -> Result<Option<String>, Error> {
+    pub fn detect(&mut self, db: &Db, now: Millis) -> Result<Option<String>, Error> {
         if let Some((when, sign)) = &self.looked
             && when.elapsed() < LOOK_AGAIN_AFTER
         {
             return Ok(sign.clone());
         }
-        let sign = match self.outside() {
+        let sign = match self.detect_without_query() {
             Some(sign) => Some(sign),
             None => match foreign_session(db)? {
                 None => fresh_lock_row(db, now)?,
@@ -67,15 +67,15 @@ impl Watch {
     }
 
     /// Signs that need no query: the process, its listeners, its hold on the file.
-    pub fn outside(&self) -> Option<String> {
-        let pid_files = &self.whereabouts.pid_files;
+    pub fn detect_without_query(&self) -> Option<String> {
+        let pid_files = &self.endpoints.pid_files;
         if let Some(pid) = pid_files.iter().find_map(|file| running_pid(file)) {
             return Some(format!(
                 "the homeserver's pid_file names process {pid}, which is running"
             ));
         }
         let listener = self
-            .whereabouts
+            .endpoints
             .listeners
             .iter()
             .find(|a| TcpStream::connect_timeout(a, CONNECT_TIMEOUT).is_ok());
@@ -153,8 +153,8 @@ pub fn is_open_elsewhere(database: &Path) -> Result<bool, Error> {
         database,
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
-    .doing(doing)?;
-    conn.busy_timeout(Duration::ZERO).doing(doing)?;
+    .context(doing)?;
+    conn.busy_timeout(Duration::ZERO).context(doing)?;
     let probe = conn
         .query_row("PRAGMA locking_mode = EXCLUSIVE", [], |_| Ok(()))
         .and_then(|()| conn.execute_batch("BEGIN IMMEDIATE; ROLLBACK"));
@@ -202,7 +202,7 @@ const HELD: &str = "
     SELECT count(*) FROM worker_read_write_locks WHERE lock_name = $1 AND lock_key = $2 AND token = $3";
 
 /// Write locks on one room in Synapse's own tables, where it has them.
-pub struct RowLock {
+pub struct SynapseLock {
     names: &'static [&'static str],
     room: RoomId,
     token: String,
@@ -210,7 +210,7 @@ pub struct RowLock {
     renewed: Millis,
 }
 
-impl RowLock {
+impl SynapseLock {
     /// Tries once to take the locks, all of them together (W-5); `None` when somebody else holds one (W-2).
     pub fn try_acquire(
         db: &mut Db,
@@ -226,7 +226,7 @@ impl RowLock {
              WHERE lock_name = $1 AND lock_key = $2 AND last_renewed_ts < $3";
         let doing = "take the homeserver's lock on the room";
         let token = random_letters(6);
-        let (now, renewed) = (clock.now(), clock.steady());
+        let (now, renewed) = (clock.now(), clock.monotonic());
         let taken = db.write(doing, |db| {
             for name in names {
                 // A commit whose answer was lost may have taken it already.
@@ -262,7 +262,7 @@ impl RowLock {
 
     /// Whether it is time to renew the locks (W-4).
     pub fn is_due(&self, clock: &dyn Clock) -> bool {
-        clock.steady() - self.renewed >= LOCK_RENEWAL
+        clock.monotonic() - self.renewed >= LOCK_RENEWAL
     }
 
     /// Renews the locks when it is time to, and answers whether they are still ours (W-4).
@@ -273,7 +273,7 @@ impl RowLock {
         let doing = "renew the homeserver's lock on the room";
         let renews = self.is_due(clock);
         let (room, token) = (self.room.as_str(), &self.token);
-        let (now, steady) = (clock.now(), clock.steady());
+        let (now, monotonic) = (clock.now(), clock.monotonic());
         for name in self.names {
             let held = if renews {
                 db.execute(doing, RENEW, params![now.0, name, room, token])?
@@ -285,7 +285,7 @@ impl RowLock {
             }
         }
         if renews {
-            self.renewed = steady;
+            self.renewed = monotonic;
         }
         Ok(true)
     }

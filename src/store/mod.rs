@@ -1,4 +1,4 @@
-//! The cellar: every SQL statement that touches Synapse's tables lives here.
+//! Storage: every SQL statement that touches Synapse's tables lives here.
 //!
 //! One SQL text serves both engines where it can; parameters are `$1 … $n` in order of first appearance.
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
@@ -11,33 +11,33 @@ pub mod connections;
 pub mod db;
 #[cfg(feature = "postgres")]
 pub mod dialect;
-pub mod erase;
 pub mod event_rows;
+pub mod foreign_keys;
+pub mod free_pages;
 pub mod history;
 pub mod homeserver;
-pub mod keys;
-pub mod log;
-pub mod newest;
+pub mod members;
+pub mod own_events;
 pub mod pages;
-pub mod people;
 pub mod points;
 pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
-pub mod readers;
+mod push_actions;
+pub mod reader_access;
 pub mod relations;
 pub mod room_rows;
 pub mod rooms;
 pub mod sample;
 pub mod schema;
 pub mod search;
-mod selected;
-pub mod shares;
-pub mod signed;
+pub mod sizes;
+pub mod sliding_sync;
 pub mod space;
 mod sqlite;
 pub mod state_groups;
-pub mod states;
-mod unread;
+pub mod state_lookup;
+mod temp_tables;
 pub mod users;
 pub mod value;
+pub mod wal;

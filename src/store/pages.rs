@@ -74,7 +74,7 @@ fn event_row(row: &Row<'_>, room: &RoomId) -> RowResult<EventRow> {
 
 /// What lies between two tokens: above all lower bounds, and not above any upper one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub struct RowRange {
     /// Above this place.
     pub above: Point,
     /// Up to this place.
@@ -85,7 +85,7 @@ pub struct Span {
     pub by: i64,
 }
 
-impl Default for Span {
+impl Default for RowRange {
     /// Everything.
     fn default() -> Self {
         let at = |n| Point {
@@ -103,7 +103,7 @@ impl Default for Span {
 
 /// What of a filter is decided before events are counted (M-53). Lists that are `None` or empty let everything through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sieve {
+pub struct SqlFilter {
     /// These types, …
     pub types: Vec<String>,
     /// … or those that begin so.
@@ -143,27 +143,27 @@ pub enum Groups {
     Unwanted,
 }
 
-/// The events of a room in a span that the sieve lets through: the first `limit` in the direction, in its order.
+/// The events of a room in a range of rows that the SQL filter lets through: the first `limit` in the direction, in its order.
 pub fn page(
     db: &Db,
     room: &RoomId,
-    span: &Span,
+    row_range: &RowRange,
     direction: Direction,
-    sieve: &Sieve,
+    sql_filter: &SqlFilter,
     limit: i64,
     groups: Groups,
 ) -> Result<Vec<EventRow>, Error> {
     let name = room.as_str();
     let mut bound: Vec<&dyn Bind> = vec![
         &name,
-        &span.above.topological,
-        &span.above.stream,
-        &span.up_to.topological,
-        &span.up_to.stream,
-        &span.after,
-        &span.by,
+        &row_range.above.topological,
+        &row_range.above.stream,
+        &row_range.up_to.topological,
+        &row_range.up_to.stream,
+        &row_range.after,
+        &row_range.by,
     ];
-    let clauses = Clauses::of(sieve);
+    let clauses = Clauses::of(sql_filter);
     let mut also = String::new();
     for clause in &clauses.0 {
         // Placeholders are numbered here; values are bound, never written.
@@ -182,7 +182,7 @@ pub fn page(
     };
     bound.push(&limit);
     // A page of a room. Binds `$1` room, `$2`, `$3` the place above which it lies, `$4`, `$5` the place up to which, `$6`,
-    // `$7` the same by arrival, then what the sieve needs, then the number of events. Walks `events_order_room` and
+    // `$7` the same by arrival, then what the SQL filter needs, then the number of events. Walks `events_order_room` and
     // stops; the signs before `stream_ordering`, and the way to say "no outlier", keep the other indexes out of it.
     let (group, join) = match groups {
         Groups::Wanted => (
@@ -222,48 +222,48 @@ struct Clause {
     values: Vec<String>,
 }
 
-/// The conditions of a sieve.
+/// The conditions of an SQL filter.
 struct Clauses(Vec<Clause>);
 
 impl Clauses {
-    fn of(sieve: &Sieve) -> Self {
+    fn of(sql_filter: &SqlFilter) -> Self {
         let mut clauses = Self(Vec::new());
         let one_of = |column: &str| format!("{column} IN (SELECT value FROM json_each(?))");
         let none_of = |column: &str| format!("{column} NOT IN (SELECT value FROM json_each(?))");
-        if !sieve.types.is_empty() || !sieve.type_prefixes.is_empty() {
+        if !sql_filter.types.is_empty() || !sql_filter.type_prefixes.is_empty() {
             let mut any = vec![one_of("e.type")];
-            let mut values = vec![json_list(&sieve.types)];
-            for begin in &sieve.type_prefixes {
+            let mut values = vec![json_list(&sql_filter.types)];
+            for begin in &sql_filter.type_prefixes {
                 any.push("substr(e.type, 1, length(?)) = ?".into());
                 values.extend([begin.clone(), begin.clone()]);
             }
             clauses.push(format!("({})", any.join(" OR ")), values);
         }
-        if !sieve.not_types.is_empty() {
-            clauses.list(none_of("e.type"), &sieve.not_types);
+        if !sql_filter.not_types.is_empty() {
+            clauses.list(none_of("e.type"), &sql_filter.not_types);
         }
-        for begin in &sieve.not_type_prefixes {
+        for begin in &sql_filter.not_type_prefixes {
             let clause = "substr(e.type, 1, length(?)) <> ?".to_owned();
             clauses.push(clause, vec![begin.clone(), begin.clone()]);
         }
-        if !sieve.senders.is_empty() {
-            clauses.list(one_of("e.sender"), &sieve.senders);
+        if !sql_filter.senders.is_empty() {
+            clauses.list(one_of("e.sender"), &sql_filter.senders);
         }
-        if !sieve.not_senders.is_empty() {
-            clauses.list(none_of("e.sender"), &sieve.not_senders);
+        if !sql_filter.not_senders.is_empty() {
+            clauses.list(none_of("e.sender"), &sql_filter.not_senders);
         }
-        if sieve.contains_url {
+        if sql_filter.contains_url {
             clauses.push("e.contains_url".into(), Vec::new());
         }
-        if !sieve.labels.is_empty() {
+        if !sql_filter.labels.is_empty() {
             let label = one_of("l.label");
             let clause = format!(
                 "EXISTS (SELECT 1 FROM event_labels l WHERE l.event_id = e.event_id AND l.room_id = e.room_id
                             AND l.topological_ordering = e.topological_ordering AND {label})"
             );
-            clauses.list(clause, &sieve.labels);
+            clauses.list(clause, &sql_filter.labels);
         }
-        clauses.relations(sieve);
+        clauses.relations(sql_filter);
         clauses
     }
 
@@ -275,8 +275,8 @@ impl Clauses {
         self.push(clause, vec![json_list(list)]);
     }
 
-    fn relations(&mut self, sieve: &Sieve) {
-        let (senders, types) = (&sieve.related_by_senders, &sieve.related_by_types);
+    fn relations(&mut self, sql_filter: &SqlFilter) {
+        let (senders, types) = (&sql_filter.related_by_senders, &sql_filter.related_by_types);
         if !senders.is_empty() || !types.is_empty() {
             let mut clause = "EXISTS (SELECT 1 FROM event_relations x".to_owned();
             let mut values = Vec::new();
@@ -296,11 +296,11 @@ impl Clauses {
         }
         let own = "(SELECT 1 FROM event_relations o WHERE o.event_id = e.event_id
                             AND o.relation_type IN (SELECT value FROM json_each(?)))";
-        if !sieve.relation_types.is_empty() {
-            self.list(format!("EXISTS {own}"), &sieve.relation_types);
+        if !sql_filter.relation_types.is_empty() {
+            self.list(format!("EXISTS {own}"), &sql_filter.relation_types);
         }
-        if !sieve.not_relation_types.is_empty() {
-            self.list(format!("NOT EXISTS {own}"), &sieve.not_relation_types);
+        if !sql_filter.not_relation_types.is_empty() {
+            self.list(format!("NOT EXISTS {own}"), &sql_filter.not_relation_types);
         }
     }
 }

@@ -46,7 +46,7 @@ pub(super) enum Transaction {
 }
 
 /// Both see one snapshot, as Synapse's transactions do (V-0e). Its time-outs are for short transactions; who waits ten
-/// seconds for a lock tries again. Compiling plans costs more than it gains in strides.
+/// seconds for a lock tries again. Compiling plans costs more than it gains in batches.
 const BEGIN: &str = "
     BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE;
     SET LOCAL statement_timeout = 0;
@@ -55,7 +55,7 @@ const BEGIN: &str = "
     SET LOCAL jit = off";
 
 /// As [`BEGIN`], without triggers. Those for foreign keys look past the transaction's snapshot; so must we in their place,
-/// so every statement sees what has been committed before it: whoever was adding a row that refers to a doomed event held
+/// so every statement sees what has been committed before it: whoever was adding a row that refers to an event to delete held
 /// that event, and our delete waited for them.
 const BEGIN_WITHOUT_TRIGGERS: &str = "
     BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
@@ -65,11 +65,11 @@ const BEGIN_WITHOUT_TRIGGERS: &str = "
     SET LOCAL jit = off;
     SET LOCAL session_replication_role = replica";
 
-/// How strides and pages are planned. What a stride writes is selected in small, analysed temporary tables, and what a
+/// How batches and pages are planned. What a batch writes is selected in small, analysed temporary tables, and what a
 /// page needs is named one by one: every other table is walked from there along an index, in the order in which the
 /// statement names them. A hash over a whole table looks cheaper to the planner where tables are in memory; it grows with the
 /// server. And a server that was never analysed takes a room for a handful of events.
-const WALK_INDEXES: &str = "
+const PREFER_INDEX_SCANS: &str = "
     SET enable_hashjoin = off;
     SET enable_mergejoin = off;
     SET enable_bitmapscan = off;
@@ -85,7 +85,7 @@ const READ_TABLES: &str = "
     SET LOCAL join_collapse_limit = 8;
     SET LOCAL work_mem = '64MB'";
 
-/// Memory for temporary tables: what is selected for a long stride stays in it. It is taken as it is used.
+/// Memory for temporary tables: what is selected for a long batch stays in it. It is taken as it is used.
 const SETUP: &str = "
     SET client_encoding = 'UTF8';
     SET temp_buffers = '64MB'";
@@ -146,12 +146,12 @@ impl Link {
     }
 
     /// Whether triggers run in the next transactions that write.
-    pub(super) fn switch_triggers(&self, on: bool) {
+    pub(super) fn set_triggers(&self, on: bool) {
         self.triggers.set(on);
     }
 
     /// Whether the next transactions that write walk every table along an index, however much of it they want.
-    pub(super) fn walk_indexes(&self, on: bool) {
+    pub(super) fn prefer_index_scans(&self, on: bool) {
         self.walks.set(on);
     }
 
@@ -200,13 +200,15 @@ impl Link {
         let mut attempt = 1;
         loop {
             match self.ask(sql, params, &work) {
-                Err(e) if e.is_lost() && !self.in_transaction.get() && attempt < ATTEMPTS => {
+                Err(e)
+                    if e.is_disconnected() && !self.in_transaction.get() && attempt < ATTEMPTS =>
+                {
                     if attempt > 1 {
                         std::thread::sleep(PAUSE * attempt);
                     }
                     attempt += 1;
                     match self.replace() {
-                        Err(e) if !e.is_lost() => return Err(e),
+                        Err(e) if !e.is_disconnected() => return Err(e),
                         // Who is not there yet may be the next time.
                         _ => {}
                     }
@@ -249,7 +251,7 @@ impl Link {
     pub(super) fn begin(&self, what: Transaction) -> Result<(), StoreError> {
         self.revive()?;
         let (begin, plans) = match what {
-            Transaction::Read if self.access == Access::Ask => (BEGIN_READ_ONLY, ""),
+            Transaction::Read if self.access == Access::ReadOnly => (BEGIN_READ_ONLY, ""),
             Transaction::Read => (BEGIN, READ_TABLES),
             Transaction::Write => {
                 let begin = match self.triggers.get() {
@@ -261,7 +263,10 @@ impl Link {
         };
         let begin = &[begin, plans].join(";");
         let mut begun = self.client.borrow_mut().batch_execute(begin);
-        if begun.as_ref().is_err_and(|e| self.failed(e).is_lost) {
+        if begun
+            .as_ref()
+            .is_err_and(|e| self.failed(e).is_disconnected)
+        {
             self.replace()?;
             begun = self.client.borrow_mut().batch_execute(begin);
         }
@@ -311,7 +316,7 @@ impl Link {
             return Err(StoreError::Server(ServerError {
                 code: None,
                 text: "the connection to the server was lost".into(),
-                is_lost: true,
+                is_disconnected: true,
             }));
         }
         log::debug!("the connection to the server was lost; connecting anew");
@@ -326,7 +331,7 @@ impl Link {
                 return Err(StoreError::Server(ServerError {
                     code: None,
                     text: e.to_string(),
-                    is_lost: false,
+                    is_disconnected: false,
                 }));
             }
         };
@@ -338,7 +343,7 @@ impl Link {
 
     fn failed(&self, e: &postgres::Error) -> ServerError {
         let mut error = error(e);
-        error.is_lost |= self.client.borrow().is_closed();
+        error.is_disconnected |= self.client.borrow().is_closed();
         error
     }
 }
@@ -348,7 +353,7 @@ fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Erro
     let lost = |e: &postgres::Error| {
         let mut error = error(e);
         // Whatever stands in the way of connecting may be gone the next time; a wrong password or certificate is not.
-        error.is_lost |= error.code.is_none() && !encryption::is_about_encryption(e);
+        error.is_disconnected |= error.code.is_none() && !encryption::is_about_encryption(e);
         error.text = format!("{server}: {}", error.text);
         Error::Store {
             doing,
@@ -357,9 +362,9 @@ fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Erro
     };
     let (mut client, encryption) = address::connect(server, |e| lost(&e))?;
     let mut setup = String::from(SETUP);
-    if access != Access::ReadFile {
+    if access != Access::ReadOnlyFile {
         setup.push(';');
-        setup.push_str(WALK_INDEXES);
+        setup.push_str(PREFER_INDEX_SCANS);
     }
     if access != Access::Write {
         setup.push_str("; SET default_transaction_read_only = on");
@@ -378,7 +383,7 @@ fn error(e: &postgres::Error) -> ServerError {
         return ServerError {
             code: None,
             text,
-            is_lost: e.is_closed(),
+            is_disconnected: e.is_closed(),
         };
     };
     let code = said.code().code();
@@ -391,7 +396,8 @@ fn error(e: &postgres::Error) -> ServerError {
         code: Some(code.to_owned()),
         text,
         // An administrator or a crash ended the connection; the server starts or stops; the connection broke.
-        is_lost: matches!(code, "57P01" | "57P02" | "57P03" | "57P05") || code.starts_with("08"),
+        is_disconnected: matches!(code, "57P01" | "57P02" | "57P03" | "57P05")
+            || code.starts_with("08"),
     }
 }
 

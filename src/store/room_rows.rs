@@ -6,72 +6,72 @@
 
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
-use super::selected::{self, Extent};
+use super::temp_tables::{self, Extent};
 use super::{search, state_groups};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 
 /// When the rows of a table go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
+enum Step {
     /// With what makes the room live: the homeserver sees no room afterwards.
-    First,
-    /// When the events have gone.
-    After,
+    LiveState,
+    /// After the events have gone.
+    AfterEvents,
 }
 
 /// Tables with a `room_id`, in the order of E-9 within each step; the events' own tables are
 /// [`event_rows::goes_with_room`]. Beyond E-8 these are the leftovers of E-10 and E-11.
-const TABLES: &[(&str, When)] = &[
-    ("current_state_events", When::First),
-    ("destination_rooms", When::First),
-    ("destination_rooms_sticky_events_backlog", When::First),
-    ("event_forward_extremities", When::First),
-    ("event_failed_pull_attempts", When::First),
-    ("partial_state_events", When::First),
-    ("partial_state_rooms_servers", When::First),
-    ("partial_state_rooms", When::First),
-    ("local_current_membership", When::First),
-    ("room_memberships", When::First),
-    ("sliding_sync_joined_rooms_to_recalculate", When::First),
-    ("sliding_sync_joined_rooms", When::First),
-    ("sliding_sync_membership_snapshots", When::First),
-    ("sticky_events", When::First),
-    ("msc4242_state_dag_forward_extremities", When::First),
-    ("msc4242_state_dag_edges", When::First),
-    ("federation_inbound_events_staging", When::First),
-    ("room_aliases", When::First),
-    ("room_stats_state", When::First),
-    ("room_stats_current", When::First),
-    ("room_stats_earliest_token", When::First),
-    ("stream_ordering_to_exterm", When::First),
-    ("users_in_public_rooms", When::First),
-    ("appservice_room_list", When::First),
-    ("insertion_events", When::First),
-    ("insertion_event_extremities", When::First),
-    ("insertion_event_edges", When::First),
-    ("batch_events", When::First),
-    ("room_retention", When::First),
-    ("threads", When::First),
-    ("timeline_gaps", When::First),
-    ("room_ban_redactions", When::First),
-    ("event_backward_extremities", When::After),
-    ("event_push_actions", When::After),
+const TABLES: &[(&str, Step)] = &[
+    ("current_state_events", Step::LiveState),
+    ("destination_rooms", Step::LiveState),
+    ("destination_rooms_sticky_events_backlog", Step::LiveState),
+    ("event_forward_extremities", Step::LiveState),
+    ("event_failed_pull_attempts", Step::LiveState),
+    ("partial_state_events", Step::LiveState),
+    ("partial_state_rooms_servers", Step::LiveState),
+    ("partial_state_rooms", Step::LiveState),
+    ("local_current_membership", Step::LiveState),
+    ("room_memberships", Step::LiveState),
+    ("sliding_sync_joined_rooms_to_recalculate", Step::LiveState),
+    ("sliding_sync_joined_rooms", Step::LiveState),
+    ("sliding_sync_membership_snapshots", Step::LiveState),
+    ("sticky_events", Step::LiveState),
+    ("msc4242_state_dag_forward_extremities", Step::LiveState),
+    ("msc4242_state_dag_edges", Step::LiveState),
+    ("federation_inbound_events_staging", Step::LiveState),
+    ("room_aliases", Step::LiveState),
+    ("room_stats_state", Step::LiveState),
+    ("room_stats_current", Step::LiveState),
+    ("room_stats_earliest_token", Step::LiveState),
+    ("stream_ordering_to_exterm", Step::LiveState),
+    ("users_in_public_rooms", Step::LiveState),
+    ("appservice_room_list", Step::LiveState),
+    ("insertion_events", Step::LiveState),
+    ("insertion_event_extremities", Step::LiveState),
+    ("insertion_event_edges", Step::LiveState),
+    ("batch_events", Step::LiveState),
+    ("room_retention", Step::LiveState),
+    ("threads", Step::LiveState),
+    ("timeline_gaps", Step::LiveState),
+    ("room_ban_redactions", Step::LiveState),
+    ("event_backward_extremities", Step::AfterEvents),
+    ("event_push_actions", Step::AfterEvents),
     // On PostgreSQL a table like any other.
-    ("event_search", When::After),
-    ("event_auth_chain_to_calculate", When::After),
-    ("receipts_graph", When::After),
-    ("receipts_linearized", When::After),
-    ("users_who_share_private_rooms", When::After),
-    ("e2e_room_keys", When::After),
-    ("event_push_summary", When::After),
-    ("pusher_throttle", When::After),
-    ("room_account_data", When::After),
-    ("room_tags", When::After),
-    ("event_labels", When::After),
-    ("un_partial_stated_room_stream", When::After),
-    ("thread_subscriptions", When::After),
-    ("room_depth", When::After),
+    ("event_search", Step::AfterEvents),
+    ("event_auth_chain_to_calculate", Step::AfterEvents),
+    ("receipts_graph", Step::AfterEvents),
+    ("receipts_linearized", Step::AfterEvents),
+    ("users_who_share_private_rooms", Step::AfterEvents),
+    ("e2e_room_keys", Step::AfterEvents),
+    ("event_push_summary", Step::AfterEvents),
+    ("pusher_throttle", Step::AfterEvents),
+    ("room_account_data", Step::AfterEvents),
+    ("room_tags", Step::AfterEvents),
+    ("event_labels", Step::AfterEvents),
+    ("un_partial_stated_room_stream", Step::AfterEvents),
+    ("thread_subscriptions", Step::AfterEvents),
+    ("room_depth", Step::AfterEvents),
 ];
 
 /// Tables that keep what they say of a room (E-10): records of abuse, the block itself, and streams, which must not be
@@ -252,14 +252,14 @@ fn unknown_tables(db: &Db) -> Vec<&str> {
 }
 
 /// Takes away what makes the room live. Inside a transaction.
-pub fn take_life(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn delete_live_state(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     take_away_aliases(db, room, counts)?;
     state_groups::forget_persisting(db, room, counts)?;
-    delete_by_room(db, room, When::First, counts)
+    delete_by_room(db, room, Step::LiveState, counts)
 }
 
-/// Tables of [`When::First`] that have a row for each member, who may be a hundred thousand.
-const OF_MEMBERS: &[&str] = &[
+/// Tables of [`Step::LiveState`] that have a row for each member, who may be a hundred thousand.
+const PER_MEMBER: &[&str] = &[
     "current_state_events",
     "room_memberships",
     "sliding_sync_membership_snapshots",
@@ -268,33 +268,37 @@ const OF_MEMBERS: &[&str] = &[
 
 /// The current state that is no membership, and that of local users: without these it is the state of no room that the
 /// homeserver is in. Walks the room's part of the key on current state.
-const DELETE_STATE_OF_LIFE: &str = "
+const DELETE_LIVE_STATE: &str = "
     DELETE FROM current_state_events
      WHERE room_id = $1
        AND (type <> 'm.room.member'
             OR state_key IN (SELECT user_id FROM local_current_membership WHERE room_id = $1))";
 
-/// As [`take_life`], for where others wait: what has a row for each member is left to [`sweep_some`], those rows apart
+/// As [`delete_live_state`], for where others wait: what has a row for each member is left to [`delete_rest_bounded`], those rows apart
 /// without which the homeserver sees no room. Inside a transaction.
-pub fn take_life_only(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn delete_live_state_bounded(
+    db: &Db,
+    room: &RoomId,
+    counts: &mut RowCounts,
+) -> Result<(), Error> {
     let doing = "take away what makes the room live";
     take_away_aliases(db, room, counts)?;
     state_groups::forget_persisting(db, room, counts)?;
-    let rows = db.execute(doing, DELETE_STATE_OF_LIFE, params![room.as_str()])?;
+    let rows = db.execute(doing, DELETE_LIVE_STATE, params![room.as_str()])?;
     add(counts, "current_state_events", rows);
-    for table in present(db, When::First).filter(|table| !OF_MEMBERS.contains(table)) {
-        sweep_table(db, room, table, counts)?;
+    for table in present(db, Step::LiveState).filter(|table| !PER_MEMBER.contains(table)) {
+        delete_rest_of_table(db, room, table, counts)?;
     }
     Ok(())
 }
 
-/// Tables whose rows [`take_life_only`] has left, in the order in which they go.
-pub fn left_by_life(db: &Db) -> impl Iterator<Item = &'static str> {
-    present(db, When::First).filter(|table| OF_MEMBERS.contains(table))
+/// Tables whose rows [`delete_live_state_bounded`] has left, in the order in which they go.
+pub fn left_by_live_state(db: &Db) -> impl Iterator<Item = &'static str> {
+    present(db, Step::LiveState).filter(|table| PER_MEMBER.contains(table))
 }
 
 /// Removes about `most` rows of the room from a table; answers whether there may be more. Inside a transaction.
-pub fn sweep_some(
+pub fn delete_rest_bounded(
     db: &Db,
     room: &RoomId,
     table: &'static str,
@@ -303,7 +307,7 @@ pub fn sweep_some(
 ) -> Result<bool, Error> {
     if db.engine() == Engine::Postgres {
         // There nobody waits for these rows.
-        sweep_table(db, room, table, counts)?;
+        delete_rest_of_table(db, room, table, counts)?;
         return Ok(false);
     }
     let doing = "delete the room's rows";
@@ -333,11 +337,11 @@ const DELETE_ALIAS_SERVERS: &str = "
     DELETE FROM room_alias_servers
      WHERE room_alias IN (SELECT room_alias FROM room_aliases WHERE room_id = $1)";
 
-/// The newest events of the room by depth, for the next stride: what remains then has all its ancestors, and every
+/// The newest events of the room by depth, for the next batch: what remains then has all its ancestors, and every
 /// event that a state of the remaining ones names. Binds `$1` room, `$2` how many. Walks `events_order_room` backwards
 /// and stops at once: without the bound on depth SQLite would now and then rather sort the room.
 const SELECT_NEWEST: &str = "
-    INSERT INTO rk_selected (stream_ordering, event_id, doomed)
+    INSERT INTO rk_selected (stream_ordering, event_id, to_delete)
     SELECT stream_ordering, event_id, TRUE FROM events
      WHERE room_id = $1
        AND topological_ordering <= 9223372036854775807
@@ -347,9 +351,9 @@ const SELECT_NEWEST: &str = "
 /// Fills the temporary table with the next `events` events; answers how many there were.
 pub fn select_newest(db: &Db, room: &RoomId, events: i64) -> Result<i64, Error> {
     let doing = "select the room's events";
-    selected::begin(db, Extent::Stride)?;
+    temp_tables::begin(db, Extent::Batch)?;
     let selected = db.execute(doing, SELECT_NEWEST, params![room.as_str(), events])?;
-    selected::end(db, Extent::Stride)?;
+    temp_tables::end(db, Extent::Batch)?;
     Ok(selected)
 }
 
@@ -406,14 +410,14 @@ pub fn remove_selected(
 }
 
 /// Removes what hangs on neither life nor events. Inside a transaction.
-pub fn sweep(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
-    delete_by_room(db, room, When::After, counts)
+pub fn delete_rest(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    delete_by_room(db, room, Step::AfterEvents, counts)
 }
 
-/// Tables that [`sweep_table`] takes, in its order: those that have rows of the room.
-pub fn to_sweep(db: &Db, room: &RoomId) -> Result<Vec<&'static str>, Error> {
+/// Tables that [`delete_rest_of_table`] takes, in its order: those that have rows of the room.
+pub fn tables_of_rest(db: &Db, room: &RoomId) -> Result<Vec<&'static str>, Error> {
     let mut tables = Vec::new();
-    for table in present(db, When::After) {
+    for table in present(db, Step::AfterEvents) {
         // Asked whether there is one, PostgreSQL would read all of a table of which the room had a large share; asked for
         // the first of a range, it walks the index.
         let any = format!(
@@ -432,7 +436,7 @@ pub fn to_sweep(db: &Db, room: &RoomId) -> Result<Vec<&'static str>, Error> {
 }
 
 /// The tables of a step that the database has, SQLite's full-text index apart.
-fn present(db: &Db, when: When) -> impl Iterator<Item = &'static str> {
+fn present(db: &Db, when: Step) -> impl Iterator<Item = &'static str> {
     let has_index = db.catalog().has("event_search_content");
     let tables = TABLES.iter().filter(move |(_, step)| *step == when);
     tables
@@ -441,8 +445,8 @@ fn present(db: &Db, when: When) -> impl Iterator<Item = &'static str> {
         .filter(|table| db.catalog().has(table))
 }
 
-/// As [`sweep`], one table: for where others wait. Inside a transaction.
-pub fn sweep_table(
+/// As [`delete_rest`], one table: for where others wait. Inside a transaction.
+pub fn delete_rest_of_table(
     db: &Db,
     room: &RoomId,
     table: &'static str,
@@ -454,9 +458,9 @@ pub fn sweep_table(
     Ok(())
 }
 
-fn delete_by_room(db: &Db, room: &RoomId, when: When, counts: &mut RowCounts) -> Result<(), Error> {
+fn delete_by_room(db: &Db, room: &RoomId, when: Step, counts: &mut RowCounts) -> Result<(), Error> {
     for table in present(db, when) {
-        sweep_table(db, room, table, counts)?;
+        delete_rest_of_table(db, room, table, counts)?;
     }
     Ok(())
 }
@@ -466,8 +470,8 @@ fn delete_by_room(db: &Db, room: &RoomId, when: When, counts: &mut RowCounts) ->
 pub fn remove_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     const DELETE: &str = "DELETE FROM rooms WHERE room_id = $1";
     let doing = "delete the room's own row";
-    take_life(db, room, counts)?;
-    sweep(db, room, counts)?;
+    delete_live_state(db, room, counts)?;
+    delete_rest(db, room, counts)?;
     add(
         counts,
         "rooms",
@@ -493,7 +497,7 @@ pub fn count(db: &Db, room: &RoomId) -> Result<RowCounts, Error> {
         let rows = db.count(doing, &count, params![id])?;
         add(&mut counts, "room_alias_servers", rows);
     }
-    for table in present(db, When::First).chain(present(db, When::After)) {
+    for table in present(db, Step::LiveState).chain(present(db, Step::AfterEvents)) {
         let sql = format!("SELECT count(*) FROM {table} WHERE room_id = $1");
         // Rows that an event takes with it are among those of the room.
         counts.remove(table);

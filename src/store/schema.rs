@@ -7,7 +7,7 @@ use rusqlite::Connection;
 
 use super::db::{Db, Engine, OpenOptions};
 use crate::database::Database;
-use crate::error::{Doing, Error};
+use crate::error::{Context, Error};
 
 /// The tables of schema 94 that we read or write.
 const SCHEMA: &str = include_str!("schema.sql");
@@ -40,12 +40,12 @@ fn create_file(path: &Path) -> Result<(), Error> {
                 "{} exists already and is left as it is",
                 path.display()
             ))),
-            _ => Err(e).doing(doing),
+            _ => Err(e).context(doing),
         };
     }
-    let conn = Connection::open(path).doing(doing)?;
+    let conn = Connection::open(path).context(doing)?;
     conn.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
-        .doing(doing)?;
+        .context(doing)?;
     create_in(&conn)
 }
 
@@ -69,5 +69,5 @@ fn create_on_server(database: &Database) -> Result<(), Error> {
 /// Makes the tables in an open, empty file.
 pub fn create_in(conn: &Connection) -> Result<(), Error> {
     conn.execute_batch(&format!("BEGIN; {SCHEMA} {ON_SQLITE} COMMIT;"))
-        .doing("make the tables")
+        .context("make the tables")
 }

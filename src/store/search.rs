@@ -1,6 +1,6 @@
 //! The full-text index (V-0d): `event_search` is FTS4 on SQLite and has no index on event ids.
 //!
-//! A delete by event id would read the whole index once a stride, which makes a long purge quadratic. So the
+//! A delete by event id would read the whole index once a batch, which makes a long purge quadratic. So the
 //! content table is walked once a job, and what it says of the room is kept in a temporary table.
 
 use super::db::{Db, params};
@@ -62,12 +62,12 @@ const DELETE_DOCUMENTS: &str = "
              FROM rk_selected s
             CROSS JOIN rk_search m
             CROSS JOIN event_search_content c
-            WHERE s.doomed
+            WHERE s.to_delete
               AND m.stream_ordering = s.stream_ordering
               AND c.docid = m.docid
               AND c.c0event_id = s.event_id)";
 
-/// The content of the doomed events' documents alone; the index is rebuilt from what remains.
+/// The content of the events to delete' documents alone; the index is rebuilt from what remains.
 const DELETE_CONTENT: &str = "
     DELETE FROM event_search_content
      WHERE docid IN (
@@ -75,7 +75,7 @@ const DELETE_CONTENT: &str = "
              FROM rk_selected s
             CROSS JOIN rk_search m
             CROSS JOIN event_search_content c
-            WHERE s.doomed
+            WHERE s.to_delete
               AND m.stream_ordering = s.stream_ordering
               AND c.docid = m.docid
               AND c.c0event_id = s.event_id)";
@@ -84,19 +84,19 @@ const DELETE_CONTENT: &str = "
 /// So with fewer documents left than go, rebuilding is the cheaper way, and it leaves no trace of what went.
 const REBUILD_BELOW: f64 = 1.0;
 
-/// Documents that go with this stride.
+/// Documents that go with this batch.
 const COUNT_GOING: &str = "
     SELECT count(*)
       FROM rk_selected s
      CROSS JOIN rk_search m
-     WHERE s.doomed AND m.stream_ordering = s.stream_ordering";
+     WHERE s.to_delete AND m.stream_ordering = s.stream_ordering";
 
 /// One walk over the content table, for a dry run.
 const COUNT_DOCUMENTS: &str = "
     SELECT count(*)
       FROM event_search_content c
      CROSS JOIN rk_selected s
-     WHERE s.event_id = c.c0event_id AND s.doomed";
+     WHERE s.event_id = c.c0event_id AND s.to_delete";
 
 /// What the index holds of one room, as far as it has been looked at. The notes are in the connection's temporary
 /// tables.
@@ -144,7 +144,7 @@ impl Documents {
         Ok(())
     }
 
-    /// Deletes the documents of the doomed events; must run in the transaction that selected them. With
+    /// Deletes the documents of the events to delete; must run in the transaction that selected them. With
     /// `may_rebuild` the index may be rebuilt from what remains, where that is cheaper: one long statement.
     pub fn remove(&self, db: &Db, may_rebuild: bool) -> Result<i64, Error> {
         let doing = "purge the full-text index";
@@ -256,11 +256,11 @@ pub fn count_of_room(db: &Db, room: &RoomId) -> Result<i64, Error> {
     db.count(doing, sql, params![room.as_str()])
 }
 
-/// Removes the documents of the doomed events by putting aside what stays, and rebuilds the index from it.
-pub fn refill(db: &Db) -> Result<i64, Error> {
+/// Removes the documents of the events to delete by putting aside what stays, and rebuilds the index from it.
+pub fn rewrite(db: &Db) -> Result<i64, Error> {
     let stays =
-        "NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = t.c0event_id AND s.doomed)";
-    let removed = event_rows::refill(db, "event_search_content", stays)?;
+        "NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = t.c0event_id AND s.to_delete)";
+    let removed = event_rows::rewrite(db, "event_search_content", stays)?;
     if removed > 0 {
         let rebuild = "INSERT INTO event_search(event_search) VALUES ('rebuild')";
         db.execute("rebuild the full-text index", rebuild, &[])?;
@@ -268,7 +268,7 @@ pub fn refill(db: &Db) -> Result<i64, Error> {
     Ok(removed)
 }
 
-/// How many documents the doomed events have.
+/// How many documents the events to delete have.
 pub fn count(db: &Db) -> Result<i64, Error> {
     db.count("count the rows to purge", COUNT_DOCUMENTS, &[])
 }
@@ -297,7 +297,7 @@ pub fn optimize(db: &Db) -> Result<(), Error> {
 mod tests {
     use super::*;
     use crate::store::db::OpenOptions;
-    use crate::store::history::{self, Cut, Extent};
+    use crate::store::history::{self, DepthRange, Extent};
     use crate::store::schema;
 
     /// A database with one event of depth 1.
@@ -321,7 +321,7 @@ mod tests {
     }
 
     fn removed(db: &Db, documents: &Documents) -> i64 {
-        let cut = Cut {
+        let cut = DepthRange {
             room: &RoomId::from("!r"),
             from: i64::MIN,
             below: 2,
@@ -329,7 +329,7 @@ mod tests {
             server_name: "example.org",
             keep_received_after: None,
         };
-        history::select(db, &cut, Extent::Stride).expect("selected");
+        history::select(db, &cut, Extent::Batch).expect("selected");
         documents.remove(db, true).expect("removed")
     }
 

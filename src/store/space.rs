@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use super::db::{Db, Engine};
-use crate::error::{Doing, Error, StoreError};
+use crate::error::{Context, Error, StoreError};
 
-/// Free space that a purge asks for before it starts: the write-ahead log of one long stride.
+/// Free space that a purge asks for before it starts: the write-ahead log of one long batch.
 pub const PURGE_NEEDS: u64 = 256 * 1024 * 1024;
 
 /// Bytes free for us on the file system that holds `path`.
@@ -20,7 +20,7 @@ pub fn free_bytes(path: &Path) -> Result<u64, Error> {
         .unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(directory)
         .map_err(|e| StoreError::Io(e.into()))
-        .doing("look how much disk is free")?;
+        .context("look how much disk is free")?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
@@ -70,20 +70,21 @@ pub struct Reclaimed {
 /// its place. At any moment the old file or the new one is there, whole. Nothing else may have the file open.
 ///
 /// # Errors
-/// [`Error::NoSpace`] before anything is written when the disk has no room for the copy; [`Error::Unsafe`] when
+/// [`Error::NoSpace`] before anything is written when the disk has no room for the copy; [`Error::Refused`] when
 /// the file is open elsewhere.
 pub fn reclaim(database: &Path) -> Result<Reclaimed, Error> {
     let doing = "reclaim free space";
     // A link stays a link; the file behind it is replaced.
-    let database = fs::canonicalize(database).doing(doing)?;
+    let database = fs::canonicalize(database).context(doing)?;
     let conn =
-        Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_WRITE).doing(doing)?;
-    conn.busy_timeout(std::time::Duration::ZERO).doing(doing)?;
+        Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_WRITE).context(doing)?;
+    conn.busy_timeout(std::time::Duration::ZERO)
+        .context(doing)?;
     alone(&conn)?;
-    let before = fs::metadata(&database).doing(doing)?;
+    let before = fs::metadata(&database).context(doing)?;
     let number = |name| {
         conn.pragma_query_value(None, name, |r| r.get::<_, i64>(0))
-            .doing(doing)
+            .context(doing)
     };
     let used =
         (number("page_count")? - number("freelist_count")?).saturating_mul(number("page_size")?);
@@ -99,19 +100,19 @@ pub fn reclaim(database: &Path) -> Result<Reclaimed, Error> {
     }
     let copy = beside(&database, ".reclaim");
     match fs::remove_file(&copy) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).doing(doing),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context(doing),
         _ => {}
     }
     let replaced = copy_into(&conn, &copy, &before).and_then(|()| {
-        fs::rename(&copy, &database).doing(doing)?;
-        sync_directory(&database).doing(doing)
+        fs::rename(&copy, &database).context(doing)?;
+        sync_directory(&database).context(doing)
     });
     if replaced.is_err() {
         let _ = fs::remove_file(&copy);
     }
     drop(conn);
     replaced?;
-    let after = fs::metadata(&database).doing(doing)?;
+    let after = fs::metadata(&database).context(doing)?;
     Ok(Reclaimed {
         bytes_before: before.len(),
         bytes_after: after.len(),
@@ -125,7 +126,7 @@ fn alone(conn: &Connection) -> Result<(), Error> {
     let refused = |e: rusqlite::Error| {
         let e = StoreError::from(e);
         if e.is_busy() {
-            Error::Unsafe("another process has the database open: stop the homeserver (and roomkeeper's daemon), then reclaim".into())
+            Error::Refused("another process has the database open: stop the homeserver (and roomkeeper's daemon), then reclaim".into())
         } else {
             Error::Store { doing, source: e }
         }
@@ -137,7 +138,7 @@ fn alone(conn: &Connection) -> Result<(), Error> {
         .query_row("PRAGMA journal_mode = DELETE", [], |r| r.get(0))
         .map_err(refused)?;
     if checkpoint != 0 || mode != "delete" {
-        return Err(Error::Unsafe(
+        return Err(Error::Refused(
             "another process has the database open: stop the homeserver (and roomkeeper's daemon), then reclaim".into(),
         ));
     }
@@ -149,7 +150,7 @@ fn alone(conn: &Connection) -> Result<(), Error> {
 
 /// What is damaged is copied by nobody: what is still there might get lost.
 pub fn damaged(what: &str) -> Error {
-    Error::Unsafe(format!(
+    Error::Refused(format!(
         "the database file is damaged, and was before: {what}. It stays as it is, and nothing was lost by this; \
          `roomkeeper check` says what is wrong with it. Restore a backup, or save what can be read (`sqlite3 FILE .recover`)"
     ))
@@ -160,11 +161,12 @@ fn copy_into(conn: &Connection, copy: &Path, original: &fs::Metadata) -> Result<
     let name = copy
         .to_str()
         .ok_or_else(|| Error::Config("the database's path is not UTF-8".into()))?;
-    conn.execute("VACUUM INTO $1", [name]).doing(doing)?;
-    let made = Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE).doing(doing)?;
+    conn.execute("VACUUM INTO $1", [name]).context(doing)?;
+    let made =
+        Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE).context(doing)?;
     let verdict = |conn: &Connection| -> Result<String, Error> {
         conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
-            .doing(doing)
+            .context(doing)
     };
     let copied = verdict(&made)?;
     if copied != "ok" {
@@ -176,7 +178,7 @@ fn copy_into(conn: &Connection, copy: &Path, original: &fs::Metadata) -> Result<
     }
     for table in ["events", "event_json", "state_groups_state"] {
         let sql = format!("SELECT count(*) FROM {table}");
-        let count = |c: &Connection| c.query_row(&sql, [], |r| r.get::<_, i64>(0)).doing(doing);
+        let count = |c: &Connection| c.query_row(&sql, [], |r| r.get::<_, i64>(0)).context(doing);
         if count(conn)? != count(&made)? {
             return Err(Error::Bug(format!(
                 "the copy does not hold all rows of {table}"
@@ -184,15 +186,19 @@ fn copy_into(conn: &Connection, copy: &Path, original: &fs::Metadata) -> Result<
         }
     }
     made.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
-        .doing(doing)?;
-    made.close().map_err(|(_, e)| e).doing(doing)?;
+        .context(doing)?;
+    made.close().map_err(|(_, e)| e).context(doing)?;
     // The homeserver must be able to open it as before.
-    fs::set_permissions(copy, fs::Permissions::from_mode(original.mode() & 0o7777)).doing(doing)?;
-    let made = fs::metadata(copy).doing(doing)?;
+    fs::set_permissions(copy, fs::Permissions::from_mode(original.mode() & 0o7777))
+        .context(doing)?;
+    let made = fs::metadata(copy).context(doing)?;
     if (made.uid(), made.gid()) != (original.uid(), original.gid()) {
-        std::os::unix::fs::chown(copy, Some(original.uid()), Some(original.gid())).doing(doing)?;
+        std::os::unix::fs::chown(copy, Some(original.uid()), Some(original.gid()))
+            .context(doing)?;
     }
-    fs::File::open(copy).and_then(|f| f.sync_all()).doing(doing)
+    fs::File::open(copy)
+        .and_then(|f| f.sync_all())
+        .context(doing)
 }
 
 fn sync_directory(of: &Path) -> std::io::Result<()> {

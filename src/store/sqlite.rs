@@ -7,9 +7,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Statement, ToSql};
 
-use super::db::{Access, Db, Engine, OpenOptions, SecureDelete, tell};
+use super::db::{Access, Db, Engine, OpenOptions, SecureDelete, trace_hook};
 use super::value::{Bind, Of, Params, Row, RowResult, Value};
-use crate::error::{Doing, Error, StoreError};
+use crate::error::{Context, Error, StoreError};
 
 /// How long one statement waits for another writer. Synapse's own writers wait 5 s, too.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,12 +84,12 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     }
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
         | match options.access {
-            Access::ReadFile => OpenFlags::SQLITE_OPEN_READ_ONLY,
-            Access::Write | Access::Ask => OpenFlags::SQLITE_OPEN_READ_WRITE,
+            Access::ReadOnlyFile => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            Access::Write | Access::ReadOnly => OpenFlags::SQLITE_OPEN_READ_WRITE,
         };
-    let conn = Connection::open_with_flags(path, flags).doing("open the database")?;
+    let conn = Connection::open_with_flags(path, flags).context("open the database")?;
     conn.busy_timeout(BUSY_TIMEOUT)
-        .doing("set up the connection")?;
+        .context("set up the connection")?;
     conn.set_prepared_statement_cache_capacity(256);
     let mut pragmas = String::new();
     // The catalogue says what is wrong with a database of something else; it stays as it is.
@@ -98,7 +98,7 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     if options.access == Access::Write
         && conn
             .query_row(IS_SYNAPSES, [], |row| row.get(0))
-            .doing("open the database")?
+            .context("open the database")?
     {
         // As Synapse opens it; a database that nobody opened yet is switched over.
         pragmas.push_str("PRAGMA journal_mode = WAL;");
@@ -113,15 +113,15 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
          PRAGMA synchronous = NORMAL;",
     );
     pragmas.push_str(&format!("PRAGMA cache_size = -{};", options.cache_kib));
-    if options.access == Access::Ask {
+    if options.access == Access::ReadOnly {
         pragmas.push_str("PRAGMA query_only = ON;");
     }
     conn.execute_batch(&pragmas)
-        .doing("open the database (is it a SQLite database, and whole?)")?;
+        .context("open the database (is it a SQLite database, and whole?)")?;
     if options.access != Access::Write {
         // Or SQLite prepares a statement anew for every value that statistics say something about.
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
-            .doing("set up the connection")?;
+            .context("set up the connection")?;
     }
     Ok(conn)
 }
@@ -144,7 +144,7 @@ pub(super) fn begin_to_read(conn: &Connection) -> Result<(), StoreError> {
 /// a rollback as well: so ask, and do not leave before the connection is out of the transaction.
 pub(super) fn roll_back(conn: &Connection) {
     while !conn.is_autocommit() {
-        tell("ROLLBACK");
+        trace_hook("ROLLBACK");
         if let Err(e) = conn.execute_batch("ROLLBACK") {
             log::warn!("rolling back: {e}");
             std::thread::sleep(Duration::from_millis(1));
@@ -161,9 +161,9 @@ impl Db {
             return Ok(true);
         }
         let doing = "set up the connection";
-        self.sqlite()?.busy_timeout(patience).doing(doing)?;
+        self.sqlite()?.busy_timeout(patience).context(doing)?;
         let emptied = self.checkpoint();
-        self.sqlite()?.busy_timeout(BUSY_TIMEOUT).doing(doing)?;
+        self.sqlite()?.busy_timeout(BUSY_TIMEOUT).context(doing)?;
         emptied
     }
 
@@ -173,13 +173,13 @@ impl Db {
         if self.engine() == Engine::Postgres {
             return Ok(true);
         }
-        tell("PRAGMA wal_checkpoint(TRUNCATE)");
+        trace_hook("PRAGMA wal_checkpoint(TRUNCATE)");
         let busy = self
             .sqlite()?
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
                 row.get::<_, i64>(0)
             });
-        Ok(busy.doing("empty the write-ahead log")? == 0)
+        Ok(busy.context("empty the write-ahead log")? == 0)
     }
 
     /// Bytes of the write-ahead log that are in use; the file may be longer.
@@ -191,30 +191,30 @@ impl Db {
                 row.get::<_, i64>(1)
             });
         Ok(frames
-            .doing(doing)?
+            .context(doing)?
             .saturating_mul(self.pragma("page_size")?))
     }
 
     /// Moves of the write-ahead log into the database file what nobody needs in the log, and holds nobody up.
-    pub fn copy_log(&self) -> Result<(), Error> {
-        tell("PRAGMA wal_checkpoint(PASSIVE)");
+    pub fn checkpoint_passive(&self) -> Result<(), Error> {
+        trace_hook("PRAGMA wal_checkpoint(PASSIVE)");
         self.sqlite()?
             .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
-            .doing("copy the write-ahead log")
+            .context("copy the write-ahead log")
     }
 
-    /// As [`Db::copy_log`], and lets the next writer start at the log's beginning, waiting for readers no longer than
+    /// As [`Db::checkpoint_passive`], and lets the next writer start at the log's beginning, waiting for readers no longer than
     /// `patience`: other writers wait as long. Answers whether it could.
-    pub fn restart_log(&self, patience: Duration) -> Result<bool, Error> {
+    pub fn checkpoint_restart(&self, patience: Duration) -> Result<bool, Error> {
         let doing = "copy the write-ahead log";
-        tell("PRAGMA wal_checkpoint(RESTART)");
+        trace_hook("PRAGMA wal_checkpoint(RESTART)");
         let conn = self.sqlite()?;
-        conn.busy_timeout(patience).doing(doing)?;
+        conn.busy_timeout(patience).context(doing)?;
         let busy = conn.query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
             row.get::<_, i64>(0)
         });
-        conn.busy_timeout(BUSY_TIMEOUT).doing(doing)?;
-        Ok(busy.doing(doing)? == 0)
+        conn.busy_timeout(BUSY_TIMEOUT).context(doing)?;
+        Ok(busy.context(doing)? == 0)
     }
 
     /// Says whether what is deleted from now on is overwritten with zeros.
@@ -223,18 +223,18 @@ impl Db {
     }
 
     /// Begins to read, and goes on until this connection is closed.
-    pub fn hold_snapshot(&self) -> Result<(), Error> {
+    pub fn pin_snapshot(&self) -> Result<(), Error> {
         self.sqlite()?
             .execute_batch("BEGIN DEFERRED; SELECT 1 FROM sqlite_master LIMIT 1")
-            .doing("hold a snapshot")
+            .context("hold a snapshot")
     }
 
     /// Reads one integer PRAGMA.
     pub fn pragma(&self, name: &str) -> Result<i64, Error> {
-        tell(name);
+        trace_hook(name);
         self.sqlite()?
             .pragma_query_value(None, name, |row| row.get(0))
-            .doing("read a setting of the database")
+            .context("read a setting of the database")
     }
 
     /// Sets one PRAGMA.
@@ -242,10 +242,10 @@ impl Db {
         if self.engine() == Engine::Postgres {
             return Ok(());
         }
-        tell(name);
+        trace_hook(name);
         self.sqlite()?
             .pragma_update(None, name, value)
-            .doing("set up the connection")
+            .context("set up the connection")
     }
 
     /// From now on a commit returns when it, and every one before it, is on the disk; or, with `false`, lets the next
@@ -260,7 +260,7 @@ impl Db {
         match self.engine() {
             Engine::Sqlite => self.set_pragma("foreign_keys", on),
             Engine::Postgres => {
-                self.switch_triggers(on);
+                self.set_triggers(on);
                 Ok(())
             }
         }

@@ -36,7 +36,7 @@ pub struct Plan {
     /// In this order, each while its former base still stands.
     pub rebases: Vec<Rebase>,
     /// Groups that go, children before parents.
-    pub doomed: Vec<i64>,
+    pub to_delete: Vec<i64>,
     /// Unreferenced groups that stay because others would need more rows without them.
     pub kept_as_base: usize,
     /// Rows of `state_groups_state` before and after.
@@ -132,27 +132,27 @@ pub fn plan(
     references: References,
     each: &mut dyn FnMut(&Db) -> Result<(), Error>,
 ) -> Result<Plan, Error> {
-    let mut doomed = unreferenced(db, candidates, references, each)?;
+    let mut to_delete = unreferenced(db, candidates, references, each)?;
     let mut plan = Plan::default();
     let mut states = States {
         db,
         cache: HashMap::new(),
     };
-    for cluster in clusters(db, &doomed, each)? {
+    for cluster in clusters(db, &to_delete, each)? {
         each(db)?;
         match cluster.rebases(db, &mut states)? {
             Some(rebases) => plan.rebases.extend(rebases),
             None => {
                 // Fewer rows with the old base than without: keep it, and what it rests on.
                 for group in &cluster.ancestors {
-                    if doomed.remove(group) {
+                    if to_delete.remove(group) {
                         plan.kept_as_base += 1;
                     }
                 }
             }
         }
     }
-    for group in &doomed {
+    for group in &to_delete {
         each(db)?;
         plan.rows_before += entry_count(db, *group)?;
         plan.edges_before += i64::from(previous(db, *group)?.is_some());
@@ -171,11 +171,11 @@ pub fn plan(
             .map_or(0, |delta| delta.len() as i64);
     }
     if db.catalog().has("state_groups_pending_deletion") {
-        for group in &doomed {
+        for group in &to_delete {
             plan.pending += db.count("read the pending deletions", PENDING, params![group])?;
         }
     }
-    plan.doomed = doomed.into_iter().rev().collect();
+    plan.to_delete = to_delete.into_iter().rev().collect();
     Ok(plan)
 }
 
@@ -195,7 +195,7 @@ fn unreferenced(
     let has_persisting = db.catalog().has("state_groups_persisting");
     let mut seen: HashSet<i64> = candidates.iter().copied().collect();
     let mut queue: VecDeque<i64> = candidates.iter().copied().collect();
-    let mut doomed = BTreeSet::new();
+    let mut to_delete = BTreeSet::new();
     while let Some(group) = queue.pop_front() {
         each(db)?;
         if db.count(doing, EXISTS, params![group])? == 0
@@ -206,19 +206,19 @@ fn unreferenced(
         if has_persisting && db.count(doing, PERSISTING, params![group])? == 1 {
             continue;
         }
-        doomed.insert(group);
+        to_delete.insert(group);
         let mut around = db.rows(doing, PREVIOUS, params![group], |r| r.get::<_, i64>(0))?;
         around.extend(db.rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))?);
         queue.extend(around.into_iter().filter(|next| seen.insert(*next)));
     }
     if has_persisting {
-        keep_ancestors_of_persisting(db, &mut doomed)?;
+        keep_ancestors_of_persisting(db, &mut to_delete)?;
     }
-    Ok(doomed)
+    Ok(to_delete)
 }
 
 /// A group in use needs everything that it is a delta on.
-fn keep_ancestors_of_persisting(db: &Db, doomed: &mut BTreeSet<i64>) -> Result<(), Error> {
+fn keep_ancestors_of_persisting(db: &Db, to_delete: &mut BTreeSet<i64>) -> Result<(), Error> {
     let doing = "read the state groups in use";
     let in_use = db.rows(
         doing,
@@ -228,7 +228,7 @@ fn keep_ancestors_of_persisting(db: &Db, doomed: &mut BTreeSet<i64>) -> Result<(
     )?;
     for mut group in in_use {
         while let Some(before) = previous(db, group)? {
-            if !doomed.remove(&before) {
+            if !to_delete.remove(&before) {
                 break;
             }
             group = before;
@@ -248,35 +248,35 @@ fn entry_count(db: &Db, group: i64) -> Result<i64, Error> {
     db.count("count a state group's rows", COUNT_ENTRIES, params![group])
 }
 
-/// Groups that stay, and hang on the same doomed root.
+/// Groups that stay, and hang on the same root to delete.
 struct Cluster {
     /// In ascending order.
     survivors: Vec<i64>,
-    /// The doomed groups that the survivors rest on.
+    /// The groups to delete that the survivors rest on.
     ancestors: BTreeSet<i64>,
     /// The group that stays and that the topmost of them is a delta on.
     above: Option<i64>,
 }
 
-/// Finds the groups that stay but are deltas on doomed ones, with what they share.
+/// Finds the groups that stay but are deltas on ones to delete, with what they share.
 fn clusters(
     db: &Db,
-    doomed: &BTreeSet<i64>,
+    to_delete: &BTreeSet<i64>,
     each: &mut dyn FnMut(&Db) -> Result<(), Error>,
 ) -> Result<Vec<Cluster>, Error> {
     let doing = "find the state groups that hang on those that go";
     let mut by_root: BTreeMap<i64, Cluster> = BTreeMap::new();
-    for group in doomed {
+    for group in to_delete {
         each(db)?;
         for survivor in db.rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))? {
-            if doomed.contains(&survivor) {
+            if to_delete.contains(&survivor) {
                 continue;
             }
             let mut path = vec![*group];
             let mut root = *group;
             let above = loop {
                 match previous(db, root)? {
-                    Some(before) if doomed.contains(&before) && path.len() < LONGEST_CHAIN => {
+                    Some(before) if to_delete.contains(&before) && path.len() < LONGEST_CHAIN => {
                         path.push(before);
                         root = before;
                     }

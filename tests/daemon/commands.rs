@@ -431,7 +431,7 @@ fn what_cannot_be_written_is_a_failure() {
 #[test]
 fn an_interrupted_command_ends_with_130_and_can_go_on() {
     const EVENTS: i64 = 4_000;
-    let home = Home::new(EVENTS, "stride: {events: 100}");
+    let home = Home::new(EVENTS, "batch: {events: 100}");
     let room = sample::room_id("a");
     let token = sample::token(EVENTS - 100);
     let words = [

@@ -18,14 +18,14 @@ use crate::home::{Daemon, Home, Ran, SOON, signal, until};
 use crate::sample;
 use crate::support::engine::{self, Engine};
 
-/// Strides that take a while: enough of them, with the rests between, for a signal to come in the middle.
-const SLOWLY: &str = "stride: {events: 100}, homeserver: {running: beside}";
+/// Batches that take a while: enough of them, with the rests between, for a signal to come in the middle.
+const SLOWLY: &str = "batch: {events: 100}, homeserver: {running: beside}";
 
 /// The same for a program that has to be started in the middle: on a server there are no rests.
 fn more_slowly() -> &'static str {
     match engine::current() {
         Engine::Sqlite => SLOWLY,
-        Engine::Postgres => "stride: {events: 3}, homeserver: {running: beside}",
+        Engine::Postgres => "batch: {events: 3}, homeserver: {running: beside}",
     }
 }
 
@@ -98,7 +98,7 @@ fn a_purge_that_a_signal_interrupts_goes_on_at_the_next_start() {
     let done = daemon.wait_until_complete(&id);
     // State events stay, every hundredth; and what lies at the point and above it.
     assert_eq!(home.events(), 101 + 3 + (EVENTS - 101) / 100);
-    // The database and the ledger do not commit together: what was killed may have deleted one stride more than it noted.
+    // The database and the ledger do not commit together: what was killed may have deleted one batch more than it noted.
     let deleted = done["progress"]["events_deleted"]
         .as_i64()
         .expect("a number");
@@ -118,7 +118,7 @@ fn one_long_transaction_is_given_up_when_the_daemon_stops() {
     let home = Home::new(EVENTS, "");
     let daemon = Daemon::start(&home);
     let id = daemon.purge(EVENTS - 100);
-    until("the leap", || {
+    until("the rewrite", || {
         (daemon.job(&id)["progress"]["phase"] == "events").then_some(())
     });
     let (status, took) = daemon.terminate();
@@ -383,13 +383,13 @@ fn whoever_stops_waiting_for_the_daemon_hears_that_it_goes_on() {
 }
 
 /// A homeserver's admin API, which answers nothing until it is told to.
-struct Homeserver {
+struct HomeserverPolicy {
     address: String,
     is_awake: Arc<AtomicBool>,
     asked: Receiver<String>,
 }
 
-impl Homeserver {
+impl HomeserverPolicy {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
@@ -446,7 +446,7 @@ impl Homeserver {
 
 #[test]
 fn a_homeserver_that_does_not_answer_holds_up_no_stop_and_its_work_is_found_again() {
-    let homeserver = Homeserver::start();
+    let homeserver = HomeserverPolicy::start();
     let url = &homeserver.address;
     let home = Home::new(
         100,

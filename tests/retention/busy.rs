@@ -83,7 +83,7 @@ fn await_job(keeper: &Keeper, kind: &str, number: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let jobs = keeper.jobs().expect("listed");
-        let of = |job: &roomkeeper::jobs::ledger::Record| {
+        let of = |job: &roomkeeper::jobs::ledger::JobRecord| {
             job.kind == kind && job.subject == room(number) && job.state == State::Running
         };
         if jobs.iter().any(of) {

@@ -6,7 +6,7 @@ mod support;
 
 mod busy;
 #[cfg(feature = "daemon")]
-mod doors;
+mod http;
 mod many;
 mod rules;
 mod time;

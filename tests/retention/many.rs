@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use roomkeeper::Keeper;
-use roomkeeper::jobs::ledger::Record;
+use roomkeeper::jobs::ledger::JobRecord;
 use roomkeeper::keeper::Viewer;
 use roomkeeper::policy::{LifetimeRange, Policy};
 use roomkeeper::retention::Reason;
@@ -104,7 +104,7 @@ fn a_run_purges_every_room_that_is_due_and_no_other_and_says_what_it_did() {
         .and_then(|id| keeper.wait(&id))
         .expect("done again");
     keeper.stop();
-    let number = |record: &Record, key: &str| record.progress[key].as_i64().expect(key);
+    let number = |record: &JobRecord, key: &str| record.progress[key].as_i64().expect(key);
     assert_eq!(number(&done, "events_deleted"), plan.events);
     assert_eq!(
         everything - town.ask("SELECT count(*) FROM events"),
@@ -134,7 +134,7 @@ fn a_run_purges_every_room_that_is_due_and_no_other_and_says_what_it_did() {
 }
 
 #[test]
-fn a_run_whose_first_room_goes_in_one_leap_goes_on_with_the_next() {
+fn a_run_whose_first_room_goes_in_one_rewrite_goes_on_with_the_next() {
     // The second room is small: most of the database goes with the first.
     let town = Town::new(2, 21_000);
     let mut config = town.config();
@@ -150,9 +150,9 @@ fn a_run_whose_first_room_goes_in_one_leap_goes_on_with_the_next() {
     let id = keeper.purge_history_for_rooms_in_range(None, None);
     let done = keeper.wait(&id.expect("begun")).expect("done");
     assert_eq!(done.progress["rooms_purged"], 2, "{}", done.progress);
-    let leapt = |job: &Record| job.subject == room(1) && job.progress["leapt"] == true;
+    let rewritten = |job: &JobRecord| job.subject == room(1) && job.progress["leapt"] == true;
     let jobs = keeper.jobs().expect("listed");
-    assert!(jobs.iter().any(leapt), "{jobs:?}");
+    assert!(jobs.iter().any(rewritten), "{jobs:?}");
     keeper.stop();
     town.assert_sound();
 }

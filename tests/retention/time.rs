@@ -1,6 +1,6 @@
 //! When jobs run: a week of it in a moment, and clocks that are set wrong.
 
-use roomkeeper::jobs::ledger::{Record, State};
+use roomkeeper::jobs::ledger::{JobRecord, State};
 use roomkeeper::keeper::retention::RETENTION;
 use roomkeeper::policy::{LifetimeRange, PurgeJob};
 use roomkeeper::{Config, Keeper, Millis, days};
@@ -26,7 +26,7 @@ fn with_jobs(town: &Town) -> Config {
     config
 }
 
-fn runs(keeper: &Keeper) -> Vec<Record> {
+fn runs(keeper: &Keeper) -> Vec<JobRecord> {
     let mut runs = keeper.jobs().expect("listed");
     runs.retain(|job| job.kind == RETENTION);
     runs
@@ -75,17 +75,17 @@ fn a_clock_that_is_set_wrong_neither_hurries_a_purge_nor_repeats_nor_forgets_a_r
     assert_eq!(ticked(), 1);
     let left = events();
     // A day forwards: nothing is due, and when it is, it is judged by the time that really passed.
-    town.clock.set_wrong(days(1));
+    town.clock.jump(days(1));
     assert_eq!(ticked(), 0);
     town.clock.advance(Millis(23 * HOUR.0));
     assert_eq!(ticked(), 0);
     assert_eq!(events(), left);
-    town.clock.set_wrong(days(-1));
+    town.clock.jump(days(-1));
     assert_eq!(ticked(), 0);
     town.clock.advance(HOUR);
     assert_eq!(ticked(), 1);
     // A day back: it does not run again, and runs when its day is over.
-    town.clock.set_wrong(days(-1));
+    town.clock.jump(days(-1));
     for _ in 0..23 {
         town.clock.advance(HOUR);
         assert_eq!(ticked(), 0);
@@ -98,7 +98,7 @@ fn a_clock_that_is_set_wrong_neither_hurries_a_purge_nor_repeats_nor_forgets_a_r
     assert_eq!(ticked(), 0);
     keeper.stop();
     // Started while the clock is a year slow: it waits no longer than its interval.
-    town.clock.set_wrong(days(-365));
+    town.clock.jump(days(-365));
     let keeper = Keeper::open(with_jobs(&town)).expect("opens");
     town.clock.advance(days(1));
     assert_eq!(keeper.tick_retention().expect("looked").len(), 1);
@@ -113,7 +113,7 @@ fn while_the_clock_is_ahead_a_run_takes_what_has_really_expired_and_no_more() {
         town.clock.advance(days(3) - HOUR);
         keeper.tick_retention().expect("looked");
         if is_ahead {
-            town.clock.set_wrong(days(30));
+            town.clock.jump(days(30));
         }
         town.clock.advance(HOUR);
         assert_eq!(keeper.tick_retention().expect("looked").len(), 2);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use roomkeeper::EventId;
-use roomkeeper::event::{Keys, Sealer};
+use roomkeeper::event::{EventSigner, SigningKeys};
 use roomkeeper::room_version::{IdForm, RoomVersion};
 use serde_json::{Value, json};
 
@@ -76,7 +76,8 @@ impl Room<'_> {
     /// together. Answers what they are, and the state in the end.
     #[track_caller]
     pub fn told(&self, tables: &Tables, server: &str) -> (Told, State) {
-        let sealer = Sealer::new(server, &Keys::parse(KEY).expect("a key")).expect("a key");
+        let signer =
+            EventSigner::new(server, &SigningKeys::parse(KEY).expect("a key")).expect("a key");
         let graph = Graph::of(tables);
         let mut events: Vec<&Row> = of_room(tables, "events", self.id)
             .filter(|e| e.number("stream_ordering") > self.since && !e.is("outlier"))
@@ -91,7 +92,7 @@ impl Room<'_> {
                 .expect("its JSON");
             assert_eq!(held.number("format_version"), self.version.event_format);
             let json: Value = serde_json::from_str(held.word("json")).expect("JSON");
-            sealer
+            signer
                 .test(self.version, &EventId::from(&*id), held.word("json"))
                 .unwrap_or_else(|e| panic!("version {}: {e}", self.version.name));
             self.compare(row, &json);

@@ -54,7 +54,7 @@ impl Source {
         }
     }
 
-    /// The module of the first floor below the crate that it belongs to; `lib.rs` and `main.rs` belong to none.
+    /// The module directly below the crate that it belongs to; `lib.rs` and `main.rs` belong to none.
     pub fn module(&self) -> Option<&str> {
         let first = self.path.split('/').next().unwrap_or("");
         let name = first.strip_suffix(".rs").unwrap_or(first);

@@ -11,11 +11,11 @@ use crate::support::work::{Ask, Site};
 /// How the purge goes about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// The library, in strides of so many events.
-    Strides(i64),
+    /// The library, in batches of so many events.
+    Batches(i64),
     /// The library, in one transaction that refills tables.
-    Leap,
-    /// The library, beside a homeserver, in strides of so many events.
+    Rewrite,
+    /// The library, beside a homeserver, in batches of so many events.
     Beside(i64),
     /// The program, as a person calls it.
     Program,
@@ -37,8 +37,8 @@ pub enum Trouble {
 impl Way {
     fn config(self, site: &Site) -> Config {
         match self {
-            Self::Strides(events) => site.in_strides_of(events),
-            Self::Leap => site.leaping(),
+            Self::Batches(events) => site.in_batches_of(events),
+            Self::Rewrite => site.rewriting(),
             Self::Beside(events) => site.beside(events, 60_000),
             Self::Program => site.config(),
         }
@@ -46,8 +46,8 @@ impl Way {
 
     fn words(self) -> (&'static str, i64) {
         match self {
-            Self::Strides(events) => ("strides", events),
-            Self::Leap => ("leap", 0),
+            Self::Batches(events) => ("batches", events),
+            Self::Rewrite => ("rewrite", 0),
             Self::Beside(events) => ("beside", events),
             Self::Program => ("program", 0),
         }
@@ -72,8 +72,8 @@ pub fn do_as_told() {
     let site = Site::at(Path::new(&database), &told("SERVER"));
     let events = told("EVENTS").parse().expect("a number");
     let way = match &*told("WAY") {
-        "strides" => Way::Strides(events),
-        "leap" => Way::Leap,
+        "batches" => Way::Batches(events),
+        "rewrite" => Way::Rewrite,
         _ => Way::Beside(events),
     };
     let ask = Ask::all_of(&told("ROOM"), told("BELOW").parse().expect("a number"));

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use roomkeeper::config::Homeserver;
-use roomkeeper::jobs::ledger::Record;
+use roomkeeper::batch::{BatchLimits, Rewrite};
+use roomkeeper::config::HomeserverPolicy;
+use roomkeeper::job::Progress;
+use roomkeeper::jobs::ledger::JobRecord;
 use roomkeeper::purge::Plan;
-use roomkeeper::stride::{Leap, StrideBounds};
 use roomkeeper::time::ManualClock;
-use roomkeeper::worksite::Progress;
 use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId};
 
 use rusqlite::Connection;
@@ -81,7 +81,7 @@ impl Site {
     /// What somebody else has written into a file, and takes away in the end: there, or where this engine has it.
     pub fn of_file(database: &Path, server_name: &str) -> Self {
         let mut site = Self::at(database, server_name);
-        site.settle_on(super::engine::current());
+        site.choose_secure_delete(super::engine::current());
         site
     }
 
@@ -113,7 +113,7 @@ impl Site {
         let mut site = Self::new(&draft.server_name);
         rooms::write(&site.database, &draft);
         adjust(&Connection::open(&site.database).expect("it opens"));
-        site.settle_on(super::engine::current());
+        site.choose_secure_delete(super::engine::current());
         site
     }
 
@@ -124,12 +124,12 @@ impl Site {
             draft.settle();
         }
         rooms::write(&site.database, &draft);
-        site.settle_on(super::engine::current());
+        site.choose_secure_delete(super::engine::current());
         site
     }
 
     /// Moves the sample to where this engine has it.
-    fn settle_on(&mut self, engine: Engine) {
+    fn choose_secure_delete(&mut self, engine: Engine) {
         #[cfg(feature = "postgres")]
         if engine == Engine::Postgres {
             let tables = Tables::read(&self.database);
@@ -155,47 +155,47 @@ impl Site {
         copy
     }
 
-    /// Nobody else runs; one stride does all.
+    /// Nobody else runs; one batch does all.
     pub fn config(&self) -> Config {
         let mut config = Config::for_sqlite(&self.database, &self.server_name);
         #[cfg(feature = "postgres")]
         if let Some(server) = &self.on_server {
             config.database = server.database();
         }
-        config.homeserver = Homeserver::AssumeStopped;
+        config.homeserver = HomeserverPolicy::AssumeStopped;
         config.workers = 1;
         config.clock = self.clock.clone();
         config
     }
 
     /// As [`Site::config`], in one transaction that refills the large tables.
-    pub fn leaping(&self) -> Config {
+    pub fn rewriting(&self) -> Config {
         let mut config = self.config();
-        config.stride.leap = Leap::WherePossible;
+        config.batch.rewrite = Rewrite::WherePossible;
         config
     }
 
-    /// As [`Site::config`], with strides of so many events.
-    pub fn in_strides_of(&self, events: i64) -> Config {
+    /// As [`Site::config`], with batches of so many events.
+    pub fn in_batches_of(&self, events: i64) -> Config {
         let mut config = self.config();
-        config.stride.events_offline = events;
+        config.batch.events_offline = events;
         config
     }
 
     /// Beside a homeserver, without rests.
     pub fn beside(&self, events: i64, millis: i64) -> Config {
         let mut config = self.config();
-        config.homeserver = Homeserver::Beside;
-        config.stride = StrideBounds {
+        config.homeserver = HomeserverPolicy::AllowRunning;
+        config.batch = BatchLimits {
             events,
             millis,
-            rest: Duration::ZERO,
-            ..config.stride
+            pause: Duration::ZERO,
+            ..config.batch
         };
         config
     }
 
-    /// Purges in one stride.
+    /// Purges in one batch.
     pub fn purge(&self, ask: &Ask) -> Result<Progress, Error> {
         self.purge_with(self.config(), ask)
     }
@@ -341,7 +341,7 @@ fn directory() -> tempfile::TempDir {
 }
 
 /// How far a job is, in its own words.
-pub fn progress_of(record: &Record) -> Progress {
+pub fn progress_of(record: &JobRecord) -> Progress {
     serde_json::from_value(record.progress.clone()).expect("a purge's progress")
 }
 

@@ -78,10 +78,10 @@ impl Chains {
         let Some(key) = &event.state_key else {
             return Ok(());
         };
-        let mut allowing: Vec<Placed> = Vec::new();
+        let mut auth_event_keys: Vec<Placed> = Vec::new();
         for id in &event.auth {
             match self.placed(db, id)? {
-                Some(placed) => allowing.push(placed),
+                Some(placed) => auth_event_keys.push(placed),
                 None => {
                     let (id, room) = (event.id.as_str(), event.room.as_str());
                     db.execute(DOING, INSERT_LATER, params![id, room, event.kind, key])?;
@@ -90,10 +90,10 @@ impl Chains {
                 }
             }
         }
-        let at = self.next_to(db, numbers, &allowing, &event.kind, key)?;
+        let at = self.next_to(db, numbers, &auth_event_keys, &event.kind, key)?;
         let mut needed: Vec<Place> = Vec::new();
-        for (n, to) in allowing.iter().enumerate() {
-            let mut others = allowing.iter().enumerate().filter(|(m, _)| *m != n);
+        for (n, to) in auth_event_keys.iter().enumerate() {
+            let mut others = auth_event_keys.iter().enumerate().filter(|(m, _)| *m != n);
             let is_led_to = to.at.0 == at.0
                 || others.try_fold(false, |found, (_, from)| {
                     Ok::<_, Error>(found || self.leads(db, from.at, to.at)?)
@@ -146,11 +146,14 @@ impl Chains {
         &mut self,
         db: &Db,
         numbers: &mut Numbers,
-        allowing: &[Placed],
+        auth_event_keys: &[Placed],
         kind: &str,
         key: &str,
     ) -> Result<Place, Error> {
-        if let Some(same) = allowing.iter().find(|p| p.kind == kind && p.key == key) {
+        if let Some(same) = auth_event_keys
+            .iter()
+            .find(|p| p.kind == kind && p.key == key)
+        {
             let (chain, after) = (same.at.0, same.at.1 + 1);
             let end = match self.ends.get(&chain) {
                 Some(end) => *end,

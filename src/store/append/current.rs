@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::groups::StateMap;
 use super::numbers::Numbers;
-use super::tip::Tip;
+use super::room_head::RoomHead;
 use crate::error::Error;
 use crate::event::{CREATE, Event, MEMBER};
 use crate::ids::{EventId, UserId};
@@ -126,7 +126,7 @@ const CONTENT: &str = "
 
 /// How a room looks in a list of rooms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Looks {
+pub(super) struct MemberProfile {
     room_type: Option<String>,
     room_name: Option<String>,
     is_encrypted: bool,
@@ -134,21 +134,21 @@ pub(super) struct Looks {
 }
 
 /// State that makes a room look as it does.
-const LOOKED_AT: &[&str] = &[
+const PROFILE_TYPES: &[&str] = &[
     CREATE,
     "m.room.name",
     "m.room.encryption",
     "m.room.tombstone",
 ];
 
-impl Looks {
+impl MemberProfile {
     /// Reads how a room looks, where the database has a place for it.
     pub fn read(db: &Db, state: &StateMap, version: &RoomVersion) -> Result<Self, Error> {
         let mut looks = Self::default();
         if !has_sliding_sync(db) {
             return Ok(looks);
         }
-        for kind in LOOKED_AT {
+        for kind in PROFILE_TYPES {
             if let Some(event) = state.get(&((*kind).to_owned(), String::new())) {
                 looks.change(kind, &content(db, event, version)?);
             }
@@ -238,7 +238,7 @@ pub(super) fn set_local_membership(
     numbers: &Numbers,
     event: &Event,
     stream: i64,
-    looks: Option<&Looks>,
+    looks: Option<&MemberProfile>,
 ) -> Result<(), Error> {
     let (Some(user), Some(membership)) = (&event.state_key, event.membership()) else {
         return Ok(());
@@ -296,19 +296,19 @@ pub(super) fn set_local_membership(
     Ok(())
 }
 
-/// Stores what a new event of the timeline, that is in the tip's state already, changes for the room.
+/// Stores what a new event of the timeline, that is in the room head's state already, changes for the room.
 pub(super) fn change(
     db: &Db,
     numbers: &Numbers,
-    tip: &mut Tip,
+    room_head: &mut RoomHead,
     event: &Event,
     stream: i64,
     replaced: Option<&EventId>,
 ) -> Result<(), Error> {
     if let Some(key) = &event.state_key {
-        change_state(db, numbers, tip, event, key, stream, replaced)?;
+        change_state(db, numbers, room_head, event, key, stream, replaced)?;
     }
-    if has_sliding_sync(db) && tip.is_current {
+    if has_sliding_sync(db) && room_head.is_current {
         let rises = BUMPING.contains(&event.kind.as_str()).then_some(stream);
         let room = event.room.as_str();
         db.execute(DOING, RISE, params![stream, rises, room])?;
@@ -319,30 +319,30 @@ pub(super) fn change(
 fn change_state(
     db: &Db,
     numbers: &Numbers,
-    tip: &mut Tip,
+    room_head: &mut RoomHead,
     event: &Event,
     key: &str,
     stream: i64,
     replaced: Option<&EventId>,
 ) -> Result<(), Error> {
     let (room, writer) = (event.room.as_str(), numbers.writer());
-    let is_local_member = event.kind == MEMBER && UserId::new(key).is_local(&tip.server);
+    let is_local_member = event.kind == MEMBER && UserId::new(key).is_local(&room_head.server);
     if is_local_member {
         match event.membership() {
-            Some("join") => tip.joined_here.insert(key.to_owned()),
-            _ => tip.joined_here.remove(key),
+            Some("join") => room_head.joined_here.insert(key.to_owned()),
+            _ => room_head.joined_here.remove(key),
         };
     }
-    let was_current = tip.is_current;
-    let looks_change = key.is_empty() && tip.looks.change(&event.kind, &event.content);
-    if was_current && is_local_member && tip.joined_here.is_empty() {
+    let was_current = room_head.is_current;
+    let looks_change = key.is_empty() && room_head.looks.change(&event.kind, &event.content);
+    if was_current && is_local_member && room_head.joined_here.is_empty() {
         // D-24: nobody of this server is there any more to see it.
         db.execute(DOING, INSERT_DELTAS_OF_END, params![stream, writer, room])?;
         db.execute(DOING, DELETE_CURRENT, params![room])?;
         if has_sliding_sync(db) {
             db.execute(DOING, DELETE_JOINED_ROOM, params![room])?;
         }
-        tip.is_current = false;
+        room_head.is_current = false;
     } else if was_current {
         let before = replaced.map(EventId::as_str);
         let (kind, id, membership) = (&event.kind, event.id.as_str(), event.membership());
@@ -370,10 +370,10 @@ fn change_state(
         }
         if has_sliding_sync(db) {
             if event.kind == CREATE {
-                let looks = &tip.looks.room_type;
+                let looks = &room_head.looks.room_type;
                 db.execute(DOING, INSERT_JOINED_ROOM, params![room, stream, looks])?;
             } else if looks_change {
-                let looks = &tip.looks;
+                let looks = &room_head.looks;
                 db.execute(
                     DOING,
                     LOOK,
@@ -389,7 +389,7 @@ fn change_state(
         }
     }
     if is_local_member {
-        let looks = was_current.then_some(&tip.looks);
+        let looks = was_current.then_some(&room_head.looks);
         set_local_membership(db, numbers, event, stream, looks)?;
     }
     Ok(())

@@ -1,0 +1,241 @@
+//! The handlers: `tiny_http` on a private socket, and the threads that take requests from it one by one.
+
+use std::io::{self, Cursor, Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::Sender;
+use subtle::ConstantTimeEq;
+
+use super::private::PrivateDir;
+use super::server::handler_request::ORIGIN_HEADER;
+use super::server::limits::MAX_BODY;
+use super::server::listen::Origin;
+
+/// More than the head of an answer takes.
+const HEAD: usize = 512;
+
+/// A request, as the handlers see it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method as sent.
+    pub method: String,
+    /// Path and query, not decoded.
+    pub target: String,
+    /// The values of all `Authorization` headers.
+    pub authorization: Vec<String>,
+    /// The body; empty when there is none.
+    pub body: Vec<u8>,
+    /// Through what kind of listener it came.
+    pub origin: Origin,
+}
+
+/// What a handler answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers beyond `Content-Type` and the length. Names and values are ASCII.
+    pub headers: Vec<(&'static str, String)>,
+    /// JSON, or nothing.
+    pub body: Vec<u8>,
+}
+
+/// Turns a request into an answer. Called by several threads at a time; a panic answers 500 and costs nothing else.
+pub type Handler = dyn Fn(Request) -> Response + Send + Sync;
+
+/// The running handlers: `tiny_http`, and a thread for each handler, named `http-1` and so on.
+pub struct HandlerPool {
+    server: Option<Arc<tiny_http::Server>>,
+    threads: Vec<JoinHandle<()>>,
+    stopping: Arc<AtomicBool>,
+    directory: PrivateDir,
+}
+
+impl HandlerPool {
+    /// Starts `handlers` threads. `secret` is what the server shows with every request; `broken` is told when
+    /// `tiny_http` fails, which ends the handlers.
+    ///
+    /// # Errors
+    /// No private directory, no socket, or no thread.
+    pub fn open(
+        handlers: usize,
+        secret: &Arc<str>,
+        handler: Arc<Handler>,
+        broken: &Sender<String>,
+    ) -> Result<Self, String> {
+        let directory =
+            PrivateDir::temporary().map_err(|error| format!("no private directory: {error}"))?;
+        let server = tiny_http::Server::http_unix(&directory.socket());
+        let server = Arc::new(server.map_err(|error| format!("no private socket: {error}"))?);
+        let mut pool = Self {
+            server: Some(server.clone()),
+            threads: Vec::new(),
+            stopping: Arc::default(),
+            directory,
+        };
+        for number in 1..=handlers {
+            let thread = HandlerThread {
+                server: server.clone(),
+                secret: secret.clone(),
+                handler: handler.clone(),
+                stopping: pool.stopping.clone(),
+                broken: broken.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("http-{number}"))
+                .spawn(move || thread.work());
+            pool.threads
+                .push(thread.map_err(|error| format!("no thread for requests: {error}"))?);
+        }
+        Ok(pool)
+    }
+
+    /// Where the server connects to.
+    pub fn socket(&self) -> std::path::PathBuf {
+        self.directory.socket()
+    }
+
+    /// Stops: no request is begun any more, those begun are finished, the threads are joined.
+    ///
+    /// `tiny_http` keeps some idle threads of its own; they notice and end within five seconds.
+    pub fn stop(&mut self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        if let Some(server) = &self.server {
+            for _ in &self.threads {
+                server.unblock(); // Each call wakes one.
+            }
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("http: a handler thread panicked outside a request");
+            }
+        }
+        // The last owner: its accept thread ends here.
+        drop(self.server.take());
+    }
+}
+
+impl Drop for HandlerPool {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One handler thread.
+struct HandlerThread {
+    server: Arc<tiny_http::Server>,
+    secret: Arc<str>,
+    handler: Arc<Handler>,
+    stopping: Arc<AtomicBool>,
+    broken: Sender<String>,
+}
+
+impl HandlerThread {
+    fn work(self) {
+        loop {
+            let received = self.server.recv();
+            if self.stopping.load(Ordering::SeqCst) {
+                return; // A request that came with the wake-up is dropped, and answers 500 to a server that is gone.
+            }
+            match received {
+                // The request is dropped by a panic, which answers 500.
+                Ok(request) => {
+                    if catch_unwind(AssertUnwindSafe(|| self.serve(request))).is_err() {
+                        log::error!(
+                            "http: a request handler panicked; the next request is served all the same"
+                        );
+                    }
+                }
+                Err(error) => {
+                    let _ = self.broken.try_send(format!("tiny_http failed: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn serve(&self, mut received: tiny_http::Request) {
+        let Some(origin) = self.origin(&received) else {
+            log::error!("http: a request on the private socket did not come through the server");
+            return;
+        };
+        let authorization = received
+            .headers()
+            .iter()
+            .filter(|header| header.field.equiv("Authorization"));
+        let mut request = Request {
+            method: received.method().as_str().to_owned(),
+            target: received.url().to_owned(),
+            authorization: authorization
+                .map(|header| header.value.as_str().to_owned())
+                .collect(),
+            body: Vec::new(),
+            origin,
+        };
+        // The server sends no more than this; the bound is here for the day it does.
+        let limit = u64::try_from(MAX_BODY).unwrap_or(u64::MAX);
+        if let Err(error) = received
+            .as_reader()
+            .take(limit)
+            .read_to_end(&mut request.body)
+        {
+            log::debug!("http: a request's body broke off: {error}");
+            return;
+        }
+        let response = (self.handler)(request);
+        if let Err(error) = respond(received, response) {
+            log::debug!("http: an answer did not reach the server: {error}");
+        }
+    }
+
+    /// What the server says about a request; `None` when it does not come from the server.
+    fn origin(&self, request: &tiny_http::Request) -> Option<Origin> {
+        let header = request
+            .headers()
+            .iter()
+            .find(|header| header.field.equiv(ORIGIN_HEADER))?;
+        let (secret, origin) = header.value.as_str().split_once(' ')?;
+        if !bool::from(secret.as_bytes().ct_eq(self.secret.as_bytes())) {
+            return None;
+        }
+        [Origin::Tcp, Origin::Unix]
+            .into_iter()
+            .find(|known| known.as_str() == origin)
+    }
+}
+
+/// Answers in one piece: `tiny_http` by itself writes 8 KiB at a time, and every piece wakes the server.
+fn respond(request: tiny_http::Request, response: Response) -> io::Result<()> {
+    let mut answer = Vec::with_capacity(response.body.len() + HEAD);
+    to_tiny_http(response).raw_print(
+        &mut answer,
+        request.http_version().clone(),
+        request.headers(),
+        *request.method() == tiny_http::Method::Head,
+        None,
+    )?;
+    let mut writer = request.into_writer();
+    writer.write_all(&answer)?;
+    writer.flush()
+}
+
+fn to_tiny_http(response: Response) -> tiny_http::Response<Cursor<Vec<u8>>> {
+    let has_body = !response.body.is_empty();
+    // Never chunked: the server wants a length.
+    let mut answer = tiny_http::Response::from_data(response.body)
+        .with_status_code(response.status)
+        .with_chunked_threshold(usize::MAX);
+    let kind = has_body.then(|| ("Content-Type", "application/json".to_owned()));
+    for (name, value) in response.headers.into_iter().chain(kind) {
+        match tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()) {
+            Ok(header) => answer.add_header(header),
+            Err(()) => {
+                log::error!("http: the header {name} of an answer is not ASCII and was left out")
+            }
+        }
+    }
+    answer
+}

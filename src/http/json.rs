@@ -1,0 +1,225 @@
+//! Our own JSON shapes: request bodies as they are read, answers as they are written. Nowhere else.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::handlers::Response;
+use super::server::error_response::ErrorResponse;
+use crate::error::{Chain, Error};
+
+/// A request that is answered with an error (H-1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// HTTP status.
+    pub status: u16,
+    /// Matrix error code.
+    pub errcode: &'static str,
+    /// The sentence for the client.
+    pub error: String,
+    /// The member of that name, where the error has one (U-3 … U-5).
+    pub soft_logout: Option<bool>,
+}
+
+impl ApiError {
+    /// A failure without extra members.
+    pub fn new(status: u16, errcode: &'static str, error: impl Into<String>) -> Self {
+        Self {
+            status,
+            errcode,
+            error: error.into(),
+            soft_logout: None,
+        }
+    }
+
+    /// 400 `M_BAD_JSON`: the body is JSON, and not the JSON that was asked for.
+    pub fn bad_json(error: impl Into<String>) -> Self {
+        Self::new(400, "M_BAD_JSON", error)
+    }
+
+    /// 404 `M_NOT_FOUND`.
+    pub fn not_found(error: impl Into<String>) -> Self {
+        Self::new(404, "M_NOT_FOUND", error)
+    }
+
+    /// H-2: no such path, or no such method there.
+    pub fn unrecognized(status: u16) -> Self {
+        Self::new(status, "M_UNRECOGNIZED", "Unrecognized request")
+    }
+
+    /// The JSON answer.
+    pub fn to_response(&self) -> Response {
+        let mut body = serde_json::json!({"errcode": self.errcode, "error": self.error});
+        if let Some(soft_logout) = self.soft_logout {
+            body["soft_logout"] = soft_logout.into();
+        }
+        json(self.status, &body)
+    }
+}
+
+impl From<Error> for ApiError {
+    /// What a client may read of an error. The rest of it goes to the log, here and only here.
+    fn from(error: Error) -> Self {
+        let class = error.class();
+        let (soft_logout, is_ours) = match &error {
+            Error::Denied { soft_logout, .. } => (*soft_logout, false),
+            Error::Store { .. } | Error::Bug(_) => (None, true),
+            _ => (None, false),
+        };
+        if class.status >= 500 {
+            log::error!("http: {}", Chain(&error));
+        }
+        // What a database says is for the operator's eyes (H-5).
+        let text = if is_ours {
+            ErrorResponse::INTERNAL.error.to_owned()
+        } else {
+            error.to_string()
+        };
+        Self {
+            status: class.status,
+            errcode: class.errcode,
+            error: text,
+            soft_logout,
+        }
+    }
+}
+
+/// An answer with a JSON body.
+pub fn json(status: u16, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(body) => Response {
+            status,
+            headers: Vec::new(),
+            body,
+        },
+        Err(error) => {
+            log::error!("http: an answer could not be written as JSON: {error}");
+            let body = ErrorResponse::INTERNAL.body().into_bytes();
+            Response {
+                status: ErrorResponse::INTERNAL.status,
+                headers: Vec::new(),
+                body,
+            }
+        }
+    }
+}
+
+/// Whether a request must have a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Nothing stands for `{}`.
+    Optional,
+    /// Nothing is an error.
+    Required,
+}
+
+/// Reads a request's body as a JSON object. Its content type is not looked at (H-4).
+///
+/// # Errors
+/// 400 `M_NOT_JSON`, or `M_BAD_JSON` for other JSON than an object.
+pub fn object(body: &[u8], need: Body) -> Result<Map<String, Value>, ApiError> {
+    if body.is_empty() && need == Body::Optional {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::bad_json("Content must be a JSON object.")),
+        Err(_) => Err(ApiError::new(400, "M_NOT_JSON", "Content not JSON.")),
+    }
+}
+
+/// Python's `bool(value)`, by which Synapse reads some flags; an absent value is false.
+pub fn truthy(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(is)) => *is,
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::Object(map)) => !map.is_empty(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(body: &[u8], need: Body) -> (&'static str, String) {
+        let failure = object(body, need).expect_err("refused");
+        assert_eq!(failure.status, 400);
+        (failure.errcode, failure.error)
+    }
+
+    #[test]
+    fn a_body_is_an_object_or_the_answer_says_which_rule_it_broke() {
+        assert_eq!(object(b"", Body::Optional), Ok(Map::new()));
+        assert_eq!(object(b" {} ", Body::Required), Ok(Map::new()));
+        assert_eq!(
+            object(br#"{"a":1,"a":2}"#, Body::Required).map(|o| o["a"].clone()),
+            Ok(2.into())
+        );
+        let not_json: &[&[u8]] = &[
+            b"",
+            b" ",
+            b"{",
+            b"{}x",
+            b"{\"a\":NaN}",
+            b"Infinity",
+            b"{\"a\":\"\xff\"}",
+            b"\xef\xbb\xbf{}",
+        ];
+        for body in not_json {
+            assert_eq!(
+                refused(body, Body::Required),
+                ("M_NOT_JSON", "Content not JSON.".into()),
+                "{body:?}"
+            );
+        }
+        let deep = "[".repeat(100_000);
+        assert_eq!(refused(deep.as_bytes(), Body::Required).0, "M_NOT_JSON");
+        for body in ["[]", "null", "5", "\"{}\"", "true"] {
+            let expected = ("M_BAD_JSON", "Content must be a JSON object.".into());
+            assert_eq!(refused(body.as_bytes(), Body::Optional), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn truth_is_pythons() {
+        let is = |text: &str| truthy(Some(&serde_json::from_str(text).expect("JSON")));
+        for no in ["false", "0", "0.0", "-0", "null", "\"\"", "[]", "{}"] {
+            assert!(!is(no), "{no}");
+        }
+        for yes in ["true", "1", "-1", "0.1", "\"false\"", "[0]", "{\"\":0}"] {
+            assert!(is(yes), "{yes}");
+        }
+        assert!(!truthy(None));
+    }
+
+    #[test]
+    fn a_database_error_stays_at_home() {
+        let source = crate::error::StoreError::Io(std::io::Error::other("secret path"));
+        let failure = ApiError::from(Error::Store {
+            doing: "purge",
+            source,
+        });
+        assert_eq!(
+            failure,
+            ApiError::new(500, "M_UNKNOWN", "Internal server error")
+        );
+    }
+
+    #[test]
+    fn a_denial_says_whether_the_session_lives_on() {
+        let denied = Error::Denied {
+            status: 401,
+            errcode: "M_UNKNOWN_TOKEN",
+            message: "Access token has expired",
+            soft_logout: Some(true),
+        };
+        let response = ApiError::from(denied).to_response();
+        assert_eq!(response.status, 401);
+        assert_eq!(
+            serde_json::from_slice::<Value>(&response.body).expect("JSON"),
+            serde_json::json!({"errcode": "M_UNKNOWN_TOKEN", "error": "Access token has expired", "soft_logout": true})
+        );
+    }
+}

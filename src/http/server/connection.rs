@@ -1,0 +1,399 @@
+//! One client connection, from its first byte to its last. It never blocks: the server calls it when its socket is
+//! ready or its time is up, and it says what came of it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use rustix::event::PollFlags;
+
+use super::error_response::ErrorResponse;
+use super::head::{Head, Scan};
+use super::limits::{Limits, MAX_HEAD};
+use super::listen::{Origin, Stream};
+use super::request_class::RequestClass;
+
+/// A whole request, ready for a handler.
+#[derive(Debug)]
+pub struct Request {
+    /// Its head.
+    pub head: Head,
+    /// Its body, exactly as long as the head says.
+    pub body: Vec<u8>,
+    /// Through what kind of listener it came.
+    pub origin: Origin,
+}
+
+/// What came of a call.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Step {
+    /// The connection goes on.
+    Stay,
+    /// A request is complete: [`Connection::take_request`] has it.
+    Complete,
+    /// The connection is over and the connection can be dropped.
+    Gone,
+}
+
+/// One client connection.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    origin: Origin,
+    /// The listener it came by, for that listener's count.
+    pub listener: usize,
+    stage: Stage,
+    /// Of the head or the body being read.
+    input: Vec<u8>,
+    /// What waits to be written; the first `sent` bytes of it are.
+    output: Vec<u8>,
+    sent: usize,
+    served: u32,
+    /// Bytes came before the answer went: either pipelining, which is not done here, or something smuggled.
+    early: bool,
+    /// The client will send no more. It may still read.
+    ended: bool,
+    /// When this stage began.
+    since: Instant,
+    /// When a byte last went either way.
+    last_activity: Instant,
+    deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Reading a head; idle as long as no byte of it is there.
+    Head(Scan),
+    Body(Head),
+    /// A request waits for a handler.
+    Waiting(Option<Request>),
+    /// The request is with a handler.
+    Away {
+        close: bool,
+        bodiless: bool,
+    },
+    /// Writing an answer.
+    Answer {
+        close: bool,
+    },
+    /// All said; reading what still comes so that the answer survives (see [`Limits::linger`]).
+    Linger,
+}
+
+impl Connection {
+    /// A client that has just come in.
+    pub fn new(
+        stream: Stream,
+        origin: Origin,
+        listener: usize,
+        limits: &Limits,
+        now: Instant,
+    ) -> Self {
+        Self {
+            stream,
+            origin,
+            listener,
+            stage: Stage::Head(Scan::default()),
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            served: 0,
+            early: false,
+            ended: false,
+            since: now,
+            last_activity: now,
+            deadline: Some(now + limits.head),
+        }
+    }
+
+    /// What to wait for on its socket.
+    pub fn wants(&self) -> PollFlags {
+        let mut wants = match self.stage {
+            Stage::Head(_) | Stage::Body(_) | Stage::Linger => PollFlags::IN,
+            Stage::Waiting(_) | Stage::Away { .. } if !self.early && !self.ended => PollFlags::IN,
+            Stage::Waiting(_) | Stage::Away { .. } | Stage::Answer { .. } => PollFlags::empty(),
+        };
+        if self.sent < self.output.len() {
+            wants |= PollFlags::OUT;
+        }
+        wants
+    }
+
+    /// When [`Connection::expire`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Bytes held for this client.
+    pub fn held(&self) -> usize {
+        let request = match &self.stage {
+            Stage::Waiting(Some(request)) => request.body.capacity(),
+            _ => 0,
+        };
+        self.input.capacity() + self.output.capacity() + request
+    }
+
+    /// How readily this connection is closed to make room, the least first; `None` while a request is waiting or
+    /// with a handler. Connections that nobody would miss go first, then the ones that have been sending one
+    /// request for the longest, then the slowest readers of an answer.
+    pub fn eviction_rank(&self) -> Option<(u8, Instant)> {
+        match &self.stage {
+            Stage::Linger => Some((0, self.since)),
+            Stage::Head(_) if self.input.is_empty() && self.served > 0 => Some((1, self.since)),
+            Stage::Head(_) | Stage::Body(_) => Some((2, self.since)),
+            Stage::Answer { .. } => Some((3, self.last_activity)),
+            Stage::Waiting(_) | Stage::Away { .. } => None,
+        }
+    }
+
+    /// Whether a request of this client is waiting or with a handler, or its answer on its way.
+    pub fn is_served(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Waiting(_) | Stage::Away { .. } | Stage::Answer { .. }
+        )
+    }
+
+    /// The socket is ready for what `wants` asked, or broken.
+    pub fn ready(
+        &mut self,
+        flags: PollFlags,
+        scratch: &mut [u8],
+        limits: &Limits,
+        now: Instant,
+    ) -> Step {
+        let broken = flags.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+        if broken && self.is_served() {
+            return Step::Gone;
+        }
+        if flags.contains(PollFlags::OUT) && self.write(limits, now) == Step::Gone {
+            return Step::Gone;
+        }
+        if !broken && !flags.contains(PollFlags::IN) {
+            return Step::Stay;
+        }
+        match self.stage {
+            Stage::Head(_) => self.read_head(scratch, limits, now),
+            Stage::Body(_) => self.read_body(scratch, limits, now),
+            Stage::Waiting(_) | Stage::Away { .. } => {
+                match self.stream.read(&mut scratch[..1024]) {
+                    Ok(0) => self.ended = true,
+                    Ok(_) => self.early = true,
+                    Err(error) if is_transient(&error) => {}
+                    Err(_) => return Step::Gone,
+                }
+                Step::Stay
+            }
+            Stage::Answer { .. } => Step::Stay,
+            Stage::Linger => match self.stream.read(scratch) {
+                Ok(0) => Step::Gone,
+                Ok(_) => Step::Stay,
+                Err(error) if is_transient(&error) => Step::Stay,
+                Err(_) => Step::Gone,
+            },
+        }
+    }
+
+    /// The deadline has passed.
+    pub fn expire(&mut self, limits: &Limits, now: Instant) -> Step {
+        match &self.stage {
+            // Said nothing, is told nothing.
+            Stage::Head(_) if self.input.is_empty() => Step::Gone,
+            Stage::Head(_) | Stage::Body(_) => self.refuse(ErrorResponse::TIMEOUT, limits, now),
+            Stage::Waiting(_) => self.refuse(ErrorResponse::BUSY, limits, now),
+            Stage::Away { .. } => Step::Stay,
+            Stage::Answer { .. } | Stage::Linger => Step::Gone,
+        }
+    }
+
+    /// The class of the request that waits for a handler.
+    pub fn class(&self, limits: &Limits) -> RequestClass {
+        match &self.stage {
+            Stage::Waiting(Some(request)) => {
+                (limits.class)(&request.head.method, &request.head.target)
+            }
+            _ => RequestClass::Quick,
+        }
+    }
+
+    /// The complete request, once; from now on it is with a handler.
+    pub fn take_request(&mut self) -> Option<Request> {
+        let Stage::Waiting(request) = &mut self.stage else {
+            return None;
+        };
+        let request = request.take()?;
+        self.stage = Stage::Away {
+            close: request.head.close,
+            bodiless: request.head.method == "HEAD",
+        };
+        self.deadline = None;
+        Some(request)
+    }
+
+    /// Whether the answer to the request that is with a handler has no body, whatever its length says.
+    pub fn is_bodiless(&self) -> bool {
+        matches!(self.stage, Stage::Away { bodiless: true, .. })
+    }
+
+    /// Whether the connection ends with the answer to the request that is with a handler.
+    pub fn closes(&self, limits: &Limits) -> bool {
+        let asked = !matches!(self.stage, Stage::Away { close: false, .. });
+        asked || self.early || self.ended || self.served + 1 >= limits.requests_per_connection
+    }
+
+    /// Sends a whole answer, in bytes; `close` is what its head says about the connection.
+    pub fn answer(&mut self, bytes: Vec<u8>, close: bool, limits: &Limits, now: Instant) -> Step {
+        self.input = Vec::new();
+        if self.sent == self.output.len() {
+            self.output = bytes;
+            self.sent = 0;
+        } else {
+            self.output.extend_from_slice(&bytes); // A `100 Continue` that has not gone yet.
+        }
+        self.enter(Stage::Answer { close }, limits.write, now);
+        self.write(limits, now)
+    }
+
+    /// Sends an answer of the server's own, and then ends the connection.
+    pub fn refuse(&mut self, error_response: ErrorResponse, limits: &Limits, now: Instant) -> Step {
+        self.answer(error_response.to_bytes(), true, limits, now)
+    }
+
+    /// Tells the client, if that takes no waiting, why the connection ends now. For connections that are evicted.
+    pub fn close_with(mut self, error_response: ErrorResponse) {
+        let is_asking = match &self.stage {
+            Stage::Head(_) => !self.input.is_empty(),
+            Stage::Body(_) | Stage::Waiting(_) => true,
+            _ => false,
+        };
+        if is_asking && self.sent == self.output.len() {
+            let _ = self.stream.write(&error_response.to_bytes());
+        }
+    }
+
+    fn enter(&mut self, stage: Stage, time: std::time::Duration, now: Instant) {
+        self.stage = stage;
+        self.since = now;
+        self.deadline = Some(now + time);
+    }
+
+    fn read_head(&mut self, scratch: &mut [u8], limits: &Limits, now: Instant) -> Step {
+        let room = (MAX_HEAD - self.input.len()).min(scratch.len());
+        let count = match self.stream.read(&mut scratch[..room]) {
+            Ok(0) => return Step::Gone,
+            Ok(count) => count,
+            Err(error) if is_transient(&error) => return Step::Stay,
+            Err(_) => return Step::Gone,
+        };
+        self.last_activity = now;
+        if self.input.is_empty() && self.served > 0 {
+            self.since = now;
+            self.deadline = Some(now + limits.head);
+        }
+        self.input.extend_from_slice(&scratch[..count]);
+        let Stage::Head(scan) = &mut self.stage else {
+            return Step::Stay;
+        };
+        match scan.end(&self.input).and_then(|end| {
+            end.map(|end| Ok((end, Head::parse(&self.input[..end])?)))
+                .transpose()
+        }) {
+            Err(error_response) => self.refuse(error_response, limits, now),
+            Ok(None) => Step::Stay,
+            Ok(Some((end, head))) => {
+                // What came with the head is the beginning of the body, and must be no more than that.
+                self.input.drain(..end);
+                self.early = self.input.len() > head.body;
+                self.input.truncate(head.body);
+                if head.expects_continue && self.input.is_empty() {
+                    self.output = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
+                    self.sent = 0;
+                }
+                self.enter(Stage::Body(head), limits.body, now);
+                if self.write(limits, now) == Step::Gone {
+                    Step::Gone
+                } else {
+                    self.complete(limits, now)
+                }
+            }
+        }
+    }
+
+    fn read_body(&mut self, scratch: &mut [u8], limits: &Limits, now: Instant) -> Step {
+        let Stage::Body(head) = &self.stage else {
+            return Step::Stay;
+        };
+        let room = (head.body - self.input.len()).min(scratch.len());
+        match self.stream.read(&mut scratch[..room]) {
+            Ok(0) => return Step::Gone,
+            Ok(count) => {
+                // Exactly what came: many half bodies are held at a time.
+                self.input.reserve_exact(count);
+                self.input.extend_from_slice(&scratch[..count]);
+            }
+            Err(error) if is_transient(&error) => return Step::Stay,
+            Err(_) => return Step::Gone,
+        }
+        self.last_activity = now;
+        self.complete(limits, now)
+    }
+
+    /// Moves on when the body is whole.
+    fn complete(&mut self, limits: &Limits, now: Instant) -> Step {
+        let Stage::Body(head) = &self.stage else {
+            return Step::Stay;
+        };
+        if self.input.len() < head.body {
+            return Step::Stay;
+        }
+        let request = Request {
+            head: head.clone(),
+            body: std::mem::take(&mut self.input),
+            origin: self.origin,
+        };
+        self.enter(Stage::Waiting(Some(request)), limits.wait, now);
+        Step::Complete
+    }
+
+    fn write(&mut self, limits: &Limits, now: Instant) -> Step {
+        while self.sent < self.output.len() {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(0) => return Step::Gone,
+                Ok(count) => {
+                    self.sent += count;
+                    self.last_activity = now;
+                }
+                Err(error) if is_transient(&error) => return Step::Stay,
+                Err(_) => return Step::Gone,
+            }
+        }
+        self.output = Vec::new();
+        self.sent = 0;
+        match self.stage {
+            Stage::Answer { close: true } => {
+                if self.stream.finish().is_err() || self.ended {
+                    return Step::Gone;
+                }
+                self.enter(Stage::Linger, limits.linger, now);
+            }
+            Stage::Answer { close: false } => {
+                self.served += 1;
+                self.enter(Stage::Head(Scan::default()), limits.idle, now);
+            }
+            _ => {}
+        }
+        Step::Stay
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// Whether an error only means "not now".
+pub fn is_transient(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

@@ -1,0 +1,131 @@
+//! What the server answers by itself.
+
+/// Why the server does not hand a request on. Every one ends its connection, because what follows a request that
+/// was not understood is not known to be a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorResponse {
+    /// HTTP status.
+    pub status: u16,
+    /// Matrix error code.
+    pub errcode: &'static str,
+    /// The sentence for the client.
+    pub error: &'static str,
+}
+
+impl ErrorResponse {
+    const fn new(status: u16, errcode: &'static str, error: &'static str) -> Self {
+        Self {
+            status,
+            errcode,
+            error,
+        }
+    }
+
+    /// A request that HTTP does not allow: 400.
+    pub const fn malformed(error: &'static str) -> Self {
+        Self::new(400, "M_UNKNOWN", error)
+    }
+
+    /// The client took too long over its head or its body.
+    pub const TIMEOUT: Self = Self::new(408, "M_UNKNOWN", "The request took too long to arrive");
+    /// A transfer coding instead of a length.
+    pub const LENGTH_REQUIRED: Self = Self::new(
+        411,
+        "M_UNKNOWN",
+        "Send a Content-Length: chunked bodies are not read here",
+    );
+    /// A body over [`MAX_BODY`](super::limits::MAX_BODY).
+    pub const BODY_TOO_LARGE: Self =
+        Self::new(413, "M_TOO_LARGE", "The request body is larger than 1 MiB");
+    /// A request line alone over [`MAX_HEAD`](super::limits::MAX_HEAD).
+    pub const TARGET_TOO_LONG: Self =
+        Self::new(414, "M_TOO_LARGE", "The request line is longer than 16 KiB");
+    /// An `Expect` other than `100-continue`.
+    pub const EXPECTATION: Self =
+        Self::new(417, "M_UNKNOWN", "Only 'Expect: 100-continue' can be met");
+    /// A head over [`MAX_HEAD`](super::limits::MAX_HEAD) bytes or [`MAX_HEADERS`](super::limits::MAX_HEADERS) lines.
+    pub const HEAD_TOO_LARGE: Self =
+        Self::new(431, "M_TOO_LARGE", "The request head is larger than 16 KiB");
+    /// Something broke on our side (H-5).
+    pub const INTERNAL: Self = Self::new(500, "M_UNKNOWN", "Internal server error");
+    /// A transfer coding that is not known.
+    pub const CODING: Self = Self::new(501, "M_UNKNOWN", "This transfer coding is not known here");
+    /// `CONNECT`: we are no proxy.
+    pub const NO_PROXY: Self = Self::new(501, "M_UNRECOGNIZED", "This server is not a proxy");
+    /// No place, no handler, or no memory; worth trying again.
+    pub const BUSY: Self = Self::new(
+        503,
+        "M_LIMIT_EXCEEDED",
+        "Too many requests at a time; try again",
+    );
+    /// The daemon is stopping.
+    pub const STOPPING: Self = Self::new(503, "M_UNKNOWN", "The server is stopping");
+    /// Another version of HTTP.
+    pub const VERSION: Self = Self::new(
+        505,
+        "M_UNKNOWN",
+        "Only HTTP/1.0 and HTTP/1.1 are spoken here",
+    );
+
+    /// The JSON body.
+    pub fn body(&self) -> String {
+        // The sentences are ours: no quote, no backslash, no control byte (tested), so nothing needs escaping.
+        format!(
+            r#"{{"errcode":"{}","error":"{}"}}"#,
+            self.errcode, self.error
+        )
+    }
+
+    /// The whole answer, in bytes ready to be sent; it announces that the connection ends.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let body = self.body();
+        format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.status,
+            reason(self.status),
+            body.len(),
+        )
+        .into_bytes()
+    }
+}
+
+/// The reason phrase of a status, as `tiny_http` words it.
+pub fn reason(status: u16) -> &'static str {
+    tiny_http::StatusCode(status).default_reason_phrase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_json_with_an_errcode_and_a_sentence() {
+        let all = [
+            ErrorResponse::malformed("Two Host headers"),
+            ErrorResponse::TIMEOUT,
+            ErrorResponse::LENGTH_REQUIRED,
+            ErrorResponse::BODY_TOO_LARGE,
+            ErrorResponse::TARGET_TOO_LONG,
+            ErrorResponse::EXPECTATION,
+            ErrorResponse::HEAD_TOO_LARGE,
+            ErrorResponse::INTERNAL,
+            ErrorResponse::CODING,
+            ErrorResponse::NO_PROXY,
+            ErrorResponse::BUSY,
+            ErrorResponse::STOPPING,
+            ErrorResponse::VERSION,
+        ];
+        for error_response in all {
+            let body: serde_json::Value =
+                serde_json::from_str(&error_response.body()).expect("JSON");
+            assert_eq!(body["errcode"], error_response.errcode);
+            assert_eq!(body["error"], error_response.error);
+            assert_eq!(body.as_object().map(serde_json::Map::len), Some(2));
+            assert!(
+                error_response
+                    .to_bytes()
+                    .ends_with(error_response.body().as_bytes())
+            );
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Classes of requests: how long a request may keep a handler, so that slow ones never have them all.
+//!
+//! A handler thread is held until its answer is there. A page of `/messages` may wait for a purge's batch, a
+//! synchronous deletion takes as long as the deletion does. Each such kind has a class with fewer places than there are
+//! handlers; what finds its class full waits at the server, in order of arrival and without a thread, while others pass it.
+
+use super::limits::Limits;
+
+/// How long a request may keep a handler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RequestClass {
+    /// Milliseconds.
+    #[default]
+    Quick,
+    /// Now and then seconds: it reads much, or waits for a room.
+    Slow,
+    /// As long as a whole job. These count among the slow ones, too.
+    Long,
+}
+
+/// How many requests are in each class.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct InFlight {
+    all: usize,
+    not_quick: usize,
+    long: usize,
+}
+
+impl FromIterator<RequestClass> for InFlight {
+    fn from_iter<T: IntoIterator<Item = RequestClass>>(classes: T) -> Self {
+        classes
+            .into_iter()
+            .fold(Self::default(), |count, class| Self {
+                all: count.all + 1,
+                not_quick: count.not_quick + usize::from(class != RequestClass::Quick),
+                long: count.long + usize::from(class == RequestClass::Long),
+            })
+    }
+}
+
+impl InFlight {
+    /// Whether one more of that class may go to a handler, when these have one.
+    pub fn may_run(&self, class: RequestClass, limits: &Limits) -> bool {
+        match class {
+            RequestClass::Quick => true,
+            RequestClass::Slow => self.not_quick < limits.slow,
+            RequestClass::Long => self.not_quick < limits.slow && self.long < limits.long,
+        }
+    }
+
+    /// Whether one more of that class may wait, when these do. Slow ones leave a quarter of the places to the others.
+    pub fn may_queue(&self, class: RequestClass, limits: &Limits) -> bool {
+        let for_slow = limits.waiting - limits.waiting / 4;
+        self.all < limits.waiting && (class == RequestClass::Quick || self.not_quick < for_slow)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_requests_leave_handlers_and_places_to_the_others() {
+        let limits = Limits::default();
+        assert!(
+            0 < limits.long && limits.long < limits.slow && limits.slow < limits.handler_requests
+        );
+        let with = |slow: usize, long: usize| {
+            let slow = std::iter::repeat_n(RequestClass::Slow, slow);
+            slow.chain(std::iter::repeat_n(RequestClass::Long, long))
+                .collect::<InFlight>()
+        };
+        assert!(with(limits.slow - 1, 0).may_run(RequestClass::Slow, &limits));
+        assert!(!with(limits.slow, 0).may_run(RequestClass::Slow, &limits));
+        assert!(!with(0, limits.long).may_run(RequestClass::Long, &limits));
+        assert!(with(0, limits.long).may_run(RequestClass::Slow, &limits));
+        assert!(with(100, 100).may_run(RequestClass::Quick, &limits));
+        assert!(!with(limits.waiting * 3 / 4, 0).may_queue(RequestClass::Slow, &limits));
+        assert!(with(limits.waiting * 3 / 4, 0).may_queue(RequestClass::Quick, &limits));
+        assert!(!with(limits.waiting, 0).may_queue(RequestClass::Quick, &limits));
+    }
+}

@@ -1,0 +1,142 @@
+//! What every job on a room works with: its connection, the room's locks, its sizer, its duties of overwriting, and the
+//! way it says how far it is. Which rows go is for the rooms above to say.
+
+mod batch_sizer;
+mod lock;
+pub(crate) mod overwrite;
+mod progress;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+pub use self::batch_sizer::{BatchSizer, ServerState};
+pub(crate) use self::lock::{acquire_synapse_lock, renew_lock, renew_lock_if_due};
+pub(crate) use self::overwrite::clean_up;
+pub use self::progress::{Phase, Progress};
+use crate::batch::BatchLimits;
+use crate::config::{EventSigning, HomeserverApi};
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::jobs::ledger::Ledger;
+use crate::jobs::register::{JobRegistry, RunningJob};
+use crate::locks::RoomLocks;
+use crate::store::db::Db;
+use crate::store::free_pages::RawFile;
+use crate::store::homeserver::HomeserverDetector;
+use crate::store::wal::WalGuard;
+use crate::time::Clock;
+
+/// How often a cancelled or stopping job looks up from a rest.
+const LOOK_UP_EVERY: Duration = Duration::from_millis(50);
+
+/// How long a job beside a live server waits for the database to be free, before it ends with that reason.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// How long a job waits before it looks again for a server that was lost.
+pub(crate) const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a job on a room works with: its own connection, and what it shares with others.
+pub struct JobContext<'a> {
+    /// A connection for this job alone.
+    pub db: Db,
+    /// The room it has.
+    pub room: &'a RoomId,
+    /// The server's name.
+    pub server_name: &'a str,
+    /// Offline or beside.
+    pub server_state: ServerState,
+    /// Bounds of batches beside a live server.
+    pub limits: BatchLimits,
+    /// Whether what is deleted is overwritten at the end.
+    pub overwrite_deleted: bool,
+    /// The rooms' locks.
+    pub locks: &'a RoomLocks,
+    /// One writes at a time on SQLite; asking here first is fair, where the file's own lock is not.
+    pub writer: &'a Mutex<WalGuard>,
+    /// Where what must not be forgotten is noted.
+    pub ledger: &'a Ledger,
+    /// The job, as others see it.
+    pub live: &'a RunningJob,
+    /// The database file past SQLite, for overwriting free pages; none where the database is no file.
+    pub raw: Option<&'a RawFile>,
+    /// What this server's own events are made with.
+    pub event_signing: &'a EventSigning,
+    /// How a homeserver that runs beside us is asked to do what only it can do.
+    pub homeserver: Option<&'a HomeserverApi>,
+    /// Looks for a homeserver that is running although it should not.
+    pub detector: Option<HomeserverDetector>,
+    /// The time.
+    pub clock: &'a dyn Clock,
+    /// The other jobs: what is done once for all rooms is left to the last of them.
+    pub register: &'a JobRegistry,
+    /// Whether the process is stopping.
+    pub is_stopping: &'a (dyn Fn() -> bool + Sync),
+    /// Whether more jobs of the same kind follow on this connection: what can be done for all of them at once is left
+    /// to whoever runs them.
+    pub is_one_of_many: bool,
+}
+
+impl JobContext<'_> {
+    /// Ends the job between two transactions when somebody asked for it.
+    pub(crate) fn check_cancelled(&self) -> Result<(), Error> {
+        if (self.is_stopping)() {
+            Err(Error::Stopping)
+        } else if self.live.is_cancelled() {
+            Err(Error::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// An interrupt of our own making is a wish to stop or to cancel.
+    pub(crate) fn map_interrupt(&self, error: Error) -> Error {
+        if error.is_interrupt() {
+            self.check_cancelled().err().unwrap_or(error)
+        } else {
+            error
+        }
+    }
+
+    /// Refuses to go on when a homeserver has been started meanwhile (W-22).
+    pub(crate) fn ensure_homeserver_stopped(&mut self) -> Result<(), Error> {
+        let Some(detector) = &mut self.detector else {
+            return Ok(());
+        };
+        match detector.detect(&self.db, self.clock.now())? {
+            None => Ok(()),
+            Some(sign) => Err(Error::Refused(format!(
+                "a homeserver seems to have been started: {sign}. Everything up to here is done and whole; stop the \
+                 homeserver and ask again"
+            ))),
+        }
+    }
+
+    /// Lets others at the database, unless the job is to end.
+    pub(crate) fn rest(&self, rest: Duration) {
+        let until = Instant::now() + rest;
+        while self.check_cancelled().is_ok() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(LOOK_UP_EVERY));
+        }
+    }
+
+    /// Shows how far the job is.
+    pub(crate) fn publish(&self, progress: &Progress) {
+        self.live
+            .set_progress(serde_json::to_value(progress).unwrap_or_default());
+    }
+
+    /// Writes down how far the job is, so that a killed process has not forgotten it. What is not written is only not
+    /// told: the work itself is found in the database.
+    pub(crate) fn save_progress(&self, progress: &Progress) {
+        let value = serde_json::to_value(progress).unwrap_or_default();
+        if let Err(e) = self.ledger.progress(&self.live.id, &value) {
+            log::warn!("room {}: {}", self.room, crate::error::Chain(&e));
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The homeserver's own lock rows on a room (W-1 … W-8), waited for and held.
+
+use std::time::{Duration, Instant};
+
+use super::JobContext;
+use crate::error::Error;
+use crate::store::db::Db;
+use crate::store::homeserver::{self, SynapseLock};
+use crate::time::Clock;
+
+/// How long a job waits for a lock that the homeserver holds on the room, before it gives up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
+
+/// First and longest wait between two tries at it (W-6).
+const LOCK_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// W-4: a lock that was lost stops the job before its next destructive transaction.
+pub(crate) fn renew_lock(
+    db: &Db,
+    lock: &mut Option<&mut SynapseLock>,
+    clock: &dyn Clock,
+) -> Result<(), Error> {
+    let Some(lock) = lock else {
+        return Ok(());
+    };
+    if lock.is_held(db, clock)? {
+        return Ok(());
+    }
+    Err(Error::Refused(
+        "the homeserver's lock on the room was lost (was this process stopped for more than two minutes?); \
+         everything up to here is done and whole: ask again"
+            .into(),
+    ))
+}
+
+/// W-4 for what takes long between two transactions: renews the lock when it is time to, in a moment of its own.
+pub(crate) fn renew_lock_if_due(
+    ctx: &JobContext<'_>,
+    lock: &mut Option<&mut SynapseLock>,
+) -> Result<(), Error> {
+    if lock.as_ref().is_none_or(|lock| !lock.is_due(ctx.clock)) {
+        return Ok(());
+    }
+    let _writer = ctx.writer.lock();
+    match renew_lock(&ctx.db, lock, ctx.clock) {
+        // The next one will do, or tell more.
+        Err(e) if e.is_busy() || e.is_disconnected() => Ok(()),
+        held => held,
+    }
+}
+
+/// Waits for the room's lock rows of these names, where the homeserver has such rows (W-6).
+pub(crate) fn acquire_synapse_lock(
+    ctx: &mut JobContext<'_>,
+    names: &'static [&'static str],
+) -> Result<Option<SynapseLock>, Error> {
+    if !homeserver::has_locks(&ctx.db) {
+        return Ok(None);
+    }
+    let (mut wait, longest) = LOCK_RETRY;
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let lock = {
+            let _writer = ctx.writer.lock();
+            SynapseLock::try_acquire(&mut ctx.db, names, ctx.room, ctx.clock)?
+        };
+        if lock.is_some() {
+            return Ok(lock);
+        }
+        if Instant::now() > until {
+            return Err(Error::Refused(format!(
+                "the homeserver has held its lock on room {} for ten minutes: it purges or pages the room itself",
+                ctx.room
+            )));
+        }
+        ctx.check_cancelled()?;
+        ctx.rest(wait);
+        wait = (wait * 2).min(longest);
+    }
+}

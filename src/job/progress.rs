@@ -1,0 +1,93 @@
+//! How far a job is, as the ledger keeps it and HTTP shows it.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::store::event_rows::RowCounts;
+
+/// What a job is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waiting for a worker.
+    #[default]
+    Queued,
+    /// Counting what there is to do.
+    Counting,
+    /// Moving the people out of a room that is deleted.
+    ShuttingDown,
+    /// Removing events.
+    Events,
+    /// Removing state groups that nothing refers to any more.
+    StateGroups,
+    /// Overwriting what was deleted: merging the full-text index, emptying the log.
+    Tidying,
+    /// Over.
+    Done,
+}
+
+/// How far a job is, and what it has done.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Progress {
+    /// What it is doing.
+    pub phase: Phase,
+    /// The table being worked on, in a batch that takes long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Events of the timeline below the point, when it began.
+    pub events_planned: i64,
+    /// Of these, events dealt with.
+    pub events_done: i64,
+    /// Events deleted.
+    pub events_deleted: i64,
+    /// Rows removed, by table.
+    pub rows_removed: RowCounts,
+    /// State groups removed.
+    pub state_groups_freed: i64,
+    /// State groups left to the running homeserver, which deletes them ten minutes later (P-41).
+    pub state_groups_marked: i64,
+    /// Transactions so far.
+    #[serde(rename = "strides")]
+    pub batches: i64,
+    /// Whether the large tables were refilled with what stays instead of deleted from.
+    #[serde(rename = "leapt")]
+    pub rewritten: bool,
+    /// The longest time that others could not write, in milliseconds.
+    pub longest_transaction_ms: i64,
+    /// Events a second, since this process took the job up.
+    pub events_per_second: i64,
+    /// Seconds left at that rate; only while events are removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<i64>,
+    /// Bytes of the database file that hold nothing any more, and that `reclaim` would give back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reclaimable_bytes: Option<u64>,
+    /// What a person should know: work left undone on purpose, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// What this kind of job has to tell besides.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl Progress {
+    /// Adds the rows of one transaction.
+    pub fn add_rows(&mut self, rows: &RowCounts) {
+        for (table, count) in rows {
+            *self.rows_removed.entry(table.clone()).or_default() += count;
+        }
+        self.events_deleted = self.rows_removed.get("events").copied().unwrap_or(0);
+    }
+
+    /// Works out how fast it goes and how long it will take; `done_before` events were dealt with before `started`.
+    pub fn reckon(&mut self, started: Instant, done_before: i64) {
+        let seconds = started.elapsed().as_secs_f64().max(0.001);
+        let rate = (self.events_done - done_before) as f64 / seconds;
+        self.events_per_second = rate as i64;
+        let left = self.events_planned - self.events_done;
+        self.seconds_left = (rate > 0.0).then_some((left as f64 / rate).ceil() as i64);
+    }
+}

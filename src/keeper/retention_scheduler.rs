@@ -1,0 +1,174 @@
+//! The thread that runs retention: it looks at the clock, plans, and hands rooms to the workers as they come free.
+//!
+//! It is a thread of its own and no worker, so that it can wait for workers without holding one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::Shared;
+use crate::error::{Chain, Error};
+use crate::ids::JobId;
+use crate::jobs::pool::Pool;
+use crate::jobs::register::JobGuard;
+use crate::jobs::schedule::Schedule;
+use crate::policy::LifetimeRange;
+use crate::time::{JumpTolerantClock, Millis};
+
+/// How often the clock is looked at.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// What the thread is asked to do.
+enum Command {
+    /// Run this range now.
+    Run(JobGuard, LifetimeRange),
+    /// Look at the clock now, and say which runs that began, when they have ended.
+    Tick(Sender<Vec<JobId>>),
+}
+
+/// The thread; dropping it ends and joins it.
+pub(super) struct RetentionScheduler {
+    orders: Option<Sender<Command>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RetentionScheduler {
+    /// Starts the thread. Jobs run at their intervals where the configuration says so.
+    pub(super) fn start(shared: Arc<Shared>, pool: Arc<Pool>) -> Result<Self, Error> {
+        let (orders, taken) = unbounded();
+        let runs = Runs::new(&shared)?;
+        let thread = thread::Builder::new()
+            .name("retention".into())
+            .spawn(move || run_loop(&shared, &pool, runs, &taken))
+            .map_err(|e| Error::Store {
+                doing: "start a thread",
+                source: e.into(),
+            })?;
+        Ok(Self {
+            orders: Some(orders),
+            thread: Some(thread),
+        })
+    }
+
+    fn send(&self, send: Command) -> Result<(), Error> {
+        let orders = self.orders.as_ref().ok_or(Error::Stopping)?;
+        orders.send(send).map_err(|_| Error::Stopping)
+    }
+
+    /// Runs a range as soon as what runs now has ended.
+    pub(super) fn run(&self, guard: JobGuard, range: LifetimeRange) -> Result<(), Error> {
+        self.send(Command::Run(guard, range))
+    }
+
+    /// Looks at the clock now; answers the runs that were due, which have ended.
+    pub(super) fn tick(&self) -> Result<Vec<JobId>, Error> {
+        let (answer, answered) = unbounded();
+        self.send(Command::Tick(answer))?;
+        answered.recv().map_err(|_| Error::Stopping)
+    }
+}
+
+impl Drop for RetentionScheduler {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if self.thread.take().is_some_and(|t| t.join().is_err()) {
+            log::error!("the retention thread died");
+        }
+    }
+}
+
+/// The configured jobs and when they are due.
+struct Runs {
+    schedule: Schedule,
+    tolerant: JumpTolerantClock,
+}
+
+/// What the ledger calls a job's interval: another interval or range is another job.
+fn name(interval: Millis, range: &LifetimeRange) -> String {
+    let bound = |bound: Option<Millis>| bound.map_or("-".to_owned(), |ms| ms.0.to_string());
+    format!(
+        "retention {} {} {}",
+        interval.0,
+        bound(range.shortest),
+        bound(range.longest)
+    )
+}
+
+impl Runs {
+    fn new(shared: &Shared) -> Result<Self, Error> {
+        let config = &shared.config;
+        let tolerant = JumpTolerantClock::new(&*config.clock);
+        let mut schedule = Schedule::default();
+        if config.retention.enabled && config.retention_jobs {
+            let (now, monotonic) = (config.clock.now(), config.clock.monotonic());
+            for job in &config.retention.purge_jobs {
+                let name = name(job.interval, &job.range);
+                let from = shared.register.ledger().interval_start(&name, now)?;
+                schedule.add(job.interval, now - from, monotonic);
+                log::info!(
+                    "retention: rooms with {} every {}, next in {}",
+                    job.range,
+                    job.interval.in_words(),
+                    (job.interval - (now - from)).max(Millis(0)).in_words()
+                );
+            }
+        }
+        Ok(Self { schedule, tolerant })
+    }
+
+    /// Runs what is due.
+    fn tick(&mut self, shared: &Arc<Shared>, pool: &Arc<Pool>) -> Vec<JobId> {
+        let clock = &shared.config.clock;
+        let mut ran = Vec::new();
+        while !shared.is_stopping.load(Ordering::SeqCst) {
+            let now = self.tolerant.now(&**clock);
+            let Some(at) = self.schedule.next_due(clock.monotonic()) else {
+                break;
+            };
+            let job = shared.config.retention.purge_jobs[at];
+            match shared.enqueue_retention(job.range) {
+                Ok(guard) => {
+                    ran.push(guard.id().clone());
+                    shared.note_run(job.range, now);
+                    shared.run(pool, guard, job.range, now);
+                }
+                Err(e) => log::warn!("retention: rooms with {}: {}", job.range, Chain(&e)),
+            }
+        }
+        ran
+    }
+}
+
+impl Shared {
+    /// Notes that the jobs of this range run, from which their intervals count at the next start.
+    fn note_run(&self, range: LifetimeRange, now: Millis) {
+        let jobs = self.config.retention.purge_jobs.iter();
+        for job in jobs.filter(|job| job.range == range) {
+            let noted = self
+                .register
+                .ledger()
+                .set_interval_start(&name(job.interval, &job.range), now);
+            if let Err(e) = noted {
+                log::warn!("{}", Chain(&e));
+            }
+        }
+    }
+}
+
+fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Receiver<Command>) {
+    loop {
+        match orders.recv_timeout(PERIOD) {
+            Ok(Command::Run(guard, range)) => {
+                let now = shared.config.clock.now();
+                shared.note_run(range, now);
+                shared.run(pool, guard, range, now);
+            }
+            Ok(Command::Tick(answer)) => drop(answer.send(runs.tick(shared, pool))),
+            Err(RecvTimeoutError::Timeout) => drop(runs.tick(shared, pool)),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}

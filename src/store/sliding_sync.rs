@@ -1,0 +1,100 @@
+//! The room's newest event, as the list of rooms knows it (P-19): what a purge must let go of before it deletes that.
+
+use super::db::{Db, params};
+use super::history::DepthRange;
+use crate::error::Error;
+
+/// P-19, defect D: the room whose newest event by arrival is to be deleted. Binds `$1` room.
+const SLIDING_SYNC_TO_DELETE: &str = "
+    SELECT j.bump_stamp
+      FROM sliding_sync_joined_rooms j
+      JOIN rk_selected s ON s.stream_ordering = j.event_stream_ordering
+     WHERE j.room_id = $1 AND s.to_delete";
+
+/// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives, `$3` the time
+/// after which what was received stays, or NULL. Walks `events_room_stream` backwards and stops at once: without the
+/// upper bound and the plus SQLite would sort all that survives.
+const NEWEST_SURVIVOR: &str = "
+    SELECT stream_ordering FROM events
+     WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
+       AND (+topological_ordering >= $2
+            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3)))
+       AND NOT outlier
+     ORDER BY stream_ordering DESC LIMIT 1";
+
+/// The same among the types that bump a room in the list (D-48).
+const NEWEST_BUMP: &str = "
+    SELECT stream_ordering FROM events
+     WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
+       AND (+topological_ordering >= $2
+            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3)))
+       AND NOT outlier
+       AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
+                    'm.poll.start', 'm.beacon_info')
+     ORDER BY stream_ordering DESC LIMIT 1";
+
+/// Whether the event that lifts the room in the list outlives the whole job: an earlier batch may have deleted
+/// it, and a later one may be going to. Binds `$1` its stream ordering, `$2` depth that survives, `$3` the time after
+/// which what was received stays, or NULL, `$4` delete local events, `$5` server name.
+const BUMP_SURVIVES: &str = "
+    SELECT EXISTS (
+        SELECT 1 FROM events e
+          LEFT JOIN state_events s ON s.event_id = e.event_id
+         WHERE e.stream_ordering = $1
+           AND (e.topological_ordering >= $2
+                OR (e.received_ts > $3 AND (e.stream_ordering > 0 OR e.origin_server_ts > $3))
+                OR s.event_id IS NOT NULL
+                OR NOT ($4 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $5, TRUE))))";
+
+const REPOINT_SLIDING_SYNC: &str = "
+    UPDATE sliding_sync_joined_rooms SET event_stream_ordering = $1 WHERE room_id = $2";
+
+const REPOINT_BUMP_STAMP: &str = "
+    UPDATE sliding_sync_joined_rooms SET bump_stamp = $1 WHERE room_id = $2";
+
+/// P-19, defect D: lets go of an event that is to be deleted, in favour of one that outlives the whole job, so that
+/// the row is the same however the job is cut into batches.
+pub fn update_joined_room(
+    db: &Db,
+    cut: &DepthRange<'_>,
+    keep_from_depth: i64,
+) -> Result<(), Error> {
+    let room = cut.room.as_str();
+    if !db.catalog().has("sliding_sync_joined_rooms") {
+        return Ok(());
+    }
+    let doing = "move the room's newest event";
+    let to_delete = db.row(doing, SLIDING_SYNC_TO_DELETE, params![room], |r| {
+        r.get::<_, Option<i64>>(0)
+    })?;
+    let Some(bump) = to_delete else {
+        return Ok(());
+    };
+    let keep = cut.keep_received_after.map(|after| after.0);
+    let newest = |sql| {
+        db.row(doing, sql, params![room, keep_from_depth, keep], |r| {
+            r.get::<_, i64>(0)
+        })
+    };
+    let Some(stream) = newest(NEWEST_SURVIVOR)? else {
+        return Ok(());
+    };
+    db.execute(doing, REPOINT_SLIDING_SYNC, params![stream, room])?;
+    let Some(bump) = bump else { return Ok(()) };
+    let local = params![
+        bump,
+        keep_from_depth,
+        keep,
+        cut.delete_local_events,
+        cut.server_name
+    ];
+    // I-14: nothing lifts the room higher than its newest event.
+    if bump > stream || db.count(doing, BUMP_SURVIVES, local)? == 0 {
+        db.execute(
+            doing,
+            REPOINT_BUMP_STAMP,
+            params![newest(NEWEST_BUMP)?, room],
+        )?;
+    }
+    Ok(())
+}
