@@ -81,7 +81,7 @@ impl Site {
     /// What somebody else has written into a file, and takes away in the end: there, or where this engine has it.
     pub fn of_file(database: &Path, server_name: &str) -> Self {
         let mut site = Self::at(database, server_name);
-        site.choose_secure_delete(super::engine::current());
+        site.place_on(super::engine::current());
         site
     }
 
@@ -113,7 +113,7 @@ impl Site {
         let mut site = Self::new(&draft.server_name);
         rooms::write(&site.database, &draft);
         adjust(&Connection::open(&site.database).expect("it opens"));
-        site.choose_secure_delete(super::engine::current());
+        site.place_on(super::engine::current());
         site
     }
 
@@ -124,12 +124,12 @@ impl Site {
             draft.settle();
         }
         rooms::write(&site.database, &draft);
-        site.choose_secure_delete(super::engine::current());
+        site.place_on(super::engine::current());
         site
     }
 
     /// Moves the sample to where this engine has it.
-    fn choose_secure_delete(&mut self, engine: Engine) {
+    fn place_on(&mut self, engine: Engine) {
         #[cfg(feature = "postgres")]
         if engine == Engine::Postgres {
             let tables = Tables::read(&self.database);
