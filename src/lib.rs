@@ -33,6 +33,10 @@ pub mod room_version;
 pub mod store;
 pub mod time;
 
+/// The rules that comments refer to by their numbers.
+#[doc = include_str!("rules.md")]
+pub mod rules {}
+
 pub use config::Config;
 pub use error::Error;
 pub use ids::{EventId, JobId, RoomId, UserId};

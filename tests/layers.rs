@@ -1,4 +1,4 @@
-//! The rules of the layers, kept by tests: layers, sizes of files, and SQL that every engine of ours can read.
+//! The rules of the layers, kept by tests: who may name whom, sizes of files, and SQL that every engine of ours can read.
 
 mod source;
 
@@ -88,7 +88,7 @@ fn modules_name_only_what_lies_on_lower_floors() {
 }
 
 #[test]
-fn every_module_of_the_house_is_there() {
+fn every_module_has_its_layer() {
     let there: BTreeSet<String> = sources()
         .iter()
         .filter_map(|s| s.module().map(str::to_owned))
@@ -228,4 +228,48 @@ fn what_only_the_daemon_needs_is_named_only_in_its_rooms() {
         });
         assert!(is_optional, "{package} is in every build");
     }
+}
+
+/// The numbers of rules in a text: a letter, a hyphen, a number, and in one case another letter.
+fn rules_in(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+        .filter(|word| {
+            let Some((letter, number)) = word.split_once('-') else {
+                return false;
+            };
+            let digits = number.trim_end_matches(|c: char| c.is_ascii_lowercase());
+            letter.len() == 1
+                && "SLRPEDMHUWVIK".contains(letter)
+                && number.len() <= digits.len() + 1
+                && !digits.is_empty()
+                && digits.bytes().all(|b| b.is_ascii_digit())
+        })
+        .collect()
+}
+
+#[test]
+fn every_rule_that_the_code_refers_to_is_told() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let told = std::fs::read_to_string(src.join("rules.md")).expect("src/rules.md");
+    let told: BTreeSet<&str> = (told.lines())
+        .filter_map(|line| line.strip_prefix("- **")?.split_once("** "))
+        .map(|(rule, sentence)| {
+            assert!(
+                sentence.contains(" (") && sentence.ends_with(')'),
+                "{rule} has no source"
+            );
+            rule
+        })
+        .collect();
+    let mut untold = BTreeMap::new();
+    for source in sources() {
+        let text = std::fs::read_to_string(src.join(&source.path)).expect("a file");
+        for rule in rules_in(&text)
+            .into_iter()
+            .filter(|rule| !told.contains(rule))
+        {
+            untold.insert(rule.to_owned(), source.path.clone());
+        }
+    }
+    assert!(untold.is_empty(), "src/rules.md does not tell {untold:?}");
 }
