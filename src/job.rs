@@ -113,6 +113,24 @@ impl JobContext<'_> {
         }
     }
 
+    /// Whether a homeserver runs at this moment, and then how that is known. What is done once the events have gone can be
+    /// done either way, so nothing is refused here.
+    pub(crate) fn running_homeserver(&mut self) -> Result<Option<String>, Error> {
+        match &mut self.detector {
+            _ if self.server_state == ServerState::Running => Ok(Some("it may be running".into())),
+            Some(detector) => detector.look(&self.db, self.clock.now()),
+            None => Ok(None),
+        }
+    }
+
+    /// As the homeserver is at this moment.
+    pub(crate) fn server_state_now(&mut self) -> Result<ServerState, Error> {
+        Ok(match self.running_homeserver()? {
+            Some(_) => ServerState::Running,
+            None => ServerState::Stopped,
+        })
+    }
+
     /// Lets others at the database, unless the job is to end.
     pub(crate) fn rest(&self, rest: Duration) {
         let until = Instant::now() + rest;

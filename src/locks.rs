@@ -42,6 +42,13 @@ impl RoomLocks {
         }
     }
 
+    /// The room alone, if nobody has it or waits for it now: for a second room beside one that is held.
+    pub fn try_write(&self, room: &RoomId) -> Option<RoomWrite> {
+        let guard = Some(self.of(room).try_write_arc()?);
+        let room = room.clone();
+        Some(RoomWrite { guard, room })
+    }
+
     /// Waits for the room among readers: after the writers that were there before, never after later ones.
     pub fn read(&self, room: &RoomId) -> RoomRead {
         RoomRead {

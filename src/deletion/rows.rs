@@ -11,8 +11,8 @@ use crate::job::{
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
-use crate::store::homeserver::SynapseLock;
-use crate::store::state_groups::{self, Freed};
+use crate::store::homeserver::{self, PURGE_LOCK, SynapseLock};
+use crate::store::state_groups::{self, Dependent, Freed, Rebase};
 use crate::store::{room_rows, search, space};
 
 /// Events of a room that goes in one transaction when nobody waits: its log stays in the tens of megabytes.
@@ -23,6 +23,9 @@ const ROWS_BESIDE: i64 = 2_000;
 
 /// The same when nobody waits; bounds the log.
 const ROWS_OFFLINE: i64 = 1_000_000;
+
+/// How long a room that somebody else works on is left to them before it is tried for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Deletes every row of the room, from wherever an earlier run left it.
 pub(super) fn delete(
@@ -47,6 +50,7 @@ pub(super) fn delete(
         ctx,
         progress,
     };
+    work.free_dependents()?;
     if work.is_small(left) && work.at_once()? {
         work.forget()
     } else {
@@ -311,6 +315,70 @@ impl Work<'_, '_> {
         }
     }
 
+    /// E-17: a group of another room that rests on one of this room gets its whole state first. Here the number of rows
+    /// may grow. The other room is only tried for, since this one is held.
+    fn free_dependents(&mut self) -> Result<(), Error> {
+        let doing = "store another room's state in full";
+        let waited_from = Instant::now();
+        loop {
+            let dependents = state_groups::dependents(&self.ctx.db, self.ctx.room)?;
+            let Some(dependent) = dependents.first() else {
+                return Ok(());
+            };
+            self.ctx.check_cancelled()?;
+            self.ctx.ensure_homeserver_stopped()?;
+            if self.store_in_full(dependent, doing)? {
+                continue;
+            }
+            if waited_from.elapsed() > BUSY_TIMEOUT {
+                return Err(Error::Refused(format!(
+                    "the state of room {} rests on that of room {}, and somebody else has worked on it for ten minutes: \
+                     try again when that has ended",
+                    dependent.room, self.ctx.room
+                )));
+            }
+            self.ctx.rest(LOOK_AGAIN);
+        }
+    }
+
+    /// Answers whether the other room could be had.
+    fn store_in_full(&mut self, dependent: &Dependent, doing: &'static str) -> Result<bool, Error> {
+        let (ctx, lock) = (&mut *self.ctx, &mut self.lock);
+        let _room = ctx.locks.write(ctx.room);
+        let Some(_other) = ctx.locks.try_write(&dependent.room) else {
+            return Ok(false);
+        };
+        let _writer = ctx.writer.lock();
+        let clock = ctx.clock;
+        let mut theirs = None;
+        if homeserver::has_locks(&ctx.db) {
+            let names = &[PURGE_LOCK];
+            theirs = SynapseLock::try_acquire(&mut ctx.db, names, &dependent.room, clock)?;
+            if theirs.is_none() {
+                return Ok(false);
+            }
+        }
+        let whole = Rebase {
+            group: dependent.group,
+            base: None,
+        };
+        let stored = ctx.db.write(doing, |db| {
+            renew_lock(db, lock, clock)?;
+            let mut freed = Freed::default();
+            state_groups::rebase(db, &dependent.room, whole, &mut freed)
+        });
+        if let Some(theirs) = theirs {
+            theirs.release(&mut ctx.db)?;
+        }
+        log::info!(
+            "room {}: state group {} of room {} rested on this room's and was stored in full",
+            ctx.room,
+            dependent.group,
+            dependent.room
+        );
+        stored.map(|()| true)
+    }
+
     fn remove_groups(&mut self, room: &RoomId) -> Result<(), Error> {
         self.progress.phase = Phase::StateGroups;
         let most = self.rows_at_once();
@@ -357,14 +425,7 @@ fn free(
     rows: &mut RowCounts,
 ) -> Result<usize, Error> {
     let mut freed = Freed::default();
-    let done = state_groups::delete(db, room, groups, most, &mut freed)?;
-    for (table, count) in [
-        ("state_groups", freed.groups),
-        ("state_groups_state", freed.entries),
-        ("state_group_edges", freed.edges),
-        ("state_groups_pending_deletion", freed.pending),
-    ] {
-        add(rows, table, count);
-    }
+    let done = state_groups::delete_with_room(db, room, groups, most, &mut freed)?;
+    freed.add_to(rows);
     Ok(done)
 }

@@ -102,7 +102,7 @@ fn merge_index(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool
     if !ctx.ledger.has_pending(MERGE_INDEX) {
         return Ok(false);
     }
-    if ctx.server_state == ServerState::Running && index_bytes(&ctx.db)? > MERGE_BESIDE {
+    if ctx.server_state_now()? == ServerState::Running && index_bytes(&ctx.db)? > MERGE_BESIDE {
         progress.notes.push(
             "the full-text index still holds deleted words: merging it takes one long transaction, which is left to \
              the next purge or `roomkeeper reclaim` while the homeserver is stopped"
@@ -126,21 +126,22 @@ fn empty_log(
         return Ok(true);
     }
     let Some(raw) = ctx.raw else { return Ok(true) };
-    let manner = match ctx.server_state {
-        ServerState::Stopped => EraseOptions {
-            patience: PATIENCE_OFFLINE,
-            slice: None,
-        },
-        ServerState::Running => EraseOptions {
-            patience: PATIENCE_BESIDE,
-            slice: Some(Duration::from_millis(
-                u64::try_from(ctx.limits.millis / 2).unwrap_or(0),
-            )),
-        },
-    };
     let mut pass = Eraser::default();
     let mut tries = 0;
     loop {
+        // Asked every time: a homeserver may have been started meanwhile.
+        let manner = match ctx.server_state_now()? {
+            ServerState::Stopped => EraseOptions {
+                patience: PATIENCE_OFFLINE,
+                slice: None,
+            },
+            ServerState::Running => EraseOptions {
+                patience: PATIENCE_BESIDE,
+                slice: Some(Duration::from_millis(
+                    u64::try_from(ctx.limits.millis / 2).unwrap_or(0),
+                )),
+            },
+        };
         let erased = {
             let _writer = ctx.writer.lock();
             pass.step(&mut ctx.db, raw, manner)?

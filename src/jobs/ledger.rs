@@ -434,6 +434,12 @@ impl Ledger {
         run().context("note a decision in the ledger")
     }
 
+    /// Takes back what was decided on for the subject: the numbers are looked at again instead.
+    pub fn undecide(&self, subject: &str, numbers: &[i64]) -> Result<(), Error> {
+        self.add_candidates(subject, numbers)?;
+        self.done_up_to(subject, i64::MAX)
+    }
+
     /// The steps still to be done for the subject, in order.
     pub fn steps(&self, subject: &str) -> Result<Vec<(i64, String)>, Error> {
         let conn = self.conn.lock();
@@ -499,6 +505,43 @@ impl Ledger {
             )
         };
         run().context("note a run in the ledger").map(drop)
+    }
+
+    /// When something that lasts was first seen: now, if it was not before. Of the things whose names begin with `kind`
+    /// those that are not among `names` are over, and forgotten.
+    pub fn first_seen(
+        &self,
+        kind: &str,
+        names: &[String],
+        now: Millis,
+    ) -> Result<Vec<Millis>, Error> {
+        let run = || {
+            let mut conn = self.conn.lock();
+            let tx = conn.transaction()?;
+            let mut seen = Vec::new();
+            {
+                let listed = serde_json::Value::from(names).to_string();
+                tx.execute(
+                    "DELETE FROM recurring
+                      WHERE substr(name, 1, length($1)) = $1
+                        AND name NOT IN (SELECT $1 || value FROM json_each($2))",
+                    params![kind, listed],
+                )?;
+                let mut note = tx.prepare_cached(
+                    "INSERT INTO recurring (name, from_ms) VALUES ($1 || $2, $3)
+                         ON CONFLICT (name) DO UPDATE SET from_ms = min(from_ms, excluded.from_ms)
+                     RETURNING from_ms",
+                )?;
+                for name in names {
+                    seen.push(Millis(
+                        note.query_row(params![kind, name, now.0], |row| row.get(0))?,
+                    ));
+                }
+            }
+            tx.commit()?;
+            Ok::<_, rusqlite::Error>(seen)
+        };
+        run().context("note in the ledger what was seen")
     }
 
     /// Crosses out the steps up to and including `seq`. One that is done again changes nothing.

@@ -9,7 +9,7 @@ use crate::store::db::{Db, Engine};
 use crate::store::event_rows::RowCounts;
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::history::{self, Extent};
-use crate::store::state_groups::{self, References};
+use crate::store::state_groups::{self, References, Rules};
 use crate::store::{search, space};
 
 /// What a purge would do.
@@ -60,12 +60,15 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
         if search::is_present(db) {
             add(&mut plan.rows_removed, "event_search", search::count(db)?);
         }
-        let groups = state_groups::plan(
-            db,
-            &history::selected_groups(db)?,
-            References::OutsideSelection,
-            &mut |_| Ok(()),
-        )?;
+        let in_use = state_groups::persisting(db)?;
+        let in_use = in_use.iter().map(|row| row.group).collect();
+        let rules = Rules {
+            room: Some(room),
+            references: References::OutsideSelection,
+            in_use: &in_use,
+        };
+        let candidates = history::selected_groups(db)?;
+        let groups = state_groups::plan(db, &candidates, rules, &mut |_| Ok(()))?;
         plan.state_groups_freed = groups.to_delete.len() as i64;
         add(
             &mut plan.rows_removed,
@@ -81,6 +84,11 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
             &mut plan.rows_removed,
             "state_groups_pending_deletion",
             groups.pending,
+        );
+        add(
+            &mut plan.rows_removed,
+            "event_to_state_groups",
+            groups.mappings,
         );
         add(
             &mut plan.rows_removed,

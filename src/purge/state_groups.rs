@@ -1,6 +1,7 @@
 //! State groups, once the events are gone: deciding what nothing refers to any more, noting the decision in the
 //! ledger, carrying it out in bounded transactions.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -8,11 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{JobContext, Phase, Progress, ServerState, renew_lock, renew_lock_if_due};
+use crate::store::db::Db;
 use crate::store::homeserver::SynapseLock;
-use crate::store::state_groups::{self, Freed, Plan, Rebase, References};
-
-/// Rows of state that one transaction deletes beside a live server: some 0.1 s.
-const ROWS_BESIDE: i64 = 5_000;
+use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules};
+use crate::time::Millis;
 
 /// Rows of state that one transaction deletes offline; bounds the log.
 const ROWS_OFFLINE: i64 = 1_000_000;
@@ -27,10 +27,14 @@ enum Step {
     Delete { group: i64 },
 }
 
+/// Age at which a row of `state_groups_persisting` is that of a homeserver which died (P-54).
+const STALE_AFTER: Millis = Millis(7 * 24 * 60 * 60 * 1000);
+
 /// Lets go of the state groups that the ledger notes for the room and that nothing refers to (P-30 … P-46).
 ///
 /// Where the homeserver is stopped they go at once. Where one may be running they are marked, by the protocol of
-/// its own tables; where it has no such tables, they wait in the ledger for a purge while it is stopped.
+/// its own tables; where it has no such tables, they wait in the ledger for a purge while it is stopped. Which of the two
+/// is the case is asked before every transaction (P-54).
 ///
 /// # Locking
 /// The homeserver's lock on the room is held on, and looked at in every transaction (W-4).
@@ -41,23 +45,44 @@ pub(super) fn collect(
 ) -> Result<(), Error> {
     progress.phase = Phase::StateGroups;
     ctx.publish(progress);
+    if ctx.server_state == ServerState::Running {
+        undecide(ctx)?;
+        return leave_to_homeserver(ctx, progress, lock);
+    }
+    // What an interrupted run decided is finished first; then what this one decides.
+    for decides in [false, true] {
+        if decides && !decide(ctx, progress, lock)? {
+            return Ok(());
+        }
+        if let Some(sign) = carry_out(ctx, progress, lock)? {
+            undecide(ctx)?;
+            let marked = progress.state_groups_marked;
+            leave_to_homeserver(ctx, progress, lock)?;
+            let marked = progress.state_groups_marked - marked;
+            log::warn!("room {}: a homeserver was started: {sign}", ctx.room);
+            progress.notes.push(format!(
+                "a homeserver was started meanwhile ({sign}): {marked} state groups that nothing refers to any more were \
+                 left for it to delete"
+            ));
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Notes in the ledger what is to be done about the candidates; answers whether there were any.
+fn decide(
+    ctx: &mut JobContext<'_>,
+    progress: &mut Progress,
+    lock: &mut Option<&mut SynapseLock>,
+) -> Result<bool, Error> {
     let room = ctx.room.as_str();
     let candidates = ctx.ledger.candidates(room)?;
-    if ctx.server_state == ServerState::Running {
-        return leave_to_homeserver(ctx, progress, &candidates, lock);
-    }
-    // What an interrupted run decided is finished first.
-    carry_out(ctx, progress, lock)?;
+    forget_compressor(ctx, progress, lock)?;
     if candidates.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
-    let plan = plan(ctx, &candidates, lock)?;
-    if plan.kept_as_base > 0 {
-        log::info!(
-            "room {room}: {} unreferenced state groups stay: without them others would need more rows",
-            plan.kept_as_base
-        );
-    }
+    let plan = plan(ctx, progress, &candidates, lock)?;
     let rebases = plan.rebases.iter().map(|r| Step::Rebase {
         group: r.group,
         base: r.base,
@@ -72,28 +97,90 @@ pub(super) fn collect(
         .collect();
     let steps = steps.map_err(|e| Error::Bug(format!("writing down what to do: {e}")))?;
     ctx.ledger.decide(room, &steps)?;
-    carry_out(ctx, progress, lock)
+    // What an event in flight uses is looked at again the next time.
+    ctx.ledger.add_candidates(room, &plan.in_use)?;
+    Ok(true)
+}
+
+/// What an earlier run decided while no homeserver ran is decided anew.
+fn undecide(ctx: &JobContext<'_>) -> Result<(), Error> {
+    let room = ctx.room.as_str();
+    let steps = ctx.ledger.steps(room)?;
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let parsed = steps.iter().map(|(_, step)| parse(step));
+    let groups: Result<Vec<i64>, Error> = parsed
+        .map(|step| {
+            step.map(|step| match step {
+                Step::Rebase { group, .. } | Step::Delete { group } => group,
+            })
+        })
+        .collect();
+    ctx.ledger.undecide(room, &groups?)
+}
+
+fn parse(step: &str) -> Result<Step, Error> {
+    serde_json::from_str(step)
+        .map_err(|e| Error::Bug(format!("the ledger holds a step that is none: {e}")))
+}
+
+/// The groups that events in flight use: those of a homeserver that died a week ago are not in use any more (P-54).
+fn in_use(ctx: &JobContext<'_>, db: &Db) -> Result<BTreeSet<i64>, Error> {
+    let rows = state_groups::persisting(db)?;
+    let unknown: Vec<&Persisting> = rows.iter().filter(|row| row.since.is_none()).collect();
+    let names: Vec<String> = unknown
+        .iter()
+        .map(|row| format!("{} {}", row.group, row.instance))
+        .collect();
+    let now = ctx.clock.now();
+    let seen = ctx.ledger.first_seen("persisting ", &names, now)?;
+    let known = rows.iter().filter_map(|row| Some((row.group, row.since?)));
+    let unknown = unknown.iter().map(|row| row.group).zip(seen);
+    let fresh = known
+        .chain(unknown)
+        .filter(|(_, since)| now - *since < STALE_AFTER);
+    Ok(fresh.map(|(group, _)| group).collect())
 }
 
 /// What is to go. To find that out in a large room takes minutes.
 fn plan(
     ctx: &JobContext<'_>,
+    progress: &mut Progress,
     candidates: &[i64],
     lock: &mut Option<&mut SynapseLock>,
 ) -> Result<Plan, Error> {
-    state_groups::plan(&ctx.db, candidates, References::All, &mut |_| {
+    let in_use = in_use(ctx, &ctx.db)?;
+    let rules = Rules {
+        room: Some(ctx.room),
+        references: References::All,
+        in_use: &in_use,
+    };
+    let plan = state_groups::plan(&ctx.db, candidates, rules, &mut |_| {
         renew_lock_if_due(ctx, lock)
-    })
+    })?;
+    if plan.kept_as_base > 0 {
+        log::info!(
+            "room {}: {} unreferenced state groups stay: without them others would need more rows",
+            ctx.room,
+            plan.kept_as_base
+        );
+    }
+    for note in plan.tangles.notes() {
+        log::warn!("room {}: {note}", ctx.room);
+        progress.notes.push(note);
+    }
+    Ok(plan)
 }
 
 fn leave_to_homeserver(
     ctx: &mut JobContext<'_>,
     progress: &mut Progress,
-    candidates: &[i64],
     lock: &mut Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
+    let candidates = ctx.ledger.candidates(ctx.room.as_str())?;
     if candidates.is_empty() {
-        return Ok(());
+        return forget_compressor(ctx, progress, lock);
     }
     if !ctx.db.catalog().has("state_groups_pending_deletion") {
         progress.notes.push(
@@ -101,39 +188,71 @@ fn leave_to_homeserver(
              room while the homeserver is stopped (this release of it has no way to be told of them)"
                 .into(),
         );
-        return Ok(());
+        return forget_compressor(ctx, progress, lock);
     }
-    let plan = plan(ctx, candidates, lock)?;
+    let plan = plan(ctx, progress, &candidates, lock)?;
     let (clock, now) = (ctx.clock, ctx.clock.now());
     for batch in plan.to_delete.chunks(1_000) {
-        let _writer = ctx.writer.lock();
-        ctx.db.write("mark state groups for deletion", |db| {
-            renew_lock(db, lock, clock)?;
-            state_groups::mark(db, batch, now)
-        })?;
+        let freed = {
+            let _writer = ctx.writer.lock();
+            ctx.db.write("mark state groups for deletion", |db| {
+                let mut freed = Freed::default();
+                renew_lock(db, lock, clock)?;
+                state_groups::mark(db, batch, now, &mut freed)?;
+                Ok(freed)
+            })?
+        };
+        freed.add_to(&mut progress.rows_removed);
         std::thread::sleep(ctx.limits.pause);
     }
     progress.state_groups_marked += plan.to_delete.len() as i64;
-    ctx.ledger.decide(ctx.room.as_str(), &[])
+    ctx.ledger.decide(ctx.room.as_str(), &[])?;
+    ctx.ledger.add_candidates(ctx.room.as_str(), &plan.in_use)?;
+    forget_compressor(ctx, progress, lock)
 }
 
-/// Does the steps that the ledger has for the room, and crosses each out when the database has it. A step that is
-/// done again changes nothing.
-fn carry_out(
+/// Another program's notes of the room, where they name a group that is gone or going; Synapse's own purges leave them too.
+fn forget_compressor(
     ctx: &mut JobContext<'_>,
     progress: &mut Progress,
     lock: &mut Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
+    if !state_groups::has_compressor_notes(&ctx.db, ctx.room)? {
+        return Ok(());
+    }
+    let (room, clock) = (ctx.room, ctx.clock);
+    let _writer = ctx.writer.lock();
+    let freed = ctx.db.write("forget what the compressor noted", |db| {
+        let mut freed = Freed::default();
+        renew_lock(db, lock, clock)?;
+        state_groups::forget_compressor(db, room, &mut freed)?;
+        Ok(freed)
+    })?;
+    freed.add_to(&mut progress.rows_removed);
+    Ok(())
+}
+
+/// Does the steps that the ledger has for the room, and crosses each out when the database has it. A step that is
+/// done again changes nothing. Ends with a sign of life where a homeserver has been started meanwhile.
+fn carry_out(
+    ctx: &mut JobContext<'_>,
+    progress: &mut Progress,
+    lock: &mut Option<&mut SynapseLock>,
+) -> Result<Option<String>, Error> {
     let room = ctx.room.clone();
     let steps = ctx.ledger.steps(room.as_str())?;
     if steps.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     // Power that fails must not take back what the ledger has crossed out: nobody would look at those groups again.
     ctx.db.sync_commits(true)?;
     let carried = carry_out_steps(ctx, progress, &room, &steps, lock);
     ctx.db.sync_commits(false)?;
-    carried
+    let carried = carried?;
+    if carried.is_none() {
+        forget_compressor(ctx, progress, lock)?;
+    }
+    Ok(carried)
 }
 
 fn carry_out_steps(
@@ -142,20 +261,21 @@ fn carry_out_steps(
     room: &RoomId,
     steps: &[(i64, String)],
     lock: &mut Option<&mut SynapseLock>,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     let doing = "delete state groups";
     let clock = ctx.clock;
+    let parsed: Result<Vec<Step>, _> = steps.iter().map(|(_, step)| parse(step)).collect();
+    let parsed = parsed?;
     let mut at = 0;
     while at < steps.len() {
         if (ctx.is_stopping)() {
             return Err(Error::Stopping);
         }
-        let parsed: Result<Vec<Step>, _> = steps[at..]
-            .iter()
-            .map(|(_, step)| serde_json::from_str(step))
-            .collect();
-        let parsed =
-            parsed.map_err(|e| Error::Bug(format!("the ledger holds a step that is none: {e}")))?;
+        if let Some(sign) = ctx.running_homeserver()? {
+            return Ok(Some(sign));
+        }
+        let parsed = &parsed[at..];
+        let in_use = in_use(ctx, &ctx.db)?;
         let mut started = Instant::now();
         let mut freed = Freed::default();
         let done = {
@@ -167,7 +287,7 @@ fn carry_out_steps(
                 renew_lock(db, lock, clock)?;
                 freed = Freed::default();
                 let mut done = 0;
-                for step in &parsed {
+                for step in parsed {
                     let Step::Rebase { group, base } = step else {
                         break;
                     };
@@ -181,11 +301,6 @@ fn carry_out_steps(
                         &mut freed,
                     )?;
                     done += 1;
-                    if started.elapsed().as_millis() > 200
-                        && ctx.server_state == ServerState::Running
-                    {
-                        return Ok(done);
-                    }
                 }
                 let to_delete: Vec<i64> = parsed[done..]
                     .iter()
@@ -194,30 +309,24 @@ fn carry_out_steps(
                         Step::Rebase { .. } => None,
                     })
                     .collect();
-                let rows = if ctx.server_state == ServerState::Running {
-                    ROWS_BESIDE
-                } else {
-                    ROWS_OFFLINE
-                };
-                Ok(done + state_groups::delete(db, room, &to_delete, rows, &mut freed)?)
+                Ok(done
+                    + state_groups::delete(
+                        db,
+                        room,
+                        &to_delete,
+                        &in_use,
+                        ROWS_OFFLINE,
+                        &mut freed,
+                    )?)
             })?
         };
         at += done;
         ctx.ledger.done_up_to(room.as_str(), steps[at - 1].0)?;
         progress.state_groups_freed += freed.groups;
-        for (table, rows) in [
-            ("state_groups", freed.groups),
-            ("state_groups_state", freed.entries),
-            ("state_group_edges", freed.edges),
-            ("state_groups_pending_deletion", freed.pending),
-        ] {
-            if rows != 0 {
-                *progress.rows_removed.entry(table.into()).or_default() += rows;
-            }
-        }
+        freed.add_to(&mut progress.rows_removed);
         let took = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
         progress.longest_transaction_ms = progress.longest_transaction_ms.max(took);
         ctx.publish(progress);
     }
-    Ok(())
+    Ok(None)
 }

@@ -55,6 +55,11 @@ impl HomeserverDetector {
         {
             return Ok(sign.clone());
         }
+        self.look(db, now)
+    }
+
+    /// The same, looked for at this moment.
+    pub fn look(&mut self, db: &Db, now: Millis) -> Result<Option<String>, Error> {
         let sign = match self.detect_without_query() {
             Some(sign) => Some(sign),
             None => match foreign_session(db)? {

@@ -92,6 +92,8 @@ const KEPT: &[&str] = &[
     "sliding_sync_connection_lazy_members",
     "state_groups",
     "state_groups_state",
+    "state_compressor_state",
+    "state_compressor_progress",
     "rooms",
 ];
 
@@ -477,6 +479,7 @@ pub fn remove_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(),
         "rooms",
         db.execute(doing, DELETE, params![room.as_str()])?,
     );
+    state_groups::forget_compressor_with_room(db, room, counts)?;
     state_groups::forget_orphans(db, counts)
 }
 

@@ -4,8 +4,19 @@
 //! was a delta on one that goes, what it will be a delta on instead. The state of a group never changes, so
 //! a plan can be carried out in pieces, in order, and again after a crash, to the same end.
 
+mod in_use;
+mod of_room;
+mod tangles;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
+pub use self::in_use::{Persisting, persisting};
+pub use self::of_room::{
+    Dependent, count_of_room, delete_with_room, dependents, forget_compressor,
+    forget_compressor_with_room, forget_persisting, has_compressor_notes, of_room,
+};
+pub use self::tangles::Tangles;
+use self::tangles::{bases, goes_with, keep_beneath, leave_tangles};
 use super::db::{Db, params};
 use super::event_rows::{RowCounts, add};
 use crate::error::Error;
@@ -49,28 +60,51 @@ pub struct Plan {
     pub edges_after: i64,
     /// Groups that go and that were waiting for the homeserver to delete them.
     pub pending: i64,
+    /// Mappings to groups that go, of events that are not held.
+    pub mappings: i64,
+    /// Candidates that stay for now because an event in flight uses them: to be looked at again.
+    pub in_use: Vec<i64>,
+    /// Groups that nobody can say the state of, and that are left alone with all that hangs on them.
+    pub tangles: Tangles,
 }
 
 /// A resolved state: event ids by (type, state key).
 pub(super) type State = BTreeMap<(String, String), String>;
 
-const EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1)";
-
 const OF_ROOM: &str = "SELECT EXISTS (SELECT 1 FROM state_groups WHERE id = $1 AND room_id = $2)";
 
-/// Asked whether there is one, PostgreSQL would read all of the table where the group had a large share of it; asked for
-/// the first of a range, it walks `event_to_state_groups_sg_index`.
+/// Whether an event that is held has the group (P-54). Asked whether there is one, PostgreSQL would read all of the table
+/// where the group had a large share of it; asked for the first of a range, it walks `event_to_state_groups_sg_index`.
 const REFERENCED: &str = "
-    SELECT min(state_group) IS NOT NULL FROM event_to_state_groups
-     WHERE state_group >= $1 AND state_group <= $1";
+    SELECT count(*) FROM (
+        SELECT g.state_group FROM event_to_state_groups g
+         WHERE g.state_group >= $1 AND g.state_group <= $1
+           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = g.event_id)
+         ORDER BY g.state_group
+         LIMIT 1) AS held";
 
 const REFERENCED_OUTSIDE: &str = "
     SELECT EXISTS (
         SELECT 1 FROM event_to_state_groups g
          WHERE g.state_group = $1
-           AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = g.event_id))";
+           AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = g.event_id)
+           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = g.event_id))";
 
-const PREVIOUS: &str = "SELECT prev_state_group FROM state_group_edges WHERE state_group = $1";
+/// Mappings of events that are not held. Binds `$1` group; used where no event that is held has the group.
+const DELETE_MAPPINGS: &str = "
+    DELETE FROM event_to_state_groups
+     WHERE state_group = $1
+       AND NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = event_to_state_groups.event_id)";
+
+/// For a dry run: those of events that a purge selects are counted with the events.
+const COUNT_MAPPINGS_OUTSIDE: &str = "
+    SELECT count(*) FROM event_to_state_groups g
+     WHERE g.state_group = $1
+       AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = g.event_id)";
+
+const COUNT_MAPPINGS: &str = "SELECT count(*) FROM event_to_state_groups WHERE state_group = $1";
+
+const PREVIOUS: &str = "SELECT prev_state_group FROM state_group_edges WHERE state_group = $1 ORDER BY prev_state_group";
 
 /// Deltas on a group. An edge of a group that does not exist is a leftover of defect J, and no delta.
 const NEXT: &str = "
@@ -84,8 +118,7 @@ const COUNT_LEFTOVER_EDGES: &str = "
      WHERE g.prev_state_group = $1
        AND NOT EXISTS (SELECT 1 FROM state_groups s WHERE s.id = g.state_group)";
 
-const PERSISTING: &str =
-    "SELECT EXISTS (SELECT 1 FROM state_groups_persisting WHERE state_group = $1)";
+const DELETE_PERSISTING: &str = "DELETE FROM state_groups_persisting WHERE state_group = $1";
 
 const ENTRIES: &str =
     "SELECT type, state_key, event_id FROM state_groups_state WHERE state_group = $1";
@@ -111,29 +144,43 @@ pub(super) const INSERT_ENTRY: &str = "
 pub(super) const INSERT_EDGE: &str =
     "INSERT INTO state_group_edges (state_group, prev_state_group) VALUES ($1, $2)";
 
-/// P-41: rows that are there stay as they are. Binds `$1` now, `$2` groups.
+/// P-41: rows that are there stay as they are, those among them that the homeserver adds at this moment. Binds `$1` now,
+/// `$2` groups.
 const MARK: &str = "
     INSERT INTO state_groups_pending_deletion (state_group, insertion_ts)
     SELECT id, $1 FROM state_groups
      WHERE id IN (SELECT CAST(value AS BIGINT) FROM json_each($2))
        AND NOT EXISTS (SELECT 1 FROM state_groups_pending_deletion p WHERE p.state_group = state_groups.id)
-     ORDER BY id DESC";
+     ORDER BY id DESC
+        ON CONFLICT DO NOTHING";
 
-/// Longest chain that is followed; a longer one is a cycle (P-33).
-const LONGEST_CHAIN: usize = 100_000;
+/// What a plan goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// Only groups of this room go; of every room without one.
+    pub room: Option<&'a RoomId>,
+    /// Which references count.
+    pub references: References,
+    /// Groups that stay, with all that they rest on, because an event in flight uses them (P-45).
+    pub in_use: &'a BTreeSet<i64>,
+}
 
 /// Plans what to do about `candidates` and what hangs together with them. Reads only.
 ///
-/// Groups that are being used by an event in flight are left alone (P-45). `each` hears of every group that is looked at;
-/// its error ends the work.
+/// `each` hears of every group that is looked at; its error ends the work.
 pub fn plan(
     db: &Db,
     candidates: &[i64],
-    references: References,
+    rules: Rules<'_>,
     each: &mut dyn FnMut(&Db) -> Result<(), Error>,
 ) -> Result<Plan, Error> {
-    let mut to_delete = unreferenced(db, candidates, references, each)?;
-    let mut plan = Plan::default();
+    let (mut to_delete, in_use) = unreferenced(db, candidates, rules, each)?;
+    let tangles = leave_tangles(db, &mut to_delete, rules.room, each)?;
+    let mut plan = Plan {
+        in_use,
+        tangles,
+        ..Plan::default()
+    };
     let mut states = States {
         db,
         cache: HashMap::new(),
@@ -152,8 +199,13 @@ pub fn plan(
             }
         }
     }
+    let mappings = match rules.references {
+        References::All => COUNT_MAPPINGS,
+        References::OutsideSelection => COUNT_MAPPINGS_OUTSIDE,
+    };
     for group in &to_delete {
         each(db)?;
+        plan.mappings += db.count("count a state group's mappings", mappings, params![group])?;
         plan.rows_before += entry_count(db, *group)?;
         plan.edges_before += i64::from(previous(db, *group)?.is_some());
         plan.edges_before += db.count(
@@ -179,62 +231,42 @@ pub fn plan(
     Ok(plan)
 }
 
-/// P-30: the candidates, and everything before and after them, that no event refers to. The walk does not go
-/// past a group that is referred to.
+/// P-30: the candidates, and everything before and after them, that no event refers to; and those of them that an event
+/// in flight uses. The walk does not go past a group that is referred to.
 fn unreferenced(
     db: &Db,
     candidates: &[i64],
-    references: References,
+    rules: Rules<'_>,
     each: &mut dyn FnMut(&Db) -> Result<(), Error>,
-) -> Result<BTreeSet<i64>, Error> {
+) -> Result<(BTreeSet<i64>, Vec<i64>), Error> {
     let doing = "find the state groups that nothing refers to";
-    let referenced = match references {
+    let referenced = match rules.references {
         References::All => REFERENCED,
         References::OutsideSelection => REFERENCED_OUTSIDE,
     };
-    let has_persisting = db.catalog().has("state_groups_persisting");
     let mut seen: HashSet<i64> = candidates.iter().copied().collect();
     let mut queue: VecDeque<i64> = candidates.iter().copied().collect();
     let mut to_delete = BTreeSet::new();
+    let mut in_use = Vec::new();
     while let Some(group) = queue.pop_front() {
         each(db)?;
-        if db.count(doing, EXISTS, params![group])? == 0
-            || db.count(doing, referenced, params![group])? == 1
-        {
+        if !goes_with(db, group, rules.room)? || db.count(doing, referenced, params![group])? == 1 {
             continue;
         }
-        if has_persisting && db.count(doing, PERSISTING, params![group])? == 1 {
+        if rules.in_use.contains(&group) {
+            in_use.push(group);
             continue;
         }
         to_delete.insert(group);
-        let mut around = db.rows(doing, PREVIOUS, params![group], |r| r.get::<_, i64>(0))?;
+        let mut around = bases(db, group)?;
         around.extend(db.rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))?);
         queue.extend(around.into_iter().filter(|next| seen.insert(*next)));
     }
-    if has_persisting {
-        keep_ancestors_of_persisting(db, &mut to_delete)?;
+    // A group in use needs everything that it is a delta on.
+    for group in rules.in_use {
+        keep_beneath(db, *group, &mut to_delete)?;
     }
-    Ok(to_delete)
-}
-
-/// A group in use needs everything that it is a delta on.
-fn keep_ancestors_of_persisting(db: &Db, to_delete: &mut BTreeSet<i64>) -> Result<(), Error> {
-    let doing = "read the state groups in use";
-    let in_use = db.rows(
-        doing,
-        "SELECT DISTINCT state_group FROM state_groups_persisting",
-        &[],
-        |r| r.get(0),
-    )?;
-    for mut group in in_use {
-        while let Some(before) = previous(db, group)? {
-            if !to_delete.remove(&before) {
-                break;
-            }
-            group = before;
-        }
-    }
-    Ok(())
+    Ok((to_delete, in_use))
 }
 
 /// The group that `group` is a delta on.
@@ -276,7 +308,8 @@ fn clusters(
             let mut root = *group;
             let above = loop {
                 match previous(db, root)? {
-                    Some(before) if to_delete.contains(&before) && path.len() < LONGEST_CHAIN => {
+                    // None of these is in a circle.
+                    Some(before) if to_delete.contains(&before) => {
                         path.push(before);
                         root = before;
                     }
@@ -357,9 +390,9 @@ impl States<'_> {
         }
         let doing = "read the state of a state group";
         let mut state = State::new();
-        let mut next = Some(group);
-        for _ in 0..LONGEST_CHAIN {
-            let Some(at) = next else { break };
+        let (mut next, mut met) = (Some(group), HashSet::new());
+        // A circle says nothing new the second time.
+        while let Some(at) = next.filter(|at| met.insert(*at)) {
             self.db.for_each(doing, ENTRIES, params![at], |r| {
                 state.entry((r.get(0)?, r.get(1)?)).or_insert(r.get(2)?);
                 Ok(())
@@ -436,7 +469,7 @@ pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Resu
 }
 
 /// Rows that storing groups anew and removing others took away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Freed {
     /// Groups.
     pub groups: i64,
@@ -446,20 +479,45 @@ pub struct Freed {
     pub edges: i64,
     /// Rows of `state_groups_pending_deletion`.
     pub pending: i64,
+    /// Rows of `event_to_state_groups` whose event is not held.
+    pub mappings: i64,
+    /// Rows of `state_groups_persisting` that nobody needs any more.
+    pub persisting: i64,
+    /// Rows of another program's notes, by table.
+    pub notes: RowCounts,
+}
+
+impl Freed {
+    /// Adds what is known by table.
+    pub fn add_to(&self, counts: &mut RowCounts) {
+        for (table, rows) in [
+            ("state_groups", self.groups),
+            ("state_groups_state", self.entries),
+            ("state_group_edges", self.edges),
+            ("state_groups_pending_deletion", self.pending),
+            ("event_to_state_groups", self.mappings),
+            ("state_groups_persisting", self.persisting),
+        ] {
+            add(counts, table, rows);
+        }
+        for (table, rows) in &self.notes {
+            add(counts, table, *rows);
+        }
+    }
 }
 
 /// Deletes groups, children before parents, until about `rows` rows are gone; answers how many of `groups`
 /// were dealt with. Inside a transaction. A group that something refers to after all stays, and so do those
-/// that it rests on; one of another room has got the number since it was decided on.
+/// that it rests on, and one that is `in_use`; one of another room has got the number since it was decided on.
 pub fn delete(
     db: &Db,
     room: &RoomId,
     groups: &[i64],
+    in_use: &BTreeSet<i64>,
     rows: i64,
     freed: &mut Freed,
 ) -> Result<usize, Error> {
     let doing = "delete state groups";
-    let pending = db.catalog().has("state_groups_pending_deletion");
     let until = freed.entries + rows;
     for (done, &group) in groups.iter().enumerate() {
         if freed.entries >= until {
@@ -468,92 +526,46 @@ pub fn delete(
         if db.count(doing, OF_ROOM, params![group, room.as_str()])? == 0 {
             continue;
         }
-        let in_use = db.count(doing, REFERENCED, params![group])? == 1
+        let is_referenced = in_use.contains(&group)
+            || db.count(doing, REFERENCED, params![group])? == 1
             || !db
                 .rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))?
                 .is_empty();
-        if in_use {
+        if is_referenced {
             log::warn!("state group {group} is referred to again and stays");
             continue;
         }
-        freed.entries += db.execute(doing, DELETE_ENTRIES, params![group])?;
-        freed.edges += db.execute(doing, DELETE_EDGES, params![group])?;
-        freed.edges += db.execute(doing, DELETE_EDGES_TO, params![group])?;
-        freed.groups += db.execute(doing, DELETE_GROUP, params![group])?;
-        if pending {
-            freed.pending += db.execute(doing, DELETE_PENDING, params![group])?;
-        }
+        delete_group(db, group, freed)?;
     }
     Ok(groups.len())
 }
 
-/// P-41: leaves the groups to the running homeserver, which deletes them ten minutes later.
-pub fn mark(db: &Db, groups: &[i64], now: Millis) -> Result<(), Error> {
-    let groups = serde_json::to_string(groups).map_err(|e| Error::Bug(e.to_string()))?;
-    db.execute(
-        "mark state groups for deletion",
-        MARK,
-        params![now.0, groups],
-    )?;
-    Ok(())
-}
-
-/// The room's groups, newest first, which is children before parents (P-33). Walks `state_groups_room_id_idx`.
-pub fn of_room(db: &Db, room: &RoomId) -> Result<Vec<i64>, Error> {
-    const GROUPS: &str = "SELECT id FROM state_groups WHERE room_id = $1 ORDER BY id DESC";
-    let doing = "read the room's state groups";
-    db.rows(doing, GROUPS, params![room.as_str()], |r| r.get(0))
-}
-
-/// Counts the rows of the room's groups, and the orphans that [`forget_orphans`] would forget.
-pub fn count_of_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
-    const GROUPS: &str = "SELECT count(*) FROM state_groups WHERE room_id = $1";
-    const ENTRIES: &str = "
-        SELECT count(*) FROM state_groups g CROSS JOIN state_groups_state s
-         WHERE g.room_id = $1 AND s.state_group = g.id";
-    const EDGES: &str = "
-        SELECT count(*) FROM state_group_edges
-         WHERE state_group IN (SELECT id FROM state_groups WHERE room_id = $1)
-            OR prev_state_group IN (SELECT id FROM state_groups WHERE room_id = $1)";
-    const PENDING: &str = "
-        SELECT count(*) FROM state_groups_pending_deletion
-         WHERE state_group IN (SELECT id FROM state_groups WHERE room_id = $1)";
-    let doing = "count the room's state groups";
-    for (table, sql) in [
-        ("state_groups", GROUPS),
-        ("state_groups_state", ENTRIES),
-        ("state_group_edges", EDGES),
-        ("state_groups_pending_deletion", PENDING),
-    ] {
-        if db.catalog().has(table) {
-            add(counts, table, db.count(doing, sql, params![room.as_str()])?);
-        }
-    }
-    if db.catalog().has("state_groups_persisting") {
-        let count = OF_ROOM_PERSISTING.replacen("DELETE", "SELECT count(*)", 1);
-        let rows = db.count(doing, &count, params![room.as_str()])?;
-        add(counts, "state_groups_persisting", rows);
-    }
+/// Deletes a group that no event which is held has, with everything that says something of it.
+fn delete_group(db: &Db, group: i64, freed: &mut Freed) -> Result<(), Error> {
+    let doing = "delete state groups";
+    freed.mappings += db.execute(doing, DELETE_MAPPINGS, params![group])?;
+    freed.entries += db.execute(doing, DELETE_ENTRIES, params![group])?;
+    freed.edges += db.execute(doing, DELETE_EDGES, params![group])?;
+    freed.edges += db.execute(doing, DELETE_EDGES_TO, params![group])?;
+    freed.groups += db.execute(doing, DELETE_GROUP, params![group])?;
     if db.catalog().has("state_groups_pending_deletion") {
-        let count = FORGET_ORPHANS.replacen("DELETE", "SELECT count(*)", 1);
-        let orphans = db.count(doing, &count, &[])?;
-        add(counts, "state_groups_pending_deletion", orphans);
+        freed.pending += db.execute(doing, DELETE_PENDING, params![group])?;
+    }
+    if db.catalog().has("state_groups_persisting") {
+        freed.persisting += db.execute(doing, DELETE_PERSISTING, params![group])?;
     }
     Ok(())
 }
 
-const OF_ROOM_PERSISTING: &str = "
-    DELETE FROM state_groups_persisting
-     WHERE state_group IN (SELECT id FROM state_groups WHERE room_id = $1)";
-
-/// Forgets that events of the room are being stored: nothing is any more, or it was in a homeserver that died, and the
-/// groups' numbers may be used again.
-pub fn forget_persisting(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
-    if db.catalog().has("state_groups_persisting") {
-        let doing = "forget state groups in use";
-        let rows = db.execute(doing, OF_ROOM_PERSISTING, params![room.as_str()])?;
-        add(counts, "state_groups_persisting", rows);
+/// P-41: leaves the groups to the running homeserver, which deletes them ten minutes later. Mappings of events that are
+/// not held go: the homeserver would take them for references.
+pub fn mark(db: &Db, groups: &[i64], now: Millis, freed: &mut Freed) -> Result<(), Error> {
+    let doing = "mark state groups for deletion";
+    for group in groups {
+        freed.mappings += db.execute(doing, DELETE_MAPPINGS, params![group])?;
     }
+    let groups = serde_json::to_string(groups).map_err(|e| Error::Bug(e.to_string()))?;
+    db.execute(doing, MARK, params![now.0, groups])?;
     Ok(())
 }
 

@@ -57,10 +57,13 @@ impl DeltaChains {
         group: i64,
         found: &mut HashMap<i64, Option<String>>,
     ) -> Option<String> {
-        let mut way = Vec::new();
+        let (mut way, mut met) = (Vec::new(), BTreeSet::new());
         let mut at = Some(group);
         let answer = loop {
-            let Some(group) = at else { break None };
+            // A circle says nothing new the second time.
+            let Some(group) = at.filter(|group| met.insert(*group)) else {
+                break None;
+            };
             if let Some(known) = found.get(&group) {
                 break known.clone();
             }
@@ -68,12 +71,7 @@ impl DeltaChains {
             if let Some(event) = said.get(&group) {
                 break Some(event.clone());
             }
-            // A group is always a change of an earlier one, so this ends.
-            at = self
-                .before
-                .get(&group)
-                .copied()
-                .filter(|before| *before < group);
+            at = self.before.get(&group).copied();
         };
         for group in way {
             found.insert(group, answer.clone());

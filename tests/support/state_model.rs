@@ -78,8 +78,9 @@ impl Graph {
     /// P-33: the entry nearest to the group wins.
     pub fn state(&self, group: i64) -> State {
         let mut state = State::new();
-        let mut at = Some(group);
-        while let Some(here) = at {
+        let (mut at, mut met) = (Some(group), BTreeSet::new());
+        // A circle says nothing new the second time.
+        while let Some(here) = at.filter(|here| met.insert(*here)) {
             for (key, event) in self.entries.get(&here).into_iter().flatten() {
                 state.entry(key.clone()).or_insert_with(|| event.clone());
             }
