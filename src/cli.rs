@@ -6,6 +6,7 @@ mod messages;
 mod output;
 mod remote;
 mod retention;
+mod rooms;
 mod serve;
 mod timeline;
 
@@ -77,6 +78,8 @@ enum Command {
     Serve,
     /// Purge a room's history before a point; what lies at the point stays.
     PurgeHistory(PurgeHistory),
+    /// What every room has and takes: size, members, activity, policy; reads, and takes no lock.
+    Rooms(rooms::Rooms),
     /// Delete a room: block it, move its people out, remove every row of it.
     DeleteRoom(deletion::DeleteRoom),
     /// Let nobody join a room, known or not.
@@ -196,6 +199,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         }
         Command::Serve => serve::serve(config(&cli.global)?),
         Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, json),
+        Command::Rooms(wanted) => rooms::rooms(&config(&cli.global)?, wanted, json),
         Command::DeleteRoom(wanted) => deletion::delete_room(config(&cli.global)?, wanted, json),
         Command::Block { room } => deletion::set_block(config(&cli.global)?, room, true, json),
         Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),

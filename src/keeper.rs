@@ -6,6 +6,7 @@ mod messages;
 mod ownership;
 pub mod retention;
 mod retention_scheduler;
+mod rooms;
 mod viewer;
 
 use self::ownership::{own_ledger, refuse_running_homeserver, refuse_wrong_server_name};
@@ -42,6 +43,7 @@ use crate::time::Millis;
 
 pub use self::deletion::DeleteStatus;
 pub use self::ownership::identity_of;
+pub use self::rooms::{RoomQuery, RoomReport, rooms};
 pub use self::viewer::{Viewer, check_offline, reclaim};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
@@ -92,6 +94,8 @@ struct Shared {
     readers: Connections,
     queue: messages::ReaderLimit,
     is_stopping: AtomicBool,
+    /// What was counted of rooms; nothing before somebody asks.
+    room_statistics: Mutex<Option<crate::rooms::Statistics>>,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: Option<RawFile>,
 }
@@ -151,6 +155,7 @@ impl Keeper {
             readers: Connections::new(&config.database, READERS),
             queue: messages::ReaderLimit::default(),
             is_stopping: AtomicBool::new(false),
+            room_statistics: Mutex::default(),
             raw,
             config,
         });

@@ -30,6 +30,7 @@ pub mod policy;
 pub mod purge;
 pub mod retention;
 pub mod room_version;
+pub mod rooms;
 pub mod store;
 pub mod time;
 

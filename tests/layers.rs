@@ -29,7 +29,7 @@ const LAYERS: &[&[&str]] = &[
     // What jobs work with.
     &["job"],
     // Features.
-    &["purge", "retention", "deletion", "messages"],
+    &["purge", "retention", "deletion", "messages", "rooms"],
     // The facade.
     &["keeper"],
     // HTTP.

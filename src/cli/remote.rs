@@ -17,7 +17,7 @@ use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::{self, PurgeOptions, Viewer};
+use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, Viewer};
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::time::Millis;
@@ -92,6 +92,39 @@ fn answer(reply: Result<Reply, crate::client::ClientError>) -> Result<Value, Err
 
 fn quoted(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+/// What the daemon says of rooms; nothing where there is none that can be asked, and whoever asks can look themselves.
+pub(super) fn rooms(config: &Config, query: &RoomQuery) -> Option<Result<RoomReport, Error>> {
+    let text = fs::read_to_string(owner_file(&config.ledger)).ok()?;
+    let owner: Owner = serde_json::from_str(&text).ok()?;
+    if owner.database != keeper::identity_of(config).ok()? {
+        return None;
+    }
+    let mut parameters = vec![("sort".to_owned(), query.sort.word().to_owned())];
+    if let Some(limit) = query.limit {
+        parameters.push(("limit".into(), limit.to_string()));
+    }
+    for (word, conditions) in [
+        ("only", &query.selectors.only),
+        ("not", &query.selectors.not),
+    ] {
+        for condition in conditions {
+            parameters.push((word.into(), condition.to_string()));
+        }
+    }
+    let parameters: Vec<String> = parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={}", quoted(value)))
+        .collect();
+    let path = format!("/_roomkeeper/v1/rooms?{}", parameters.join("&"));
+    // Its socket may be somebody else's, or it may have ended without a word.
+    let reply = Client::unix(owner.sockets.first()?).get(&path).ok()?;
+    let report = answer(Ok(reply)).and_then(|body| {
+        serde_json::from_value(body)
+            .map_err(|e| Error::Bug(format!("the daemon's answer is no list of rooms: {e}")))
+    });
+    Some(report)
 }
 
 /// Has the daemon purge, and waits for it.

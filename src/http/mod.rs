@@ -20,6 +20,7 @@ mod messages;
 mod plan;
 mod private;
 mod purge_history;
+mod room_report;
 mod rooms;
 
 pub use self::api::{Api, Context, serve};

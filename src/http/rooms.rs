@@ -56,7 +56,7 @@ const ORDERS: &[Order] = &[
 pub fn list(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     api.admin(ctx)?;
     let wanted = Wanted::of(ctx)?;
-    let rooms = api.keeper.rooms()?;
+    let rooms = api.keeper.counted_rooms()?;
     Ok(json::json(200, &wanted.page(rooms)))
 }
 

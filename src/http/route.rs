@@ -5,7 +5,10 @@
 
 use percent_encoding::percent_decode_str;
 
-use super::{Api, Context, block, delete_room, health, jobs, messages, plan, purge_history, rooms};
+use super::{
+    Api, Context, block, delete_room, health, jobs, messages, plan, purge_history, room_report,
+    rooms,
+};
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
 use crate::http::server::request_class::RequestClass;
@@ -96,6 +99,7 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("GET", "/_matrix/key/v2/server", rooms::server_name),
     ("POST", "/_roomkeeper/v1/plan", plan::plan),
     ("POST", "/_roomkeeper/v1/retention", plan::run),
+    ("GET", "/_roomkeeper/v1/rooms", room_report::list),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -141,6 +145,7 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
         "/_synapse/admin/v1/rooms/{room_id}/block",
         RequestClass::Slow,
     ),
+    ("GET", "/_roomkeeper/v1/rooms", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/plan", RequestClass::Slow),
 ];
 

@@ -40,6 +40,8 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS duty (name TEXT PRIMARY KEY) WITHOUT ROWID;
     -- From when the interval of a recurring job counts: its last run, or when it was first heard of.
     CREATE TABLE IF NOT EXISTS recurring (name TEXT PRIMARY KEY, from_ms INTEGER NOT NULL) WITHOUT ROWID;
+    -- What was counted of rooms, and may be lost.
+    CREATE TABLE IF NOT EXISTS room_statistics (room_id TEXT PRIMARY KEY, counted TEXT NOT NULL) WITHOUT ROWID;
     -- The database that all this is about.
     CREATE TABLE IF NOT EXISTS subject_database (one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL);
     PRAGMA user_version = 1;";
@@ -49,11 +51,11 @@ const IS_OF_ANOTHER: &str = "
     SELECT EXISTS (SELECT 1 FROM sqlite_master
                     WHERE type = 'table'
                       AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
-                      AND name NOT IN ('job', 'candidate', 'step', 'duty', 'recurring', 'subject_database'))";
+                      AND name NOT IN ('job', 'candidate', 'step', 'duty', 'recurring', 'room_statistics', 'subject_database'))";
 
 /// The open ledger; its owner is this process until it is dropped.
 pub struct Ledger {
-    conn: Mutex<Connection>,
+    pub(super) conn: Mutex<Connection>,
     path: PathBuf,
     /// As the table has them; nobody else can change it.
     pending_cleanup: Mutex<BTreeSet<String>>,

@@ -1,6 +1,7 @@
 //! Work that outlives a call: a pool of threads, a timer, and the ledger in which every job stands before it
 //! starts.
 
+mod kept;
 pub mod ledger;
 pub mod pool;
 mod record;

@@ -210,7 +210,7 @@ impl Keeper {
     }
 
     /// Every room that the homeserver has counted, in no order.
-    pub fn rooms(&self) -> Result<Vec<rooms::Room>, Error> {
+    pub fn counted_rooms(&self) -> Result<Vec<rooms::Room>, Error> {
         self.shared.with_reader(rooms::list)
     }
 

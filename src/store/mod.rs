@@ -27,6 +27,7 @@ mod push_actions;
 pub mod reader_access;
 pub mod relations;
 pub mod room_rows;
+pub mod room_statistics;
 pub mod rooms;
 pub mod sample;
 pub mod schema;

@@ -1,0 +1,11 @@
+//! The rooms of the whole server: what each of them has and takes, and which of them are meant.
+//!
+//! A [`Summary`] is everything that is known of a room; [`Selectors`] choose among them. Both read only.
+
+mod selectors;
+mod statistics;
+mod summary;
+
+pub use selectors::{Condition, Selectors, select};
+pub use statistics::{Statistics, StatisticsOf};
+pub use summary::{Policies, PolicyOf, Sort, Summary, Totals, summarize};

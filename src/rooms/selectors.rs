@@ -1,0 +1,466 @@
+//! Which rooms are meant: one language for every command that takes rooms.
+//!
+//! Conditions of different kinds must all hold; of conditions of one kind that can be said several times (`room`, `name`,
+//! `version`, `space`) one must. A condition about which nothing is known of a room takes it neither as said nor in the
+//! negative: what cannot be told chooses nothing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::summary::Summary;
+use crate::error::Error;
+use crate::ids::RoomId;
+use crate::store::db::Db;
+use crate::store::{points, room_statistics};
+use crate::time::{Millis, parse_duration};
+
+/// One condition on a room.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Condition {
+    /// It is this one: an id, or an alias.
+    Room(String),
+    /// Nobody of this server is joined.
+    Empty,
+    /// Everybody of this server who was in it has left and forgotten it.
+    Forgotten,
+    /// Everybody of this server who was in it has left, and nobody is invited.
+    Left,
+    /// No message of it is held.
+    StateOnly,
+    /// It takes more bytes than this.
+    LargerThan(i64),
+    /// Nothing was said or done in it for this long, and nobody of this server joined it for the first time.
+    Inactive(Millis),
+    /// It has messages older than this.
+    MessagesOlderThan(Millis),
+    /// Its name is of this form (`*` stands for anything, `?` for one character), whatever the case.
+    Name(String),
+    /// It is of this version.
+    Version(String),
+    /// It is encrypted.
+    Encrypted,
+    /// It is in the public directory.
+    Public,
+    /// Nobody of another server is in it.
+    Local,
+    /// It stands in this space, or in a space in it.
+    Space(String),
+}
+
+impl Condition {
+    /// By its words: `empty`, `larger-than=1G`, `name=old-*`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (word, value) = match text.split_once('=') {
+            Some((word, value)) => (word, Some(value)),
+            None => (text, None),
+        };
+        let word = word.trim().replace('_', "-");
+        let plain = |condition: Self| match value {
+            None => Ok(condition),
+            Some(_) => Err(format!("'{word}' takes no value")),
+        };
+        let with = |make: &dyn Fn(&str) -> Result<Self, String>| match value {
+            Some(value) if !value.trim().is_empty() => make(value.trim()),
+            _ => Err(format!("'{word}' needs a value: {word}=…")),
+        };
+        match word.as_str() {
+            "empty" => plain(Self::Empty),
+            "forgotten" => plain(Self::Forgotten),
+            "left" => plain(Self::Left),
+            "state-only" => plain(Self::StateOnly),
+            "encrypted" => plain(Self::Encrypted),
+            "public" => plain(Self::Public),
+            "local" => plain(Self::Local),
+            "room" => with(&|value| Self::room(value)),
+            "space" => with(&|value| Self::space(value)),
+            "name" => with(&|value| Ok(Self::Name(value.to_owned()))),
+            "version" => with(&|value| Ok(Self::Version(value.to_owned()))),
+            "larger-than" => with(&|value| parse_size(value).map(Self::LargerThan)),
+            "inactive" => with(&|value| parse_age(value).map(Self::Inactive)),
+            "messages-older-than" => with(&|value| parse_age(value).map(Self::MessagesOlderThan)),
+            _ => Err(format!(
+                "'{word}' says nothing of a room: say room, empty, forgotten, left, state-only, larger-than, inactive, \
+                 messages-older-than, name, version, encrypted, public, local or space"
+            )),
+        }
+    }
+
+    /// A room by its id or alias.
+    ///
+    /// # Errors
+    /// Where it is neither.
+    pub fn room(text: &str) -> Result<Self, String> {
+        named(text).map(Self::Room)
+    }
+
+    /// A space by its id or alias.
+    ///
+    /// # Errors
+    /// Where it is neither.
+    pub fn space(text: &str) -> Result<Self, String> {
+        named(text).map(Self::Space)
+    }
+
+    /// Conditions of the same kind of which one must hold.
+    fn kind(&self) -> std::mem::Discriminant<Self> {
+        std::mem::discriminant(self)
+    }
+}
+
+fn named(text: &str) -> Result<String, String> {
+    match text.chars().next() {
+        Some('!' | '#') => Ok(text.to_owned()),
+        _ => Err(format!(
+            "'{text}' is no room: an id begins with ! and an alias with # (in quotes, or the shell takes them for \
+             something else)"
+        )),
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Room(room) => write!(f, "room={room}"),
+            Self::Empty => f.write_str("empty"),
+            Self::Forgotten => f.write_str("forgotten"),
+            Self::Left => f.write_str("left"),
+            Self::StateOnly => f.write_str("state-only"),
+            Self::LargerThan(bytes) => write!(f, "larger-than={bytes}"),
+            Self::Inactive(age) => write!(f, "inactive={}", age_in_words(*age)),
+            Self::MessagesOlderThan(age) => {
+                write!(f, "messages-older-than={}", age_in_words(*age))
+            }
+            Self::Name(form) => write!(f, "name={form}"),
+            Self::Version(version) => write!(f, "version={version}"),
+            Self::Encrypted => f.write_str("encrypted"),
+            Self::Public => f.write_str("public"),
+            Self::Local => f.write_str("local"),
+            Self::Space(space) => write!(f, "space={space}"),
+        }
+    }
+}
+
+impl From<Condition> for String {
+    fn from(condition: Condition) -> Self {
+        condition.to_string()
+    }
+}
+
+impl TryFrom<String> for Condition {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text)
+    }
+}
+
+/// Bytes: a whole number, and one of `K M G T` (of 1,024).
+///
+/// # Errors
+/// A sentence that names the text.
+pub fn parse_size(text: &str) -> Result<i64, String> {
+    let wrong =
+        || format!("'{text}' is no size: write a whole number and one of K, M, G, T, such as 500M");
+    let trimmed = text.trim();
+    let digits = trimmed.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match trimmed[digits.len()..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let count: i64 = digits.trim().parse().map_err(|_| wrong())?;
+    match count.checked_mul(1 << shift) {
+        Some(bytes) if bytes >= 0 => Ok(bytes),
+        _ => Err(wrong()),
+    }
+}
+
+/// How long ago: a duration with its unit (R-55), not in the future.
+fn parse_age(text: &str) -> Result<Millis, String> {
+    let age =
+        match text.trim().strip_suffix("ms") {
+            Some(millis) => Millis(millis.trim().parse().map_err(|_| {
+                format!("'{text}' is not a duration: write a whole number before ms")
+            })?),
+            None => parse_duration(text)?,
+        };
+    if text.trim().ends_with(|c: char| c.is_ascii_digit()) {
+        return Err(format!("{text} of what? Say {text}d for days"));
+    }
+    if age < Millis(0) {
+        return Err(format!("'{text}' lies in the future"));
+    }
+    Ok(age)
+}
+
+/// With its unit, as it is read again.
+fn age_in_words(age: Millis) -> String {
+    match age.in_words() {
+        words if words.ends_with(|c: char| c.is_ascii_digit()) => words + "ms",
+        words => words,
+    }
+}
+
+/// The rooms that are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Selectors {
+    /// What must be so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<Condition>,
+    /// What must not be so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not: Vec<Condition>,
+}
+
+impl fmt::Display for Selectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = self.only.iter().map(Condition::to_string);
+        let not = self.not.iter().map(|condition| format!("not {condition}"));
+        let words: Vec<String> = words.chain(not).collect();
+        f.write_str(&words.join(", "))
+    }
+}
+
+impl Selectors {
+    /// Whether nothing was said, which means every room.
+    pub fn is_everything(&self) -> bool {
+        self.only.is_empty() && self.not.is_empty()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Condition> {
+        self.only.iter().chain(&self.not)
+    }
+}
+
+/// The rooms of `rooms` that are meant, in their order. `now` is the time ages are counted from.
+///
+/// # Errors
+/// [`Error::BadRequest`] for a room or alias that nobody here knows: what was misspelt must not choose less than was meant.
+///
+/// # Locking
+/// Reads the snapshot of `rooms`, which the caller holds.
+pub fn select(
+    db: &Db,
+    rooms: Vec<Summary>,
+    selectors: &Selectors,
+    now: Millis,
+) -> Result<Vec<Summary>, Error> {
+    let known: BTreeSet<RoomId> = rooms.iter().map(|room| room.room_id.clone()).collect();
+    let mut looked_up = Vec::new();
+    for condition in selectors.all() {
+        looked_up.push(match condition {
+            Condition::Room(named) => Rooms::of([room_of(db, named, &known)?]),
+            Condition::Space(named) => Rooms::of(in_space(db, room_of(db, named, &known)?)?),
+            Condition::Inactive(age) => {
+                let after = points::first_stream_ordering_after(db, now - *age)?;
+                Rooms::of(room_statistics::joined_since(db, after - 1)?)
+            }
+            _ => Rooms::default(),
+        });
+    }
+    let (only, not) = looked_up.split_at(selectors.only.len());
+    let only: Vec<_> = selectors.only.iter().zip(only).collect();
+    let not: Vec<_> = selectors.not.iter().zip(not).collect();
+    let is_meant = |room: &Summary| {
+        only.iter().all(|(condition, _)| {
+            let of_kind = only
+                .iter()
+                .filter(|(other, _)| other.kind() == condition.kind());
+            // What cannot be said twice must hold each time.
+            match condition {
+                Condition::Room(_)
+                | Condition::Name(_)
+                | Condition::Version(_)
+                | Condition::Space(_) => of_kind
+                    .clone()
+                    .any(|(other, found)| holds(other, found, room, now) == Some(true)),
+                _ => of_kind
+                    .clone()
+                    .all(|(other, found)| holds(other, found, room, now) == Some(true)),
+            }
+        }) && not
+            .iter()
+            .all(|(condition, found)| holds(condition, found, room, now) == Some(false))
+    };
+    Ok(rooms.into_iter().filter(is_meant).collect())
+}
+
+/// What a condition had to look up.
+#[derive(Default)]
+struct Rooms(BTreeSet<RoomId>);
+
+impl Rooms {
+    fn of(rooms: impl IntoIterator<Item = RoomId>) -> Self {
+        Self(rooms.into_iter().collect())
+    }
+}
+
+fn room_of(db: &Db, named: &str, known: &BTreeSet<RoomId>) -> Result<RoomId, Error> {
+    let refused = |text: String| Err(Error::bad("M_NOT_FOUND", text));
+    if named.starts_with('#') {
+        return match room_statistics::by_alias(db, named)? {
+            Some(room) => Ok(room),
+            None => refused(format!("no room of this server has the alias {named}")),
+        };
+    }
+    let room = RoomId::new(named);
+    match known.contains(&room) {
+        true => Ok(room),
+        false => refused(format!("the database has nothing of a room {room}")),
+    }
+}
+
+/// The rooms of a space and of the spaces in it; not the space itself.
+fn in_space(db: &Db, space: RoomId) -> Result<BTreeSet<RoomId>, Error> {
+    let mut found = BTreeSet::new();
+    let mut looked_at = BTreeSet::from([space.clone()]);
+    let mut next = vec![space.clone()];
+    while !next.is_empty() {
+        let children = room_statistics::children(db, next.iter())?;
+        next = children
+            .iter()
+            .filter(|room| looked_at.insert((*room).clone()))
+            .cloned()
+            .collect();
+        found.extend(children);
+    }
+    found.remove(&space);
+    Ok(found)
+}
+
+/// Whether a condition holds; nothing where that cannot be told.
+fn holds(condition: &Condition, found: &Rooms, room: &Summary, now: Millis) -> Option<bool> {
+    match condition {
+        Condition::Room(_) | Condition::Space(_) => Some(found.0.contains(&room.room_id)),
+        Condition::Empty => Some(room.is_empty()),
+        Condition::Forgotten => Some(room.is_forgotten()),
+        Condition::Left => Some(room.is_left()),
+        Condition::StateOnly => Some(room.is_state_only()),
+        Condition::LargerThan(bytes) => Some(room.bytes > *bytes),
+        Condition::Inactive(age) => room
+            .last_activity_ms
+            .map(|last| last < now - *age && !found.0.contains(&room.room_id)),
+        Condition::MessagesOlderThan(age) => Some(
+            room.oldest_message_ms
+                .is_some_and(|oldest| oldest < now - *age),
+        ),
+        Condition::Name(form) => Some(
+            room.name
+                .as_ref()
+                .is_some_and(|name| matches(&form.to_lowercase(), &name.to_lowercase())),
+        ),
+        Condition::Version(version) => room.version.as_ref().map(|of| of == version),
+        Condition::Encrypted => room.encrypted,
+        Condition::Public => Some(room.public),
+        Condition::Local => room.is_local(),
+    }
+}
+
+/// Whether a text is of a form in which `*` stands for anything and `?` for one character. Takes as long as the two are
+/// long, one times the other, whatever they hold.
+fn matches(form: &str, text: &str) -> bool {
+    let (form, text): (Vec<char>, Vec<char>) = (form.chars().collect(), text.chars().collect());
+    let (mut at, mut place) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while place < text.len() {
+        match form.get(at) {
+            Some('*') => {
+                star = Some((at, place));
+                at += 1;
+            }
+            Some(c) if *c == '?' || *c == text[place] => {
+                at += 1;
+                place += 1;
+            }
+            _ => match star {
+                Some((after, from)) => {
+                    star = Some((after, from + 1));
+                    at = after + 1;
+                    place = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    form[at..].iter().all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_read_as_they_are_told() {
+        for text in [
+            "empty",
+            "forgotten",
+            "left",
+            "state-only",
+            "larger-than=1024",
+            "inactive=1d",
+            "inactive=1500ms",
+            "inactive=0ms",
+            "messages-older-than=90m",
+            "name=old-*",
+            "version=10",
+            "encrypted",
+            "public",
+            "local",
+            "room=!a:b",
+            "room=#a:b",
+            "space=!a:b",
+        ] {
+            let condition = Condition::parse(text).expect(text);
+            assert_eq!(condition.to_string(), text);
+        }
+        assert_eq!(
+            Condition::parse("larger_than=2K"),
+            Ok(Condition::LargerThan(2048))
+        );
+        for wrong in [
+            "",
+            "full",
+            "empty=1",
+            "name",
+            "name=",
+            "room=a:b",
+            "inactive=90",
+            "inactive=-1d",
+            "larger-than=1X",
+            "larger-than=-1",
+            "larger-than=9999999999T",
+        ] {
+            assert!(Condition::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_are_matched_with_stars_in_linear_time() {
+        for (form, text, is_match) in [
+            ("*", "", true),
+            ("a*", "abc", true),
+            ("*c", "abc", true),
+            ("a*c", "abbbc", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("abc", "abcd", false),
+            ("*a*b*", "xxaxxbxx", true),
+            ("", "a", false),
+            ("ä?", "äö", true),
+        ] {
+            assert_eq!(matches(form, text), is_match, "{form} on {text}");
+        }
+        let (form, text) = ("*a".repeat(30) + "b", "a".repeat(3_000));
+        assert!(!matches(&form, &text));
+    }
+}
