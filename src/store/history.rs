@@ -77,35 +77,54 @@ const SELECT_BELOW: &str = "
 const IN_ORDER_OF_IDS: &str = "
      ORDER BY event_id";
 
-/// P-21, defect E: a redaction whose target survives is kept, or the target would read as before it was
-/// redacted. Keeping a redaction can make another one's target survive, so this is repeated until it changes
-/// nothing. Walks `redactions` by event id, `events` by event id.
+/// P-21, defect E: a redaction whose target survives is kept, or the target would read as before it was redacted.
+/// Keeping a redaction makes its target of what redacts it survive, and so on along a chain: each link is looked at once
+/// (P-52). Only within the room: across rooms no redaction has an effect. Binds `$1` room. Walks `redactions` by event id
+/// and, from link to link, by what they redact; `events` by event id.
 const KEEP_REDACTIONS: &str = "
-    UPDATE rk_selected SET to_delete = FALSE
-     WHERE stream_ordering IN (
-           SELECT own.stream_ordering
-             FROM rk_selected own
-            CROSS JOIN redactions r
-            CROSS JOIN events target
-             LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
-            WHERE own.to_delete
-              AND r.event_id = own.event_id
-              AND target.event_id = r.redacts
-              AND (t.stream_ordering IS NULL OR NOT t.to_delete))";
+    WITH RECURSIVE kept (event_id) AS (
+        SELECT own.event_id
+          FROM rk_selected own
+         CROSS JOIN redactions r
+         CROSS JOIN events target
+          LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
+         WHERE own.to_delete
+           AND r.event_id = own.event_id
+           AND target.event_id = r.redacts
+           AND target.room_id = $1
+           AND (t.stream_ordering IS NULL OR NOT t.to_delete)
+        UNION
+        SELECT own.event_id
+          FROM kept k
+         CROSS JOIN redactions r
+         CROSS JOIN rk_selected own
+         WHERE r.redacts = k.event_id
+           AND own.event_id = r.event_id
+           AND own.to_delete)
+    UPDATE rk_selected SET to_delete = FALSE WHERE event_id IN (SELECT event_id FROM kept)";
 
 /// The same, walked from the redactions, for when those are fewer than the selection.
 const KEEP_FEW_REDACTIONS: &str = "
-    UPDATE rk_selected SET to_delete = FALSE
-     WHERE stream_ordering IN (
-           SELECT own.stream_ordering
-             FROM redactions r
-            CROSS JOIN rk_selected own
-            CROSS JOIN events target
-             LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
-            WHERE own.event_id = r.event_id
-              AND own.to_delete
-              AND target.event_id = r.redacts
-              AND (t.stream_ordering IS NULL OR NOT t.to_delete))";
+    WITH RECURSIVE kept (event_id) AS (
+        SELECT own.event_id
+          FROM redactions r
+         CROSS JOIN rk_selected own
+         CROSS JOIN events target
+          LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
+         WHERE own.event_id = r.event_id
+           AND own.to_delete
+           AND target.event_id = r.redacts
+           AND target.room_id = $1
+           AND (t.stream_ordering IS NULL OR NOT t.to_delete)
+        UNION
+        SELECT own.event_id
+          FROM kept k
+         CROSS JOIN redactions r
+         CROSS JOIN rk_selected own
+         WHERE r.redacts = k.event_id
+           AND own.event_id = r.event_id
+           AND own.to_delete)
+    UPDATE rk_selected SET to_delete = FALSE WHERE event_id IN (SELECT event_id FROM kept)";
 
 /// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done. The order of the joins is part of
 /// it: with statistics SQLite would rather walk all events.
@@ -401,8 +420,7 @@ pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection
     } else {
         KEEP_REDACTIONS
     };
-    if redactions > 0 && db.execute(doing, keep, &[])? > 0 {
-        while db.execute(doing, keep, &[])? > 0 {}
+    if redactions > 0 && db.execute(doing, keep, params![cut.room.as_str()])? > 0 {
         db.execute(doing, FORGET_KEPT_OUTLIERS, &[])?;
     }
     if db.catalog().has("partial_state_events") {

@@ -119,9 +119,11 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
         .filter(|e| wanted.delete_local_events || !is_local(e))
         .map(|e| e.word("event_id").to_owned())
         .collect();
+    // P-52: only what is held in the same room.
     let held: BTreeSet<&str> = tables
         .rows("events")
         .iter()
+        .filter(|e| e.word("room_id") == wanted.room)
         .map(|e| e.word("event_id"))
         .collect();
     loop {
