@@ -38,17 +38,18 @@ struct Cli {
 
 #[derive(Args)]
 struct Global {
-    /// The homeserver's configuration; repeatable, later files win key by key.
-    #[arg(short, long = "config", value_name = "FILE", global = true)]
-    config: Vec<PathBuf>,
-    /// The database, when there is no configuration file: a path, or postgres://user@host/name.
+    /// The homeserver's configuration: a file, or a directory of which every *.yaml is read; repeatable, later files win
+    /// key by key.
     #[arg(
-        long,
-        value_name = "PATH_OR_URL",
-        global = true,
-        conflicts_with = "config",
-        requires = "server_name"
+        short,
+        long = "config",
+        value_name = "FILE_OR_DIRECTORY",
+        global = true
     )]
+    config: Vec<PathBuf>,
+    /// The database: a path, or postgres://user@host/name. Beside a configuration it is used instead of the one named
+    /// there, and nothing that is said there of the running server is: for copies.
+    #[arg(long, value_name = "PATH_OR_URL", global = true)]
     database: Option<PathBuf>,
     /// The homeserver's name, when there is no configuration file.
     #[arg(long, value_name = "NAME", global = true, conflicts_with = "config")]
@@ -220,15 +221,21 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
 
 /// The configuration that the global options mean.
 fn config(global: &Global) -> Result<Config, Error> {
-    let mut config = match (&global.database, &global.server_name) {
-        (Some(database), Some(name)) => Config::for_database(Database::of_path(database), name),
-        _ if global.config.is_empty() => {
+    let database = global.database.as_deref().map(Database::of_path);
+    let mut config = match (database, &global.server_name) {
+        (database, _) if !global.config.is_empty() => file::load(&global.config, database)?,
+        (Some(database), Some(name)) => Config::for_database(database, name),
+        (Some(_), None) => {
+            return Err(Error::Config(
+                "say whose database that is: --server-name NAME, or -c homeserver.yaml".into(),
+            ));
+        }
+        (None, _) => {
             return Err(Error::Config(
                 "say which database: -c homeserver.yaml, or --database PATH_OR_URL and --server-name NAME"
                     .into(),
             ));
         }
-        _ => file::load(&global.config)?,
     };
     if global.offline.is_some() {
         config.homeserver = HomeserverPolicy::AssumeStopped;

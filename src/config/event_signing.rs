@@ -9,7 +9,11 @@ use serde_json::{Map, Value};
 
 use super::Secret;
 #[cfg(feature = "daemon")]
-use super::file::{text, wrong};
+use super::secrets;
+#[cfg(feature = "daemon")]
+use super::values::{text, wrong};
+#[cfg(feature = "daemon")]
+use super::yaml;
 use crate::error::Error;
 use crate::event::SigningKeys;
 
@@ -62,6 +66,9 @@ impl EventSigning {
     }
 }
 
+#[cfg(feature = "daemon")]
+const LEVELS: &str = "default_power_level_content_override.public_chat";
+
 /// What Synapse's keys say of it. Relative paths start where Synapse starts them, in the working directory; where there
 /// is no such file, beside the first configuration file.
 ///
@@ -69,7 +76,7 @@ impl EventSigning {
 /// [`Error::Config`] with the key and what would do.
 #[cfg(feature = "daemon")]
 pub(super) fn read(
-    keys: &Map<String, Value>,
+    keys: &yaml::Map,
     directory: &Path,
     server_name: &str,
 ) -> Result<EventSigning, Error> {
@@ -88,37 +95,31 @@ pub(super) fn read(
             path.exists().then_some(SigningKey::File(path))
         }
     };
-    let room_version = match keys.get("default_room_version") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(version)) => Some(version.clone()),
-        Some(Value::Number(version)) => Some(version.to_string()),
-        Some(other) => {
-            return Err(wrong(
-                "default_room_version",
-                other,
-                "a room version: \"11\"",
-            ));
-        }
-    };
+    let room_version = text(keys, "default_room_version")?;
     let encrypts = keys.get("encryption_enabled_by_default_for_room_type");
     let levels = keys
         .get("default_power_level_content_override")
         .and_then(|presets| presets.get("public_chat"));
-    let power_levels = match levels {
-        None | Some(Value::Null) => Map::new(),
-        Some(Value::Object(levels)) => levels.clone(),
-        Some(other) => {
-            return Err(wrong(
-                "default_power_level_content_override.public_chat",
-                other,
-                "a block of levels",
-            ));
+    let power_levels = match levels.filter(|levels| !levels.is_null()) {
+        None => Map::new(),
+        Some(levels) => {
+            let wrong = |wanted| wrong(LEVELS, levels, wanted);
+            match levels.to_json().map_err(|_| wrong("a block of levels"))? {
+                Value::Object(levels) => levels,
+                _ => return Err(wrong("a block of levels")),
+            }
         }
     };
+    if let Some(SigningKey::File(path)) = &signing_key
+        && let Some(said) = secrets::everybody_reads("signing_key_path", path)
+        && let Some(at) = keys.get("signing_key_path").or(keys.get("server_name"))
+    {
+        at.warn(said);
+    }
     Ok(EventSigning {
         signing_key,
         room_version,
-        encrypts_rooms: encrypts.and_then(Value::as_str) == Some("all"),
+        encrypts_rooms: encrypts.and_then(yaml::Value::as_str) == Some("all"),
         power_levels,
     })
 }
@@ -130,7 +131,8 @@ mod tests {
     use super::*;
 
     fn read_in(directory: &Path, keys: Value) -> Result<EventSigning, Error> {
-        read(keys.as_object().expect("keys"), directory, "example.org")
+        let keys = yaml::Value::from_json(&keys);
+        read(keys.as_map().expect("keys"), directory, "example.org")
     }
 
     #[test]

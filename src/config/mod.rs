@@ -5,7 +5,21 @@ mod event_signing;
 pub mod file;
 mod homeserver;
 #[cfg(feature = "daemon")]
+mod located;
+#[cfg(feature = "daemon")]
+mod ours;
+#[cfg(feature = "daemon")]
 mod retention;
+#[cfg(feature = "daemon")]
+mod scalar;
+#[cfg(feature = "daemon")]
+mod secrets;
+#[cfg(feature = "daemon")]
+mod syntax;
+#[cfg(feature = "daemon")]
+mod values;
+#[cfg(feature = "daemon")]
+mod yaml;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -3,9 +3,8 @@
 //! What Synapse refuses is refused with Synapse's own sentence, and the key that it concerns. Keys that are not known
 //! are ignored, because this block is not ours.
 
-use serde_json::{Map, Value};
-
-use super::file::{duration, mapping, wrong};
+use super::values::{duration, mapping, wrong};
+use super::yaml::{Kind, Map, Value};
 use crate::error::Error;
 use crate::policy::{LifetimeRange, Policy, PurgeJob, Retention};
 use crate::time::Millis;
@@ -16,7 +15,8 @@ use crate::time::Millis;
 /// [`Error::Config`] with the key and what would do.
 pub(super) fn read(block: Option<&Value>) -> Result<Retention, Error> {
     let keys = match block {
-        None | Some(Value::Null) => return Ok(Retention::default()),
+        None => return Ok(Retention::default()),
+        Some(value) if value.is_null() => return Ok(Retention::default()),
         Some(value) => mapping("retention", value)?,
     };
     let read = Retention {
@@ -50,10 +50,11 @@ pub(super) fn read(block: Option<&Value>) -> Result<Retention, Error> {
     })
 }
 
-fn default_policy(keys: &Map<String, Value>) -> Result<Policy, Error> {
+fn default_policy(keys: &Map) -> Result<Policy, Error> {
     const KEY: &str = "retention.default_policy";
     let block = match keys.get("default_policy") {
-        None | Some(Value::Null) => return Ok(Policy::default()),
+        None => return Ok(Policy::default()),
+        Some(value) if value.is_null() => return Ok(Policy::default()),
         Some(value) => mapping(KEY, value)?,
     };
     let policy = Policy {
@@ -70,11 +71,13 @@ fn default_policy(keys: &Map<String, Value>) -> Result<Policy, Error> {
 }
 
 /// An absent or empty list stands for one job a day.
-fn purge_jobs(keys: &Map<String, Value>) -> Result<Vec<PurgeJob>, Error> {
+fn purge_jobs(keys: &Map) -> Result<Vec<PurgeJob>, Error> {
     let list = match keys.get("purge_jobs") {
-        None | Some(Value::Null) => &[],
-        Some(Value::Array(list)) => list.as_slice(),
-        Some(other) => return Err(wrong("retention.purge_jobs", other, "a list of jobs")),
+        None => &[],
+        Some(value) if value.is_null() => &[],
+        Some(value) => value
+            .as_list()
+            .ok_or_else(|| wrong("retention.purge_jobs", value, "a list of jobs"))?,
     };
     if list.is_empty() {
         return Ok(vec![PurgeJob::default()]);
@@ -95,7 +98,11 @@ fn purge_job(key: &str, job: &Value) -> Result<PurgeJob, Error> {
     if interval == Millis(0) {
         // Synapse takes it, and spins.
         let key = format!("{key}.interval");
-        return Err(wrong(&key, &Value::from(0), "more than 0"));
+        return Err(wrong(
+            &key,
+            block.get("interval").unwrap_or(job),
+            "more than 0",
+        ));
     }
     let range = LifetimeRange {
         shortest: length(key, block, "shortest_max_lifetime")?,
@@ -112,9 +119,10 @@ fn purge_job(key: &str, job: &Value) -> Result<PurgeJob, Error> {
 }
 
 /// A length of time that is not negative.
-fn length(block: &str, keys: &Map<String, Value>, key: &str) -> Result<Option<Millis>, Error> {
+fn length(block: &str, keys: &Map, key: &str) -> Result<Option<Millis>, Error> {
     let value = match keys.get(key) {
-        None | Some(Value::Null) => return Ok(None),
+        None => return Ok(None),
+        Some(value) if value.is_null() => return Ok(None),
         Some(value) => value,
     };
     let key = format!("{block}.{key}");
@@ -131,13 +139,15 @@ fn is_above(least: Option<Millis>, most: Option<Millis>) -> bool {
 
 /// What Synapse takes for true: anything but nothing.
 fn is_truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(b) => *b,
-        Value::Number(n) => n.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(list) => !list.is_empty(),
-        Value::Object(keys) => !keys.is_empty(),
+    match value.kind() {
+        Kind::Null => false,
+        Kind::Bool(flag) => *flag,
+        Kind::Int(digits) => digits != "0",
+        Kind::Float(number) => *number != 0.0,
+        Kind::Date(_) => true,
+        Kind::Text(text) => !text.is_empty(),
+        Kind::List(list) => !list.is_empty(),
+        Kind::Map(keys) => !keys.is_empty(),
     }
 }
 
@@ -149,10 +159,10 @@ fn refused(key: &str, sentence: &str) -> Error {
 mod tests {
     use super::*;
     use crate::time::days;
-    use serde_json::json;
+    use serde_json::{Value as Json, json};
 
-    fn read(block: Value) -> Result<Retention, String> {
-        super::read(Some(&block)).map_err(|e| e.to_string())
+    fn read(block: Json) -> Result<Retention, String> {
+        super::read(Some(&Value::from_json(&block))).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -260,13 +270,13 @@ mod tests {
                 ),
             ] {
                 let error = read(block.clone()).expect_err("refused");
-                assert!(error.starts_with(key), "{block}: {error}");
+                assert!(error.contains(&format!(": {key}")), "{block}: {error}");
             }
         }
         let spins = read(json!({"purge_jobs": [{"interval": 0}]})).expect_err("refused");
         assert_eq!(
             spins,
-            "retention.purge_jobs[0].interval is 0, and should be more than 0"
+            "test:1: retention.purge_jobs[0].interval is 0, and should be more than 0"
         );
         assert!(read(json!([])).is_err() && read(json!({"purge_jobs": {}})).is_err());
     }

@@ -546,13 +546,7 @@ impl Viewer {
             for at in 0..plan.rooms.len() {
                 let due = &plan.rooms[at];
                 let request = request(&plan, due);
-                let counted = purge::plan(
-                    db,
-                    &due.room_id,
-                    &request,
-                    &config.server_name,
-                    self.extremities(),
-                )?;
+                let counted = purge::plan(db, &due.room_id, &request, &config.server_name)?;
                 let bytes = purge::content_bytes(db, &due.room_id, &request, &config.server_name)?;
                 plan.rooms[at].exact = Some(Exact {
                     events: counted.events_deleted,

@@ -1,6 +1,5 @@
 //! History purges (behaviour.md section 4): what a request would remove, and removing it in batches.
 
-mod extremities;
 #[cfg(test)]
 mod faults;
 mod plan;
@@ -9,7 +8,6 @@ mod rewrite;
 mod run;
 mod state_groups;
 
-pub use extremities::{extremities_note, local_messages_note};
-pub use plan::{Extremities, Plan, content_bytes, foreign_key_mode, plan};
+pub use plan::{Plan, content_bytes, foreign_key_mode, plan};
 pub use request::Request;
 pub use run::{prepare_many, run};

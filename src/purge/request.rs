@@ -21,13 +21,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// What the whole of it takes; with `keep_extremities` forward extremities stay (P-51).
-    pub(super) fn cut<'a>(
-        &self,
-        room: &'a RoomId,
-        server_name: &'a str,
-        keep_extremities: bool,
-    ) -> DepthRange<'a> {
+    /// What the whole of it takes.
+    pub(super) fn cut<'a>(&self, room: &'a RoomId, server_name: &'a str) -> DepthRange<'a> {
         DepthRange {
             room,
             from: i64::MIN,
@@ -35,7 +30,6 @@ impl Request {
             delete_local_events: self.delete_local_events,
             server_name,
             keep_received_after: self.keep_received_after,
-            keep_extremities,
         }
     }
 }

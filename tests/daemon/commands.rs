@@ -404,14 +404,15 @@ fn the_ledger_is_a_file_of_its_own_and_belongs_to_the_databases_owner() {
 fn a_mistake_in_a_configuration_is_named_by_its_place_and_not_by_its_text() {
     let home = Home::new(10, "");
     for yaml in [
-        "macaroon_secret_key: 'Xyzzy'\nserver_name: a\nserver_name: b\n",
+        "macaroon_secret_key: 'Xyzzy'\nserver_name: [a\n",
         "a: 1\npassword: \"Xyzzy\n",
         "password: Xyzzy\n\tb: [\n",
     ] {
         std::fs::write(home.path("homeserver.yaml"), yaml).expect("writes");
         for words in [&["jobs"][..], &["jobs", "--json"]] {
             let ran = home.run(words);
-            ran.assert_ended(2, "homeserver.yaml: line ");
+            ran.assert_ended(2, "roomkeeper: homeserver.yaml:");
+            ran.assert_ended(2, ", column ");
             assert!(!format!("{ran:?}").contains("Xyzzy"), "{ran:?}");
         }
     }

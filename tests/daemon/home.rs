@@ -1,7 +1,8 @@
 //! A homeserver's directory in which the program is run, and a daemon that runs there.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -84,6 +85,13 @@ impl Home {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// A file that its owner alone can read.
+    pub fn write_secret(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::write(&path, text).expect("writes");
+        fs::set_permissions(path, Permissions::from_mode(0o600)).expect("set");
     }
 
     pub fn database(&self) -> PathBuf {

@@ -7,6 +7,7 @@
 mod support;
 
 mod commands;
+mod configuration;
 mod home;
 #[path = "../sample/mod.rs"]
 mod sample;

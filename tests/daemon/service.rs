@@ -165,7 +165,7 @@ fn no_secret_stands_in_the_log() {
         100,
         "listen: ['127.0.0.1:0', 'unix:homeserver.db.roomkeeper.sock'], admin_token_path: token",
     );
-    std::fs::write(home.path("token"), "StaticSecret0123456789\n").expect("writes");
+    home.write_secret("token", "StaticSecret0123456789\n");
     home.sql(
         "INSERT INTO users (name, admin) VALUES ('@admin:example.org', 1);
          INSERT INTO access_tokens (id, user_id, token) VALUES (1, '@admin:example.org', 'syt_AccessSecret_0123456789');",
@@ -452,7 +452,7 @@ fn a_homeserver_that_does_not_answer_holds_up_no_stop_and_its_work_is_found_agai
         100,
         &format!("homeserver: {{running: beside, url: 'http://{url}', admin_token_path: token}}"),
     );
-    std::fs::write(home.path("token"), "syt_token\n").expect("writes");
+    home.write_secret("token", "syt_token\n");
     let daemon = Daemon::start(&home);
     let path = "/_synapse/admin/v2/rooms/%21a%3Aexample.org";
     let body = json!({"force_purge": true});
