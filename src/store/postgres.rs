@@ -4,6 +4,8 @@
 mod address;
 mod encryption;
 mod passwords;
+#[cfg(test)]
+mod reference;
 #[cfg(feature = "postgres-tls")]
 mod tls;
 mod wire;

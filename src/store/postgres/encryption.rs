@@ -54,14 +54,10 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// `written` answers what was written for a key; what was not is libpq's: the environment, or files in
+    /// `given` answers what was written for a key, or stands in the environment; what is neither is libpq's: files in
     /// `~/.postgresql`.
-    pub(super) fn of(written: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
-        let said = |key: &str| {
-            written(key)
-                .or_else(|| std::env::var(format!("PG{}", key.to_uppercase())).ok())
-                .filter(|value| !value.is_empty())
-        };
+    pub(super) fn of(given: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let said = |key: &str| given(key).filter(|value| !value.is_empty());
         let mode = match said("sslmode") {
             None => Mode::Prefer,
             Some(word) => MODES
@@ -174,7 +170,7 @@ impl Encryption {
 pub(super) fn connect(
     config: &mut Config,
     wanted: &Wanted,
-    refused: impl Fn(postgres::Error) -> Error,
+    refused: &impl Fn(postgres::Error) -> Error,
 ) -> Result<(Client, Encryption), Error> {
     // Sockets are on this machine, and never encrypted.
     let is_socket = |host: &Host| matches!(host, Host::Unix(_));

@@ -5,28 +5,12 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use postgres::Config;
-use postgres::config::Host;
-
-/// `PGPASSWORD`, or the line that fits of the named file, of `PGPASSFILE` or `~/.pgpass`: ways to give a password that
-/// nobody else can see.
-pub(super) fn from_outside(config: &Config, named: Option<PathBuf>) -> Option<String> {
-    if let Ok(password) = std::env::var("PGPASSWORD") {
-        return Some(password);
-    }
+/// The line that fits `host`, `port`, `database` and `user` of the named file, or of `~/.pgpass`: a way to give a
+/// password that nobody else can see.
+pub(super) fn in_file(named: Option<&Path>, wanted: [&str; 4]) -> Option<String> {
     let usual = || Some(Path::new(&std::env::var_os("HOME")?).join(".pgpass"));
-    let file = named
-        .or_else(|| std::env::var_os("PGPASSFILE").map(PathBuf::from))
-        .or_else(usual)?;
-    let text = read(&file)?;
-    let host = match config.get_hosts().first()? {
-        Host::Tcp(host) => host.clone(),
-        Host::Unix(_) => "localhost".into(),
-    };
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    let user = config.get_user()?;
-    let name = config.get_dbname().unwrap_or(user);
-    line_that_fits(&text, [&host, &port.to_string(), name, user])
+    let file: PathBuf = named.map(Path::to_owned).or_else(usual)?;
+    line_that_fits(&read(&file)?, wanted)
 }
 
 /// A file that others may read holds no password for us, as for libpq.
