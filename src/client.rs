@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::ids::RoomId;
+
 /// Time for a whole request and its answer. Requests that start jobs answer in milliseconds; a page of `/messages`
 /// behind a purge may wait for a batch.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -227,6 +229,19 @@ impl Client {
             Address::Tcp(_) => Err(ErrorKind::NotFound.into()),
         }
     }
+}
+
+/// A room id as one piece of a path.
+pub(crate) fn encoded(room: &RoomId) -> String {
+    let mut text = String::new();
+    for byte in room.as_str().bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
 }
 
 /// A stream whose waiting can be bounded.
@@ -549,5 +564,10 @@ mod tests {
                 "{reply:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_room_id_is_one_piece_of_a_path() {
+        assert_eq!(encoded(&RoomId::from("!a/b:c.d-e_f")), "%21a%2Fb%3Ac.d-e_f");
     }
 }

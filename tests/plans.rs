@@ -86,7 +86,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "offline batches only, which are long: decides between two ways that both cost far more",
     ),
     (
-        "FROM redactions r\n            CROSS JOIN rk_selected own",
+        "FROM redactions r\n         CROSS JOIN rk_selected own",
         "redactions",
         "where the table is smaller than the selection",
     ),

@@ -110,7 +110,7 @@ fn beside_a_homeserver_state_groups_are_marked_and_nothing_else_is_done_to_them(
         let before = site.tables();
         let ask = any_cut(&before, rng);
         let about = format!("seed {seed}, {ask:?}");
-        let Ok(purged) = model::purge(&before, &site.wanted(&ask)) else {
+        let Ok(purged) = model::purge(&before, &site.wanted_beside(&ask)) else {
             return;
         };
         let done = site

@@ -13,7 +13,7 @@ use crate::ids::{Escaped, UserId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::retention::{RETENTION, RETENTION_PURGE, RetentionSummary};
-use crate::purge::Plan;
+use crate::purge::{self, Plan};
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
 use crate::store::space::{Reclaimed, human};
@@ -77,6 +77,9 @@ pub fn plan(as_json: bool, plan: &Plan) {
         json(&serde_json::to_value(plan).unwrap_or_default());
         return;
     }
+    if plan.local_messages_kept > 0 {
+        say(&purge::local_messages_note(plan.local_messages_kept));
+    }
     say(&format!(
         "A purge of room {} up to {} would remove",
         plan.room_id, plan.point
@@ -86,6 +89,9 @@ pub fn plan(as_json: bool, plan: &Plan) {
         "{} events go, {} stay as outliers (state, and what must not go); {} state groups go.\nNothing was changed.",
         plan.events_deleted, plan.events_kept_as_outliers, plan.state_groups_freed
     ));
+    if plan.extremities_kept > 0 {
+        say(&purge::extremities_note(plan.extremities_kept));
+    }
     if let Some(who) = plan.foreign_keys {
         say(&format!("Foreign keys would be {who}."));
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::request::{Request, Shutdown};
 use super::shutdown::ProgressSink;
-use crate::client::{Client, ClientError, Reply};
+use crate::client::{Client, ClientError, Reply, encoded};
 use crate::config::HomeserverApi;
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -157,27 +157,4 @@ fn refusal(why: &str) -> Error {
     Error::Refused(format!(
         "the homeserver at roomkeeper.homeserver.url did not do what it was asked: {why}. No row was deleted"
     ))
-}
-
-/// A room id as one piece of a path.
-fn encoded(room: &RoomId) -> String {
-    let mut text = String::new();
-    for byte in room.as_str().bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_room_id_is_one_piece_of_a_path() {
-        assert_eq!(encoded(&RoomId::from("!a/b:c.d-e_f")), "%21a%2Fb%3Ac.d-e_f");
-    }
 }

@@ -43,6 +43,12 @@ pub struct Progress {
     pub events_done: i64,
     /// Events deleted.
     pub events_deleted: i64,
+    /// Messages of local users that left the timeline and stay in the database, where nobody sees them any more (P-56).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub local_messages_kept: i64,
+    /// Forward extremities below the point that stay with their events, because a homeserver ran beside us (P-51).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub extremities_kept: i64,
     /// Rows removed, by table.
     pub rows_removed: RowCounts,
     /// State groups removed.
@@ -71,6 +77,11 @@ pub struct Progress {
     /// What this kind of job has to tell besides.
     #[serde(flatten)]
     pub more: Map<String, Value>,
+}
+
+/// Whether there is nothing to tell.
+fn is_zero(n: &i64) -> bool {
+    *n == 0
 }
 
 impl Progress {

@@ -546,7 +546,13 @@ impl Viewer {
             for at in 0..plan.rooms.len() {
                 let due = &plan.rooms[at];
                 let request = request(&plan, due);
-                let counted = purge::plan(db, &due.room_id, &request, &config.server_name)?;
+                let counted = purge::plan(
+                    db,
+                    &due.room_id,
+                    &request,
+                    &config.server_name,
+                    self.extremities(),
+                )?;
                 let bytes = purge::content_bytes(db, &due.room_id, &request, &config.server_name)?;
                 plan.rooms[at].exact = Some(Exact {
                     events: counted.events_deleted,

@@ -4,12 +4,12 @@ use super::ownership::{
     own_ledger, refuse_anybody_else, refuse_running_homeserver, refuse_wrong_server_name,
 };
 use super::{PurgeOptions, options};
-use crate::config::Config;
+use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
 use crate::ids::RoomId;
 use crate::job::overwrite;
 use crate::point::PurgePoint;
-use crate::purge::{self, Plan, Request};
+use crate::purge::{self, Extremities, Plan, Request};
 use crate::store::check::{self, Violation};
 use crate::store::db::{Access, Db, Engine, OpenOptions};
 use crate::store::space::{self, Reclaimed};
@@ -42,9 +42,21 @@ impl Viewer {
             delete_local_events: options.delete_local_events,
             keep_received_after: options.keep_received_after,
         };
-        let mut plan = purge::plan(&self.db, room, &request, &self.config.server_name)?;
+        let server_name = &self.config.server_name;
+        let mut plan = purge::plan(&self.db, room, &request, server_name, self.extremities())?;
         plan.foreign_keys = purge::foreign_key_mode(&self.db, self.config.batch.check_in_bulk)?;
         Ok(plan)
+    }
+
+    /// What becomes of forward extremities below the point of a purge.
+    pub(super) fn extremities(&self) -> Extremities {
+        match self.config.homeserver {
+            HomeserverPolicy::RequireStopped | HomeserverPolicy::AssumeStopped => Extremities::Go,
+            HomeserverPolicy::AllowRunning if self.config.homeserver_api.is_some() => {
+                Extremities::AskHomeserver
+            }
+            HomeserverPolicy::AllowRunning => Extremities::Stay,
+        }
     }
 
     /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.

@@ -1,5 +1,6 @@
 //! History purges (behaviour.md section 4): what a request would remove, and removing it in batches.
 
+mod extremities;
 #[cfg(test)]
 mod faults;
 mod plan;
@@ -8,6 +9,7 @@ mod rewrite;
 mod run;
 mod state_groups;
 
-pub use plan::{Plan, content_bytes, foreign_key_mode, plan};
+pub use extremities::{extremities_note, local_messages_note};
+pub use plan::{Extremities, Plan, content_bytes, foreign_key_mode, plan};
 pub use request::Request;
 pub use run::{prepare_many, run};

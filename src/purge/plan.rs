@@ -8,6 +8,7 @@ use crate::ids::RoomId;
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::RowCounts;
 use crate::store::foreign_keys::ForeignKeys;
+use crate::store::forward_extremities;
 use crate::store::history::{self, Extent};
 use crate::store::state_groups::{self, References, Rules};
 use crate::store::{search, space};
@@ -19,6 +20,14 @@ pub struct Plan {
     pub room_id: RoomId,
     /// The point; what lies there survives.
     pub point: String,
+    /// Local users' messages that would leave the timeline and stay in the database, where nobody sees them any more
+    /// (P-56).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub local_messages_kept: i64,
+    /// Forward extremities below the point that would stay with their events, because a homeserver runs beside us that
+    /// remembers them (P-51).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub extremities_kept: i64,
     /// Events that would be deleted.
     pub events_deleted: i64,
     /// Events that would stay without being part of the timeline: state, and what must not go.
@@ -34,18 +43,45 @@ pub struct Plan {
     pub reclaimable_bytes: u64,
 }
 
+fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
+/// What becomes of forward extremities below the point (P-51).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extremities {
+    /// They go like any event: no homeserver runs.
+    Go,
+    /// They stay: a homeserver runs and remembers them.
+    Stay,
+    /// They stay unless the homeserver, which will be asked, drops them.
+    AskHomeserver,
+}
+
 /// Plans `request`; the connection may be one that cannot write.
 ///
 /// # Errors
 /// What the purge itself would refuse: [`Error::WouldEmptyRoom`], [`Error::PartialState`].
-pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Result<Plan, Error> {
+pub fn plan(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+    extremities: Extremities,
+) -> Result<Plan, Error> {
     db.read("plan a purge", |db| {
         refuse_to_empty(db, room, request)?;
-        let cut = request.cut(room, server_name);
+        let mut cut = request.cut(room, server_name, extremities != Extremities::Go);
+        if extremities == Extremities::AskHomeserver && forward_extremities::has_surplus(db, &cut)?
+        {
+            cut.keep_extremities = false;
+        }
         let selected = history::select(db, &cut, Extent::Whole)?;
         let mut plan = Plan {
             room_id: room.clone(),
             point: request.point.to_string(),
+            local_messages_kept: history::local_messages(db, &cut)?,
+            extremities_kept: selected.extremities_kept,
             events_deleted: selected.to_delete,
             events_kept_as_outliers: selected.events - selected.to_delete,
             rows_removed: RowCounts::new(),
@@ -107,7 +143,7 @@ pub fn content_bytes(
     server_name: &str,
 ) -> Result<i64, Error> {
     db.read("measure the events to purge", |db| {
-        history::select(db, &request.cut(room, server_name), Extent::Whole)?;
+        history::select(db, &request.cut(room, server_name, false), Extent::Whole)?;
         history::bytes_to_delete(db)
     })
 }
@@ -127,7 +163,7 @@ pub fn foreign_key_mode(db: &Db, in_sets: bool) -> Result<Option<&'static str>, 
 
 /// P-2, the guard that is looked at before any change.
 pub(super) fn refuse_to_empty(db: &Db, room: &RoomId, request: &Request) -> Result<(), Error> {
-    match history::deepest_extremity(db, room)? {
+    match forward_extremities::deepest(db, room)? {
         Some(depth) if depth < request.point.topological => Err(Error::WouldEmptyRoom),
         _ => Ok(()),
     }

@@ -21,8 +21,13 @@ pub struct Request {
 }
 
 impl Request {
-    /// What the whole of it takes.
-    pub(super) fn cut<'a>(&self, room: &'a RoomId, server_name: &'a str) -> DepthRange<'a> {
+    /// What the whole of it takes; with `keep_extremities` forward extremities stay (P-51).
+    pub(super) fn cut<'a>(
+        &self,
+        room: &'a RoomId,
+        server_name: &'a str,
+        keep_extremities: bool,
+    ) -> DepthRange<'a> {
         DepthRange {
             room,
             from: i64::MIN,
@@ -30,6 +35,7 @@ impl Request {
             delete_local_events: self.delete_local_events,
             server_name,
             keep_received_after: self.keep_received_after,
+            keep_extremities,
         }
     }
 }

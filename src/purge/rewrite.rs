@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use super::extremities;
 use super::request::Request;
 use crate::batch::Rewrite;
 use crate::error::Error;
@@ -121,12 +122,13 @@ fn rewrite_unchecked(
     lock: &mut Option<&mut SynapseLock>,
 ) -> Result<bool, Error> {
     let below = request.point.topological;
-    let cut = request.cut(ctx.room, ctx.server_name);
+    let cut = extremities::cut(ctx, request);
     let room = ctx.locks.write(ctx.room);
     let writer = ctx.writer.lock();
     let (ledger, live) = (ctx.ledger, ctx.live);
     let overwrites = ctx.overwrite_deleted;
     let (clock, started) = (ctx.clock, Instant::now());
+    let mut local_messages = 0;
     let rewritten = ctx.db.write("purge the events", |db| {
         let mut look_at = |table: &'static str| {
             progress.table = Some(table.to_owned());
@@ -139,6 +141,7 @@ fn rewrite_unchecked(
             // P-7: an empty selection touches nothing.
             return Ok(RowCounts::new());
         }
+        local_messages = history::local_messages(db, &cut)?;
         let mut rows = RowCounts::new();
         if search::is_present(db) {
             look_at("event_search")?;
@@ -180,6 +183,8 @@ fn rewrite_unchecked(
     progress.events_done = progress.events_planned;
     progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
     progress.add_rows(&rows);
+    progress.local_messages_kept += local_messages;
+    extremities::tell_what_stays(progress);
     ctx.save_progress(progress);
     Ok(true)
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use super::extremities;
 use super::plan::{self, refuse_to_empty};
 use super::request::Request;
 use super::rewrite::{is_one_batch, rewrite};
@@ -132,8 +133,9 @@ fn purge_events(
         progress.notes.push(note.into());
     }
     refuse_partial_state(ctx, request)?;
+    extremities::have_surplus_dropped(ctx, request)?;
     space::check_room_to_purge(&ctx.db)?;
-    let left = history::count_timeline(&ctx.db, &request.cut(ctx.room, ctx.server_name))?;
+    let left = history::count_timeline(&ctx.db, &extremities::cut(ctx, request))?;
     progress.events_planned = progress.events_done + left;
     if ctx.server_state == ServerState::Stopped && rewrite(ctx, request, progress, left, lock)? {
         return Ok(());
@@ -217,7 +219,7 @@ fn batches(
         let cut = DepthRange {
             from: from_depth,
             below: to_depth,
-            ..request.cut(ctx.room, ctx.server_name)
+            ..extremities::cut(ctx, request)
         };
         let options = BatchOptions {
             documents,
@@ -268,6 +270,9 @@ fn batches(
             .longest_transaction_ms
             .max(batch.took.as_millis() as i64);
         progress.add_rows(&batch.rows);
+        progress.local_messages_kept += batch.local_messages;
+        // The last one looks at everything.
+        progress.extremities_kept = batch.extremities_kept;
         ctx.save_progress(progress);
         sizer.observe(batch.events, batch.took, batch.wal_bytes);
         progress.reckon(started, done_before);
@@ -282,6 +287,7 @@ fn batches(
         ctx.rest(sizer.pause());
     }
     progress.seconds_left = None;
+    extremities::tell_what_stays(progress);
     Ok(())
 }
 
@@ -301,7 +307,7 @@ fn refuse_partial_state(ctx: &JobContext<'_>, request: &Request) -> Result<(), E
     if !history::is_partially_joined(&ctx.db, ctx.room)? {
         return Ok(());
     }
-    let whole = request.cut(ctx.room, ctx.server_name);
+    let whole = extremities::cut(ctx, request);
     ctx.db
         .read("look for events with partial state", |db| {
             history::select(db, &whole, Extent::Whole)
@@ -309,8 +315,11 @@ fn refuse_partial_state(ctx: &JobContext<'_>, request: &Request) -> Result<(), E
         .map(drop)
 }
 
+#[derive(Default)]
 struct Batch {
     events: i64,
+    extremities_kept: i64,
+    local_messages: i64,
     rows: RowCounts,
     took: Duration,
     wal_bytes: u64,
@@ -382,8 +391,13 @@ fn batch(
         let selected = history::select(db, cut, extent)?;
         if selected.events == 0 {
             // P-7: an empty selection touches nothing.
-            return Ok((0, RowCounts::new()));
+            return Ok(Batch {
+                extremities_kept: selected.extremities_kept,
+                ..Batch::default()
+            });
         }
+        in_time("")?;
+        let local_messages = history::local_messages(db, cut)?;
         let mut rows = RowCounts::new();
         if let Some(documents) = options.documents {
             in_time("event_search")?;
@@ -408,7 +422,13 @@ fn batch(
             breaks_keys = true;
             return Err(Error::Cancelled);
         }
-        Ok((selected.events, rows))
+        Ok(Batch {
+            events: selected.events,
+            extremities_kept: selected.extremities_kept,
+            local_messages,
+            rows,
+            ..Batch::default()
+        })
     });
     let took = begun.elapsed();
     ctx.db.prefer_index_scans(true);
@@ -428,16 +448,14 @@ fn batch(
     if result.is_err() && gave_up {
         return Ok(Outcome::TooLong);
     }
-    let (events, rows) = result?;
     Ok(Outcome::Done(Batch {
-        events,
-        rows,
         took,
         wal_bytes: match wal_bytes.saturating_sub(wal_before) {
             // It began anew meanwhile.
             0 => wal_bytes,
             grown => grown,
         },
+        ..result?
     }))
 }
 

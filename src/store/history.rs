@@ -5,7 +5,9 @@
 
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
+use super::forward_extremities;
 use super::push_actions;
+use super::redactions;
 use super::sliding_sync;
 use super::temp_tables;
 pub use super::temp_tables::Extent;
@@ -29,6 +31,9 @@ pub struct DepthRange<'a> {
     /// What this server received live after this is left out, one by one, whatever its depth; of what was backfilled,
     /// what was also sent after it. `None` spares nothing.
     pub keep_received_after: Option<Millis>,
+    /// Whether forward extremities stay where they are, in the timeline: a homeserver that runs beside us, and that
+    /// cannot be told, would write them back and then fail for want of them (P-51).
+    pub keep_extremities: bool,
 }
 
 /// What a selection holds.
@@ -38,19 +43,12 @@ pub struct Selection {
     pub events: i64,
     /// Events that will be deleted.
     pub to_delete: i64,
+    /// Forward extremities that were left out (P-51).
+    pub extremities_kept: i64,
 }
 
 const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
     ANALYZE rk_extremities";
-
-/// P-2: the greatest depth among forward extremities that are held. Binds `$1` room.
-const DEEPEST_EXTREMITY: &str = "
-    SELECT max(e.depth)
-      FROM event_forward_extremities f
-     CROSS JOIN events e
-     WHERE f.room_id = $1
-       AND e.event_id = f.event_id
-       AND e.room_id = f.room_id";
 
 /// P-4 to P-6: what lies in the range and either is in the timeline or may be deleted. `state_events` is the
 /// authority on what is state; a missing sender is not local, a missing time of arrival is long ago. Binds `$1` delete
@@ -76,45 +74,6 @@ const SELECT_BELOW: &str = "
 /// index on event ids from one end to the other.
 const IN_ORDER_OF_IDS: &str = "
      ORDER BY event_id";
-
-/// P-21, defect E: a redaction whose target survives is kept, or the target would read as before it was
-/// redacted. Keeping a redaction can make another one's target survive, so this is repeated until it changes
-/// nothing. Walks `redactions` by event id, `events` by event id.
-const KEEP_REDACTIONS: &str = "
-    UPDATE rk_selected SET to_delete = FALSE
-     WHERE stream_ordering IN (
-           SELECT own.stream_ordering
-             FROM rk_selected own
-            CROSS JOIN redactions r
-            CROSS JOIN events target
-             LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
-            WHERE own.to_delete
-              AND r.event_id = own.event_id
-              AND target.event_id = r.redacts
-              AND (t.stream_ordering IS NULL OR NOT t.to_delete))";
-
-/// The same, walked from the redactions, for when those are fewer than the selection.
-const KEEP_FEW_REDACTIONS: &str = "
-    UPDATE rk_selected SET to_delete = FALSE
-     WHERE stream_ordering IN (
-           SELECT own.stream_ordering
-             FROM redactions r
-            CROSS JOIN rk_selected own
-            CROSS JOIN events target
-             LEFT JOIN rk_selected t ON t.stream_ordering = target.stream_ordering
-            WHERE own.event_id = r.event_id
-              AND own.to_delete
-              AND target.event_id = r.redacts
-              AND (t.stream_ordering IS NULL OR NOT t.to_delete))";
-
-/// Events kept by [`KEEP_REDACTIONS`] that are outliers already need nothing done. The order of the joins is part of
-/// it: with statistics SQLite would rather walk all events.
-const FORGET_KEPT_OUTLIERS: &str = "
-    DELETE FROM rk_selected
-     WHERE NOT to_delete
-       AND stream_ordering IN (
-           SELECT e.stream_ordering FROM rk_selected s CROSS JOIN events e
-            WHERE NOT s.to_delete AND e.stream_ordering = s.stream_ordering AND e.outlier)";
 
 const COUNT_SELECTED: &str =
     "SELECT count(*), coalesce(sum(CASE WHEN to_delete THEN 1 ELSE 0 END), 0) FROM rk_selected";
@@ -313,17 +272,6 @@ const COUNT_TIMELINE: &str = "
             OR (stream_ordering < 0 AND coalesce(origin_server_ts, 0) <= $4)
             OR $4 IS NULL)";
 
-/// The greatest depth among the room's forward extremities that are held, if there is one (P-2).
-pub fn deepest_extremity(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
-    let depth = db.row(
-        "read the forward extremities",
-        DEEPEST_EXTREMITY,
-        params![room.as_str()],
-        |r| r.get(0),
-    )?;
-    Ok(depth.flatten())
-}
-
 /// Whether the server is still joining the room, so that some of its events have partial state.
 pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
     const PARTIAL: &str = "SELECT EXISTS (SELECT 1 FROM partial_state_events WHERE room_id = $1)";
@@ -335,11 +283,15 @@ pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
 /// Events of the timeline that `cut` takes.
 pub fn count_timeline(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
     let keep = cut.keep_received_after.map(|after| after.0);
-    db.count(
+    let events = db.count(
         "count the events to purge",
         COUNT_TIMELINE,
         params![cut.room.as_str(), cut.from, cut.below, keep],
-    )
+    )?;
+    Ok(match cut.keep_extremities {
+        true => events - forward_extremities::count(db, cut)?,
+        false => events,
+    })
 }
 
 /// A depth above `from` that has about `events` events of the timeline between, or `None` when fewer lie
@@ -372,7 +324,9 @@ pub fn forget_former_job(db: &Db) -> Result<(), Error> {
 /// Fills the temporary table with what `cut` takes.
 ///
 /// # Errors
-/// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18).
+/// [`Error::PartialState`] when a partially joined room still needs one of the events (P-18); [`Error::WouldEmptyRoom`]
+/// when it takes the last forward extremity (P-50): every transaction that purges looks after its selection, since an
+/// event of low depth that arrives meanwhile can become the only one.
 pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection, Error> {
     let doing = "select the events to purge";
     temp_tables::begin(db, extent)?;
@@ -390,31 +344,26 @@ pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection
         ],
     )?;
     temp_tables::end(db, extent)?;
+    let extremities_kept = match cut.keep_extremities {
+        true => forward_extremities::leave_out(db, cut.room)?,
+        false => 0,
+    };
     let selected = db.count(doing, "SELECT count(*) FROM rk_selected", &[])?;
-    // No table has more rows than its greatest rowid. PostgreSQL finds by itself from which side to walk.
-    let redactions = match db.engine() {
-        Engine::Sqlite => db.count(doing, "SELECT max(rowid) FROM redactions", &[])?,
-        Engine::Postgres => i64::MAX,
-    };
-    let keep = if redactions < selected {
-        KEEP_FEW_REDACTIONS
-    } else {
-        KEEP_REDACTIONS
-    };
-    if redactions > 0 && db.execute(doing, keep, &[])? > 0 {
-        while db.execute(doing, keep, &[])? > 0 {}
-        db.execute(doing, FORGET_KEPT_OUTLIERS, &[])?;
-    }
+    redactions::keep(db, cut.room, selected)?;
     if db.catalog().has("partial_state_events") {
         let partial = db.row(doing, PARTIAL_STATE, &[], |r| r.get::<_, String>(0))?;
         if let Some(event) = partial {
             return Err(Error::PartialState(EventId::new(event)));
         }
     }
+    if forward_extremities::are_all_selected(db, cut.room)? {
+        return Err(Error::WouldEmptyRoom);
+    }
     let counts = db.row(doing, COUNT_SELECTED, &[], |r| {
         Ok(Selection {
             events: r.get(0)?,
             to_delete: r.get(1)?,
+            extremities_kept,
         })
     })?;
     Ok(counts.unwrap_or_default())
@@ -447,7 +396,30 @@ fn take_groups(db: &Db, counts: &mut RowCounts) -> Result<Vec<i64>, Error> {
     Ok(groups.into_iter().map(|(group, _)| group).collect())
 }
 
-/// Bytes of the JSON of events to delete.
+/// P-56: messages of local users that leave the timeline and stay in the database. Binds `$1` server name.
+const LOCAL_MESSAGES: &str = "
+    SELECT count(*)
+      FROM rk_selected s
+     CROSS JOIN events e
+      LEFT JOIN state_events t ON t.event_id = e.event_id
+     WHERE NOT s.to_delete
+       AND e.stream_ordering = s.stream_ordering
+       AND t.event_id IS NULL
+       AND substr(e.sender, instr(e.sender, ':') + 1) = $1";
+
+/// Messages of local users among what is selected that stay, where nobody sees them any more (P-56).
+pub fn local_messages(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
+    if cut.delete_local_events {
+        return Ok(0);
+    }
+    db.count(
+        "count the local users' messages",
+        LOCAL_MESSAGES,
+        params![cut.server_name],
+    )
+}
+
+/// Bytes of the JSON of to_delete events.
 const BYTES_TO_DELETE: &str = "
     SELECT CAST(sum(octet_length(j.json) + octet_length(j.internal_metadata)) AS BIGINT)
       FROM rk_selected s
@@ -569,7 +541,7 @@ fn fill_extremities(db: &Db, cut: &DepthRange<'_>, removal: Removal) -> Result<(
     let room = cut.room.as_str();
     match removal {
         Removal::Rows => db.execute(doing, NEW_EXTREMITIES, params![room])?,
-        Removal::Rewrite if cut.keep_received_after.is_some() => {
+        Removal::Rewrite if cut.keep_received_after.is_some() || cut.keep_extremities => {
             db.execute(doing, NEW_EXTREMITIES_FROM_THE_REST, params![room])?
         }
         // A whole purge leaves nothing in the timeline below the cut.

@@ -328,6 +328,7 @@ mod tests {
             delete_local_events: true,
             server_name: "example.org",
             keep_received_after: None,
+            keep_extremities: false,
         };
         history::select(db, &cut, Extent::Batch).expect("selected");
         documents.remove(db, true).expect("removed")

@@ -12,13 +12,14 @@ const SLIDING_SYNC_TO_DELETE: &str = "
      WHERE j.room_id = $1 AND s.to_delete";
 
 /// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives, `$3` the time
-/// after which what was received stays, or NULL. Walks `events_room_stream` backwards and stops at once: without the
+/// after which what was received stays, or NULL, `$4` whether forward extremities stay. Walks `events_room_stream` backwards and stops at once: without the
 /// upper bound and the plus SQLite would sort all that survives.
 const NEWEST_SURVIVOR: &str = "
     SELECT stream_ordering FROM events
      WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
        AND (+topological_ordering >= $2
-            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3)))
+            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3))
+            OR ($4 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
        AND NOT outlier
      ORDER BY stream_ordering DESC LIMIT 1";
 
@@ -27,7 +28,8 @@ const NEWEST_BUMP: &str = "
     SELECT stream_ordering FROM events
      WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
        AND (+topological_ordering >= $2
-            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3)))
+            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3))
+            OR ($4 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
        AND NOT outlier
        AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
                     'm.poll.start', 'm.beacon_info')
@@ -35,7 +37,7 @@ const NEWEST_BUMP: &str = "
 
 /// Whether the event that lifts the room in the list outlives the whole job: an earlier batch may have deleted
 /// it, and a later one may be going to. Binds `$1` its stream ordering, `$2` depth that survives, `$3` the time after
-/// which what was received stays, or NULL, `$4` delete local events, `$5` server name.
+/// which what was received stays, or NULL, `$4` whether forward extremities stay, `$5` delete local events, `$6` server name.
 const BUMP_SURVIVES: &str = "
     SELECT EXISTS (
         SELECT 1 FROM events e
@@ -43,8 +45,9 @@ const BUMP_SURVIVES: &str = "
          WHERE e.stream_ordering = $1
            AND (e.topological_ordering >= $2
                 OR (e.received_ts > $3 AND (e.stream_ordering > 0 OR e.origin_server_ts > $3))
+                OR ($4 AND EXISTS (SELECT 1 FROM event_forward_extremities f WHERE f.event_id = e.event_id))
                 OR s.event_id IS NOT NULL
-                OR NOT ($4 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $5, TRUE))))";
+                OR NOT ($5 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $6, TRUE))))";
 
 const REPOINT_SLIDING_SYNC: &str = "
     UPDATE sliding_sync_joined_rooms SET event_stream_ordering = $1 WHERE room_id = $2";
@@ -72,9 +75,8 @@ pub fn update_joined_room(
     };
     let keep = cut.keep_received_after.map(|after| after.0);
     let newest = |sql| {
-        db.row(doing, sql, params![room, keep_from_depth, keep], |r| {
-            r.get::<_, i64>(0)
-        })
+        let params = params![room, keep_from_depth, keep, cut.keep_extremities];
+        db.row(doing, sql, params, |r| r.get::<_, i64>(0))
     };
     let Some(stream) = newest(NEWEST_SURVIVOR)? else {
         return Ok(());
@@ -85,6 +87,7 @@ pub fn update_joined_room(
         bump,
         keep_from_depth,
         keep,
+        cut.keep_extremities,
         cut.delete_local_events,
         cut.server_name
     ];

@@ -247,6 +247,7 @@ fn a_job_takes_the_rooms_it_should_and_of_each_what_it_should() {
                 below: anchor.number("topological_ordering"),
                 delete_local_events: true,
                 keep_received_after: retention.allowed_lifetime_min.map(|least| now.0 - least.0),
+                keep_extremities: false,
                 server_name: &site.server_name,
             };
             let done = match model::purge(&before, &wanted) {

@@ -14,6 +14,8 @@ pub struct Wanted<'a> {
     pub below: i64,
     pub delete_local_events: bool,
     pub keep_received_after: Option<i64>,
+    /// P-51: a homeserver runs beside us.
+    pub keep_extremities: bool,
     pub server_name: &'a str,
 }
 
@@ -105,6 +107,11 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
             .and_then(|s| s.split_once(':'))
             .is_some_and(|(_, d)| d == wanted.server_name)
     };
+    let extremities: BTreeSet<&str> = tables
+        .rows("event_forward_extremities")
+        .iter()
+        .map(|f| f.word("event_id"))
+        .collect();
     let below: Vec<&Row> = tables
         .rows("events")
         .iter()
@@ -112,6 +119,7 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
             e.word("room_id") == wanted.room && e.number("topological_ordering") < wanted.below
         })
         .filter(|e| !is_promised(e, wanted.keep_received_after))
+        .filter(|e| !(wanted.keep_extremities && extremities.contains(e.word("event_id"))))
         .collect();
     let mut deletable: Ids = below
         .iter()
@@ -119,9 +127,11 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
         .filter(|e| wanted.delete_local_events || !is_local(e))
         .map(|e| e.word("event_id").to_owned())
         .collect();
+    // P-52: only what is held in the same room.
     let held: BTreeSet<&str> = tables
         .rows("events")
         .iter()
+        .filter(|e| e.word("room_id") == wanted.room)
         .map(|e| e.word("event_id"))
         .collect();
     loop {

@@ -216,7 +216,16 @@ impl Site {
             below: ask.below,
             delete_local_events: ask.delete_local_events,
             keep_received_after: ask.keep_received_after,
+            keep_extremities: false,
             server_name: &self.server_name,
+        }
+    }
+
+    /// The same beside a homeserver (P-51).
+    pub fn wanted_beside<'a>(&'a self, ask: &'a Ask) -> Wanted<'a> {
+        Wanted {
+            keep_extremities: true,
+            ..self.wanted(ask)
         }
     }
 
