@@ -39,6 +39,9 @@ pub enum Error {
     /// Refused for the data's safety: what was seen, and what to do instead.
     #[error("{0}")]
     Refused(String),
+    /// The full-text index is damaged, and cannot be built anew now: why, and what to do (P-55).
+    #[error("{0}")]
+    IndexDamaged(String),
     /// Another roomkeeper owns the ledger, and so the work on this database.
     #[error(
         "another roomkeeper is at work: it owns the ledger {0}; wait until it has ended, or stop it"
@@ -200,9 +203,19 @@ impl StoreError {
         self.sqlite() == Some(rusqlite::ErrorCode::DiskFull) || self.sqlstate() == Some("53100")
     }
 
-    /// Whether a file is damaged.
+    /// Whether a file is damaged, or the full-text index in it.
     pub fn is_damage(&self) -> bool {
         self.sqlite() == Some(rusqlite::ErrorCode::DatabaseCorrupt)
+    }
+
+    /// Whether no more than the full-text index is damaged (P-55).
+    pub fn is_index_damage(&self) -> bool {
+        match self {
+            Self::Sqlite(rusqlite::Error::SqliteFailure(e, _)) => {
+                e.extended_code == rusqlite::ffi::SQLITE_CORRUPT_VTAB
+            }
+            _ => false,
+        }
     }
 
     /// Whether a constraint was about to be broken.
@@ -239,7 +252,9 @@ impl Error {
     pub fn class(&self) -> Class {
         let (status, errcode, exit) = match self {
             Self::Config(_) => (500, "M_UNKNOWN", EXIT_USAGE),
-            Self::Refused(_) | Self::LedgerLocked(_) => (503, "M_UNKNOWN", EXIT_REFUSED),
+            Self::Refused(_) | Self::IndexDamaged(_) | Self::LedgerLocked(_) => {
+                (503, "M_UNKNOWN", EXIT_REFUSED)
+            }
             Self::BadRequest { errcode, .. } => (400, *errcode, EXIT_USAGE),
             Self::EventNotFound(_) | Self::NothingThatOld | Self::NoSuchJob(_) => {
                 (404, "M_NOT_FOUND", EXIT_FAILED)
@@ -307,6 +322,11 @@ impl Error {
     /// Whether the database's file is damaged.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Store { source, .. } if source.is_damage())
+    }
+
+    /// Whether no more than the full-text index is damaged: it is derived data, and can be built again (P-55).
+    pub fn is_index_damage(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if source.is_index_damage())
     }
 
     /// Whether a disk was full.

@@ -2,6 +2,7 @@
 //! way it says how far it is. Which rows go is for the rooms above to say.
 
 mod batch_sizer;
+pub(crate) mod full_text;
 mod lock;
 pub(crate) mod overwrite;
 mod progress;
@@ -25,6 +26,7 @@ use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver::HomeserverDetector;
+use crate::store::space;
 use crate::store::wal::WalGuard;
 use crate::time::Clock;
 
@@ -90,10 +92,12 @@ impl JobContext<'_> {
         }
     }
 
-    /// An interrupt of our own making is a wish to stop or to cancel.
+    /// An interrupt of our own making is a wish to stop or to cancel; a damaged file is told with what to do (P-55).
     pub(crate) fn map_interrupt(&self, error: Error) -> Error {
         if error.is_interrupt() {
             self.check_cancelled().err().unwrap_or(error)
+        } else if error.is_damage() && !error.is_index_damage() {
+            space::damaged(&crate::error::Chain(&error).to_string())
         } else {
             error
         }

@@ -324,9 +324,9 @@ pub fn violations(as_json: bool, violations: &[Violation]) {
     for violation in violations {
         if !violation.found.is_empty() {
             say(&format!(
-                "{} is violated: {}; the file is damaged. Restore a backup, or save what can be read (`sqlite3 FILE \
-                 .recover`); what is known of the damage:",
-                violation.rule, violation.meaning
+                "the file is damaged (rule {}). Stop the homeserver, make a copy of the file and of its -wal, and restore a \
+                 backup; what is known of the damage:",
+                violation.rule
             ));
             for found in &violation.found {
                 say(&format!("  {found}"));

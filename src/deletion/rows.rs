@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, ServerState, overwrite, renew_lock,
+    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, ServerState, full_text, overwrite,
+    renew_lock,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
@@ -117,6 +118,9 @@ impl Work<'_, '_> {
                         self.ctx.room
                     );
                     self.ctx.rest(self.sizer.pause());
+                }
+                Err(e) if e.is_index_damage() => {
+                    full_text::rebuild_if_damaged(self.ctx, self.progress, e)?;
                 }
                 outcome => return outcome,
             }

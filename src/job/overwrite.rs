@@ -6,10 +6,10 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{JobContext, LOOK_UP_EVERY, Phase, Progress, ServerState};
+use super::{JobContext, LOOK_UP_EVERY, Phase, Progress, ServerState, full_text};
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
-use crate::store::db::{Db, Engine, SecureDelete};
+use crate::store::db::{Engine, SecureDelete};
 use crate::store::free_pages::{EraseOptions, EraseProgress, Eraser};
 use crate::store::{search, space};
 
@@ -102,7 +102,13 @@ fn merge_index(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool
     if !ctx.ledger.has_pending(MERGE_INDEX) {
         return Ok(false);
     }
-    if ctx.server_state_now()? == ServerState::Running && index_bytes(&ctx.db)? > MERGE_BESIDE {
+    if !search::is_present(&ctx.db) {
+        // Search was switched off since: no deleted word stands in an index that is not there.
+        return Ok(true);
+    }
+    if ctx.server_state_now()? == ServerState::Running
+        && search::index_bytes(&ctx.db)? > MERGE_BESIDE
+    {
         progress.notes.push(
             "the full-text index still holds deleted words: merging it takes one long transaction, which is left to \
              the next purge or `roomkeeper reclaim` while the homeserver is stopped"
@@ -110,10 +116,22 @@ fn merge_index(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool
         );
         return Ok(false);
     }
-    let _writer = ctx.writer.lock();
-    ctx.db
-        .write("merge the full-text index", search::optimize)?;
-    Ok(true)
+    let merged = {
+        let _writer = ctx.writer.lock();
+        ctx.db.write("merge the full-text index", search::optimize)
+    };
+    match merged {
+        Ok(()) => Ok(true),
+        // Built anew it holds no deleted word.
+        Err(e) => match full_text::rebuild_if_damaged(ctx, progress, e) {
+            Ok(()) => Ok(true),
+            Err(e @ Error::IndexDamaged(_)) => {
+                progress.notes.push(e.to_string());
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        },
+    }
 }
 
 /// Empties the log and overwrites the pages that became free. Answers whether nothing of it remains to be done.
@@ -168,9 +186,4 @@ fn empty_log(
             .into(),
     );
     Ok(false)
-}
-
-fn index_bytes(db: &Db) -> Result<i64, Error> {
-    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
-    db.count("measure the full-text index", SIZE, &[])
 }

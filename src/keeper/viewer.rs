@@ -111,7 +111,11 @@ fn reclaim_what_is_whole(config: &Config) -> Result<Reclaimed, Error> {
     let mut db = Db::open(&config.database, &OpenOptions::default())?;
     if config.overwrite_deleted && search::is_present(&db) {
         // Purges beside a running homeserver leave this to us.
-        db.write("merge the full-text index", search::optimize)?;
+        db.write("merge the full-text index", |db| match search::verify(db) {
+            // It is derived data, and built anew it holds no deleted word either (P-55).
+            Err(e) if e.is_index_damage() => search::rebuild(db),
+            verified => verified.and_then(|()| search::optimize(db)),
+        })?;
     }
     let Some(file) = config.database.file() else {
         return space::vacuum(&db);

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
     BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, RECONNECT_PAUSE, ServerState,
-    acquire_synapse_lock, clean_up, overwrite, renew_lock,
+    acquire_synapse_lock, clean_up, full_text, overwrite, renew_lock,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
@@ -257,6 +257,10 @@ fn batches(
                     ctx.room
                 );
                 ctx.rest(sizer.pause());
+                continue;
+            }
+            Err(e) if e.is_index_damage() => {
+                full_text::rebuild_if_damaged(ctx, progress, e)?;
                 continue;
             }
             Err(e) => return Err(e),

@@ -40,14 +40,15 @@ const TEMPORARY_CUTS: &str = "
 /// Binds `$1` room, `$2` depth that survives.
 const ADD_CUT: &str = "INSERT INTO rk_search_cuts (room_id, depth) VALUES ($1, $2)";
 
-/// As [`NOTE_DOCUMENTS`], for many rooms. Walks the content table once.
+/// As [`NOTE_DOCUMENTS`], for many rooms. Binds `$1` docid after which to look. Walks the content table once.
 const NOTE_DOCUMENTS_OF_MANY: &str = "
     INSERT OR IGNORE INTO rk_search (stream_ordering, docid)
     SELECT e.stream_ordering, c.docid
       FROM event_search_content c
      CROSS JOIN rk_search_cuts k
      CROSS JOIN events e
-     WHERE k.room_id = c.c1room_id
+     WHERE c.docid > $1
+       AND k.room_id = c.c1room_id
        AND e.event_id = c.c0event_id
        AND e.topological_ordering < k.depth";
 
@@ -91,6 +92,8 @@ const COUNT_GOING: &str = "
      CROSS JOIN rk_search m
      WHERE s.to_delete AND m.stream_ordering = s.stream_ordering";
 
+const REBUILD: &str = "INSERT INTO event_search(event_search) VALUES ('rebuild')";
+
 /// One walk over the content table, for a dry run.
 const COUNT_DOCUMENTS: &str = "
     SELECT count(*)
@@ -100,13 +103,16 @@ const COUNT_DOCUMENTS: &str = "
 
 /// What the index holds of one room, as far as it has been looked at. The notes are in the connection's temporary
 /// tables.
-pub struct Documents(());
+pub struct Documents {
+    /// Whether the notes are of many rooms, each below the depth that survives there.
+    of_many: bool,
+}
 
 impl Documents {
     /// Starts with nothing noted.
     pub fn new(db: &Db) -> Result<Self, Error> {
         db.batch("make the temporary tables", TEMPORARY_TABLE)?;
-        Ok(Self(()))
+        Ok(Self { of_many: false })
     }
 
     /// Starts with the documents of many rooms noted, each below the depth that survives there.
@@ -115,32 +121,45 @@ impl Documents {
         cuts: impl Iterator<Item = (&'a RoomId, i64)>,
     ) -> Result<Self, Error> {
         let doing = "read the full-text index";
-        let documents = Self::new(db)?;
+        Self::new(db)?;
+        let documents = Self::noted();
         db.batch(doing, TEMPORARY_CUTS)?;
         for (room, depth) in cuts {
             db.execute(doing, ADD_CUT, params![room.as_str(), depth])?;
         }
-        let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
-        db.execute(doing, NOTE_DOCUMENTS_OF_MANY, &[])?;
-        db.execute(doing, SET_SEEN, params![newest])?;
+        documents.note_newer(db, None)?;
         Ok(documents)
     }
 
     /// What [`Documents::note_many`] noted on this connection.
     pub fn noted() -> Self {
-        Self(())
+        Self { of_many: true }
     }
 
     /// Notes the documents of events below `below` that came since the last look. The first call walks the
     /// whole content table; call it outside a write transaction.
+    ///
+    /// With the notes of many rooms, those of every one of them are noted: what is seen now is not looked at again.
     pub fn note(&self, db: &Db, room: &RoomId, below: i64) -> Result<(), Error> {
+        self.note_newer(db, Some((room, below)))
+    }
+
+    fn note_newer(&self, db: &Db, one: Option<(&RoomId, i64)>) -> Result<(), Error> {
         let doing = "read the full-text index";
         let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
         let seen = db.count(doing, SEEN, &[])?;
-        if newest > seen {
-            db.execute(doing, NOTE_DOCUMENTS, params![seen, room.as_str(), below])?;
-            db.execute(doing, SET_SEEN, params![newest])?;
+        if newest <= seen {
+            return Ok(());
         }
+        match one {
+            Some((room, below)) if !self.of_many => {
+                db.execute(doing, NOTE_DOCUMENTS, params![seen, room.as_str(), below])?;
+            }
+            _ => {
+                db.execute(doing, NOTE_DOCUMENTS_OF_MANY, params![seen])?;
+            }
+        }
+        db.execute(doing, SET_SEEN, params![newest])?;
         Ok(())
     }
 
@@ -158,11 +177,7 @@ impl Documents {
         };
         let removed = if rebuild {
             let removed = db.execute(doing, DELETE_CONTENT, &[])?;
-            db.execute(
-                doing,
-                "INSERT INTO event_search(event_search) VALUES ('rebuild')",
-                &[],
-            )?;
+            self::rebuild(db)?;
             removed
         } else {
             db.execute(doing, DELETE_DOCUMENTS, &[])?
@@ -232,8 +247,7 @@ pub fn remove_room(
     let delete = format!("DELETE FROM {table} WHERE docid IN ({NOTED})");
     let removed = db.execute(doing, &delete, params![last, room.as_str()])?;
     if rebuild {
-        let rebuild = "INSERT INTO event_search(event_search) VALUES ('rebuild')";
-        db.execute("rebuild the full-text index", rebuild, &[])?;
+        self::rebuild(db)?;
     }
     db.execute(
         doing,
@@ -262,8 +276,7 @@ pub fn rewrite(db: &Db) -> Result<i64, Error> {
         "NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = t.c0event_id AND s.to_delete)";
     let removed = event_rows::rewrite(db, "event_search_content", stays)?;
     if removed > 0 {
-        let rebuild = "INSERT INTO event_search(event_search) VALUES ('rebuild')";
-        db.execute("rebuild the full-text index", rebuild, &[])?;
+        self::rebuild(db)?;
     }
     Ok(removed)
 }
@@ -271,6 +284,38 @@ pub fn rewrite(db: &Db) -> Result<i64, Error> {
 /// How many documents the events to delete have.
 pub fn count(db: &Db) -> Result<i64, Error> {
     db.count("count the rows to purge", COUNT_DOCUMENTS, &[])
+}
+
+/// Whether the index agrees with its content: an error where it does not. Needs a connection that may write, and changes
+/// nothing.
+pub fn verify(db: &Db) -> Result<(), Error> {
+    db.execute(
+        "check the full-text index",
+        "INSERT INTO event_search(event_search) VALUES ('integrity-check')",
+        &[],
+    )?;
+    Ok(())
+}
+
+/// Builds the index anew from its content, whatever is wrong with it. One long statement.
+pub fn rebuild(db: &Db) -> Result<(), Error> {
+    db.execute("rebuild the full-text index", REBUILD, &[])?;
+    Ok(())
+}
+
+/// Bytes of the index, without its content.
+pub fn index_bytes(db: &Db) -> Result<i64, Error> {
+    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
+    match is_present(db) {
+        true => db.count("measure the full-text index", SIZE, &[]),
+        false => Ok(0),
+    }
+}
+
+/// Bytes of the texts that the index is made of; reads them.
+pub fn content_bytes(db: &Db) -> Result<i64, Error> {
+    const SIZE: &str = "SELECT sum(length(c4value)) FROM event_search_content";
+    db.count("measure the full-text index", SIZE, &[])
 }
 
 /// Whether the database has the index in the form we know.
@@ -347,6 +392,19 @@ mod tests {
         });
         assert!(given_up.is_err());
         documents.note(&db, &room, 2).expect("noted again");
+        assert_eq!(removed(&db, &documents), 1);
+    }
+
+    /// P-55: what arrives for one room of a batch while another is purged.
+    #[test]
+    fn a_document_of_another_room_of_the_batch_is_noted_whoever_looks() {
+        let (_dir, db) = database();
+        let (other, room) = (RoomId::from("!other"), RoomId::from("!r"));
+        let cuts = [(&other, 2), (&room, 2)];
+        let documents = Documents::note_many(&db, cuts.into_iter()).expect("noted");
+        add_document(&db);
+        documents.note(&db, &other, 2).expect("noted by the other");
+        documents.note(&db, &room, 2).expect("noted");
         assert_eq!(removed(&db, &documents), 1);
     }
 

@@ -151,8 +151,9 @@ fn alone(conn: &Connection) -> Result<(), Error> {
 /// What is damaged is copied by nobody: what is still there might get lost.
 pub fn damaged(what: &str) -> Error {
     Error::Refused(format!(
-        "the database file is damaged, and was before: {what}. It stays as it is, and nothing was lost by this; \
-         `roomkeeper check` says what is wrong with it. Restore a backup, or save what can be read (`sqlite3 FILE .recover`)"
+        "the database file is damaged, and was before: {what}. It stays as it is (rule I-18), and nothing was lost by this. \
+         Stop the homeserver, make a copy of the file and of its -wal, and look at the copy: `roomkeeper check`, or \
+         `sqlite3 COPY 'PRAGMA integrity_check'`. Then restore a backup"
     ))
 }
 
