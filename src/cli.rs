@@ -2,6 +2,7 @@
 
 mod deletion;
 mod demo;
+mod jobs;
 mod messages;
 mod output;
 mod remote;
@@ -21,7 +22,7 @@ use crate::database::Database;
 use crate::error::{Chain, EXIT_FAILED, Error};
 use crate::ids::{EventId, JobId, RoomId};
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::{self, Keeper, PurgeOptions, Viewer, job_view};
+use crate::keeper::{self, Keeper, PurgeOptions, Viewer};
 use crate::point::PurgePoint;
 use crate::store::schema;
 use crate::time::{Millis, parse_duration};
@@ -99,14 +100,7 @@ enum Command {
     /// Look at a room's timeline, as anybody sees it.
     Messages(messages::Messages),
     /// What ran, runs, and how it ended.
-    Jobs {
-        /// Take up what was interrupted, and wait for it.
-        #[arg(long, conflicts_with = "cancel")]
-        resume: bool,
-        /// End a job at the next whole point.
-        #[arg(long, value_name = "ID")]
-        cancel: Option<String>,
-    },
+    Jobs(jobs::Jobs),
     /// Give free pages back to the disk; the homeserver must be stopped.
     Reclaim,
     /// Test the database against the invariants I-1 … I-19; exit code 1 when one is violated.
@@ -206,9 +200,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),
         Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
         Command::Messages(wanted) => messages::messages(config(&cli.global)?, wanted, json),
-        Command::Jobs { resume, cancel } => {
-            jobs(config(&cli.global)?, *resume, cancel.as_deref(), json)
-        }
+        Command::Jobs(wanted) => jobs::jobs(config(&cli.global)?, wanted, json),
         Command::Reclaim => {
             let config = config(&cli.global)?;
             let reclaimed = keeper::reclaim(&config)?;
@@ -346,59 +338,6 @@ fn signals() -> Result<std::sync::Arc<std::sync::atomic::AtomicBool>, Error> {
             })?;
     }
     Ok(flag)
-}
-
-fn jobs(config: Config, resume: bool, cancel: Option<&str>, json: bool) -> Result<ExitCode, Error> {
-    let asked = config.clone();
-    let keeper = match Keeper::open(Config {
-        homeserver: looking(&config, resume),
-        ..config
-    }) {
-        Err(Error::LedgerLocked(_)) => {
-            if resume {
-                eprintln!(
-                    "roomkeeper: nothing is to be resumed while a daemon is at work: it has taken up what was interrupted"
-                );
-            }
-            return remote::jobs(&asked, cancel, json);
-        }
-        keeper => keeper?,
-    };
-    if let Some(id) = cancel {
-        keeper.cancel(&JobId::from(id))?;
-    }
-    if resume {
-        let mut outcome = ExitCode::SUCCESS;
-        let mut records = Vec::new();
-        for id in keeper.resume()? {
-            let job = attend(&keeper, &id, json)?;
-            if job.state == State::Failed {
-                outcome = ExitCode::from(EXIT_FAILED);
-            }
-            if !json {
-                ended(&job, json);
-            }
-            records.push(job);
-        }
-        output::resumed(json, &records);
-        return Ok(outcome);
-    }
-    let records = keeper.jobs()?;
-    output::jobs(
-        json,
-        &records.iter().map(job_view).collect::<Vec<_>>(),
-        &records,
-    );
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Listing and cancelling touch the ledger alone, so a running homeserver is no reason to refuse them.
-fn looking(config: &Config, resume: bool) -> HomeserverPolicy {
-    if resume {
-        config.homeserver
-    } else {
-        HomeserverPolicy::AssumeStopped
-    }
 }
 
 fn check(config: Config, json: bool) -> Result<ExitCode, Error> {

@@ -203,6 +203,11 @@ impl StoreError {
         self.sqlite() == Some(rusqlite::ErrorCode::DiskFull) || self.sqlstate() == Some("53100")
     }
 
+    /// Whether a file is no database at all, or one that is encrypted.
+    pub fn is_no_database(&self) -> bool {
+        self.sqlite() == Some(rusqlite::ErrorCode::NotADatabase)
+    }
+
     /// Whether a file is damaged, or the full-text index in it.
     pub fn is_damage(&self) -> bool {
         self.sqlite() == Some(rusqlite::ErrorCode::DatabaseCorrupt)
@@ -293,6 +298,40 @@ impl Error {
             status,
             errcode,
             exit,
+        }
+    }
+
+    /// Which error this is, for programs: a word that stays the same whatever the sentence says. It stands beside the text
+    /// in the ledger and in our own HTTP answers.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "config",
+            Self::Refused(_) => "refused",
+            Self::LedgerLocked(_) => "ledger_locked",
+            Self::BadRequest { .. } => "bad_request",
+            Self::EventNotFound(_) => "event_not_found",
+            Self::WrongRoom => "wrong_room",
+            Self::NothingThatOld => "nothing_that_old",
+            Self::RoomBusy { .. } => "room_busy",
+            Self::WouldEmptyRoom => "would_empty_room",
+            Self::UsersStillJoined => "users_still_joined",
+            Self::QueueFull => "queue_full",
+            Self::Stopping => "stopping",
+            Self::Cancelled => "cancelled",
+            Self::JobFailed(_) => "job_failed",
+            Self::Remote { .. } => "remote",
+            Self::NoSuchJob(_) => "no_such_job",
+            Self::PartialState(_) => "partial_state",
+            Self::Denied { .. } => "denied",
+            Self::NotInRoom { .. } => "not_in_room",
+            Self::NoSpace(_) => "no_space",
+            Self::IndexDamaged(_) => "index_damaged",
+            Self::Store { source, .. } if source.is_full() => "no_space",
+            Self::Store { source, .. } if source.is_damage() => "damaged",
+            Self::Store { source, .. } if source.is_busy() => "busy",
+            Self::Store { source, .. } if source.is_disconnected() => "disconnected",
+            Self::Store { .. } => "database",
+            Self::Bug(_) => "bug",
         }
     }
 

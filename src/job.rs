@@ -6,6 +6,7 @@ pub(crate) mod full_text;
 mod lock;
 pub(crate) mod overwrite;
 mod progress;
+pub(crate) mod removed;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ pub use self::batch_sizer::{BatchSizer, ServerState};
 pub(crate) use self::lock::{acquire_synapse_lock, renew_lock, renew_lock_if_due};
 pub(crate) use self::overwrite::clean_up;
 pub use self::progress::{Phase, Progress};
+pub(crate) use self::removed::{Removing, note_removed};
 use crate::batch::BatchLimits;
 use crate::config::{EventSigning, HomeserverApi};
 use crate::error::Error;

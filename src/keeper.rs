@@ -4,6 +4,7 @@ mod deletion;
 mod job_context;
 mod messages;
 mod ownership;
+mod put_back;
 pub mod retention;
 mod retention_scheduler;
 mod rooms;
@@ -23,10 +24,11 @@ use serde_json::json;
 use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
-use crate::ids::{Escaped, JobId, RoomId};
-use crate::jobs::ledger::{JobRecord, State};
+use crate::ids::{JobId, RoomId};
+use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{JobGuard, JobRegistry};
+use crate::jobs::removed::Removed;
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
@@ -37,6 +39,7 @@ use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver;
 use crate::store::points;
+use crate::store::removed;
 use crate::store::users::{self, Requester};
 use crate::store::wal::WalGuard;
 use crate::time::Millis;
@@ -144,6 +147,7 @@ impl Keeper {
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
         refuse_wrong_server_name(&db, &config)?;
         homeserver::release_leftover_locks(&mut db, config.clock.now())?;
+        put_back::hold_jobs_of_another_database(&db, &ledger)?;
         drop(db);
         let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()));
         let shared = Arc::new(Shared {
@@ -184,7 +188,7 @@ impl Keeper {
         });
         let keeper = Self { shared, threads };
         if keeper.shared.config.resume {
-            keeper.resume()?;
+            keeper.take_up(|state| state == State::Queued)?;
         }
         Ok(keeper)
     }
@@ -223,7 +227,10 @@ impl Keeper {
             keep_received_after: options.keep_received_after,
         };
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
-        let guard = self.shared.register.enqueue(PURGE_HISTORY, room, params)?;
+        let guard =
+            self.shared
+                .register
+                .enqueue(PURGE_HISTORY, &Subject::Room(room.clone()), params)?;
         let id = guard.id().clone();
         log::info!("room {room}: purge {id} up to {point} is queued");
         self.submit(guard, Work::PurgeHistory(request))?;
@@ -241,6 +248,7 @@ impl Keeper {
     }
 
     fn submit(&self, guard: JobGuard, work: Work) -> Result<(), Error> {
+        self.shared.note_the_database(&guard);
         if let Work::Retention(range) = work {
             return self.run_retention(guard, range);
         }
@@ -265,11 +273,18 @@ impl Keeper {
         Err(refused)
     }
 
-    /// Takes up the jobs that an earlier process left unfinished; answers their ids. A job that cannot be taken up
-    /// is ended with the reason (S-19).
+    /// Takes up the jobs that an earlier process left unfinished, those that wait for a person's word among them (S-30);
+    /// answers their ids. A job that cannot be taken up is ended with the reason (S-19). One that is paused stays so.
     pub fn resume(&self) -> Result<Vec<JobId>, Error> {
+        self.take_up(|state| matches!(state, State::Queued | State::Waiting))
+    }
+
+    fn take_up(&self, is_wanted: impl Fn(State) -> bool) -> Result<Vec<JobId>, Error> {
         let mut resumed = Vec::new();
         for record in self.shared.register.ledger().unended()? {
+            if !is_wanted(record.state) {
+                continue;
+            }
             let id = record.id.clone();
             let register = &self.shared.register;
             let guard = match register.requeue(&record) {
@@ -278,26 +293,24 @@ impl Keeper {
                 Err(Error::NoSuchJob(_)) => continue,
                 Err(_) if register.is_live(&id) => continue,
                 Err(e) if !matches!(e, Error::RoomBusy { .. }) => return Err(e),
-                Err(_) => {
+                Err(e) => {
                     let why =
                         "interrupted, and another job of the room was taken up again before it";
-                    log::warn!(
-                        "{id} of room {} is given up: {why}",
-                        Escaped(&record.subject)
-                    );
-                    register.ledger().end(
-                        &id,
-                        Some(why),
-                        &record.progress,
-                        self.shared.config.clock.now(),
-                    )?;
+                    log::warn!("{id} of {} is given up: {why}", record.subject);
+                    let ended = Ended {
+                        error: Some((why, e.code())),
+                        progress: &record.progress,
+                        at: self.shared.config.clock.now(),
+                    };
+                    register.ledger().end(&id, ended)?;
                     continue;
                 }
             };
+            if record.state != State::Queued {
+                register.ledger().set_state(&id, State::Queued)?;
+            }
             let Some(work) = Work::of_record(record) else {
-                guard.end(Some(
-                    "interrupted, and this roomkeeper does not know how to go on",
-                ));
+                guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
                 continue;
             };
             log::info!("{guard} goes on where it was interrupted");
@@ -312,15 +325,11 @@ impl Keeper {
 
     /// The status of a history purge; `None` when there is no such purge, or 24 hours after its end (S-10).
     pub fn purge_status(&self, id: &str) -> Result<Option<PurgeStatus>, Error> {
-        let now = self.shared.config.clock.now();
-        let found = self
-            .shared
-            .register
-            .ledger()
-            .look_up(&JobId::from(id), PURGE_HISTORY, now)?;
+        let register = &self.shared.register;
+        let found = register.look_up(&JobId::from(id), PURGE_HISTORY)?;
         Ok(found.map(|job| PurgeStatus {
             status: match job.state {
-                State::Queued | State::Running => "active",
+                State::Queued | State::Running | State::Paused | State::Waiting => "active",
                 State::Complete => "complete",
                 State::Failed => "failed",
             },
@@ -350,13 +359,59 @@ impl Keeper {
         if job.state.is_ended() || self.shared.register.cancel(id) {
             return Ok(());
         }
-        let now = self.shared.config.clock.now();
-        self.shared.register.ledger().end(
-            id,
-            Some(&Error::Cancelled.to_string()),
-            &job.progress,
-            now,
-        )
+        let cancelled = Error::Cancelled;
+        let ended = Ended {
+            error: Some((&cancelled.to_string(), cancelled.code())),
+            progress: &job.progress,
+            at: self.shared.config.clock.now(),
+        };
+        self.shared.register.ledger().end(id, ended)
+    }
+
+    /// Leaves a job where it is, at the next whole point; it goes on by [`Keeper::continue_job`] alone, and not at a start.
+    /// Its room is free meanwhile. A job that waits for the next start is paused at once.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchJob`]; [`Error::BadRequest`] for one that has ended. One that is paused already stays so.
+    pub fn pause(&self, id: &JobId) -> Result<(), Error> {
+        let job = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
+        if job.state.is_ended() {
+            let text = format!("job {id} has ended: there is nothing to pause");
+            return Err(Error::bad("M_UNKNOWN", text));
+        }
+        if job.state == State::Paused || self.shared.register.pause(id) {
+            return Ok(());
+        }
+        self.shared.register.ledger().set_state(id, State::Paused)
+    }
+
+    /// Goes on with a job that is paused, or that waits for a person's word (S-30).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchJob`]; [`Error::RoomBusy`] while another job has the room; [`Error::BadRequest`] for one that has
+    /// ended; [`Error::QueueFull`], [`Error::Stopping`]. One that runs or is queued is left as it is.
+    pub fn continue_job(&self, id: &JobId) -> Result<(), Error> {
+        let record = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
+        if record.state.is_ended() {
+            let text = format!("job {id} has ended: there is nothing to go on with");
+            return Err(Error::bad("M_UNKNOWN", text));
+        }
+        let register = &self.shared.register;
+        if !matches!(record.state, State::Paused | State::Waiting) {
+            return Ok(());
+        }
+        if register.is_live(id) {
+            let text = format!("job {id} is about to be paused: ask again in a moment");
+            return Err(Error::bad("M_UNKNOWN", text));
+        }
+        let guard = register.requeue(&record)?;
+        register.ledger().set_state(id, State::Queued)?;
+        let Some(work) = Work::of_record(record) else {
+            guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
+            return Ok(());
+        };
+        log::info!("{guard} goes on");
+        self.submit(guard, work)
     }
 
     /// Blocks until a job has ended, and gives its record.
@@ -370,8 +425,13 @@ impl Keeper {
         match job.state {
             State::Complete => Ok(job),
             State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
-            State::Queued | State::Running if self.is_stopping() => Err(Error::Stopping),
-            State::Queued | State::Running => Err(Error::JobFailed(
+            State::Paused => Err(Error::Refused(format!(
+                "job {id} is paused: `roomkeeper jobs --continue {id}` goes on with it"
+            ))),
+            State::Queued | State::Running | State::Waiting if self.is_stopping() => {
+                Err(Error::Stopping)
+            }
+            State::Queued | State::Running | State::Waiting => Err(Error::JobFailed(
                 "it ended early, and that could not be written into the ledger (the log says why): it is taken up again \
                  at the next start"
                     .into(),
@@ -452,8 +512,28 @@ impl Shared {
         }
     }
 
+    /// Notes how new the database is that a job is about (S-30). What cannot be noted is only not told later.
+    fn note_the_database(&self, guard: &JobGuard) {
+        let noted = self.with_reader(|db| {
+            let greatest = removed::greatest_stream_ordering(db)?;
+            let seen = Removed {
+                greatest,
+                ..Removed::default()
+            };
+            self.register.ledger().note_removed(guard.id(), &seen)?;
+            db.sync_commits_so_far()?;
+            self.register
+                .ledger()
+                .removed_is_committed(guard.id(), true)
+        });
+        if let Err(e) = noted {
+            log::warn!("{guard}: {}", Chain(&e));
+        }
+    }
+
     fn run_job(&self, guard: JobGuard, work: &Work) {
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
+        let live = guard.live().clone();
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
         if is_stopping() {
             return guard.suspend();
         }
@@ -495,6 +575,9 @@ impl Shared {
     }
 }
 
+/// The end of a job that a newer roomkeeper has begun.
+const UNKNOWN_KIND: &str = "interrupted, and this roomkeeper does not know how to go on";
+
 /// How often a stopping keeper interrupts what still runs: a statement may begin just after the last time.
 const INTERRUPT_AGAIN: Duration = Duration::from_millis(50);
 
@@ -524,11 +607,14 @@ impl Drop for Threads {
 /// A job that came to no good end goes on at the next start, or says why it failed.
 fn end_early(guard: JobGuard, error: &Error) {
     if matches!(error, Error::Stopping) {
-        log::info!("{guard} is interrupted and goes on at the next start");
+        match guard.live().is_paused() {
+            true => log::info!("{guard} is paused"),
+            false => log::info!("{guard} is interrupted and goes on at the next start"),
+        }
         return guard.suspend();
     }
     log::error!("{guard} failed: {}", Chain(error));
-    guard.end(Some(&error.status_text()));
+    guard.end(Some((&error.status_text(), error.code())));
 }
 
 fn options(access: Access) -> OpenOptions {

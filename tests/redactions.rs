@@ -73,7 +73,8 @@ fn a_redaction_of_an_event_in_another_room_goes_like_any_message() {
 /// by link held the write lock for minutes.
 #[test]
 fn a_long_chain_of_redactions_costs_time_in_proportion_to_its_length() {
-    let ways: [(&str, fn(&Site) -> Config); 2] = [
+    type Way = fn(&Site) -> Config;
+    let ways: [(&str, Way); 2] = [
         ("at once", |site| site.config()),
         ("beside", |site| site.beside(500, 500)),
     ];
@@ -132,9 +133,9 @@ fn whatever_redacts_whatever_the_slow_fixpoint_is_met() {
             drawn.beside(rng.random_range(1..12), 60_000),
             drawn.rewriting(),
         ];
-        for n in 0..ways.len() {
+        for (n, way) in ways.iter().enumerate() {
             let site = drawn.copy();
-            let mut config = ways[n].clone();
+            let mut config = way.clone();
             config.database = site.config().database;
             site.purge_with(config, &ask)
                 .unwrap_or_else(|e| panic!("{about}, way {n}: {e}"));

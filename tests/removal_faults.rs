@@ -25,7 +25,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use roomkeeper::config::{Secret, SigningKey};
 use roomkeeper::deletion::{Request, SHUTDOWN_ROOM, Shutdown};
-use roomkeeper::jobs::ledger::{JobRecord, Ledger};
+use roomkeeper::jobs::ledger::{JobRecord, Ledger, Subject};
 use roomkeeper::{Config, RoomId, UserId};
 use support::draft::{Draft, Event};
 use support::tables::{Row, Tables, assert_same, row};
@@ -132,7 +132,7 @@ fn live(site: &Site, way: Way, trouble: Trouble) -> Output {
 
 fn records(site: &Site) -> Vec<JobRecord> {
     let ledger = Ledger::open(&site.config().ledger).expect("opens");
-    let ids = ledger.of_subject(ROOM, "shutdown_and_purge_room", NOW);
+    let ids = ledger.of_subject(&Subject::Room(ROOM.into()), "shutdown_and_purge_room", NOW);
     ids.expect("read")
 }
 

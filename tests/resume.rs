@@ -170,6 +170,71 @@ fn a_job_that_waits_for_the_next_start_can_be_cancelled() {
     site.assert_sound("purged by another job");
 }
 
+#[test]
+fn a_paused_job_stays_where_it_is_over_every_start_and_goes_on_when_it_is_told_to() {
+    for_each_sample(2, |seed, _| {
+        let (site, ask) = sample(seed);
+        let whole = site.copy();
+        whole
+            .purge_with(whole.beside(1_000, 60_000), &ask)
+            .expect("purged");
+        let keeper = Keeper::open(slowly(&site)).expect("opens");
+        let id = start(&keeper, &ask).expect("started");
+        wait_for_batches(&keeper, &id, 2);
+        keeper.pause(&id).expect("paused");
+        let said = keeper.wait(&id).expect_err("it has not ended").to_string();
+        assert!(said.contains("--continue"), "{said}");
+        let status = keeper.purge_status(id.as_str()).expect("read");
+        assert_eq!(status.map(|s| s.status), Some("active"));
+        keeper.pause(&id).expect("pausing it twice is no error");
+        keeper.stop();
+        let half = site.tables();
+        site.assert_sound(&format!("seed {seed}: paused"));
+        let mut config = slowly(&site);
+        config.resume = true;
+        let keeper = Keeper::open(config).expect("opens");
+        assert!(keeper.resume().expect("nothing to resume").is_empty());
+        std::thread::sleep(Duration::from_millis(100));
+        let job = keeper.job(&id).expect("read").expect("known");
+        assert_eq!(job.state, State::Paused);
+        assert_same(&half, &site.tables(), &format!("seed {seed}: nothing goes"));
+        keeper.continue_job(&id).expect("goes on");
+        keeper
+            .continue_job(&id)
+            .expect("going on twice is no error");
+        let done = keeper.wait(&id).expect("complete");
+        assert!(progress_of(&done).batches > 2, "both lives are counted");
+        for refused in [keeper.pause(&id), keeper.continue_job(&id)] {
+            assert_eq!(refused.expect_err("it has ended").class().status, 400);
+        }
+        let unknown = keeper.pause(&JobId::from("AAAAAAAAAAAAAAAA"));
+        assert!(matches!(unknown, Err(Error::NoSuchJob(_))));
+        keeper.stop();
+        assert_same(&whole.tables(), &site.tables(), &format!("seed {seed}"));
+        site.assert_sound(&format!("seed {seed}: continued"));
+    });
+}
+
+#[test]
+fn the_room_of_a_paused_job_is_free_and_a_paused_job_can_be_cancelled() {
+    let (site, ask) = sample(13);
+    let keeper = Keeper::open(slowly(&site)).expect("opens");
+    let id = start(&keeper, &ask).expect("started");
+    wait_for_batches(&keeper, &id, 1);
+    keeper.pause(&id).expect("paused");
+    keeper.wait(&id).expect_err("it has not ended");
+    let second = start(&keeper, &ask).expect("the room is free");
+    let busy = keeper.continue_job(&id).expect_err("another has it");
+    assert!(matches!(busy, Error::RoomBusy { .. }), "{busy}");
+    keeper.wait(&second).expect("complete");
+    keeper.cancel(&id).expect("cancelled");
+    let job = keeper.job(&id).expect("read").expect("known");
+    let ended = (job.state, job.error_code.as_deref());
+    assert_eq!(ended, (State::Failed, Some("cancelled")));
+    keeper.stop();
+    site.assert_sound("paused, and cancelled");
+}
+
 /// S-1, S-2, S-3, S-10.
 #[test]
 fn a_status_is_active_then_complete_or_failed_and_is_forgotten_after_24_hours() {
@@ -336,6 +401,7 @@ also_on_postgres! {
     a_purge_that_was_stopped_goes_on_at_the_next_start_to_the_same_end,
     opening_with_resume_takes_up_what_was_left,
     a_job_that_waits_for_the_next_start_can_be_cancelled,
+    a_paused_job_stays_where_it_is_over_every_start_and_goes_on_when_it_is_told_to,
     a_status_is_active_then_complete_or_failed_and_is_forgotten_after_24_hours,
     a_room_that_is_being_purged_is_refused_and_another_is_not,
     a_keeper_that_stops_starts_nothing_more,

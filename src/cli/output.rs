@@ -199,11 +199,7 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
     if job.kind == RETENTION {
         let summary: RetentionSummary =
             serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
-        say(&format!(
-            "retention of {} is {}",
-            Escaped(&job.subject),
-            state(job)
-        ));
+        say(&format!("retention of {} is {}", job.subject, state(job)));
         say(&format!(
             "{} rooms purged of {} that were due; {} skipped, {} failed; {} were left alone",
             summary.rooms_purged,
@@ -217,9 +213,9 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
         }
     } else {
         say(&format!(
-            "{} of room {} is {}",
+            "{} of {} is {}",
             job.kind,
-            Escaped(&job.subject),
+            job.subject,
             state(job)
         ));
     }
@@ -245,12 +241,26 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
     }
 }
 
+/// A room is told by its id alone.
+fn subject(job: &JobRecord) -> String {
+    match job.subject.room() {
+        Some(room) => room.to_string(),
+        None => job.subject.to_string(),
+    }
+}
+
 fn state(job: &JobRecord) -> String {
     match (job.state, &job.error) {
         (State::Failed, Some(error)) => format!("failed: {error}"),
         (State::Failed, None) => "failed".into(),
         (State::Complete, _) => "complete".into(),
         (State::Running, _) => "running".into(),
+        (State::Paused, _) => format!("paused (`jobs --continue {}` goes on)", job.id),
+        (State::Waiting, _) => format!(
+            "waits: {}; `jobs --resume` goes on with it, `jobs --cancel {}` ends it",
+            job.waits.as_deref().unwrap_or("nobody said why"),
+            job.id
+        ),
         (State::Queued, _) if job.started_ms.is_some() => {
             "interrupted (`jobs --resume` goes on)".into()
         }
@@ -284,7 +294,7 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[JobRecord]) {
             "{}  {}  {}  {} of {} events  {}",
             job.id,
             job.kind,
-            Escaped(&job.subject),
+            subject(job),
             progress.events_done,
             progress.events_planned,
             state(job)

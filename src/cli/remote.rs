@@ -9,6 +9,7 @@ use std::time::Duration;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
+use super::jobs::Action;
 use super::output;
 use super::serve::{Owner, owner_file};
 use crate::client::{Client, Reply};
@@ -231,7 +232,14 @@ fn attend(client: &Client, id: &str, as_json: bool) -> Result<JobRecord, Error> 
         let job: JobRecord = serde_json::from_value(job)
             .map_err(|e| Error::Bug(format!("the daemon's answer is no job: {e}")))?;
         match job.state {
-            State::Queued | State::Running => bar.show(&job),
+            State::Paused => {
+                bar.clear();
+                output::warn(&format!(
+                    "not waiting any longer: the job is paused (`roomkeeper jobs --continue {id}` goes on with it)"
+                ));
+                return Err(Error::Stopping);
+            }
+            State::Queued | State::Running | State::Waiting => bar.show(&job),
             State::Complete | State::Failed => {
                 bar.clear();
                 return Ok(job);
@@ -241,18 +249,24 @@ fn attend(client: &Client, id: &str, as_json: bool) -> Result<JobRecord, Error> 
     }
 }
 
-/// Shows the daemon's jobs, after cancelling one if asked to.
-pub(super) fn jobs(
-    config: &Config,
-    cancel: Option<&str>,
-    as_json: bool,
-) -> Result<ExitCode, Error> {
+/// Has the daemon do something with a job, or with all that wait, and shows its jobs.
+pub(super) fn jobs(config: &Config, action: &Action<'_>, as_json: bool) -> Result<ExitCode, Error> {
     let client = daemon(config)?;
-    if let Some(id) = cancel {
-        answer(client.post(
-            &format!("/_roomkeeper/v1/jobs/{}/cancel", quoted(id)),
-            &json!({}),
-        ))?;
+    match action {
+        Action::List => {}
+        Action::Resume => {
+            let answered = answer(client.post("/_roomkeeper/v1/jobs/resume", &json!({})))?;
+            let resumed = answered["job_ids"].as_array().map_or(0, Vec::len);
+            if resumed == 0 {
+                output::warn(
+                    "nothing is to be resumed: the daemon has taken up what was interrupted",
+                );
+            }
+        }
+        Action::To(word, id) => {
+            let path = format!("/_roomkeeper/v1/jobs/{}/{word}", quoted(id));
+            answer(client.post(&path, &json!({})))?;
+        }
     }
     let listed = answer(client.get("/_roomkeeper/v1/jobs"))?;
     let records: Vec<JobRecord> =

@@ -21,7 +21,7 @@ use crate::config::{EventSigning, Secret, SigningKey};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::job::{JobContext, ServerState};
-use crate::jobs::ledger::Ledger;
+use crate::jobs::ledger::{Ledger, Subject};
 use crate::jobs::register::JobRegistry;
 use crate::locks::RoomLocks;
 use crate::store::check;
@@ -75,7 +75,11 @@ fn life(ctx: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         .unwrap_or_default();
     let guard = match unended.first() {
         Some(record) => register.requeue(record),
-        None => register.enqueue("delete", &room, serde_json::json!({})),
+        None => register.enqueue(
+            "delete",
+            &Subject::Room(room.clone()),
+            serde_json::json!({}),
+        ),
     };
     let guard = guard.expect("the room is free");
     guard.start().expect("noted");

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, ServerState, full_text, overwrite,
-    renew_lock,
+    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, Removing, ServerState, full_text,
+    note_removed, overwrite, renew_lock,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
@@ -135,6 +135,7 @@ impl Work<'_, '_> {
         let _room = ctx.locks.write(ctx.room);
         let writer = ctx.writer.lock();
         let (ledger, clock, server_state) = (ctx.ledger, ctx.clock, ctx.server_state);
+        let (room, job) = (ctx.room, ctx.live);
         let (overwrites, sizer, lock) = (ctx.overwrite_deleted, &self.sizer, &mut self.lock);
         let mut begun = Instant::now();
         let mut gave_up = false;
@@ -154,9 +155,18 @@ impl Work<'_, '_> {
                 _ => Ok(()),
             };
             let result = work(db, &mut rows, &mut in_time)?;
+            let removing = match rows.get("events") {
+                Some(events) if *events > 0 => Removing::Events,
+                _ if rows.contains_key("rooms") => Removing::Room(room),
+                _ => Removing::Nothing,
+            };
+            note_removed(db, ledger, job, removing)?;
             Ok((result, rows))
         });
         let took = begun.elapsed();
+        if result.is_ok() {
+            ctx.note_commit();
+        }
         let wal_bytes = ctx
             .db
             .wal_path()

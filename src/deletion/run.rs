@@ -119,6 +119,7 @@ fn shut_down(
         Shutdown::default()
     };
     publish_shutdown(progress, &shutdown)?;
+    ctx.note_additions();
     progress.more.insert(IS_SHUT_DOWN.to_owned(), true.into());
     ctx.publish(progress);
     ctx.save_progress(progress);

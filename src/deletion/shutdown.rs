@@ -192,11 +192,13 @@ pub(super) fn shut_down(
             )?;
             shutdown.kicked_users.extend(moved.kicked);
             shutdown.failed_to_kick_users.extend(moved.failed);
+            ctx.note_additions();
             on_progress(&shutdown)?;
         }
     }
     if let Some((creator, to)) = &new_room {
         shutdown.local_aliases = finish(ctx, request, creator, &means, to)?;
+        ctx.note_additions();
         on_progress(&shutdown)?;
     }
     Ok(shutdown)

@@ -103,6 +103,9 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
+    ("POST", "/_roomkeeper/v1/jobs/{id}/pause", jobs::pause),
+    ("POST", "/_roomkeeper/v1/jobs/{id}/continue", jobs::go_on),
+    ("POST", "/_roomkeeper/v1/jobs/resume", jobs::resume),
     ("GET", "/_roomkeeper/v1/health", health::get),
 ];
 

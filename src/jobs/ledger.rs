@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
-pub use super::record::{JobRecord, State};
+pub use super::record::{JobRecord, State, Subject};
+use super::schema::{self, Found};
 use crate::error::{Context, Error, StoreError};
 use crate::ids::JobId;
 use crate::time::Millis;
@@ -23,36 +24,6 @@ pub const REMEMBER_ENDED_FOR: Millis = Millis(24 * 60 * 60 * 1000);
 /// Time for a predecessor that is just ending to let go.
 const OWNER_TIMEOUT: Duration = Duration::from_millis(500);
 
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS job (
-        id TEXT PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, params TEXT NOT NULL,
-        state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'complete', 'failed')),
-        error TEXT, progress TEXT NOT NULL, created_ms INTEGER NOT NULL, started_ms INTEGER, ended_ms INTEGER);
-    CREATE INDEX IF NOT EXISTS job_ended ON job (ended_ms);
-    CREATE INDEX IF NOT EXISTS job_subject ON job (subject);
-    -- Numbers a job must look at before it is done, whatever happens to it.
-    CREATE TABLE IF NOT EXISTS candidate (
-        subject TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (subject, number)) WITHOUT ROWID;
-    -- What a job decided to do with them, to be done in this order.
-    CREATE TABLE IF NOT EXISTS step (
-        subject TEXT NOT NULL, seq INTEGER NOT NULL, step TEXT NOT NULL, PRIMARY KEY (subject, seq)) WITHOUT ROWID;
-    -- What the database is owed, whichever job comes to it first.
-    CREATE TABLE IF NOT EXISTS duty (name TEXT PRIMARY KEY) WITHOUT ROWID;
-    -- From when the interval of a recurring job counts: its last run, or when it was first heard of.
-    CREATE TABLE IF NOT EXISTS recurring (name TEXT PRIMARY KEY, from_ms INTEGER NOT NULL) WITHOUT ROWID;
-    -- What was counted of rooms, and may be lost.
-    CREATE TABLE IF NOT EXISTS room_statistics (room_id TEXT PRIMARY KEY, counted TEXT NOT NULL) WITHOUT ROWID;
-    -- The database that all this is about.
-    CREATE TABLE IF NOT EXISTS subject_database (one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL);
-    PRAGMA user_version = 1;";
-
-/// Whether a file has tables that are not ours. SQLite's own, such as `ANALYZE` makes, are nobody's.
-const IS_OF_ANOTHER: &str = "
-    SELECT EXISTS (SELECT 1 FROM sqlite_master
-                    WHERE type = 'table'
-                      AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
-                      AND name NOT IN ('job', 'candidate', 'step', 'duty', 'recurring', 'room_statistics', 'subject_database'))";
-
 /// The open ledger; its owner is this process until it is dropped.
 pub struct Ledger {
     pub(super) conn: Mutex<Connection>,
@@ -62,7 +33,9 @@ pub struct Ledger {
 }
 
 const RECORD: &str = "
-    SELECT id, kind, subject, state, error, params, progress, created_ms, started_ms, ended_ms FROM job";
+    SELECT id, kind, subject_kind, subject, state, error, error_code, waits, asked_by, params, progress, created_ms,
+           started_ms, ended_ms
+      FROM job";
 
 fn record(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
     let json = |at: usize| -> rusqlite::Result<Value> {
@@ -71,38 +44,48 @@ fn record(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
     Ok(JobRecord {
         id: JobId::new(row.get::<_, String>(0)?),
         kind: row.get(1)?,
-        subject: row.get(2)?,
-        state: State::of(&row.get::<_, String>(3)?),
-        error: row.get(4)?,
-        params: json(5)?,
-        progress: json(6)?,
-        created_ms: Millis(row.get(7)?),
-        started_ms: row.get::<_, Option<i64>>(8)?.map(Millis),
-        ended_ms: row.get::<_, Option<i64>>(9)?.map(Millis),
+        subject: Subject::of_columns(&row.get::<_, String>(2)?, &row.get::<_, String>(3)?),
+        state: State::of(&row.get::<_, String>(4)?),
+        error: row.get(5)?,
+        error_code: row.get(6)?,
+        waits: row.get(7)?,
+        asked_by: row.get(8)?,
+        params: json(9)?,
+        progress: json(10)?,
+        created_ms: Millis(row.get(11)?),
+        started_ms: row.get::<_, Option<i64>>(12)?.map(Millis),
+        ended_ms: row.get::<_, Option<i64>>(13)?.map(Millis),
     })
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended<'a> {
+    /// The public text of its error, and which of ours that is; none where it ended well.
+    pub error: Option<(&'a str, &'a str)>,
+    /// What it did.
+    pub progress: &'a Value,
+    /// When.
+    pub at: Millis,
 }
 
 const END: &str = "note a job's end in the ledger";
 
-fn note_end(
-    conn: &Connection,
-    id: &JobId,
-    error: Option<&str>,
-    progress: &Value,
-    now: Millis,
-) -> rusqlite::Result<usize> {
-    let state = if error.is_some() {
+fn note_end(conn: &Connection, id: &JobId, ended: Ended<'_>) -> rusqlite::Result<usize> {
+    let state = if ended.error.is_some() {
         State::Failed
     } else {
         State::Complete
     };
     conn.execute(
-        "UPDATE job SET state = $1, error = $2, progress = $3, ended_ms = $4 WHERE id = $5",
+        "UPDATE job SET state = $1, error = $2, error_code = $3, waits = NULL, progress = $4, ended_ms = $5
+          WHERE id = $6",
         params![
             state.text(),
-            error.filter(|e| !e.is_empty()),
-            progress.to_string(),
-            now.0,
+            ended.error.map(|(text, _)| text).filter(|e| !e.is_empty()),
+            ended.error.map(|(_, code)| code),
+            ended.progress.to_string(),
+            ended.at.0,
             id.as_str()
         ],
     )
@@ -116,27 +99,48 @@ pub(crate) fn unfit(path: &Path, why: &str) -> Error {
     ))
 }
 
+/// What is lost with a ledger, and that the database is not.
+const WHAT_IS_LOST: &str = "lost are the list of jobs and how they ended, which of them were interrupted (they do not go \
+     on), and what was left to clean up (`roomkeeper reclaim` overwrites what was deleted). The homeserver's database is \
+     not touched by this";
+
+fn damaged(path: &Path, what: &StoreError) -> Error {
+    let path = path.display();
+    Error::Refused(format!(
+        "the ledger {path} is damaged ({what}). With it {WHAT_IS_LOST}. Move it out of the way (mv {path} {path}.damaged), \
+         look with `roomkeeper check` whether the database is sound, and start again"
+    ))
+}
+
 impl Ledger {
-    /// Opens or makes the ledger and becomes its owner.
+    /// Opens or makes the ledger and becomes its owner. One of an earlier version is brought up to date.
     ///
     /// # Errors
-    /// [`Error::LedgerLocked`] while another process owns it; [`Error::Config`] where it is a database of something else.
+    /// [`Error::LedgerLocked`] while another process owns it; [`Error::Config`] where it is a database of something else;
+    /// [`Error::Refused`] where it is damaged, or of a newer roomkeeper.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let doing = "open the ledger";
         let conn = Connection::open(path).context(doing)?;
         conn.busy_timeout(OWNER_TIMEOUT).context(doing)?;
         let refused = |e| match StoreError::from(e) {
             e if e.is_busy() => Error::LedgerLocked(path.to_owned()),
+            e if e.is_damage() || e.is_no_database() => damaged(path, &e),
             source => Error::Store { doing, source },
         };
         // Before anything is written to it.
         conn.execute_batch("PRAGMA locking_mode = EXCLUSIVE")
-            .context(doing)?;
-        if conn
-            .query_row(IS_OF_ANOTHER, [], |row| row.get(0))
-            .map_err(refused)?
-        {
-            return Err(unfit(path, "it is a database of something else"));
+            .map_err(refused)?;
+        match schema::look(&conn).map_err(refused)? {
+            Found::Nothing | Found::Ledger => {}
+            Found::Newer(version) => {
+                return Err(Error::Refused(format!(
+                    "the ledger {} was written by a newer roomkeeper (its version is {version}, this one knows {}): use \
+                     that one, or say another ledger with roomkeeper.ledger",
+                    path.display(),
+                    schema::VERSION
+                )));
+            }
+            Found::SomethingElse => return Err(unfit(path, "it is a database of something else")),
         }
         conn.execute_batch(
             "PRAGMA journal_mode = WAL;
@@ -144,19 +148,24 @@ impl Ledger {
              BEGIN IMMEDIATE; COMMIT;",
         )
         .map_err(refused)?;
-        // All of it or nothing, whenever the process is killed.
-        conn.execute_batch(&format!("BEGIN; {SCHEMA} COMMIT;"))
-            .context(doing)?;
+        let sound: String = conn
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(refused)?;
+        if sound != "ok" {
+            let what = StoreError::Io(std::io::Error::other(sound));
+            return Err(damaged(path, &what));
+        }
+        schema::bring_up_to_date(&conn).map_err(refused)?;
         // S-19: whoever ran a job was the owner, and is gone.
         conn.execute(
             "UPDATE job SET state = 'queued' WHERE state = 'running'",
             [],
         )
-        .context(doing)?;
+        .map_err(refused)?;
         let pending_cleanup = conn
             .prepare("SELECT name FROM duty")
             .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
-            .context(doing)?;
+            .map_err(refused)?;
         Ok(Self {
             conn: Mutex::new(conn),
             path: path.to_owned(),
@@ -173,12 +182,20 @@ impl Ledger {
     pub fn is_of_another(&self, identity: &str) -> Result<bool, Error> {
         const OF_ANOTHER: &str = "
             SELECT EXISTS (SELECT 1 FROM subject_database WHERE identity <> $1)
-               AND (EXISTS (SELECT 1 FROM job WHERE state IN ('queued', 'running'))
+               AND (EXISTS (SELECT 1 FROM job WHERE state NOT IN ('complete', 'failed'))
                     OR EXISTS (SELECT 1 FROM candidate) OR EXISTS (SELECT 1 FROM step) OR EXISTS (SELECT 1 FROM duty))";
         self.conn
             .lock()
             .query_row(OF_ANOTHER, [identity], |row| row.get(0))
             .context("look whose ledger it is")
+    }
+
+    /// The database that it is about, if that was ever said.
+    pub fn identity(&self) -> Result<Option<String>, Error> {
+        const IDENTITY: &str = "SELECT identity FROM subject_database";
+        let conn = self.conn.lock();
+        let found = conn.query_row(IDENTITY, [], |row| row.get(0)).optional();
+        found.context("look whose ledger it is")
     }
 
     /// From now on it is this database's.
@@ -195,7 +212,7 @@ impl Ledger {
 
     /// A change that a killed process has not lost, and that power which fails may take back: what follows from it is
     /// found in the database, and is done again. It reaches the disk with the next change that must be there.
-    fn with_relaxed_sync(
+    pub(super) fn with_relaxed_sync(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
     ) -> rusqlite::Result<usize> {
@@ -208,16 +225,19 @@ impl Ledger {
 
     /// Writes a new job down. It is there before anything starts.
     pub fn insert(&self, job: &JobRecord) -> Result<(), Error> {
+        let (kind, subject) = job.subject.columns();
         let run = || {
             self.conn.lock().execute(
-                "INSERT INTO job (id, kind, subject, params, state, progress, created_ms)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO job (id, kind, subject_kind, subject, params, state, asked_by, progress, created_ms)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 params![
                     job.id.as_str(),
                     job.kind,
-                    job.subject,
+                    kind,
+                    subject,
                     job.params.to_string(),
                     job.state.text(),
+                    job.asked_by,
                     job.progress.to_string(),
                     job.created_ms.0
                 ],
@@ -241,7 +261,7 @@ impl Ledger {
         let run = || {
             self.with_relaxed_sync(|conn| {
                 conn.execute(
-                    "UPDATE job SET state = 'running', started_ms = coalesce(started_ms, $1) WHERE id = $2",
+                    "UPDATE job SET state = 'running', waits = NULL, started_ms = coalesce(started_ms, $1) WHERE id = $2",
                     params![now.0, id.as_str()],
                 )
             })
@@ -264,40 +284,44 @@ impl Ledger {
             .map(drop)
     }
 
-    /// Hands an interrupted job back, to be resumed at the next start.
-    pub fn suspend(&self, id: &JobId, progress: &Value) -> Result<(), Error> {
+    /// Hands an interrupted job back, to be resumed at the next start; or, paused, when somebody says so.
+    pub fn suspend(&self, id: &JobId, is_paused: bool, progress: &Value) -> Result<(), Error> {
+        let state = if is_paused {
+            State::Paused
+        } else {
+            State::Queued
+        };
         let run = || {
             self.conn.lock().execute(
-                "UPDATE job SET state = 'queued', progress = $1 WHERE id = $2",
-                params![progress.to_string(), id.as_str()],
+                "UPDATE job SET state = $1, progress = $2 WHERE id = $3",
+                params![state.text(), progress.to_string(), id.as_str()],
             )
         };
         run().context("hand a job back to the ledger").map(drop)
     }
 
+    /// A job that does not run waits for a person no longer, or from now on.
+    pub fn set_state(&self, id: &JobId, state: State) -> Result<(), Error> {
+        let run = || {
+            self.conn.lock().execute(
+                "UPDATE job SET state = $1, waits = NULL WHERE id = $2",
+                params![state.text(), id.as_str()],
+            )
+        };
+        run().context("note a job's state in the ledger").map(drop)
+    }
+
     /// Notes a job's end; the 24 hours start now (S-10).
-    pub fn end(
-        &self,
-        id: &JobId,
-        error: Option<&str>,
-        progress: &Value,
-        now: Millis,
-    ) -> Result<(), Error> {
-        let ended = note_end(&self.conn.lock(), id, error, progress, now);
-        ended.context(END).map(drop)
+    pub fn end(&self, id: &JobId, ended: Ended<'_>) -> Result<(), Error> {
+        let noted = note_end(&self.conn.lock(), id, ended);
+        noted.context(END).map(drop)
     }
 
     /// The same for a part of another job, whose own end is yet to come: nobody was told of it, and one whose end power
     /// that fails takes back is begun again and finds nothing to do.
-    pub fn end_part(
-        &self,
-        id: &JobId,
-        error: Option<&str>,
-        progress: &Value,
-        now: Millis,
-    ) -> Result<(), Error> {
-        let ended = self.with_relaxed_sync(|conn| note_end(conn, id, error, progress, now));
-        ended.context(END).map(drop)
+    pub fn end_part(&self, id: &JobId, ended: Ended<'_>) -> Result<(), Error> {
+        let noted = self.with_relaxed_sync(|conn| note_end(conn, id, ended));
+        noted.context(END).map(drop)
     }
 
     /// The job of this id, ended however long ago the ledger remembers.
@@ -323,18 +347,19 @@ impl Ledger {
     /// The jobs of a subject and kind that have not ended, or ended less than 24 hours ago; oldest first (S-11, S-12).
     pub fn of_subject(
         &self,
-        subject: &str,
+        subject: &Subject,
         kind: &str,
         now: Millis,
     ) -> Result<Vec<JobRecord>, Error> {
+        let (subject_kind, subject) = subject.columns();
         let since = now - REMEMBER_ENDED_FOR;
         let conn = self.conn.lock();
         let run = || {
             conn.prepare_cached(&format!(
-                "{RECORD} WHERE subject = $1 AND kind = $2 AND (ended_ms IS NULL OR ended_ms > $3)
+                "{RECORD} WHERE subject = $1 AND subject_kind = $2 AND kind = $3 AND (ended_ms IS NULL OR ended_ms > $4)
                  ORDER BY created_ms, rowid"
             ))?
-            .query_map(params![subject, kind, since.0], record)?
+            .query_map(params![subject, subject_kind, kind, since.0], record)?
             .collect::<rusqlite::Result<Vec<_>>>()
         };
         run().context("read the ledger")
@@ -561,123 +586,4 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::time::days;
-
-    fn job(id: &str) -> JobRecord {
-        JobRecord {
-            id: JobId::from(id),
-            kind: "purge_history".into(),
-            subject: "!a:b".into(),
-            state: State::Queued,
-            error: None,
-            params: Value::Null,
-            progress: Value::Null,
-            created_ms: Millis(1),
-            started_ms: None,
-            ended_ms: None,
-        }
-    }
-
-    #[test]
-    fn a_ledger_has_one_owner_at_a_time() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("l");
-        let first = Ledger::open(&path).expect("opens");
-        assert!(matches!(Ledger::open(&path), Err(Error::LedgerLocked(_))));
-        drop(first);
-        Ledger::open(&path).expect("opens again");
-    }
-
-    #[test]
-    fn a_ledger_that_was_analysed_is_still_ours_and_a_file_with_another_table_is_not() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("l");
-        drop(Ledger::open(&path).expect("opens"));
-        let run = |sql| {
-            let conn = Connection::open(&path).expect("opens");
-            conn.execute_batch(sql).expect("done");
-        };
-        run("INSERT INTO duty VALUES ('x'); ANALYZE; SELECT * FROM sqlite_stat1;");
-        drop(Ledger::open(&path).expect("opens again"));
-        run("CREATE TABLE sqliteish (x)");
-        assert!(matches!(Ledger::open(&path), Err(Error::Config(_))));
-    }
-
-    #[test]
-    fn what_ran_when_its_owner_was_killed_waits_for_the_next() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("l");
-        let ledger = Ledger::open(&path).expect("opens");
-        ledger.insert(&job("A")).expect("insert");
-        ledger.start(&JobId::from("A"), Millis(2)).expect("start");
-        drop(ledger);
-        let next = Ledger::open(&path).expect("opens");
-        let found = next.get(&JobId::from("A")).expect("read").expect("there");
-        assert_eq!(
-            (found.state, found.started_ms),
-            (State::Queued, Some(Millis(2)))
-        );
-    }
-
-    #[test]
-    fn an_ended_job_is_found_for_24_hours_and_kept_on_record_longer() {
-        let dir = tempfile::tempdir().expect("directory");
-        let ledger = Ledger::open(&dir.path().join("l")).expect("opens");
-        ledger.insert(&job("A")).expect("insert");
-        let long = days(1000);
-        assert!(
-            ledger
-                .look_up(&JobId::from("A"), "purge_history", long)
-                .expect("read")
-                .is_some()
-        );
-        ledger
-            .end(&JobId::from("A"), Some("x"), &Value::Null, Millis(100))
-            .expect("end");
-        let at = |ms| {
-            ledger
-                .look_up(&JobId::from("A"), "purge_history", Millis(ms))
-                .expect("read")
-        };
-        assert_eq!(
-            at(100 + REMEMBER_ENDED_FOR.0 - 1)
-                .expect("there")
-                .error
-                .as_deref(),
-            Some("x")
-        );
-        assert!(at(100 + REMEMBER_ENDED_FOR.0).is_none());
-        assert!(
-            ledger
-                .look_up(&JobId::from("A"), "shutdown", Millis(100))
-                .expect("read")
-                .is_none()
-        );
-        ledger.forget(days(89), days(90)).expect("forget");
-        assert!(ledger.get(&JobId::from("A")).expect("read").is_some());
-        ledger.forget(days(91), days(90)).expect("forget");
-        assert!(ledger.get(&JobId::from("A")).expect("read").is_none());
-    }
-
-    #[test]
-    fn candidates_become_steps_and_steps_are_crossed_out_in_order() {
-        let dir = tempfile::tempdir().expect("directory");
-        let ledger = Ledger::open(&dir.path().join("l")).expect("opens");
-        ledger.add_candidates("r", &[3, 1, 3]).expect("note");
-        ledger.add_candidates("other", &[7]).expect("note");
-        assert_eq!(ledger.candidates("r").expect("read"), [1, 3]);
-        ledger
-            .decide("r", &["a".into(), "b".into(), "c".into()])
-            .expect("decide");
-        assert!(ledger.candidates("r").expect("read").is_empty());
-        let steps = ledger.steps("r").expect("read");
-        ledger.done_up_to("r", steps[1].0).expect("cross out");
-        assert_eq!(
-            ledger.steps("r").expect("read"),
-            [(steps[2].0, "c".to_owned())]
-        );
-        assert_eq!(ledger.candidates("other").expect("read"), [7]);
-    }
-}
+mod tests;

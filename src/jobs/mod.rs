@@ -6,5 +6,7 @@ pub mod ledger;
 pub mod pool;
 mod record;
 pub mod register;
+pub mod removed;
 pub mod schedule;
+mod schema;
 pub mod timer;

@@ -7,17 +7,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
-use super::ledger::{JobRecord, Ledger, State};
+use super::ledger::{Ended, JobRecord, Ledger, State, Subject};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::time::{Clock, Millis};
 
 /// How often one who waits for a room looks up.
-const LOOK_UP_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
+
+/// How often the commits of many small jobs are made sure of.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// What stops a statement that is running now.
 pub type Interrupt = Box<dyn Fn() + Send>;
@@ -28,7 +32,11 @@ pub struct RunningJob {
     pub id: JobId,
     /// Its kind, as the ledger has it.
     pub kind: String,
+    /// As it was accepted.
+    record: JobRecord,
     cancelled: AtomicBool,
+    paused: AtomicBool,
+    has_removed: AtomicBool,
     reached_cleanup: AtomicBool,
     interrupt: Mutex<Option<Interrupt>>,
     progress: Mutex<Value>,
@@ -38,6 +46,21 @@ impl RunningJob {
     /// Whether somebody asked for the job to end.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Whether somebody asked for it to be left where it is.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Whether it has noted something that it removed (S-30).
+    pub fn has_removed(&self) -> bool {
+        self.has_removed.load(Ordering::SeqCst)
+    }
+
+    /// It has.
+    pub fn set_has_removed(&self) {
+        self.has_removed.store(true, Ordering::SeqCst);
     }
 
     /// Says by what the job's present statement can be stopped; `None` while it must not be.
@@ -65,7 +88,9 @@ impl RunningJob {
 
 #[derive(Default)]
 struct Busy {
-    by_room: HashMap<RoomId, Arc<RunningJob>>,
+    by_subject: HashMap<Subject, Arc<RunningJob>>,
+    /// Jobs whose end the ledger could not be told yet: this is what is so of them (S-31).
+    unwritten: HashMap<JobId, JobRecord>,
 }
 
 /// The rooms that are busy, and the ledger.
@@ -74,6 +99,7 @@ pub struct JobRegistry {
     clock: Arc<dyn Clock>,
     busy: Mutex<Busy>,
     ended: Condvar,
+    synced: Mutex<Option<Instant>>,
 }
 
 impl JobRegistry {
@@ -84,6 +110,7 @@ impl JobRegistry {
             clock,
             busy: Mutex::default(),
             ended: Condvar::new(),
+            synced: Mutex::default(),
         }
     }
 
@@ -100,22 +127,26 @@ impl JobRegistry {
     pub fn enqueue(
         self: &Arc<Self>,
         kind: &str,
-        room: &RoomId,
+        subject: &Subject,
         params: Value,
     ) -> Result<JobGuard, Error> {
         let record = JobRecord {
             id: JobId::random(),
             kind: kind.to_owned(),
-            subject: room.as_str().to_owned(),
+            subject: subject.clone(),
             state: State::Queued,
             error: None,
+            error_code: None,
+            waits: None,
+            asked_by: None,
             params,
             progress: Value::Null,
             created_ms: self.clock.now(),
             started_ms: None,
             ended_ms: None,
         };
-        let guard = self.claim(&record, room, Value::Null)?;
+        self.write_what_is_unwritten();
+        let guard = self.claim(&record)?;
         match self.ledger.insert(&record) {
             Ok(()) => Ok(guard),
             Err(e) => {
@@ -133,7 +164,7 @@ impl JobRegistry {
     pub fn enqueue_when_free(
         self: &Arc<Self>,
         kind: &str,
-        room: &RoomId,
+        subject: &Subject,
         params: &Value,
         give_up: impl Fn() -> bool,
     ) -> Result<JobGuard, Error> {
@@ -142,12 +173,12 @@ impl JobRegistry {
             if give_up() {
                 return Err(Error::Stopping);
             }
-            match self.enqueue(kind, room, params.clone()) {
+            match self.enqueue(kind, subject, params.clone()) {
                 Err(Error::RoomBusy { .. }) => {}
                 admitted => return admitted,
             }
             let mut busy = self.busy.lock();
-            if busy.by_room.contains_key(room) {
+            if busy.by_subject.contains_key(subject) {
                 self.ended.wait_for(&mut busy, LOOK_UP_EVERY);
             }
         }
@@ -159,11 +190,7 @@ impl JobRegistry {
     /// [`Error::RoomBusy`] while another job has the room, or this one does; [`Error::NoSuchJob`] when it has ended since
     /// the record was read.
     pub fn requeue(self: &Arc<Self>, record: &JobRecord) -> Result<JobGuard, Error> {
-        let guard = self.claim(
-            record,
-            &RoomId::new(record.subject.clone()),
-            record.progress.clone(),
-        )?;
+        let guard = self.claim(record)?;
         match self.ledger.get(&record.id) {
             Ok(Some(job)) if !job.state.is_ended() => Ok(guard),
             Ok(_) => {
@@ -177,28 +204,32 @@ impl JobRegistry {
         }
     }
 
-    fn claim(
-        self: &Arc<Self>,
-        record: &JobRecord,
-        room: &RoomId,
-        progress: Value,
-    ) -> Result<JobGuard, Error> {
+    fn claim(self: &Arc<Self>, record: &JobRecord) -> Result<JobGuard, Error> {
+        let subject = &record.subject;
+        // What has no room has words in its place.
+        let room = match subject {
+            Subject::Room(room) => room.clone(),
+            other => RoomId::new(other.to_string()),
+        };
         let mut busy = self.busy.lock();
-        if busy.by_room.contains_key(room) {
-            return Err(Error::RoomBusy { room: room.clone() });
+        if busy.by_subject.contains_key(subject) {
+            return Err(Error::RoomBusy { room });
         }
         let live = Arc::new(RunningJob {
             id: record.id.clone(),
             kind: record.kind.clone(),
+            record: record.clone(),
             cancelled: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            has_removed: AtomicBool::new(false),
             reached_cleanup: AtomicBool::new(false),
             interrupt: Mutex::new(None),
-            progress: Mutex::new(progress),
+            progress: Mutex::new(record.progress.clone()),
         });
-        busy.by_room.insert(room.clone(), live.clone());
+        busy.by_subject.insert(subject.clone(), live.clone());
         Ok(JobGuard {
             register: self.clone(),
-            room: room.clone(),
+            room,
             live,
             is_finished: false,
         })
@@ -206,19 +237,28 @@ impl JobRegistry {
 
     /// Whether a job of ours has the room.
     pub fn is_busy(&self, room: &RoomId) -> bool {
-        self.busy.lock().by_room.contains_key(room)
+        self.is_at_work_on(&Subject::Room(room.clone()))
+    }
+
+    /// Whether a job is at work on this, or waits for a worker.
+    pub fn is_at_work_on(&self, subject: &Subject) -> bool {
+        self.busy.lock().by_subject.contains_key(subject)
     }
 
     /// Whether a job is at work, or waits for a worker, in this process.
     pub fn is_live(&self, id: &JobId) -> bool {
-        self.busy.lock().by_room.values().any(|live| live.id == *id)
+        self.busy
+            .lock()
+            .by_subject
+            .values()
+            .any(|live| live.id == *id)
     }
 
     /// Notes that a job has come to what is done once for all rooms. Answers whether another job has not yet, and so
     /// will do it.
     pub fn another_job_cleans_up(&self, id: &JobId) -> bool {
         let busy = self.busy.lock();
-        let (own, others): (Vec<_>, Vec<_>) = busy.by_room.values().partition(|l| l.id == *id);
+        let (own, others): (Vec<_>, Vec<_>) = busy.by_subject.values().partition(|l| l.id == *id);
         for live in own {
             live.reached_cleanup.store(true, Ordering::SeqCst);
         }
@@ -227,40 +267,87 @@ impl JobRegistry {
             .any(|l| !l.reached_cleanup.load(Ordering::SeqCst))
     }
 
+    /// Whether the commits of many small jobs should reach the disk now: once a second for all of them.
+    pub fn is_time_to_sync(&self) -> bool {
+        let mut synced = self.synced.lock();
+        let is_time = synced.is_none_or(|last| last.elapsed() >= SYNC_EVERY);
+        if is_time {
+            *synced = Some(Instant::now());
+        }
+        is_time
+    }
+
     /// The job as the ledger has it, with the progress of this moment.
     pub fn get(&self, id: &JobId) -> Result<Option<JobRecord>, Error> {
-        Ok(self
-            .ledger
-            .get(id)?
-            .map(|record| self.with_progress(record)))
+        Ok(self.ledger.get(id)?.map(|record| self.as_it_is(record)))
     }
 
     /// All jobs, oldest first.
     pub fn list(&self) -> Result<Vec<JobRecord>, Error> {
-        Ok(self
-            .ledger
-            .list()?
-            .into_iter()
-            .map(|record| self.with_progress(record))
-            .collect())
+        let records = self.ledger.list()?.into_iter();
+        Ok(records.map(|record| self.as_it_is(record)).collect())
     }
 
-    fn with_progress(&self, mut record: JobRecord) -> JobRecord {
-        if !record.state.is_ended()
-            && let Some(live) = self.live(&record.id)
-        {
+    /// As [`Ledger::look_up`], and as it is at this moment.
+    pub fn look_up(&self, id: &JobId, kind: &str) -> Result<Option<JobRecord>, Error> {
+        let found = self.ledger.look_up(id, kind, self.clock.now())?;
+        Ok(found.map(|record| self.as_it_is(record)))
+    }
+
+    /// What is so of a job, where the ledger does not know it yet.
+    fn as_it_is(&self, mut record: JobRecord) -> JobRecord {
+        if record.state.is_ended() {
+            return record;
+        }
+        if let Some(ended) = self.busy.lock().unwritten.get(&record.id) {
+            return ended.clone();
+        }
+        if let Some(live) = self.live(&record.id) {
             let progress = live.progress();
             if !progress.is_null() {
                 record.progress = progress;
+            }
+            if live.is_paused() {
+                record.state = State::Paused;
             }
         }
         record
     }
 
+    /// Tells the ledger of ends that it could not be told of before.
+    pub fn write_what_is_unwritten(&self) {
+        let mut busy = self.busy.lock();
+        if busy.unwritten.is_empty() {
+            return;
+        }
+        let mut left = HashMap::new();
+        for (id, record) in std::mem::take(&mut busy.unwritten) {
+            let text = record.error.clone().unwrap_or_default();
+            let code = record.error_code.clone().unwrap_or_default();
+            let ended = Ended {
+                error: (record.state == State::Failed).then_some((&*text, &*code)),
+                progress: &record.progress,
+                at: record.ended_ms.unwrap_or_else(|| self.clock.now()),
+            };
+            match self.ledger.end(&id, ended) {
+                Ok(()) => {
+                    log::info!("the ledger can be written again: the end of job {id} stands in it")
+                }
+                Err(_) => drop(left.insert(id, record)),
+            }
+        }
+        busy.unwritten = left;
+    }
+
+    /// Whether there are ends that the ledger has not been told of.
+    pub fn has_unwritten(&self) -> bool {
+        !self.busy.lock().unwritten.is_empty()
+    }
+
     fn live(&self, id: &JobId) -> Option<Arc<RunningJob>> {
         self.busy
             .lock()
-            .by_room
+            .by_subject
             .values()
             .find(|live| live.id == *id)
             .cloned()
@@ -276,9 +363,19 @@ impl JobRegistry {
         true
     }
 
+    /// Asks a job to be left where it is at the next whole point. Answers whether it is one that runs or waits here.
+    pub fn pause(&self, id: &JobId) -> bool {
+        let Some(live) = self.live(id) else {
+            return false;
+        };
+        live.paused.store(true, Ordering::SeqCst);
+        live.interrupt();
+        true
+    }
+
     /// Stops the present statement of every job; for when the process stops.
     pub fn interrupt_all(&self) {
-        for live in self.busy.lock().by_room.values() {
+        for live in self.busy.lock().by_subject.values() {
             live.interrupt();
         }
     }
@@ -286,18 +383,18 @@ impl JobRegistry {
     /// Blocks until the job has left this register: ended, or handed back because the process stops.
     pub fn wait(&self, id: &JobId) {
         let mut busy = self.busy.lock();
-        while busy.by_room.values().any(|live| live.id == *id) {
+        while busy.by_subject.values().any(|live| live.id == *id) {
             self.ended.wait(&mut busy);
         }
     }
 
     /// As [`JobRegistry::wait`], but no longer than `timeout`; answers whether the job has left.
-    pub fn wait_for(&self, id: &JobId, timeout: std::time::Duration) -> bool {
+    pub fn wait_for(&self, id: &JobId, timeout: Duration) -> bool {
         let mut busy = self.busy.lock();
-        if busy.by_room.values().any(|live| live.id == *id) {
+        if busy.by_subject.values().any(|live| live.id == *id) {
             self.ended.wait_for(&mut busy, timeout);
         }
-        !busy.by_room.values().any(|live| live.id == *id)
+        !busy.by_subject.values().any(|live| live.id == *id)
     }
 
     /// Forgets what ended long ago: ids after 24 hours (S-10), records after `keep`.
@@ -315,13 +412,43 @@ impl JobRegistry {
     }
 
     /// Writes down how a job ended and frees its room, as one step: whoever has read that it ended may start the next.
-    fn finish(&self, room: &RoomId, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
+    /// What cannot be written is what is so all the same, and is written later (S-31).
+    fn finish(
+        &self,
+        live: &RunningJob,
+        ended: Ended<'_>,
+        note: impl FnOnce(&Ledger) -> Result<(), Error>,
+    ) {
         let mut busy = self.busy.lock();
         if let Err(e) = note(&self.ledger) {
-            // The ledger still says that it runs; the next start finds nothing left to do and says so.
-            log::error!("room {room}: {}", crate::error::Chain(&e));
+            log::error!(
+                "job {}: {}; it is written when that can be done again",
+                live.id,
+                crate::error::Chain(&e)
+            );
+            let mut record = live.record.clone();
+            record.state = match ended.error {
+                Some(_) => State::Failed,
+                None => State::Complete,
+            };
+            record.error = ended.error.map(|(text, _)| text.to_owned());
+            record.error_code = ended.error.map(|(_, code)| code.to_owned());
+            record.progress = ended.progress.clone();
+            record.ended_ms = Some(ended.at);
+            busy.unwritten.insert(live.id.clone(), record);
         }
-        busy.by_room.remove(room);
+        busy.by_subject.remove(&live.record.subject);
+        self.ended.notify_all();
+    }
+
+    /// Frees a room whose job goes on later, or never was.
+    fn let_go(&self, live: &RunningJob, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
+        let mut busy = self.busy.lock();
+        if let Err(e) = note(&self.ledger) {
+            // The ledger says that it runs: the next start takes it up.
+            log::error!("job {}: {}", live.id, crate::error::Chain(&e));
+        }
+        busy.by_subject.remove(&live.record.subject);
         self.ended.notify_all();
     }
 }
@@ -345,7 +472,7 @@ impl JobGuard {
         &self.live.id
     }
 
-    /// The room it has.
+    /// The room it has; where it has none, what stands in a log in its place.
     pub fn room(&self) -> &RoomId {
         &self.room
     }
@@ -357,41 +484,49 @@ impl JobGuard {
             .start(self.id(), self.register.clock.now())
     }
 
-    /// The job ended: well, or with the public text of its error (S-3).
-    pub fn end(mut self, error: Option<&str>) {
-        self.finish_ended(error);
+    /// The job ended: well, or with the public text of its error (S-3) and its code.
+    pub fn end(mut self, error: Option<(&str, &str)>) {
+        self.finish(error, false);
     }
 
     /// The same for a part of another job that goes on (see [`Ledger::end_part`]).
-    pub fn end_part(mut self, error: Option<&str>) {
-        let (live, now) = (self.live.clone(), self.register.clock.now());
-        self.finish(|ledger| ledger.end_part(&live.id, error, &live.progress(), now));
+    pub fn end_part(mut self, error: Option<(&str, &str)>) {
+        self.finish(error, true);
     }
 
-    /// The process stops: the job goes back into the ledger and is resumed at the next start.
+    /// The process stops, or the job is paused: it goes back into the ledger, and goes on later.
     pub fn suspend(mut self) {
         let live = self.live.clone();
-        self.finish(|ledger| ledger.suspend(&live.id, &live.progress()));
+        self.let_go(|ledger| ledger.suspend(&live.id, live.is_paused(), &live.progress()));
     }
 
     /// The job never was: it could not be queued.
     pub fn cancel_enqueue(mut self) {
         let live = self.live.clone();
-        self.finish(|ledger| ledger.cancel_enqueue(&live.id));
+        self.let_go(|ledger| ledger.cancel_enqueue(&live.id));
     }
 
     fn forget(mut self) {
-        self.finish(|_| Ok(()));
+        self.let_go(|_| Ok(()));
     }
 
-    fn finish_ended(&mut self, error: Option<&str>) {
-        let (live, now) = (self.live.clone(), self.register.clock.now());
-        self.finish(|ledger| ledger.end(&live.id, error, &live.progress(), now));
-    }
-
-    fn finish(&mut self, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
+    fn let_go(&mut self, note: impl FnOnce(&Ledger) -> Result<(), Error>) {
         self.is_finished = true;
-        self.register.finish(&self.room, note);
+        self.register.let_go(&self.live, note);
+    }
+
+    fn finish(&mut self, error: Option<(&str, &str)>, is_part: bool) {
+        self.is_finished = true;
+        let (live, progress) = (&self.live, self.live.progress());
+        let ended = Ended {
+            error,
+            progress: &progress,
+            at: self.register.clock.now(),
+        };
+        self.register.finish(live, ended, |ledger| match is_part {
+            true => ledger.end_part(&live.id, ended),
+            false => ledger.end(&live.id, ended),
+        });
     }
 }
 
@@ -399,19 +534,14 @@ impl JobGuard {
 impl fmt::Display for JobGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.live.kind.replace('_', " ");
-        // Some jobs have many rooms, and say so in words.
-        let what = match self.room.as_str().contains(' ') {
-            true => "",
-            false => "room ",
-        };
-        write!(f, "{what}{}: {kind} {}", self.room, self.live.id)
+        write!(f, "{}: {kind} {}", self.live.record.subject, self.live.id)
     }
 }
 
 impl Drop for JobGuard {
     fn drop(&mut self) {
         if !self.is_finished {
-            self.finish_ended(Some("the job stopped without saying why"));
+            self.finish(Some(("the job stopped without saying why", "bug")), false);
         }
     }
 }
@@ -436,25 +566,22 @@ mod tests {
     #[test]
     fn a_room_has_one_job_at_a_time_in_every_outcome() {
         let (_dir, register) = register();
-        let room = RoomId::from("!a:b");
+        let (room, other) = (RoomId::from("!a:b"), Subject::Room("!c:d".into()));
+        let subject = Subject::Room(room.clone());
         for end in 0..4 {
-            let guard = register.enqueue("k", &room, Value::Null).expect("free");
+            let guard = register.enqueue("k", &subject, Value::Null).expect("free");
             let again = register
-                .enqueue("k", &room, Value::Null)
+                .enqueue("k", &subject, Value::Null)
                 .err()
                 .map(|e| e.to_string());
             assert_eq!(
                 again.as_deref(),
                 Some("History purge already in progress for !a:b")
             );
-            assert!(
-                register
-                    .enqueue("k", &RoomId::from("!c:d"), Value::Null)
-                    .is_ok()
-            );
+            assert!(register.enqueue("k", &other, Value::Null).is_ok());
             match end {
                 0 => guard.end(None),
-                1 => guard.end(Some("no")),
+                1 => guard.end(Some(("no", "failed"))),
                 2 => guard.cancel_enqueue(),
                 _ => drop(guard),
             }
@@ -465,9 +592,9 @@ mod tests {
     #[test]
     fn the_last_of_several_jobs_does_what_is_done_once_for_all() {
         let (_dir, register) = register();
-        let enqueue = |room| {
+        let enqueue = |room: &str| {
             register
-                .enqueue("k", &RoomId::from(room), Value::Null)
+                .enqueue("k", &Subject::Room(room.into()), Value::Null)
                 .expect("free")
         };
         let (first, second) = (enqueue("!a:b"), enqueue("!c:d"));
@@ -481,7 +608,7 @@ mod tests {
     fn no_job_stays_running_when_its_worker_has_gone() {
         let (_dir, register) = register();
         let guard = register
-            .enqueue("k", &RoomId::from("!a:b"), Value::Null)
+            .enqueue("k", &Subject::Room("!a:b".into()), Value::Null)
             .expect("free");
         let id = guard.id().clone();
         guard.start().expect("noted");
@@ -502,18 +629,65 @@ mod tests {
     fn a_withdrawn_job_leaves_no_trace_and_a_suspended_one_waits_for_the_next_start() {
         let (_dir, register) = register();
         let guard = register
-            .enqueue("k", &RoomId::from("!a:b"), Value::Null)
+            .enqueue("k", &Subject::Room("!a:b".into()), Value::Null)
             .expect("free");
         let id = guard.id().clone();
         guard.cancel_enqueue();
         assert!(register.get(&id).expect("read").is_none());
         let guard = register
-            .enqueue("k", &RoomId::from("!a:b"), Value::Null)
+            .enqueue("k", &Subject::Room("!a:b".into()), Value::Null)
             .expect("free");
         guard.start().expect("noted");
         guard.suspend();
         let unended = register.ledger().unended().expect("read");
         assert_eq!(unended.len(), 1);
         assert_eq!(unended[0].state, State::Queued);
+    }
+
+    /// S-31.
+    #[test]
+    fn a_status_is_what_is_so_when_the_ledger_cannot_be_written_and_is_written_later() {
+        let (_dir, register) = register();
+        let writable = |is_so: bool| {
+            let conn = register.ledger.conn.lock();
+            conn.pragma_update(None, "query_only", !is_so).expect("set");
+        };
+        for error in [None, Some(("the disk is full", "no_space"))] {
+            let guard = register
+                .enqueue("k", &Subject::Room("!a:b".into()), Value::Null)
+                .expect("free");
+            let id = guard.id().clone();
+            guard.start().expect("noted");
+            writable(false);
+            guard.end(error);
+            let expected = match error {
+                None => (State::Complete, None),
+                Some((text, _)) => (State::Failed, Some(text)),
+            };
+            let is_so = |record: Option<JobRecord>| {
+                let record = record.expect("known");
+                assert_eq!((record.state, record.error.as_deref()), expected);
+                assert_eq!(record.ended_ms, Some(Millis(5)));
+            };
+            is_so(register.get(&id).expect("read"));
+            is_so(register.look_up(&id, "k").expect("read"));
+            is_so(register.list().expect("read").pop());
+            assert!(!register.is_busy(&"!a:b".into()), "the room is free");
+            register.write_what_is_unwritten();
+            assert!(register.has_unwritten(), "it cannot be written yet");
+            assert_eq!(
+                register
+                    .ledger
+                    .get(&id)
+                    .expect("read")
+                    .expect("there")
+                    .state,
+                State::Running
+            );
+            writable(true);
+            register.write_what_is_unwritten();
+            assert!(!register.has_unwritten());
+            is_so(register.ledger.get(&id).expect("read"));
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdow
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
 use crate::job::{Phase, Progress};
-use crate::jobs::ledger::{JobRecord, State};
+use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
 use crate::store::db::{Access, Db};
 use crate::store::homeserver::{self, HomeserverDetector};
@@ -63,18 +63,23 @@ impl DeleteStatus {
             serde_json::from_value(record.progress.clone()).unwrap_or_default();
         let status = match record.state {
             State::Running if progress.phase == Phase::ShuttingDown => "shutting_down",
-            State::Queued | State::Running => "purging",
+            State::Queued | State::Running | State::Paused | State::Waiting => "purging",
             State::Complete => "complete",
             State::Failed => "failed",
         };
         Self {
             delete_id: record.id.clone(),
-            room_id: RoomId::new(record.subject.clone()),
+            room_id: room_of(&record),
             status: status.to_owned(),
             error: record.error.clone().filter(|text| !text.is_empty()),
             shutdown_room: shutdown_of(&record),
         }
     }
+}
+
+fn room_of(record: &JobRecord) -> RoomId {
+    let room = record.subject.room().cloned();
+    room.unwrap_or_else(|| RoomId::new(record.subject.to_string()))
 }
 
 /// What a job's shutdown did so far, by its progress.
@@ -102,9 +107,11 @@ impl Keeper {
         refuse_foreign(&request, &self.shared.config.server_name)?;
         let deletion = self.deletion(request, DeletionScope::Whole);
         let params = params_of(&deletion)?;
-        let guard = shared
-            .register
-            .enqueue(SHUTDOWN_AND_PURGE_ROOM, room, params)?;
+        let guard = shared.register.enqueue(
+            SHUTDOWN_AND_PURGE_ROOM,
+            &Subject::Room(room.clone()),
+            params,
+        )?;
         let id = guard.id().clone();
         log::info!("room {room}: deletion {id} is queued");
         self.submit(guard, Work::DeleteRoom(deletion))?;
@@ -152,12 +159,18 @@ impl Keeper {
     ) -> Result<JobRecord, Error> {
         let params = params_of(&deletion)?;
         let register = &self.shared.register;
-        let guard = register.enqueue_when_free(kind, room, &params, || self.is_stopping())?;
+        let subject = Subject::Room(room.clone());
+        let guard = register.enqueue_when_free(kind, &subject, &params, || self.is_stopping())?;
         let id = guard.id().clone();
         self.submit(guard, Work::DeleteRoom(deletion))?;
         match self.wait(&id) {
-            Err(Error::JobFailed(text)) if text == Error::UsersStillJoined.status_text() => {
-                Err(Error::UsersStillJoined)
+            Err(Error::JobFailed(text)) => {
+                let job = register.get(&id)?;
+                let code = job.and_then(|job| job.error_code);
+                match code.as_deref() == Some(Error::UsersStillJoined.code()) {
+                    true => Err(Error::UsersStillJoined),
+                    false => Err(Error::JobFailed(text)),
+                }
             }
             Err(Error::Stopping) => {
                 // Whoever asked hears that nothing was done, and so it must stay.
@@ -174,22 +187,17 @@ impl Keeper {
 
     /// The status of a deletion; `None` when there is no such one, or 24 hours after its end (S-10).
     pub fn delete_status(&self, id: &str) -> Result<Option<DeleteStatus>, Error> {
-        let (register, now) = (&self.shared.register, self.shared.config.clock.now());
-        let found = register
-            .ledger()
-            .look_up(&JobId::from(id), SHUTDOWN_AND_PURGE_ROOM, now)?;
-        match found {
-            // With the progress of this moment.
-            Some(record) => Ok(register.get(&record.id)?.map(DeleteStatus::of)),
-            None => Ok(None),
-        }
+        let register = &self.shared.register;
+        let found = register.look_up(&JobId::from(id), SHUTDOWN_AND_PURGE_ROOM)?;
+        Ok(found.map(DeleteStatus::of))
     }
 
     /// The ids of a room's deletions that run or ended less than 24 hours ago, oldest first (S-11, S-12).
     pub fn delete_ids_by_room(&self, room: &RoomId) -> Result<Vec<JobId>, Error> {
         let now = self.shared.config.clock.now();
         let ledger = self.shared.register.ledger();
-        let records = ledger.of_subject(room.as_str(), SHUTDOWN_AND_PURGE_ROOM, now)?;
+        let records =
+            ledger.of_subject(&Subject::Room(room.clone()), SHUTDOWN_AND_PURGE_ROOM, now)?;
         Ok(records.into_iter().map(|record| record.id).collect())
     }
 

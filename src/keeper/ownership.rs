@@ -5,13 +5,14 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
+use super::put_back;
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::Error;
 use crate::ids::is_server_name;
 use crate::jobs::ledger::{Ledger, unfit};
 use crate::store::db::{Db, OpenOptions};
 use crate::store::homeserver::{self, HomeserverDetector};
-use crate::store::users;
+use crate::store::{removed, users};
 
 /// Becomes the owner of the ledger, and so of the work on the database.
 pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
@@ -23,6 +24,13 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
     make_ledger(&config.ledger, config.database.file())?;
     let ledger = Ledger::open(&config.ledger)?;
     if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
+        let db = Db::open(&config.database, &OpenOptions::default())?;
+        let former = ledger.identity()?.unwrap_or_default();
+        if removed::was_dropped(&db, &former)? {
+            put_back::hold_jobs(&ledger, "the database was dropped and made anew")?;
+            ledger.adopt(&identity)?;
+            return Ok(ledger);
+        }
         return Err(Error::Refused(format!(
             "the ledger {} has unfinished work on another database: finish that first (`roomkeeper jobs --resume` there), \
              or say another ledger (roomkeeper.ledger) for this one",

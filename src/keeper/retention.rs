@@ -18,7 +18,7 @@ use super::{Keeper, Shared, Viewer, Work, end_early, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::{Phase, Progress, clean_up};
-use crate::jobs::ledger::JobRecord;
+use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
 use crate::policy::LifetimeRange;
@@ -211,7 +211,7 @@ impl Shared {
     ) -> Result<JobGuard, Error> {
         let params =
             serde_json::to_value(Range { range }).map_err(|e| Error::Bug(e.to_string()))?;
-        let subject = RoomId::new(format!("rooms with {range}"));
+        let subject = Subject::Lifetimes(range);
         let Some((first, others)) = self.interrupted(&subject)? else {
             return self.register.enqueue(RETENTION, &subject, params);
         };
@@ -220,20 +220,26 @@ impl Shared {
         let (ledger, now) = (self.register.ledger(), self.config.clock.now());
         for other in others {
             let why = format!("superseded by {}, which goes on", first.id);
-            ledger.end(&other.id, Some(&why), &other.progress, now)?;
+            let ended = Ended {
+                error: Some((&why, "superseded")),
+                progress: &other.progress,
+                at: now,
+            };
+            ledger.end(&other.id, ended)?;
         }
         Ok(guard)
     }
 
     /// The runs of a range that an earlier process left unfinished: the first, and the others.
-    fn interrupted(&self, subject: &RoomId) -> Result<Option<(JobRecord, Vec<JobRecord>)>, Error> {
-        if self.register.is_busy(subject) {
+    fn interrupted(&self, subject: &Subject) -> Result<Option<(JobRecord, Vec<JobRecord>)>, Error> {
+        if self.register.is_at_work_on(subject) {
             return Ok(None);
         }
         let unended = self.register.ledger().unended()?;
-        let mut runs = unended
-            .into_iter()
-            .filter(|job| job.kind == RETENTION && job.subject == subject.as_str());
+        // One that is paused, or waits for a person's word, goes on by that alone.
+        let mut runs = unended.into_iter().filter(|job| {
+            job.kind == RETENTION && job.subject == *subject && job.state == State::Queued
+        });
         Ok(runs.next().map(|first| (first, runs.collect())))
     }
 
@@ -241,7 +247,7 @@ impl Shared {
     /// today would find.
     fn finish_interrupted(&self, is_over: &dyn Fn() -> bool) -> Result<(), Error> {
         for job in self.register.ledger().unended()? {
-            if job.kind != RETENTION_PURGE || is_over() {
+            if job.kind != RETENTION_PURGE || job.state != State::Queued || is_over() {
                 continue;
             }
             // Another job has the room, perhaps this one.
@@ -253,9 +259,7 @@ impl Shared {
                     log::info!("{guard} goes on where it was interrupted");
                     self.run_job(guard, &work);
                 }
-                None => guard.end(Some(
-                    "interrupted, and this roomkeeper does not know how to go on",
-                )),
+                None => guard.end(Some((super::UNKNOWN_KIND, "unknown_kind"))),
             }
         }
         Ok(())
@@ -269,7 +273,8 @@ impl Shared {
         range: LifetimeRange,
         now: Millis,
     ) {
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
+        let live = guard.live().clone();
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
         if is_stopping() {
             return guard.suspend();
         }
@@ -296,7 +301,7 @@ impl Shared {
                     summary.rooms_failed, summary.rooms_planned
                 );
                 log::error!("{guard} failed: {said}");
-                guard.end(Some(&said));
+                guard.end(Some((&said, "rooms_failed")));
             }
             Err(e) => end_early(guard, &e),
         }
@@ -318,7 +323,7 @@ impl Shared {
             guard.live().set_progress(value);
         };
         publish(&progress);
-        self.finish_interrupted(&|| guard.live().is_cancelled())?;
+        self.finish_interrupted(&|| guard.live().is_cancelled() || guard.live().is_paused())?;
         let plan = {
             let db = Db::open(&self.config.database, &options(Access::ReadOnlyFile))?;
             let handle = db.interrupt_handle();
@@ -352,7 +357,7 @@ impl Shared {
         let (done, ended) = unbounded::<()>();
         let mut running = 0;
         let stay = || {
-            if self.is_stopping.load(Ordering::SeqCst) {
+            if self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused() {
                 Err(Error::Stopping)
             } else if guard.live().is_cancelled() {
                 Err(Error::Cancelled)
@@ -387,7 +392,7 @@ impl Shared {
         stay()?;
         // What the purges left to the end: they share one index and one log.
         let mut progress = counters.progress();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused();
         let mut ctx = self.job_context(guard, &is_stopping)?;
         clean_up(&mut ctx, &mut progress).map_err(|e| ctx.map_interrupt(e))?;
         publish(&progress);
@@ -466,7 +471,9 @@ impl Shared {
             return Err(Error::RoomBusy { room: room.clone() });
         }
         let params = serde_json::to_value(request).map_err(|e| Error::Bug(e.to_string()))?;
-        let guard = self.register.enqueue(RETENTION_PURGE, room, params)?;
+        let guard = self
+            .register
+            .enqueue(RETENTION_PURGE, &Subject::Room(room.clone()), params)?;
         let id = guard.id().clone();
         counters.running.lock().push(id.clone());
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
@@ -494,7 +501,7 @@ impl Shared {
         match &outcome {
             Ok(_) => guard.end_part(None),
             Err(Error::Stopping) => guard.suspend(),
-            Err(e) => guard.end_part(Some(&e.status_text())),
+            Err(e) => guard.end_part(Some((&e.status_text(), e.code()))),
         }
         outcome
     }

@@ -25,7 +25,7 @@ use crate::batch::{BatchLimits, Rewrite};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{JobContext, ServerState};
-use crate::jobs::ledger::Ledger;
+use crate::jobs::ledger::{Ledger, Subject};
 use crate::jobs::register::JobRegistry;
 use crate::locks::RoomLocks;
 use crate::point::Point;
@@ -81,7 +81,7 @@ fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<
         Some(record) => register.requeue(record),
         None => register.enqueue(
             "purge_history",
-            room,
+            &Subject::Room(room.clone()),
             serde_json::to_value(request.clone()).expect("plain"),
         ),
     };
@@ -146,7 +146,7 @@ fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<
     drop(ctx);
     match &outcome {
         Err(Error::Stopping) => guard.suspend(),
-        Err(e) => guard.end(Some(&e.status_text())),
+        Err(e) => guard.end(Some((&e.status_text(), e.code()))),
         Ok(()) => guard.end(None),
     }
     let seen = std::mem::take(&mut *seen.lock());

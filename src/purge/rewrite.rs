@@ -7,7 +7,9 @@ use super::extremities;
 use super::request::Request;
 use crate::batch::Rewrite;
 use crate::error::Error;
-use crate::job::{JobContext, Phase, Progress, ServerState, overwrite, renew_lock};
+use crate::job::{
+    JobContext, Phase, Progress, Removing, ServerState, note_removed, overwrite, renew_lock,
+};
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
 use crate::store::foreign_keys::ForeignKeys;
@@ -155,6 +157,7 @@ fn rewrite_unchecked(
         let removed = history::remove(db, &cut, selected, below, removal, &mut look_at)?;
         rows.extend(removed.rows);
         ledger.add_candidates(room.room().as_str(), &removed.state_groups)?;
+        note_removed(db, ledger, live, Removing::Events)?;
         if event_rows::broken_foreign_keys(db)? > 0 {
             return Err(Error::Bug(
                 "removing the events in one rewrite would break a foreign key".into(),
@@ -163,6 +166,9 @@ fn rewrite_unchecked(
         Ok(rows)
     });
     let took = started.elapsed();
+    if rewritten.is_ok() {
+        ctx.note_commit();
+    }
     ctx.db.checkpoint()?;
     drop(writer);
     let rows = match rewritten {

@@ -14,8 +14,8 @@ use super::state_groups;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, RECONNECT_PAUSE, ServerState,
-    acquire_synapse_lock, clean_up, full_text, overwrite, renew_lock,
+    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, RECONNECT_PAUSE, Removing, ServerState,
+    acquire_synapse_lock, clean_up, full_text, note_removed, overwrite, renew_lock,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
@@ -419,6 +419,7 @@ fn batch(
         let removed = history::remove(db, cut, selected, keep_from_depth, removal, &mut in_time)?;
         rows.extend(removed.rows);
         ledger.add_candidates(room.room().as_str(), &removed.state_groups)?;
+        note_removed(db, ledger, live, Removing::Events)?;
         in_time("")?;
         if let Some(keys) = options.keys
             && keys.are_broken(db, selected.to_delete)?
@@ -437,6 +438,9 @@ fn batch(
     let took = begun.elapsed();
     ctx.db.prefer_index_scans(true);
     let wal_bytes = log_length(&ctx.db);
+    if result.is_ok() {
+        ctx.note_commit();
+    }
     match ctx.server_state {
         _ if ctx.db.engine() == Engine::Postgres => {}
         // Emptying it costs as much for one small room as for hundreds of them.

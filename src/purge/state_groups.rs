@@ -30,6 +30,13 @@ enum Step {
 /// Age at which a row of `state_groups_persisting` is that of a homeserver which died (P-54).
 const STALE_AFTER: Millis = Millis(7 * 24 * 60 * 60 * 1000);
 
+/// The group that a step of the ledger is about: what was decided on for another database is looked at anew.
+pub(crate) fn group_of_step(step: &str) -> Option<i64> {
+    match serde_json::from_str(step).ok()? {
+        Step::Rebase { group, .. } | Step::Delete { group } => Some(group),
+    }
+}
+
 /// Lets go of the state groups that the ledger notes for the room and that nothing refers to (P-30 … P-46).
 ///
 /// Where the homeserver is stopped they go at once. Where one may be running they are marked, by the protocol of

@@ -28,6 +28,7 @@ mod push_actions;
 pub mod reader_access;
 mod redactions;
 pub mod relations;
+pub mod removed;
 pub mod room_rows;
 pub mod room_statistics;
 pub mod rooms;

@@ -254,6 +254,21 @@ impl Db {
         self.set_pragma("synchronous", if at_once { "FULL" } else { "NORMAL" })
     }
 
+    /// Returns when every commit so far is on the disk. A server sees to that at each commit. The log is opened past
+    /// SQLite, which holds no locks on it.
+    pub fn sync_commits_so_far(&self) -> Result<(), Error> {
+        let Some(log) = self.wal_path() else {
+            return Ok(());
+        };
+        let doing = "sync the write-ahead log";
+        match std::fs::File::open(log) {
+            Ok(log) => log.sync_data().context(doing),
+            // It was emptied into the file and taken away, and that was synced.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(e).context(doing),
+        }
+    }
+
     /// Whether foreign keys are looked after by the engine. On a server this is of the next transactions that write: with
     /// `false` their triggers are switched off, which the role must be allowed to do.
     pub fn set_foreign_keys(&self, on: bool) -> Result<(), Error> {

@@ -84,7 +84,12 @@ fn await_job(keeper: &Keeper, kind: &str, number: usize) {
     loop {
         let jobs = keeper.jobs().expect("listed");
         let of = |job: &roomkeeper::jobs::ledger::JobRecord| {
-            job.kind == kind && job.subject == room(number) && job.state == State::Running
+            job.kind == kind
+                && job
+                    .subject
+                    .room()
+                    .is_some_and(|r| r.as_str() == room(number))
+                && job.state == State::Running
         };
         if jobs.iter().any(of) {
             return;

@@ -48,7 +48,7 @@ fn a_week_passes_in_a_moment_and_every_job_runs_when_it_should() {
     }
     let hours = |subject: &str| -> Vec<i64> {
         let runs = runs(&keeper).into_iter();
-        let of = runs.filter(|run| run.subject.contains(subject));
+        let of = runs.filter(|run| run.subject.to_string().contains(subject));
         of.map(|run| (run.created_ms - start).0 / HOUR.0).collect()
     };
     assert_eq!(hours("max_lifetime <= 3d"), [24, 48, 72, 96, 120, 144, 168]);

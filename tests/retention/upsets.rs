@@ -85,8 +85,10 @@ fn a_run_that_is_asked_for_again_goes_on_under_its_name_and_leaves_nothing_unend
             "UPDATE job SET state = 'running', ended_ms = NULL WHERE kind = 'retention';
              UPDATE job SET state = 'running', ended_ms = NULL
               WHERE id IN (SELECT id FROM job WHERE kind = 'retention_purge' LIMIT 2);
-             INSERT INTO job SELECT 'again' || n, kind, subject, params, state, error, progress, created_ms + n,
-                                    started_ms, ended_ms
+             INSERT INTO job (id, kind, subject_kind, subject, params, state, error, progress, created_ms, started_ms,
+                              ended_ms)
+                               SELECT 'again' || n, kind, subject_kind, subject, params, state, error, progress,
+                                      created_ms + n, started_ms, ended_ms
                                FROM job, (SELECT 1 AS n UNION SELECT 2) WHERE kind = 'retention';",
         )
         .expect("changed");

@@ -93,6 +93,13 @@ impl OnServer {
         }
     }
 
+    /// Puts another one in its place, under its name, as restoring a backup does.
+    pub fn put_back(&self, backup: &Self) {
+        the_cluster().drop(&self.name);
+        let made = the_cluster().create(&backup.name);
+        the_cluster().run(&format!("ALTER DATABASE {made} RENAME TO {}", self.name));
+    }
+
     /// How to get there.
     pub fn database(&self) -> Database {
         the_cluster().database(&self.name)
