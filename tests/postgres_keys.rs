@@ -42,6 +42,12 @@ impl Example {
             };
             let site = Site::random(seed, &recipe);
             let ask = deepest_cut(&site.tables());
+            // Beside a homeserver surplus extremities stay (P-51), and it is not this that is compared here.
+            site.run(&format!(
+                "DELETE FROM event_forward_extremities f USING events e
+                  WHERE e.event_id = f.event_id AND e.room_id = '{}' AND e.depth < {}",
+                ask.room, ask.below
+            ));
             made = Some(Self {
                 site,
                 ask,

@@ -43,7 +43,7 @@ pub(super) fn rewrite(
     };
     if !wanted
         || ctx.db.engine() != Engine::Sqlite
-        || event_rows::has_triggers(&ctx.db)?
+        || has_triggered_index(&ctx.db)?
         || event_rows::broken_foreign_keys(&ctx.db)? > 0
     {
         return Ok(false);
@@ -60,6 +60,15 @@ pub(super) fn rewrite(
     ctx.db
         .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
     rewritten
+}
+
+/// Whether a trigger on the full-text index's own tables would see them filled again. Every other table that has triggers
+/// is looked after row by row.
+fn has_triggered_index(db: &Db) -> Result<bool, Error> {
+    let triggered = event_rows::tables_with_triggers(db)?;
+    Ok(triggered
+        .iter()
+        .any(|table| table.starts_with("event_search")))
 }
 
 /// On a server: whether the whole purge is one batch, in which tables are read from end to end instead of looked into row

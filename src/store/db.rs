@@ -403,6 +403,15 @@ impl Db {
         outcome
     }
 
+    /// On a server: whether triggers are switched off in transactions that write, those for foreign keys among them.
+    pub(super) fn are_triggers_off(&self) -> bool {
+        match &self.conn {
+            Conn::Sqlite(_) => false,
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.are_triggers_off(),
+        }
+    }
+
     /// On a server: whether triggers run in the next transactions that write.
     pub(super) fn set_triggers(&self, on: bool) {
         match &self.conn {

@@ -147,16 +147,26 @@ pub fn remove(
     counts: &mut RowCounts,
     each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    let triggered = match removal {
+        Removal::Rewrite => tables_with_triggers(db)?,
+        Removal::Rows => Vec::new(),
+    };
     for found in present(db, scope, room, selected)? {
         let is_taken = matches!(found.rows, Rows::Selection | Rows::ToDeleteInRoom);
         if is_taken && scope == Scope::History && db.engine() == Engine::Postgres {
+            continue;
+        }
+        if found.rows == Rows::Events && db.are_triggers_off() {
+            // They have gone before all others.
             continue;
         }
         each(found.table)?;
         let is_large = found.rows == Rows::Events
             || PER_EVENT.contains(&found.table)
             || found.table == "event_relations";
-        let rows = if removal == Removal::Rewrite && is_large {
+        // A trigger of somebody's own must not hear of rows that stay.
+        let may_rewrite = is_large && !triggered.iter().any(|t| t == found.table);
+        let rows = if removal == Removal::Rewrite && may_rewrite {
             rewrite(db, found.table, &found.stays())?
         } else {
             match db.engine() {
@@ -174,6 +184,37 @@ pub fn remove(
     }
     Ok(())
 }
+
+/// Where triggers are off, the events themselves before everything that belongs to them: whoever is adding a row that
+/// refers to one of them holds it, so our delete waits until that row is there to be seen by the deletes that follow,
+/// and nobody can add another one. An outlier that has become a part of the timeline meanwhile is let go of.
+pub(super) fn remove_events_first(db: &Db, counts: &mut RowCounts) -> Result<(), Error> {
+    let doing = "purge the events";
+    db.count(doing, HOLD_OUTLIERS, &[])?;
+    db.execute(doing, LET_GO_OF_FORMER_OUTLIERS, &[])?;
+    let rows = db.execute(doing, DELETE_EVENTS_FIRST, &[])?;
+    add(counts, "events", rows);
+    Ok(())
+}
+
+const HOLD_OUTLIERS: &str = "-- PostgreSQL
+    SELECT count(*)
+      FROM (SELECT 1
+              FROM rk_selected s
+             CROSS JOIN events e
+             WHERE s.outlier
+               AND e.stream_ordering = s.stream_ordering
+               FOR UPDATE OF e) AS held";
+
+const LET_GO_OF_FORMER_OUTLIERS: &str = "-- PostgreSQL
+    DELETE FROM rk_selected s
+     USING events e
+     WHERE s.outlier
+       AND e.stream_ordering = s.stream_ordering
+       AND NOT e.outlier";
+
+const DELETE_EVENTS_FIRST: &str = "-- PostgreSQL
+    DELETE FROM events t USING rk_selected s WHERE t.stream_ordering = s.stream_ordering AND s.to_delete";
 
 /// Deletes rows one by one, in the order in which they lie in the file. Asked to delete a set of them, SQLite would read
 /// from end to end a table of which statistics once told that it was small, for every purge of a few events.
@@ -244,13 +285,11 @@ pub(super) fn tables_of_history() -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|(table, _)| *table)
 }
 
-/// Whether a trigger on one of the large tables would see a rewrite.
-pub fn has_triggers(db: &Db) -> Result<bool, Error> {
-    const TRIGGERS: &str = "
-        SELECT count(*) FROM sqlite_master
-         WHERE type = 'trigger'
-           AND tbl_name IN ('events', 'event_json', 'event_edges', 'event_to_state_groups', 'event_search_content')";
-    Ok(db.count("look for triggers", TRIGGERS, &[])? > 0)
+/// SQLite: the tables that have triggers, in lower case. A rewrite would have them fire for rows that stay.
+pub fn tables_with_triggers(db: &Db) -> Result<Vec<String>, Error> {
+    const TRIGGERS: &str =
+        "SELECT DISTINCT lower(tbl_name) FROM sqlite_master WHERE type = 'trigger'";
+    db.rows("look for triggers", TRIGGERS, &[], |r| r.get(0))
 }
 
 /// Rows that break a foreign key, whether or not keys are on.

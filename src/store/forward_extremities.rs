@@ -32,7 +32,8 @@ const LEAVE_EXTREMITIES: &str = "
     DELETE FROM rk_selected
      WHERE event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)";
 
-/// Of the events of the timeline that a cut takes, the forward extremities. Binds `$1` room, `$2` lowest depth,
+/// Of the events of the timeline that a cut takes, the forward extremities; by `depth`, which is the same number and by
+/// which no server is tempted to walk the room. Binds `$1` room, `$2` lowest depth,
 /// `$3` depth that survives, `$4` the time after which what was received stays, or NULL. Walks the room's extremities.
 const COUNT_EXTREMITIES: &str = "
     SELECT count(*)
@@ -41,8 +42,8 @@ const COUNT_EXTREMITIES: &str = "
      WHERE f.room_id = $1
        AND e.event_id = f.event_id
        AND e.room_id = f.room_id
-       AND e.topological_ordering >= $2
-       AND e.topological_ordering < $3
+       AND e.depth >= $2
+       AND e.depth < $3
        AND NOT e.outlier
        AND (coalesce(e.received_ts, 0) <= $4
             OR (e.stream_ordering < 0 AND coalesce(e.origin_server_ts, 0) <= $4)

@@ -55,8 +55,8 @@ const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
 /// local events, `$2` server name, `$3` room, `$4` lowest depth, `$5` depth that survives, `$6` the time after which
 /// what was received is left out, or NULL. Walks `events_order_room`.
 const SELECT_BELOW: &str = "
-    INSERT INTO rk_selected (stream_ordering, event_id, to_delete)
-    SELECT stream_ordering, event_id, deletable
+    INSERT INTO rk_selected (stream_ordering, event_id, to_delete, outlier)
+    SELECT stream_ordering, event_id, deletable, outlier
       FROM (SELECT e.stream_ordering, e.event_id, e.outlier,
                    s.event_id IS NULL
                    AND ($1 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $2, TRUE)) AS deletable
@@ -146,6 +146,20 @@ const KEPT_EXTREMITIES: &str = "
               AND NOT v.outlier
               AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = v.stream_ordering))";
 
+/// The same on PostgreSQL, where others may have written one since [`KEPT_EXTREMITIES`] looked: each is looked at again.
+const DROP_EXTREMITIES_ON_POSTGRES: &str = "-- PostgreSQL
+    DELETE FROM event_backward_extremities b
+     WHERE b.room_id = $1
+       AND b.event_id NOT IN (SELECT event_id FROM rk_extremities)
+       AND NOT EXISTS (
+           SELECT 1 FROM event_edges g
+            CROSS JOIN events v
+            WHERE g.prev_event_id = b.event_id
+              AND v.event_id = g.event_id
+              AND v.room_id = b.room_id
+              AND NOT v.outlier
+              AND NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.stream_ordering = v.stream_ordering))";
+
 /// Extremities that are none any more. Binds `$1` room.
 const DROP_EXTREMITIES: &str = "
     DELETE FROM event_backward_extremities
@@ -167,7 +181,8 @@ const NOTE_OWN_EXTREMITIES: &str = "
 const ADD_EXTREMITIES: &str = "
     INSERT INTO event_backward_extremities (room_id, event_id)
     SELECT $1, x.event_id FROM rk_extremities x
-     WHERE x.event_id NOT IN (SELECT event_id FROM event_backward_extremities WHERE room_id = $1)";
+     WHERE x.event_id NOT IN (SELECT event_id FROM event_backward_extremities WHERE room_id = $1)
+        ON CONFLICT DO NOTHING";
 
 /// P-12: the state groups of everything selected.
 const SELECTED_GROUPS: &str = "
@@ -236,11 +251,16 @@ const LATEST_REPLY: &str = "
      ORDER BY e.topological_ordering DESC, e.stream_ordering DESC
      LIMIT 1";
 
+/// Unless a newer reply came meanwhile.
 const REPOINT_THREAD: &str = "
     UPDATE threads SET latest_event_id = $1, topological_ordering = $2, stream_ordering = $3
-     WHERE room_id = $4 AND thread_id = $5";
+     WHERE room_id = $4 AND thread_id = $5
+       AND latest_event_id IN (SELECT event_id FROM rk_selected WHERE to_delete)";
 
-const DROP_THREAD: &str = "DELETE FROM threads WHERE room_id = $1 AND thread_id = $2";
+const DROP_THREAD: &str = "
+    DELETE FROM threads
+     WHERE room_id = $1 AND thread_id = $2
+       AND latest_event_id IN (SELECT event_id FROM rk_selected WHERE to_delete)";
 
 /// P-11. Binds `$1` room.
 const LOWEST_DEPTH: &str = "
@@ -481,6 +501,10 @@ pub fn remove(
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
+    if db.are_triggers_off() {
+        each("events")?;
+        event_rows::remove_events_first(db, &mut counts)?;
+    }
     if db.engine() == Engine::Sqlite {
         push_actions::decrement(db, room)?;
     }
@@ -517,7 +541,8 @@ pub fn remove(
     }
     // When the edges of events to delete have gone, hardly any edge to a selected event is left to be looked at.
     fill_extremities(db, cut, removal)?;
-    let dropped = db.execute(doing, DROP_EXTREMITIES, params![room])?;
+    let drop = db.text(DROP_EXTREMITIES, DROP_EXTREMITIES_ON_POSTGRES);
+    let dropped = db.execute(doing, drop, params![room])?;
     let own = db.execute(doing, DROP_OWN_EXTREMITIES, &[])?;
     add(&mut counts, "event_backward_extremities", dropped - own);
     db.execute(doing, NOTE_OWN_EXTREMITIES, params![room])?;

@@ -147,6 +147,11 @@ impl Link {
         Interrupt(self.token.clone())
     }
 
+    /// Whether triggers are switched off in transactions that write.
+    pub(super) fn are_triggers_off(&self) -> bool {
+        !self.triggers.get()
+    }
+
     /// Whether triggers run in the next transactions that write.
     pub(super) fn set_triggers(&self, on: bool) {
         self.triggers.set(on);

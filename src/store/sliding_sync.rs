@@ -49,11 +49,14 @@ const BUMP_SURVIVES: &str = "
                 OR s.event_id IS NOT NULL
                 OR NOT ($5 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $6, TRUE))))";
 
+/// Unless a newer event came meanwhile.
 const REPOINT_SLIDING_SYNC: &str = "
-    UPDATE sliding_sync_joined_rooms SET event_stream_ordering = $1 WHERE room_id = $2";
+    UPDATE sliding_sync_joined_rooms SET event_stream_ordering = $1
+     WHERE room_id = $2
+       AND event_stream_ordering IN (SELECT stream_ordering FROM rk_selected WHERE to_delete)";
 
 const REPOINT_BUMP_STAMP: &str = "
-    UPDATE sliding_sync_joined_rooms SET bump_stamp = $1 WHERE room_id = $2";
+    UPDATE sliding_sync_joined_rooms SET bump_stamp = $1 WHERE room_id = $2 AND bump_stamp = $3";
 
 /// P-19, defect D: lets go of an event that is to be deleted, in favour of one that outlives the whole job, so that
 /// the row is the same however the job is cut into batches.
@@ -96,7 +99,7 @@ pub fn update_joined_room(
         db.execute(
             doing,
             REPOINT_BUMP_STAMP,
-            params![newest(NEWEST_BUMP)?, room],
+            params![newest(NEWEST_BUMP)?, room, bump],
         )?;
     }
     Ok(())

@@ -12,23 +12,25 @@ pub enum Extent {
     Whole,
 }
 
-/// The temporary tables of a purge. `to_delete` is Synapse's `should_delete`.
+/// The temporary tables of a purge. `to_delete` is Synapse's `should_delete`; `outlier` is what the event was then.
 const TEMPORARY_TABLES: &str = "
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_selected (
-        stream_ordering INTEGER PRIMARY KEY, event_id TEXT NOT NULL, to_delete BOOLEAN NOT NULL);
+        stream_ordering INTEGER PRIMARY KEY, event_id TEXT NOT NULL, to_delete BOOLEAN NOT NULL,
+        outlier BOOLEAN NOT NULL DEFAULT FALSE);
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
     DELETE FROM rk_selected;
     DELETE FROM rk_extremities;";
 
 /// The same. What is selected is forgotten when its transaction ends, which costs less than to truncate tables. Of the
-/// columns only `to_delete` gets statistics: that the others are unique is said by their indexes, and looking at thirty
+/// columns only the two flags get statistics: that the others are unique is said by their indexes, and looking at thirty
 /// thousand ids in every batch takes time.
 const TEMPORARY_TABLES_ON_POSTGRES: &str = "-- PostgreSQL
     CREATE TEMPORARY TABLE rk_selected (
-        stream_ordering BIGINT NOT NULL, event_id TEXT NOT NULL, to_delete BOOLEAN NOT NULL) ON COMMIT DELETE ROWS;
+        stream_ordering BIGINT NOT NULL, event_id TEXT NOT NULL, to_delete BOOLEAN NOT NULL,
+        outlier BOOLEAN NOT NULL DEFAULT FALSE) ON COMMIT DELETE ROWS;
     ALTER TABLE rk_selected ALTER stream_ordering SET STATISTICS 0, ALTER event_id SET STATISTICS 0,
-        ALTER to_delete SET STATISTICS 1;
+        ALTER to_delete SET STATISTICS 1, ALTER outlier SET STATISTICS 1;
     CREATE TEMPORARY TABLE rk_extremities (event_id TEXT PRIMARY KEY) ON COMMIT DELETE ROWS;
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY);";
 
