@@ -76,6 +76,9 @@ pub enum Error {
     /// A room is to be deleted while local users are joined (E-1).
     #[error("Users are still joined to this room")]
     UsersStillJoined,
+    /// No room here has that id or alias.
+    #[error("{0}")]
+    NoSuchRoom(String),
     /// The job queue is full; nothing was started.
     #[error("too many purges are waiting; try again when one has ended")]
     QueueFull,
@@ -261,9 +264,10 @@ impl Error {
                 (503, "M_UNKNOWN", EXIT_REFUSED)
             }
             Self::BadRequest { errcode, .. } => (400, *errcode, EXIT_USAGE),
-            Self::EventNotFound(_) | Self::NothingThatOld | Self::NoSuchJob(_) => {
-                (404, "M_NOT_FOUND", EXIT_FAILED)
-            }
+            Self::EventNotFound(_)
+            | Self::NothingThatOld
+            | Self::NoSuchJob(_)
+            | Self::NoSuchRoom(_) => (404, "M_NOT_FOUND", EXIT_FAILED),
             Self::WrongRoom
             | Self::RoomBusy { .. }
             | Self::WouldEmptyRoom
@@ -321,6 +325,7 @@ impl Error {
             Self::JobFailed(_) => "job_failed",
             Self::Remote { .. } => "remote",
             Self::NoSuchJob(_) => "no_such_job",
+            Self::NoSuchRoom(_) => "no_such_room",
             Self::PartialState(_) => "partial_state",
             Self::Denied { .. } => "denied",
             Self::NotInRoom { .. } => "not_in_room",

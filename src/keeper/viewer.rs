@@ -12,6 +12,7 @@ use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan, Request};
 use crate::store::check::{self, Violation};
 use crate::store::db::{Access, Db, Engine, OpenOptions};
+use crate::store::named_rooms::{self, Mark};
 use crate::store::space::{self, Reclaimed};
 use crate::store::{homeserver, points, search};
 
@@ -27,6 +28,42 @@ impl Viewer {
         let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
         refuse_wrong_server_name(&db, &config)?;
         Ok(Self { db, config })
+    }
+
+    /// The room that words mean: an id (`!…`) or an alias of this server (`#…:server`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] for words that are neither; [`Error::NoSuchRoom`] for an alias that leads nowhere.
+    pub fn room_of(&self, words: &str) -> Result<RoomId, Error> {
+        let words = words.trim();
+        if words.starts_with('!') {
+            return Ok(RoomId::new(words));
+        }
+        if words.starts_with('#') {
+            let found = named_rooms::of_alias(&self.db, words)?;
+            return found
+                .ok_or_else(|| Error::NoSuchRoom(format!("no room here has the alias {words}")));
+        }
+        Err(Error::Config(format!(
+            "'{words}' is no room: say its id (!…), in single quotes, or an alias of it (#…:server)"
+        )))
+    }
+
+    /// Whether this server knows a room.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub fn knows(&self, room: &RoomId) -> Result<bool, Error> {
+        named_rooms::is_known(&self.db, room)
+    }
+
+    /// The event at which a purge up to a point would cut, where it is held.
+    ///
+    /// # Errors
+    /// As [`crate::keeper::Keeper::plan_purge`] for a point that is not there.
+    pub fn cut(&self, room: &RoomId, point: &PurgePoint) -> Result<Option<Mark>, Error> {
+        let point = points::resolve(&self.db, room, point, self.config.clock.now())?;
+        named_rooms::at(&self.db, room, point)
     }
 
     /// As [`crate::keeper::Keeper::plan_purge`].
@@ -78,6 +115,13 @@ pub fn check_offline(
     config: &Config,
     each: impl FnMut(&str, &str),
 ) -> Result<Vec<Violation>, Error> {
+    // On a server that only reads, or takes no writes from us, nobody can be in the way, nor leave a lock behind.
+    if config.database.file().is_none()
+        && let Err(Error::Refused(_)) = Db::open(&config.database, &OpenOptions::default())
+    {
+        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
+        return check::check(&db, config.clock.now(), each);
+    }
     let _owner = own_ledger(config)?;
     refuse_running_homeserver(config)?;
     let mut db = Db::open(&config.database, &OpenOptions::default())?;

@@ -18,6 +18,7 @@ pub mod free_pages;
 pub mod history;
 pub mod homeserver;
 pub mod members;
+pub mod named_rooms;
 pub mod own_events;
 pub mod pages;
 pub mod points;

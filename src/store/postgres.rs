@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use postgres::types::ToSql;
-use postgres::{CancelToken, Client, Statement};
+use postgres::{CancelToken, Client, SimpleQueryMessage, Statement};
 
 use super::db::Access;
 use super::dialect;
@@ -87,10 +87,24 @@ const READ_TABLES: &str = "
     SET LOCAL join_collapse_limit = 8;
     SET LOCAL work_mem = '64MB'";
 
-/// Memory for temporary tables: what is selected for a long batch stays in it. It is taken as it is used.
+/// Memory for temporary tables: what is selected for a long batch stays in it. It is taken as it is used. A role's limits
+/// are for the short transactions of a homeserver (K-5); `transaction_timeout` is there from version 17 on.
 const SETUP: &str = "
     SET client_encoding = 'UTF8';
-    SET temp_buffers = '64MB'";
+    SET temp_buffers = '64MB';
+    SET statement_timeout = 0;
+    SET lock_timeout = 0;
+    SET idle_in_transaction_session_timeout = 0;
+    SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+
+/// Whether the server is a standby, and whether somebody wants nothing written (K-4).
+const READS_ONLY: &str = "
+    VALUES (pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only'))";
+
+/// As [`BEGIN`], on a standby, where nothing can be written down, not even in temporary tables.
+const BEGIN_ON_STANDBY: &str = "
+    BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+    SET LOCAL jit = off";
 
 /// Pages are read from an index in their order. The planner thinks little of so many conditions together, and would rather
 /// sort all of a room to find those few events; or, without statistics, read all relations.
@@ -112,6 +126,7 @@ pub(super) struct Link {
     in_transaction: Cell<bool>,
     triggers: Cell<bool>,
     walks: Cell<bool>,
+    is_standby: Cell<bool>,
 }
 
 /// Stops the statement that a connection is running.
@@ -130,8 +145,9 @@ impl Interrupt {
 impl Link {
     /// Connects.
     pub(super) fn open(server: &Server, access: Access) -> Result<Self, Error> {
-        let (client, encryption) = connect(server, access)?;
+        let (client, encryption, is_standby) = connect(server, access)?;
         Ok(Self {
+            is_standby: Cell::new(is_standby),
             server: server.clone(),
             access,
             token: Arc::new(Mutex::new((client.cancel_token(), encryption))),
@@ -259,6 +275,7 @@ impl Link {
         self.revive()?;
         let (begin, plans) = match what {
             Transaction::Read if self.access == Access::ReadOnly => (BEGIN_READ_ONLY, ""),
+            Transaction::Read if self.is_standby.get() => (BEGIN_ON_STANDBY, READ_TABLES),
             Transaction::Read => (BEGIN, READ_TABLES),
             Transaction::Write => {
                 let begin = match self.triggers.get() {
@@ -331,7 +348,7 @@ impl Link {
     }
 
     fn replace(&self) -> Result<(), StoreError> {
-        let (client, encryption) = match connect(&self.server, self.access) {
+        let (client, encryption, is_standby) = match connect(&self.server, self.access) {
             Ok(connected) => connected,
             Err(Error::Store { source, .. }) => return Err(source),
             Err(e) => {
@@ -342,6 +359,7 @@ impl Link {
                 }));
             }
         };
+        self.is_standby.set(is_standby);
         *self.token.lock() = (client.cancel_token(), encryption);
         self.statements.borrow_mut().clear();
         *self.client.borrow_mut() = client;
@@ -355,7 +373,8 @@ impl Link {
     }
 }
 
-fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Error> {
+/// Connects, and finds out whether the server is a standby. What is to write is refused where nothing may be written.
+fn connect(server: &Server, access: Access) -> Result<(Client, Encryption, bool), Error> {
     let doing = "connect to the PostgreSQL server";
     let lost = |e: &postgres::Error| {
         let mut error = error(e);
@@ -368,6 +387,19 @@ fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Erro
         }
     };
     let (mut client, encryption) = address::connect(server, |e| lost(&e))?;
+    let (is_standby, is_read_only) = reads_only(&mut client).map_err(|e| lost(&e))?;
+    if access == Access::Write && is_standby {
+        return Err(Error::Refused(format!(
+            "{server}: this server is a hot standby and can only be read: name the primary, or say \
+             target_session_attrs: primary where several hosts are named"
+        )));
+    }
+    if access == Access::Write && is_read_only {
+        return Err(Error::Refused(format!(
+            "{server}: default_transaction_read_only is on for this role or database, so somebody wants nothing written \
+             there: take that back first (ALTER ROLE … RESET default_transaction_read_only) if it is not meant"
+        )));
+    }
     let mut setup = String::from(SETUP);
     if access != Access::ReadOnlyFile {
         setup.push(';');
@@ -377,7 +409,16 @@ fn connect(server: &Server, access: Access) -> Result<(Client, Encryption), Erro
         setup.push_str("; SET default_transaction_read_only = on");
     }
     client.batch_execute(&setup).map_err(|e| lost(&e))?;
-    Ok((client, encryption))
+    Ok((client, encryption, is_standby))
+}
+
+fn reads_only(client: &mut Client) -> Result<(bool, bool), postgres::Error> {
+    let answer = client.simple_query(READS_ONLY)?;
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some((row.get(0) == Some("t"), row.get(1) == Some("on"))),
+        _ => None,
+    });
+    Ok(row.unwrap_or((false, false)))
 }
 
 /// What the server said, without what it says of rows.

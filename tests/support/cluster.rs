@@ -279,6 +279,33 @@ impl Cluster {
         }
     }
 
+    /// Starts a hot standby of this server, on a port of its own in the same directory; answers when it can be asked.
+    pub fn standby(&self) -> Standby {
+        let port = self.port.wrapping_add(1).max(1024);
+        // The other programs are where the server truly is.
+        let server = fs::canonicalize(self.programs.join("postgres")).expect("a program");
+        let programs = server.parent().expect("a directory").to_owned();
+        let script = format!(
+            "cd {dir} && {bin}/pg_basebackup -h {dir} -p {from} -U postgres -D {dir}/standby -R -X stream -c fast \
+             >{dir}/standby.log 2>&1 && chmod 700 {dir}/standby && \
+             {bin}/pg_ctl -D {dir}/standby -o '-k {dir} -c port={port} -c listen_addresses= -c fsync=off -c max_connections=120' \
+             -l {dir}/standby.log -w start >/dev/null 2>&1",
+            dir = self.directory.display(),
+            bin = programs.display(),
+            from = self.port,
+        );
+        let mut words = without_rights();
+        words.extend(["sh", "-c", &script].map(str::to_owned));
+        let done = Command::new(&words[0]).args(&words[1..]).status();
+        let log = || fs::read_to_string(self.directory.join("standby.log")).unwrap_or_default();
+        assert!(done.expect("a shell").success(), "{}", log());
+        Standby {
+            directory: self.directory.clone(),
+            programs,
+            port,
+        }
+    }
+
     /// Stops the server at once, as a crash would, and starts it again; answers when it takes connections.
     pub fn crash(&self) {
         let pid = fs::read_to_string(self.directory.join("data/postmaster.pid")).expect("runs");
@@ -298,6 +325,45 @@ impl Cluster {
         assert!(done.expect("a shell").success());
         *self.admin.lock() =
             client(&self.directory, self.port, "postgres", "postgres").expect("runs again");
+    }
+}
+
+/// A standby that runs as long as this is kept.
+pub struct Standby {
+    directory: PathBuf,
+    programs: PathBuf,
+    port: u16,
+}
+
+impl Standby {
+    /// How the ordinary role reaches a database on it.
+    pub fn database(&self, name: &str) -> Database {
+        let pairs = [
+            ("host", self.directory.display().to_string()),
+            ("port", self.port.to_string()),
+            ("user", ROLE.into()),
+            ("dbname", name.into()),
+        ];
+        let pairs = pairs.into_iter().map(|(k, v)| (k.to_owned(), v));
+        Database::Server(Server::Keys(pairs.collect()))
+    }
+
+    /// A connection past roomkeeper.
+    pub fn client(&self, name: &str) -> Client {
+        client(&self.directory, self.port, ADMIN, name).expect("connects")
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        let stop = format!(
+            "{}/pg_ctl -D {}/standby -m immediate stop >/dev/null 2>&1",
+            self.programs.display(),
+            self.directory.display()
+        );
+        let mut words = without_rights();
+        words.extend(["sh", "-c", &stop].map(str::to_owned));
+        let _ = Command::new(&words[0]).args(&words[1..]).status();
     }
 }
 
