@@ -1,5 +1,6 @@
 //! The command line: words into library calls, outcomes into text and exit codes.
 
+mod check_config;
 mod deletion;
 mod demo;
 mod jobs;
@@ -10,6 +11,7 @@ mod retention;
 mod rooms;
 mod serve;
 mod timeline;
+mod words;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,12 +22,12 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use crate::config::{Config, HomeserverPolicy, file};
 use crate::database::Database;
 use crate::error::{Chain, EXIT_FAILED, Error};
-use crate::ids::{EventId, JobId, RoomId};
+use crate::ids::{EventId, JobId};
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, Keeper, PurgeOptions, Viewer};
-use crate::point::PurgePoint;
+use crate::point::{Point, PurgePoint};
 use crate::store::schema;
-use crate::time::{Millis, parse_duration};
+use crate::time::{Millis, When, parse_duration, parse_when};
 
 /// Purges the history of rooms in a Synapse homeserver's database.
 #[derive(Parser)]
@@ -58,6 +60,9 @@ struct Global {
     /// Machine-readable output on stdout.
     #[arg(long, global = true)]
     json: bool,
+    /// Do not ask before something is destroyed. Only somebody at a terminal is asked.
+    #[arg(long, global = true)]
+    yes: bool,
     /// `assume` says that no homeserver is running; none is looked for.
     #[arg(long, value_name = "HOW", global = true, conflicts_with = "beside")]
     offline: Option<Offline>,
@@ -105,6 +110,8 @@ enum Command {
     Reclaim,
     /// Test the database against the invariants I-1 … I-19; exit code 1 when one is violated.
     Check,
+    /// Read the configuration and say what is wrong in it, every mistake with its file and line, and what would be used.
+    CheckConfig,
     /// Make an empty database in Synapse's layout (at --database, for --server-name).
     Init,
     /// Make a small sample server in a temporary directory, plan, purge, and show what changed.
@@ -112,10 +119,13 @@ enum Command {
 }
 
 #[derive(Args)]
-#[command(group(ArgGroup::new("point").required(true).args(["before_event", "before_ts", "before_token", "older_than"])))]
+#[command(group(ArgGroup::new("point").required(true).args(["before", "before_event", "before_ts", "before_token", "older_than"])))]
 struct PurgeHistory {
-    /// The room's id.
+    /// The room's id, or an alias of it.
     room: String,
+    /// Up to the room's last event received by then: 2026-01-01, 2026-01-01T12:00Z, or so long ago: 90d.
+    #[arg(long, value_name = "TIME")]
+    before: Option<String>,
     /// Up to this event.
     #[arg(long, value_name = "ID")]
     before_event: Option<String>,
@@ -193,9 +203,11 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Serve => serve::serve(config(&cli.global)?),
-        Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, json),
+        Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, &cli.global),
         Command::Rooms(wanted) => rooms::rooms(&config(&cli.global)?, wanted, json),
-        Command::DeleteRoom(wanted) => deletion::delete_room(config(&cli.global)?, wanted, json),
+        Command::DeleteRoom(wanted) => {
+            deletion::delete_room(config(&cli.global)?, wanted, cli.global.yes, json)
+        }
         Command::Block { room } => deletion::set_block(config(&cli.global)?, room, true, json),
         Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),
         Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
@@ -208,6 +220,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check => check(config(&cli.global)?, json),
+        Command::CheckConfig => check_config::check_config(&cli.global),
     }
 }
 
@@ -246,7 +259,15 @@ impl PurgeHistory {
             return Ok(PurgePoint::BeforeTs(Millis(ts)));
         }
         if let Some(token) = &self.before_token {
+            Point::parse(token).map_err(|message| Error::bad("M_UNKNOWN", message))?;
             return Ok(PurgePoint::BeforeToken(token.clone()));
+        }
+        if let Some(words) = &self.before {
+            let when = parse_when(words).map_err(|e| Error::Config(format!("--before: {e}")))?;
+            return Ok(match when {
+                When::At(moment) => PurgePoint::BeforeTs(moment),
+                When::Ago(age) => PurgePoint::OlderThan(age),
+            });
         }
         let age = parse_duration(self.older_than.as_deref().unwrap_or_default())
             .map_err(Error::Config)?;
@@ -259,20 +280,39 @@ impl PurgeHistory {
     }
 }
 
-fn purge_history(config: Config, wanted: &PurgeHistory, json: bool) -> Result<ExitCode, Error> {
-    let room = RoomId::new(wanted.room.clone());
+fn purge_history(
+    config: Config,
+    wanted: &PurgeHistory,
+    global: &Global,
+) -> Result<ExitCode, Error> {
+    let json = global.json;
     let options = PurgeOptions {
         delete_local_events: wanted.delete_local_events,
         ..PurgeOptions::default()
     };
     let point = wanted.point()?;
+    let room = words::known_room(&config, &wanted.room)?;
+    let cut = match words::cut_at(&config, &room, &point) {
+        Err(Error::NothingThatOld) => {
+            output::nothing_to_do(json, &room, "nothing in it is that old");
+            return Ok(ExitCode::SUCCESS);
+        }
+        // Whoever may ask a daemon may not be allowed to read the database.
+        Err(Error::Store { .. }) => None,
+        cut => cut?,
+    };
     if wanted.dry_run {
-        output::plan(
-            json,
-            &Viewer::open(config)?.plan_purge(&room, &point, options)?,
-        );
+        let plan = Viewer::open(config)?.plan_purge(&room, &point, options)?;
+        output::plan(json, &plan, cut.as_deref());
         return Ok(ExitCode::SUCCESS);
     }
+    let to = cut.as_deref().unwrap_or("the point that was named");
+    let whose = match options.delete_local_events {
+        true => "everybody's messages",
+        false => "the messages of other servers' users",
+    };
+    let question = format!("delete {whose} in room {room} that are older than {to}?");
+    words::ask(&question, global.yes, json)?;
     let now = config.clock.now();
     let asked = config.clone();
     let keeper = match Keeper::open(config) {

@@ -237,6 +237,97 @@ pub fn parse_duration(text: &str) -> Result<Millis, String> {
     count.checked_mul(unit).map(Millis).ok_or_else(wrong)
 }
 
+/// A time as people write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// A moment since 1970.
+    At(Millis),
+    /// So long before now.
+    Ago(Millis),
+}
+
+/// Reads a date (`2026-01-01`), a time (`2026-01-01T12:00Z`, `2026-01-01 12:00:30+02:00`; without a zone UTC), or how long
+/// ago (`90d`).
+///
+/// # Errors
+/// A sentence that names the text and says what would do. A bare number is none: of what?
+pub fn parse_when(text: &str) -> Result<When, String> {
+    let text = text.trim();
+    let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if is_number {
+        return Err(format!(
+            "{text} of what? Say a date such as 2026-01-01, or how long ago, such as {text}d"
+        ));
+    }
+    if let Some(moment) = parse_date(text) {
+        return Ok(When::At(moment));
+    }
+    let wrong = || {
+        format!(
+            "'{text}' is no time: say a date such as 2026-01-01 or 2026-01-01T12:00Z, or how long ago, such as 90d"
+        )
+    };
+    match parse_duration(text) {
+        Ok(ago) if ago >= Millis(0) && text.ends_with(|c: char| c.is_ascii_alphabetic()) => {
+            Ok(When::Ago(ago))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn parse_date(text: &str) -> Option<Millis> {
+    let digits = |text: &str, count: usize| -> Option<i64> {
+        let is_whole = text.len() == count && text.bytes().all(|b| b.is_ascii_digit());
+        is_whole.then(|| text.parse().ok()).flatten()
+    };
+    let (day, rest) = text.split_at_checked(10)?;
+    let mut parts = day.split('-');
+    let (year, month, date) = (parts.next()?, parts.next()?, parts.next()?);
+    let (year, month, date) = (digits(year, 4)?, digits(month, 2)?, digits(date, 2)?);
+    // As in `as_date`: years that begin in March.
+    let (y, m) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let (era, of_era) = (y.div_euclid(400), y.rem_euclid(400));
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + (153 * m + 2) / 5 + date
+        - 719_469;
+    let midnight = Millis(days * 86_400_000);
+    // A 30th of February is another day.
+    if !midnight.as_date().starts_with(day) {
+        return None;
+    }
+    if rest.is_empty() {
+        return Some(midnight);
+    }
+    let rest = rest.strip_prefix(['T', 't', ' '])?;
+    let (clock, zone) = match rest.find(['Z', 'z', '+', '-']) {
+        Some(at) => rest.split_at(at),
+        None => (rest, ""),
+    };
+    let mut parts = clock.trim_end().split(':');
+    let (hour, minute) = (digits(parts.next()?, 2)?, digits(parts.next()?, 2)?);
+    let second = parts.next().map_or(Some(0), |text| digits(text, 2))?;
+    if hour > 23 || minute > 59 || second > 59 || parts.next().is_some() {
+        return None;
+    }
+    let ahead = match zone {
+        "" | "Z" | "z" => 0,
+        zone => {
+            let (hours, minutes) = zone[1..].split_once(':').unwrap_or((&zone[1..], "00"));
+            let minutes = digits(hours, 2)? * 60 + digits(minutes, 2)?;
+            if zone.starts_with('-') {
+                -minutes
+            } else {
+                minutes
+            }
+        }
+    };
+    let seconds = hour * 3_600 + (minute - ahead) * 60 + second;
+    Some(midnight + Millis(seconds * 1_000))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,6 +363,53 @@ mod tests {
         }
         clock.advance(Millis(2 * 3_600_000));
         assert_eq!(tolerant.now(&clock), clock.now(), "it stood for two days");
+    }
+
+    #[test]
+    fn a_time_is_a_date_or_how_long_ago() {
+        for (text, date) in [
+            ("2026-01-01", "2026-01-01 00:00:00"),
+            ("2026-01-01T12:00Z", "2026-01-01 12:00:00"),
+            ("2026-01-01 12:00:30", "2026-01-01 12:00:30"),
+            ("2026-01-01T00:30+02:00", "2025-12-31 22:30:00"),
+            ("2026-01-01T00:30-02", "2026-01-01 02:30:00"),
+            ("2000-02-29", "2000-02-29 00:00:00"),
+            ("1969-12-31", "1969-12-31 00:00:00"),
+            ("0001-01-01", "0001-01-01 00:00:00"),
+        ] {
+            match parse_when(text) {
+                Ok(When::At(moment)) => assert_eq!(moment.as_date(), date, "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        assert_eq!(parse_when("90d"), Ok(When::Ago(days(90))));
+        for day in -800_000..800_000 {
+            let moment = Millis(day * 86_400_000);
+            let date = moment.as_date();
+            if !date.starts_with('-') && date.len() == 19 {
+                assert_eq!(parse_when(&date), Ok(When::At(moment)), "{date}");
+            }
+        }
+        assert!(
+            parse_when("90")
+                .expect_err("a number")
+                .contains("90 of what?")
+        );
+        for wrong in [
+            "",
+            "yesterday",
+            "2026-02-30",
+            "2026-13-01",
+            "2026-1-1",
+            "2026-01-01T25:00",
+            "2026-01-01T12",
+            "2026-01-01x",
+            "-1d",
+            "1.5d",
+            "2026-01-01T12:00+2",
+        ] {
+            assert!(parse_when(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{finish, output, remote};
+use super::{finish, output, remote, words};
 use crate::config::{Config, HomeserverPolicy};
 use crate::deletion::Request;
 use crate::error::Error;
-use crate::ids::{RoomId, UserId};
+use crate::ids::UserId;
 use crate::keeper::{Keeper, Viewer};
 
 #[derive(Args)]
 pub(super) struct DeleteRoom {
-    /// The room's id.
+    /// The room's id, or an alias of it.
     room: String,
     /// Let nobody join the room any more; done first.
     #[arg(long)]
@@ -56,14 +56,24 @@ impl DeleteRoom {
 pub(super) fn delete_room(
     config: Config,
     wanted: &DeleteRoom,
+    is_said: bool,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let (room, request) = (RoomId::new(wanted.room.clone()), wanted.request());
+    let request = wanted.request();
+    let (room, _) = words::any_room(&config, &wanted.room)?;
     if wanted.dry_run {
         let plan = Viewer::open(config)?.plan_deletion(&room, &request)?;
         output::deletion_plan(as_json, &plan);
         return Ok(ExitCode::SUCCESS);
     }
+    let what = match (request.purge, &request.new_room_user_id) {
+        (false, _) => "move everybody of this server out of",
+        (true, None) => "move everybody of this server out of, and delete every row of,",
+        (true, Some(_)) => {
+            "move everybody of this server to a new room from, and delete every row of,"
+        }
+    };
+    words::ask(&format!("{what} room {room}?"), is_said, as_json)?;
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
         Err(Error::LedgerLocked(_)) => {
@@ -85,7 +95,8 @@ pub(super) fn set_block(
     block: bool,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let (room, asked) = (RoomId::new(room), config.clone());
+    let (room, is_known) = words::any_room(&config, room)?;
+    let asked = config.clone();
     let operator = config.admin_user.clone();
     // W-20: a homeserver that is not told believes what it remembers.
     let is_unheard =
@@ -102,8 +113,16 @@ pub(super) fn set_block(
             "room {room} is blocked in the database: the homeserver that runs heeds it when it looks there again, at the \
              latest when it starts anew"
         ));
+    } else if block && !is_known {
+        output::say(&format!(
+            "room {room} is blocked: nobody can join it. It is not known here; if one of yours was meant, look at the id again"
+        ));
     } else if block {
         output::say(&format!("room {room} is blocked: nobody can join it"));
+    } else if !is_known {
+        output::say(&format!(
+            "room {room} is not blocked. It is not known here; if one of yours was meant, look at the id again"
+        ));
     } else {
         output::say(&format!("room {room} is not blocked"));
     }

@@ -78,7 +78,7 @@ pub(super) fn demo(as_json: bool) -> Result<ExitCode, Error> {
     );
     let plan = Viewer::open(config.clone())?.plan_purge(garden, &point, options)?;
     if !as_json {
-        output::plan(false, &plan);
+        output::plan(false, &plan, None);
     }
     tell(format!(
         "\n$ roomkeeper purge-history {garden} --older-than 7d --delete-local-events"

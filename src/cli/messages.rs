@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{output, timeline};
+use super::{output, timeline, words};
 use crate::config::Config;
 use crate::error::Error;
-use crate::ids::{RoomId, UserId};
+use crate::ids::UserId;
 use crate::keeper::Viewer;
 use crate::messages::{Filter, Format, Page, PageRequest, Reader};
 use crate::point::{Direction, StreamToken};
@@ -24,7 +24,7 @@ enum Way {
 
 #[derive(Args)]
 pub(super) struct Messages {
-    /// The room's id.
+    /// The room's id, or an alias of it.
     room: String,
     /// b: the newest first; f: the oldest first.
     #[arg(long, value_name = "b|f", default_value = "b")]
@@ -91,7 +91,7 @@ pub(super) fn messages(
         Some(user) => Reader::user(&UserId::from(user.as_str())),
         None => Reader::Admin,
     };
-    let room = RoomId::from(wanted.room.as_str());
+    let room = words::known_room(&config, &wanted.room)?;
     // A snapshot needs no lock, and so no daemon is in the way.
     let page = Viewer::open(config)?.messages(&room, &reader, &request)?;
     if as_json {
@@ -140,8 +140,8 @@ fn show(page: &Page, direction: Direction) {
     }
     if page.damaged > 0 {
         output::say(&format!(
-            "{} events are damaged and were left out.",
-            page.damaged
+            "damaged and left out: {}.",
+            output::count(page.damaged as u64, "event")
         ));
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::database::Database;
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
-use crate::ids::{Escaped, UserId};
+use crate::ids::{Escaped, RoomId, UserId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::retention::{RETENTION, RETENTION_PURGE, RetentionSummary};
@@ -71,8 +71,30 @@ pub fn created(as_json: bool, database: &Database) {
     }
 }
 
+/// So many of something: `1 event`, `2 events`.
+pub fn count(number: impl Into<i128>, what: &str) -> String {
+    match number.into() {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    }
+}
+
+/// Asks something of people, on stderr; the answer stands on the same line.
+pub fn ask(question: &str) {
+    eprint!("roomkeeper: {} [y/N] ", shown(question));
+}
+
+/// A purge that has nothing to do.
+pub fn nothing_to_do(as_json: bool, room: &RoomId, why: &str) {
+    if as_json {
+        json(&json!({"room_id": room, "events_deleted": 0, "nothing_to_do": why}));
+    } else {
+        say(&format!("room {room}: {why}; nothing was to be done"));
+    }
+}
+
 /// What a purge would remove.
-pub fn plan(as_json: bool, plan: &Plan) {
+pub fn plan(as_json: bool, plan: &Plan, cut: Option<&str>) {
     if as_json {
         json(&serde_json::to_value(plan).unwrap_or_default());
         return;
@@ -80,14 +102,18 @@ pub fn plan(as_json: bool, plan: &Plan) {
     if plan.local_messages_kept > 0 {
         say(&purge::local_messages_note(plan.local_messages_kept));
     }
+    let point = plan.point.to_string();
     say(&format!(
         "A purge of room {} up to {} would remove",
-        plan.room_id, plan.point
+        plan.room_id,
+        cut.unwrap_or(&point)
     ));
     table(&plan.rows_removed);
     say(&format!(
-        "{} events go, {} stay as outliers (state, and what must not go); {} state groups go.\nNothing was changed.",
-        plan.events_deleted, plan.events_kept_as_outliers, plan.state_groups_freed
+        "{} go, {} stay as outliers (state, and what must not go); {} go.\nNothing was changed.",
+        count(plan.events_deleted, "event"),
+        plan.events_kept_as_outliers,
+        count(plan.state_groups_freed, "state group")
     ));
     if plan.extremities_kept > 0 {
         say(&purge::extremities_note(plan.extremities_kept));
@@ -109,9 +135,9 @@ pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
         ", which the homeserver does not know,"
     };
     say(&format!(
-        "A deletion of room {}{unknown} would move {} local users out",
+        "A deletion of room {}{unknown} would move {} out",
         plan.room_id,
-        plan.users_to_move.len()
+        count(plan.users_to_move.len() as u64, "local user")
     ));
     for (user, membership) in &plan.users_to_move {
         say(&format!("  {user} ({membership})"));
@@ -178,7 +204,8 @@ fn shutdown(shutdown: &Shutdown) {
 fn table(rows: &RowCounts) {
     let width = rows.keys().map(String::len).max().unwrap_or(0);
     for (table, count) in rows {
-        say(&format!("  {table:width$}  {count:>12} rows"));
+        let rows = if *count == 1 { "row" } else { "rows" };
+        say(&format!("  {table:width$}  {count:>12} {rows}"));
     }
 }
 
@@ -201,7 +228,7 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
             serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
         say(&format!("retention of {} is {}", job.subject, state(job)));
         say(&format!(
-            "{} rooms purged of {} that were due; {} skipped, {} failed; {} were left alone",
+            "{} purged of {} that were due; {} skipped, {} failed; {} were left alone",
             summary.rooms_purged,
             summary.rooms_planned,
             summary.rooms_skipped,
@@ -223,11 +250,11 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
     // A shutdown alone removes nothing, and is told above.
     if progress.batches > 0 || !progress.more.contains_key(SHUTDOWN_ROOM) {
         say(&format!(
-            "{} events deleted in {} transactions, the longest {} ms; {} state groups freed",
-            progress.events_deleted,
-            progress.batches,
+            "{} deleted in {}, the longest {} ms; {} freed",
+            count(progress.events_deleted, "event"),
+            count(progress.batches, "transaction"),
             progress.longest_transaction_ms,
-            progress.state_groups_freed
+            count(progress.state_groups_freed, "state group")
         ));
     }
     if let Some(bytes) = progress.reclaimable_bytes {
@@ -291,7 +318,7 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[JobRecord]) {
     for job in records.iter().filter(is_told) {
         let progress = progress_of(job);
         say(&format!(
-            "{}  {}  {}  {} of {} events  {}",
+            "{}  {}  {}  {} of {}  {}",
             job.id,
             job.kind,
             subject(job),
@@ -344,8 +371,11 @@ pub fn violations(as_json: bool, violations: &[Violation]) {
             continue;
         }
         say(&format!(
-            "{} is violated by {} rows, such as {}: {}",
-            violation.rule, violation.rows, violation.example, violation.meaning
+            "{} is violated by {}, such as {}: {}",
+            violation.rule,
+            count(violation.rows, "row"),
+            violation.example,
+            violation.meaning
         ));
     }
     if violations.is_empty() {

@@ -314,7 +314,7 @@ const INTEGRITY: &str =
     "SELECT integrity_check FROM pragma_integrity_check WHERE integrity_check <> 'ok'";
 
 /// Every foreign key of our tables, as the question which rows break it; for I-18 on a server. The server has it that
-/// they hold, but triggers that were switched off have not looked.
+/// they hold, but triggers that were switched off have not looked. A standby has no content of unlogged tables.
 const FOREIGN_KEYS: &str = "-- PostgreSQL
     SELECT k.conname,
            format('SELECT t.ctid::text FROM ONLY %s t WHERE %s AND NOT EXISTS (SELECT 1 FROM %s p WHERE %s)',
@@ -327,7 +327,10 @@ const FOREIGN_KEYS: &str = "-- PostgreSQL
                      JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = c.n
                      JOIN pg_attribute p ON p.attrelid = k.confrelid AND p.attnum = c.m))
       FROM pg_constraint k
+      JOIN pg_class c ON c.oid = k.conrelid
+      JOIN pg_class p ON p.oid = k.confrelid
      WHERE k.contype = 'f' AND pg_table_is_visible(k.conrelid)
+       AND NOT (pg_is_in_recovery() AND 'u' IN (c.relpersistence, p.relpersistence))
      ORDER BY k.conname";
 
 /// Tests the database against every rule that applies to it; empty when it breaks none. `each` hears of a rule

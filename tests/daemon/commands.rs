@@ -64,7 +64,7 @@ fn a_job_that_failed_and_a_check_that_found_something_end_with_1() {
     assert!(
         found
             .out
-            .contains("I-2 is violated by 1 rows, such as $a150"),
+            .contains("I-2 is violated by 1 row, such as $a150"),
         "{}",
         found.out
     );
@@ -102,7 +102,7 @@ fn a_damaged_file_is_told_as_what_it_is_by_check_and_left_alone_by_reclaim() {
     let said = home.run(&["check"]);
     assert_eq!(said.code, Some(1));
     assert!(
-        said.out.contains("I-18 is violated") && said.out.contains("backup"),
+        said.out.contains("the file is damaged (rule I-18)") && said.out.contains("backup"),
         "{said:?}"
     );
 
@@ -167,6 +167,9 @@ fn events_are_told_to_machines_as_they_are() {
 fn nobody_writes_on_the_terminal_of_whoever_asks() {
     let home = Home::new(10, "");
     let room = "!x\u{1b}[2J\n[2026-01-01T00:00:00Z ERROR] all is lost:b.c";
+    home.sql(&format!(
+        "INSERT INTO rooms (room_id, is_public, creator) VALUES ('{room}', FALSE, '@a:example.org')"
+    ));
     home.run(&["purge-history", room, "--before-token", "t5-0"]);
     for ran in [
         home.run(&["jobs"]),

@@ -9,6 +9,7 @@ mod support;
 mod commands;
 mod configuration;
 mod home;
+mod mistakes;
 #[path = "../sample/mod.rs"]
 mod sample;
 mod service;
