@@ -8,6 +8,7 @@ use super::event::Event;
 use super::json::string;
 use crate::ids::RoomId;
 use crate::store::pages::SqlFilter;
+use crate::store::prefixes::Prefixes;
 
 /// Which events a reader wants: the filter of a request, as far as a page of messages knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,9 @@ pub struct Filter {
     is_federation_format: bool,
     loads_members: bool,
 }
+
+/// Most entries of one list. What each costs is looked at for every event of a room.
+const MAX_ENTRIES: usize = 100;
 
 /// A text that is no filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +58,7 @@ impl Filter {
     /// experimental members of MSC3874 are known.
     ///
     /// # Errors
-    /// It is no JSON, or a member is of another type than it should be.
+    /// It is no JSON, a member is of another type than it should be, or a list has more than 100 entries (M-94).
     pub fn parse(text: &str, knows_relation_types: bool) -> Result<Option<Self>, BadFilter> {
         let value: Value = serde_json::from_str(text).map_err(|_| BadFilter {
             errcode: "M_NOT_JSON",
@@ -191,7 +195,7 @@ fn evaluate(
 }
 
 /// Whole values, and beginnings of values: a `*` counts at the end (M-54).
-fn by_wildcard(types: &[String]) -> (Vec<String>, Vec<String>) {
+fn by_wildcard(types: &[String]) -> (Vec<String>, Prefixes) {
     let (mut whole, mut begins) = (Vec::new(), Vec::new());
     for kind in types {
         match kind.strip_suffix('*') {
@@ -199,13 +203,20 @@ fn by_wildcard(types: &[String]) -> (Vec<String>, Vec<String>) {
             None => whole.push(kind.clone()),
         }
     }
-    (whole, begins)
+    (whole, Prefixes::new(begins))
 }
 
 fn strings(object: &Map<String, Value>, name: &str) -> Result<Option<Vec<String>>, BadFilter> {
     let wrong = || BadFilter::ill_typed(name, "a list of strings");
     match object.get(name) {
         None | Some(Value::Null) => Ok(None),
+        Some(Value::Array(list)) if list.len() > MAX_ENTRIES => Err(BadFilter {
+            errcode: "M_INVALID_PARAM",
+            message: format!(
+                "Filter member '{name}' has {} entries; {MAX_ENTRIES} are the most",
+                list.len()
+            ),
+        }),
         Some(Value::Array(list)) => {
             let text = |value: &Value| value.as_str().map(str::to_owned).ok_or_else(wrong);
             Ok(Some(list.iter().map(text).collect::<Result<_, _>>()?))
@@ -283,9 +294,12 @@ mod tests {
         let sql_filter =
             sql_filter(r#"{"types":["m.*","m.*.x","m.room.message"],"not_types":["*"]}"#)
                 .expect("some");
-        assert_eq!(sql_filter.type_prefixes, ["m."]);
+        assert_eq!(sql_filter.type_prefixes, Prefixes::new(vec!["m.".into()]));
         assert_eq!(sql_filter.types, ["m.*.x", "m.room.message"]);
-        assert_eq!(sql_filter.not_type_prefixes, [""]);
+        assert_eq!(
+            sql_filter.not_type_prefixes,
+            Prefixes::new(vec![String::new()])
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod postgres;
 mod push_actions;
 pub mod reader_access;
 mod redactions;
+pub mod prefixes;
 pub mod relations;
 pub mod removed;
 pub mod room_rows;

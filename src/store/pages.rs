@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
-use super::db::{Bind, Db, Row, RowResult, Value, params};
+use super::db::{Bind, Db, Engine, Row, RowResult, Value, params};
+use super::prefixes::Prefixes;
+use super::value::{Json, Read};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::{Direction, Point};
@@ -37,12 +39,9 @@ pub struct EventRow {
 /// The name of the writer that rows without a name are of.
 pub const MAIN_WRITER: &str = "master";
 
-/// A text; what is none, is none: a damaged row costs an event, not the page.
+/// A JSON text, kept as text or as bytes (M-93); what is none, is none: a damaged row costs an event, not the page.
 fn text(row: &Row<'_>, at: usize) -> RowResult<Option<String>> {
-    Ok(match row.value(at)? {
-        Value::Text(text) => Some(text.to_owned()),
-        _ => None,
-    })
+    Ok(Json::read(row.value(at)?).map(|json| json.0))
 }
 
 /// Reads [`EventRow`]: the statements that do have the same columns, in its order, and look all but the first five up by
@@ -107,11 +106,11 @@ pub struct SqlFilter {
     /// These types, …
     pub types: Vec<String>,
     /// … or those that begin so.
-    pub type_prefixes: Vec<String>,
+    pub type_prefixes: Prefixes,
     /// None of these types, …
     pub not_types: Vec<String>,
     /// … nor those that begin so.
-    pub not_type_prefixes: Vec<String>,
+    pub not_type_prefixes: Prefixes,
     /// By one of these.
     pub senders: Vec<String>,
     /// By none of these.
@@ -163,7 +162,7 @@ pub fn page(
         &row_range.after,
         &row_range.by,
     ];
-    let clauses = Clauses::of(sql_filter);
+    let clauses = Clauses::of(db.engine(), sql_filter);
     let mut also = String::new();
     for clause in &clauses.0 {
         // Placeholders are numbered here; values are bound, never written.
@@ -222,29 +221,41 @@ struct Clause {
     values: Vec<String>,
 }
 
-/// The conditions of an SQL filter.
+/// Whether a type begins with one of some texts: one clause and one value, however many they are (M-94).
+///
+/// SQLite has our function for it, which tries one of them; PostgreSQL tries all, which costs it less than a pattern.
+fn begins(engine: Engine, prefixes: &Prefixes) -> (&'static str, String) {
+    let text = match engine {
+        Engine::Sqlite => "begins_with_any(e.type, ?)",
+        Engine::Postgres => "(e.type ^@ ANY (ARRAY(SELECT value FROM json_each(?))))",
+    };
+    (text, prefixes.to_json())
+}
+
+/// The conditions of a sql_filter.
 struct Clauses(Vec<Clause>);
 
 impl Clauses {
-    fn of(sql_filter: &SqlFilter) -> Self {
+    fn of(engine: Engine, sql_filter: &SqlFilter) -> Self {
         let mut clauses = Self(Vec::new());
         let one_of = |column: &str| format!("{column} IN (SELECT value FROM json_each(?))");
         let none_of = |column: &str| format!("{column} NOT IN (SELECT value FROM json_each(?))");
         if !sql_filter.types.is_empty() || !sql_filter.type_prefixes.is_empty() {
-            let mut any = vec![one_of("e.type")];
+            let mut any = one_of("e.type");
             let mut values = vec![json_list(&sql_filter.types)];
-            for begin in &sql_filter.type_prefixes {
-                any.push("substr(e.type, 1, length(?)) = ?".into());
-                values.extend([begin.clone(), begin.clone()]);
+            if !sql_filter.type_prefixes.is_empty() {
+                let (text, value) = begins(engine, &sql_filter.type_prefixes);
+                any = format!("({any} OR {text})");
+                values.push(value);
             }
-            clauses.push(format!("({})", any.join(" OR ")), values);
+            clauses.push(any, values);
         }
         if !sql_filter.not_types.is_empty() {
             clauses.list(none_of("e.type"), &sql_filter.not_types);
         }
-        for begin in &sql_filter.not_type_prefixes {
-            let clause = "substr(e.type, 1, length(?)) <> ?".to_owned();
-            clauses.push(clause, vec![begin.clone(), begin.clone()]);
+        if !sql_filter.not_type_prefixes.is_empty() {
+            let (text, value) = begins(engine, &sql_filter.not_type_prefixes);
+            clauses.push(format!("NOT {text}"), vec![value]);
         }
         if !sql_filter.senders.is_empty() {
             clauses.list(one_of("e.sender"), &sql_filter.senders);

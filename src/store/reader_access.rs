@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::db::{Db, params};
 use super::pages::json_list;
+use super::value::Json;
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::point::Point;
@@ -74,9 +75,10 @@ const VISIBILITY: &str = "
 pub fn current_visibility(db: &Db, room: &RoomId) -> Result<Option<String>, Error> {
     let doing = "look up who may read the room";
     let json = db.row(doing, VISIBILITY, params![room.as_str()], |r| {
-        r.get::<_, Option<String>>(0)
+        // What is no text says nothing.
+        Ok(r.get::<_, Option<Json>>(0).ok().flatten())
     })?;
-    Ok(json.flatten())
+    Ok(json.flatten().map(|json| json.0))
 }
 
 /// Binds `$1` user.

@@ -8,6 +8,7 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OpenFlags, Statement, ToSql};
 
 use super::db::{Access, Db, Engine, OpenOptions, SecureDelete, trace_hook};
+use super::prefixes;
 use super::value::{Bind, Of, Params, Row, RowResult, Value};
 use crate::error::{Context, Error, StoreError};
 
@@ -91,6 +92,7 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     conn.busy_timeout(BUSY_TIMEOUT)
         .context("set up the connection")?;
     conn.set_prepared_statement_cache_capacity(256);
+    prefixes::add_function(&conn).context("set up the connection")?;
     let mut pragmas = String::new();
     // The catalogue says what is wrong with a database of something else; it stays as it is.
     const IS_SYNAPSES: &str =

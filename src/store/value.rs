@@ -120,6 +120,21 @@ impl Read for String {
     }
 }
 
+/// A JSON text. A column of SQLite holds what was put into it, and bytes are JSON as well as text is; Synapse reads both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Json(pub String);
+
+impl Read for Json {
+    const NAME: &'static str = "JSON";
+    fn read(value: Value<'_>) -> Option<Self> {
+        match value {
+            Value::Text(text) => Some(Self(text.to_owned())),
+            Value::Bytes(bytes) => Some(Self(std::str::from_utf8(bytes).ok()?.to_owned())),
+            _ => None,
+        }
+    }
+}
+
 impl Read for Rc<str> {
     const NAME: &'static str = "a text";
     fn read(value: Value<'_>) -> Option<Self> {
