@@ -117,12 +117,9 @@ fn tokens(page: &Page) -> Value {
 }
 
 fn show(page: &Page, direction: Direction) {
-    let events = page
-        .chunk
-        .iter()
-        .map(|event| serde_json::from_str(event.as_str()));
+    let events = page.chunk.iter();
     let mut lines: Vec<String> = events
-        .map(|event| timeline::line(&event.unwrap_or(Value::Null)))
+        .map(|event| timeline::line(&event.outline()))
         .collect();
     if direction == Direction::Backwards {
         lines.reverse();

@@ -26,6 +26,16 @@ const TOP_LEVEL_UNSIGNED: [&str; 4] = ["age", "redacted_because", "replaces_stat
 /// Members of `unsigned` that are for others.
 const STRIPPED_STATE: [&str; 2] = ["invite_room_state", "knock_room_state"];
 
+/// What of other events is shown within one. Nothing that is shown within another has more than one of its own, so an answer
+/// ends, whatever a room's events say about each other (M-92).
+#[derive(Clone, Copy)]
+struct Shown {
+    /// The thread that it began.
+    thread: bool,
+    /// The redaction that took its content.
+    redaction: bool,
+}
+
 /// Writes the events of one answer.
 pub(crate) struct Writer<'a> {
     /// One time for the whole answer (M-82).
@@ -45,12 +55,32 @@ pub(crate) struct Writer<'a> {
 impl Writer<'_> {
     /// An event of the page, with what is said about it.
     pub(crate) fn event(&self, event: &Event, membership: Option<&str>) -> String {
-        self.write(event, membership, self.bundles.get(event.id.as_ref()), true)
+        let bundle = self.bundles.get(event.id.as_ref());
+        let shown = Shown {
+            thread: true,
+            redaction: true,
+        };
+        self.write(event, membership, bundle, shown)
+    }
+
+    /// The newest reply of a thread, with what is said about it, but without a thread of its own: it may have one that leads
+    /// back to where it is shown (M-92).
+    fn latest_reply(&self, event: &Event) -> String {
+        let bundle = self.bundles.get(event.id.as_ref());
+        let shown = Shown {
+            thread: false,
+            redaction: true,
+        };
+        self.write(event, None, bundle, shown)
     }
 
     /// An event alone.
     pub(crate) fn bare(&self, event: &Event) -> String {
-        self.write(event, None, None, true)
+        let shown = Shown {
+            thread: false,
+            redaction: true,
+        };
+        self.write(event, None, None, shown)
     }
 
     fn write(
@@ -58,22 +88,27 @@ impl Writer<'_> {
         event: &Event,
         membership: Option<&str>,
         bundle: Option<&Bundle>,
-        tells_redaction: bool,
+        shown: Shown,
     ) -> String {
         let stored = event.unsigned();
         let mut unsigned = self.unsigned(event, &stored);
         if let Some(membership) = membership {
             unsigned.set("membership", quoted(membership));
         }
-        if let Some(by) = event.redacted_by.as_deref().filter(|_| tells_redaction) {
+        if let Some(by) = event.redacted_by.as_deref().filter(|_| shown.redaction) {
             unsigned.set("redacted_by", quoted(by));
             if let Some(redaction) = self.loader.show(by) {
-                let because = self.write(&redaction, None, None, false);
+                let shown = Shown {
+                    thread: false,
+                    redaction: false,
+                };
+                let because = self.write(&redaction, None, None, shown);
                 unsigned.set("redacted_because", because);
             }
         }
-        if let Some(bundle) = bundle {
-            let relations = self.relations(stored.get("m.relations"), bundle);
+        if let Some(bundle) = bundle
+            && let Some(relations) = self.relations(stored.get("m.relations"), bundle, shown)
+        {
             unsigned.set("m.relations", relations);
         }
         self.around(event, &unsigned)
@@ -160,7 +195,11 @@ impl Writer<'_> {
         json
     }
 
-    fn relations(&self, stored: Option<&str>, bundle: &Bundle) -> String {
+    fn relations(&self, stored: Option<&str>, bundle: &Bundle, shown: Shown) -> Option<String> {
+        let thread = bundle.thread.as_ref().filter(|_| shown.thread);
+        if bundle.references.is_empty() && bundle.edit.is_none() && thread.is_none() {
+            return None;
+        }
         let mut relations = ObjectWriter::default();
         let stored = stored.and_then(Object::read).unwrap_or_default();
         for (name, value) in stored.into_members() {
@@ -175,15 +214,15 @@ impl Writer<'_> {
         if let Some(edit) = &bundle.edit {
             relations.set("m.replace", self.bare(edit));
         }
-        if let Some(thread) = &bundle.thread {
+        if let Some(thread) = thread {
             let mut summary = ObjectWriter::default();
             let latest: &Rc<Event> = &thread.latest;
-            summary.push("latest_event", self.event(latest, None));
+            summary.push("latest_event", self.latest_reply(latest));
             summary.push("count", thread.count.to_string());
             summary.push("current_user_participated", thread.has_reader.to_string());
             relations.set("m.thread", summary.text());
         }
-        relations.text()
+        Some(relations.text())
     }
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// A member's name, borrowed where it has no escapes.
@@ -95,7 +96,27 @@ pub(crate) fn integer(json: &str) -> Option<i64> {
     json.parse().ok()
 }
 
-/// A text of a document: where it stands, or what it is.
+/// A JSON text as a value, as far as `depth` levels down: what lies deeper is null. Content can be nested as deep as an event
+/// is long, and a value that deep can be neither read nor dropped.
+pub(crate) fn outline(json: &str, depth: usize) -> Value {
+    let inner = |json: &str| match depth {
+        0 => Value::Null,
+        _ => outline(json, depth - 1),
+    };
+    if json.starts_with('{') {
+        let object = Object::read(json).unwrap_or_default();
+        let members = object.iter();
+        return members
+            .map(|(name, json)| (name.to_owned(), inner(json)))
+            .collect();
+    }
+    if json.starts_with('[') {
+        let list: Vec<&RawValue> = serde_json::from_str(json).unwrap_or_default();
+        return list.iter().map(|json| inner(json.get())).collect();
+    }
+    serde_json::from_str(json).unwrap_or_default()
+}
+
 #[derive(Clone, Debug)]
 pub(crate) enum Text {
     /// Where it stands, as it is.
@@ -337,6 +358,23 @@ mod tests {
         assert_eq!(writer.text(), r#"{"a":2,"b\"":null}"#);
         assert_eq!(ObjectWriter::default().text(), "{}");
         assert_eq!(quoted("a\u{1}\"é"), r#""a\u0001\"é""#);
+    }
+
+    #[test]
+    fn an_outline_ends_where_it_is_told_to() {
+        let text = r#"{"a":{"b":[1,"x",{"c":2}]},"d":null,"a\u0062":true}"#;
+        let whole: Value = serde_json::from_str(text).expect("JSON");
+        assert_eq!(outline(text, 9), whole);
+        assert_eq!(
+            outline(text, 2),
+            serde_json::json!({"a":{"b":[null,null,null]},"d":null,"ab":true})
+        );
+        let deep = format!(
+            r#"{{"body":"x","deep":{}{}}}"#,
+            "[".repeat(30_000),
+            "]".repeat(30_000)
+        );
+        assert_eq!(outline(&deep, 3)["body"], "x");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Events and all that decides how they are shown, in few statements: their redactions, and what these say in turn.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use super::event::{Event, EventError};
@@ -8,7 +8,11 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::Db;
 use crate::store::pages::{self, EventRow};
-use crate::store::relations::{self, BanRedaction, Redaction};
+use crate::store::relations::{self, BanRedaction};
+
+/// How many redactions of an event are tried first, and at most at a time.
+const FIRST_TRIED: usize = 4;
+const MOST_TRIED: usize = 512;
 
 /// What is known of an event id.
 #[derive(Clone, Debug)]
@@ -27,10 +31,10 @@ struct Known {
     held: Held,
     /// Whether there are redactions of it.
     has_redactions: bool,
-    /// Those that were read.
-    redactions: Vec<Redaction>,
-    /// Whether all that decides how it is shown has been asked for.
-    is_settled: bool,
+    /// Whether the next is known.
+    is_decided: bool,
+    /// The redaction that counts, if there is one.
+    redacted_by: Option<Rc<str>>,
 }
 
 impl Known {
@@ -48,8 +52,8 @@ impl From<Held> for Known {
         Self {
             held,
             has_redactions: false,
-            redactions: Vec::new(),
-            is_settled: false,
+            is_decided: false,
+            redacted_by: None,
         }
     }
 }
@@ -142,45 +146,102 @@ impl<'a> Loader<'a> {
 
     /// Reads events, and everything that decides how [`Loader::show`] shows them.
     pub(crate) fn load(&mut self, ids: &[Rc<str>]) -> Result<(), Error> {
-        let mut wanted = ids.to_vec();
-        // Redactions can be redacted, and so on: in the end none is new.
-        while !wanted.is_empty() {
+        // The redaction of an event is shown with it: redacted, if it was. What redacted that one is not shown, so nothing
+        // more has to be known, however long the chain is.
+        let redactions = self.decide(ids)?;
+        self.decide(&redactions)?;
+        Ok(())
+    }
+
+    /// Reads events and decides by what they are redacted. Answers these redactions.
+    fn decide(&mut self, ids: &[Rc<str>]) -> Result<Vec<Rc<str>>, Error> {
+        self.fetch(ids)?;
+        let (mut targets, mut redacted) = (Vec::new(), Vec::new());
+        let mut undecided: Vec<(Rc<Event>, VecDeque<Rc<str>>)> = Vec::new();
+        for id in ids {
+            let Some(known) = self.known.get_mut(id) else {
+                continue;
+            };
+            if std::mem::replace(&mut known.is_decided, true) {
+                continue;
+            }
+            let has_redactions = known.has_redactions;
+            let Held::Event(event) = &known.held else {
+                continue;
+            };
+            if event.kind() == "m.room.redaction" {
+                targets.extend(event.redacts().map(Rc::from));
+            }
+            // Never shown redacted.
+            if event.kind() == "m.room.create" {
+                continue;
+            }
+            let event = event.clone();
+            if has_redactions {
+                redacted.push(id.as_ref());
+            }
+            let bans = self.bans_of(&event);
+            let bans: VecDeque<_> = bans.map(|ban| Rc::from(ban.event_id.as_str())).collect();
+            if has_redactions || !bans.is_empty() {
+                undecided.push((event, bans));
+            }
+        }
+        let mut redactions = relations::redactions(self.db, &redacted)?;
+        undecided.retain_mut(|(event, candidates)| {
+            let of_it = redactions.remove(event.id.as_ref()).unwrap_or_default();
+            if let Some(sure) = of_it.iter().find(|redaction| redaction.is_confirmed) {
+                self.redact(event, Rc::from(sure.event_id.as_str()));
+                return false;
+            }
+            // Before the bans.
+            for redaction in of_it.iter().rev() {
+                candidates.push_front(Rc::from(redaction.event_id.as_str()));
+            }
+            true
+        });
+        self.try_redactions(undecided)?;
+        self.fetch(&targets)?;
+        let by = |id: &Rc<str>| self.known.get(id)?.redacted_by.clone();
+        Ok(ids.iter().filter_map(by).collect())
+    }
+
+    fn redact(&mut self, event: &Event, by: Rc<str>) {
+        if let Some(known) = self.known.get_mut(&event.id) {
+            known.redacted_by = Some(by);
+        }
+    }
+
+    /// Finds for each event the first redaction that may redact it. Most have one that does. Anybody can add thousands that
+    /// may not, so they are read some at a time, and those in vain are not kept.
+    fn try_redactions(
+        &mut self,
+        mut undecided: Vec<(Rc<Event>, VecDeque<Rc<str>>)>,
+    ) -> Result<(), Error> {
+        let mut width = FIRST_TRIED;
+        while !undecided.is_empty() {
+            let wanted = undecided
+                .iter()
+                .flat_map(|(_, them)| them.iter().take(width));
+            let wanted: Vec<Rc<str>> = wanted.cloned().collect();
+            let is_new = |id: &&Rc<str>| !self.known.contains_key(*id);
+            let mut in_vain: HashSet<Rc<str>> = wanted.iter().filter(is_new).cloned().collect();
             self.fetch(&wanted)?;
-            // What they redact, and what redacts them.
-            let (mut targets, mut next) = (Vec::new(), Vec::new());
-            let mut redacted = Vec::new();
-            for id in &wanted {
-                let Some(known) = self.known.get_mut(id) else {
-                    continue;
+            undecided.retain_mut(|(event, candidates)| {
+                let tried = candidates.len().min(width);
+                let redacts = |id: &Rc<str>| {
+                    let redaction = self.stored(id);
+                    redaction.is_some_and(|redaction| may_redact(redaction, event))
                 };
-                if std::mem::replace(&mut known.is_settled, true) {
-                    continue;
+                let found = candidates.drain(..tried).find(redacts);
+                if let Some(by) = found {
+                    in_vain.remove(&by);
+                    self.redact(event, by);
+                    return false;
                 }
-                let has_redactions = known.has_redactions;
-                let Held::Event(event) = &known.held else {
-                    continue;
-                };
-                if has_redactions {
-                    redacted.push(id.as_ref());
-                }
-                if event.kind() == "m.room.redaction" {
-                    targets.extend(event.redacts().map(Rc::from));
-                }
-                if !self.bans.is_empty() {
-                    let event = event.clone();
-                    let bans = self.bans_of(&event);
-                    next.extend(bans.map(|ban| Rc::from(ban.event_id.as_str())));
-                }
-            }
-            for (id, redactions) in relations::redactions(self.db, &redacted)? {
-                let ids = redactions.iter().map(|redaction| &redaction.event_id);
-                next.extend(ids.map(|id| Rc::from(id.as_str())));
-                if let Some(known) = self.known.get_mut(id.as_str()) {
-                    known.redactions = redactions;
-                }
-            }
-            self.fetch(&targets)?;
-            wanted = next;
+                !candidates.is_empty()
+            });
+            self.known.retain(|id, _| !in_vain.contains(id));
+            width = (width * 8).min(MOST_TRIED);
         }
         Ok(())
     }
@@ -188,6 +249,11 @@ impl<'a> Loader<'a> {
     /// An event of the room as it is stored, if it is known and was not rejected.
     fn stored(&self, id: &str) -> Option<&Rc<Event>> {
         self.known.get(id)?.event()
+    }
+
+    /// How many bytes the JSON of an event has that is held.
+    pub(crate) fn size_of(&self, id: &str) -> usize {
+        self.stored(id).map_or(0, |event| event.document().len())
     }
 
     /// The bans that redact an event.
@@ -207,7 +273,7 @@ impl<'a> Loader<'a> {
         if event.kind() == "m.room.redaction" && !self.shows_redaction(event) {
             return None;
         }
-        match self.redacted_by(event, &known.redactions) {
+        match &known.redacted_by {
             Some(by) => Some(Rc::new(Event::clone(event).redact(Some(by)))),
             None => Some(event.clone()),
         }
@@ -222,25 +288,6 @@ impl<'a> Loader<'a> {
             return false;
         };
         target.kind() != "m.room.create" && may_redact(redaction, target)
-    }
-
-    /// The redaction that counts, if there is one.
-    fn redacted_by<'s>(&'s self, event: &'s Event, redactions: &'s [Redaction]) -> Option<&'s str> {
-        if event.kind() == "m.room.create" {
-            return None;
-        }
-        if let Some(sure) = redactions.iter().find(|redaction| redaction.is_confirmed) {
-            return Some(&sure.event_id);
-        }
-        let doubtful = redactions
-            .iter()
-            .map(|redaction| redaction.event_id.as_str());
-        let bans = self.bans_of(event).map(|ban| ban.event_id.as_str());
-        let mut candidates = doubtful.chain(bans);
-        candidates.find(|id| {
-            let redaction = self.stored(id);
-            redaction.is_some_and(|redaction| may_redact(redaction, event))
-        })
     }
 }
 

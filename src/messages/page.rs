@@ -19,9 +19,12 @@ use crate::store::pages::{self, EventRow, Groups, SqlFilter};
 use crate::store::{reader_access, state_lookup};
 use crate::time::Millis;
 
-/// Most bytes of stored events on a page. An event has at most 64 KiB, and may be shown with an edit and with a thread's
-/// newest reply and its edit: four times this is what an answer may hold. What does not fit is on the next page.
+/// Most bytes of stored events on a page. What does not fit is on the next page.
 const MAX_STORED: usize = 3 * 1024 * 1024;
+
+/// Most bytes of an answer's events, with all that is shown within them: some megabytes less than an answer may have. What
+/// does not fit is on the next page.
+const MAX_WRITTEN: usize = 12 * 1024 * 1024;
 
 /// A page of a room. `db` shows one moment of the database for as long as this takes ([`Db::read`]).
 ///
@@ -81,13 +84,13 @@ pub fn page(
         }
         _ => events.into_iter().map(|event| (event, None)).collect(),
     };
-    let members = members(db, &mut loader, request, &seen)?;
     let requester = Requester {
         user: reader.session().map(|session| &session.user_id),
         ignored: &ignored,
     };
     let shown: Vec<Rc<Event>> = seen.iter().map(|(event, _)| event.clone()).collect();
-    let bundles = aggregate::bundles(db, &mut loader, &shown, &requester)?;
+    let (bundles, fitting) = aggregate::bundles(db, &mut loader, &shown, &requester)?;
+    let members = members(db, &mut loader, request, &seen)?;
     let writer = Writer {
         now,
         format: request.format,
@@ -96,24 +99,50 @@ pub fn page(
         loader: &loader,
         bundles: &bundles,
     };
-    let chunk = seen
-        .iter()
-        .map(|(event, membership)| writer.event(event, membership.as_deref()));
-    let chunk = chunk.map(EventJson::new).collect();
-    let plain = Writer {
-        bundles: &Bundles::new(),
-        ..writer
-    };
-    let state = members
-        .iter()
-        .map(|event| EventJson::new(plain.bare(event)));
+    let Written { chunk, state } = write(&writer, &seen[..fitting], &members);
+    let (mut next, mut is_end) = (next, is_end);
+    if chunk.len() < seen.len() {
+        next = range.next(seen.get(chunk.len() - 1).map(|(event, _)| event.point));
+        is_end = false;
+    }
     Ok(Page {
         chunk,
-        state: state.collect(),
+        state,
         start: range.start,
         end: (!is_end).then_some(next),
         damaged: loader.damaged(),
     })
+}
+
+/// The texts of a page.
+struct Written {
+    chunk: Vec<EventJson>,
+    state: Vec<EventJson>,
+}
+
+/// Writes events, and the members who sent them, until that is enough for one answer: one event at least.
+fn write(writer: &Writer<'_>, seen: &[Seen], members: &[Rc<Event>]) -> Written {
+    let mut members: HashMap<Option<&str>, &Rc<Event>> = members
+        .iter()
+        .map(|member| (member.state_key(), member))
+        .collect();
+    let plain = Writer {
+        bundles: &Bundles::new(),
+        ..*writer
+    };
+    let (mut chunk, mut state, mut size) = (Vec::with_capacity(seen.len()), Vec::new(), 0);
+    for (event, membership) in seen {
+        let text = writer.event(event, membership.as_deref());
+        let member = members.remove(&Some(event.sender()));
+        let member = member.map(|member| plain.bare(member));
+        size += text.len() + member.as_ref().map_or(0, String::len);
+        if size > MAX_WRITTEN && !chunk.is_empty() {
+            break;
+        }
+        chunk.push(EventJson::new(text));
+        state.extend(member.map(EventJson::new));
+    }
+    Written { chunk, state }
 }
 
 /// The page's rows, and whether there are more (M-30 … M-36).
@@ -291,5 +320,8 @@ fn members(
     let members = state_lookup::members_at(db, group, &senders)?;
     let members: Vec<Rc<str>> = members.into_iter().map(Rc::from).collect();
     loader.load(&members)?;
-    Ok(members.iter().filter_map(|id| loader.show(id)).collect())
+    let mut members: Vec<Rc<Event>> = members.iter().filter_map(|id| loader.show(id)).collect();
+    // As in the chunk, where the same event may stand (M-95).
+    add_previous(loader, &mut members)?;
+    Ok(members)
 }

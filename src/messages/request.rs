@@ -1,6 +1,7 @@
 //! What a reader asks for, and what they get.
 
 use super::filter::Filter;
+use super::json::outline;
 use crate::ids::UserId;
 use crate::point::{Direction, StreamToken};
 use crate::store::users::Requester;
@@ -139,6 +140,9 @@ impl PageRequest {
     }
 }
 
+/// How deep what people are shown of an event is nested at most: what an edit says about relations is five deep.
+const OUTLINE_DEPTH: usize = 12;
+
 /// An event, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventJson(String);
@@ -151,6 +155,11 @@ impl EventJson {
     /// The JSON text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The event as a value, without what is nested deeper than anything that people are shown: that is null.
+    pub fn outline(&self) -> serde_json::Value {
+        outline(&self.0, OUTLINE_DEPTH)
     }
 
     /// The JSON text, to keep.

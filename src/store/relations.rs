@@ -39,22 +39,23 @@ const RELATED: &str = "
      WHERE x.relates_to_id = asked.value
        AND x.relation_type IN ('m.reference', 'm.replace', 'm.thread')";
 
-/// The events of the room that refer to, edit or reply in a thread to `parents`, oldest first.
-pub fn related<S: AsRef<str>>(
+/// Hands over each event of the room that refers to, edits or replies in a thread to one of `parents`, in no order. There may
+/// be any number of them, so none is kept.
+pub fn each_related<S: AsRef<str>>(
     db: &Db,
     room: &RoomId,
     parents: &[S],
-) -> Result<Vec<Related>, Error> {
+    mut each: impl FnMut(Related),
+) -> Result<(), Error> {
     if parents.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let parents = json_list(parents);
-    let mut related = Vec::new();
     db.for_each("read relations", RELATED, params![parents], |r| {
         if r.get::<_, Option<String>>(8)?.as_deref() != Some(room.as_str()) {
             return Ok(());
         }
-        related.push(Related {
+        each(Related {
             parent: r.get(0)?,
             relation: r.get(1)?,
             event_id: r.get(2)?,
@@ -67,9 +68,7 @@ pub fn related<S: AsRef<str>>(
             origin_server_ts: r.get(7)?,
         });
         Ok(())
-    })?;
-    related.sort_by_key(|related| related.point);
-    Ok(related)
+    })
 }
 
 /// A redaction of an event.
