@@ -129,6 +129,11 @@ pub enum Error {
         /// For which room.
         room: RoomId,
     },
+    /// A reading took longer than it may, or nobody waits for it any more (M-94).
+    #[error(
+        "this took longer than a read may take and was stopped: ask for less, or with a narrower filter"
+    )]
+    ReadTooLong,
     /// The file system has no room for the work.
     #[error("{0}")]
     NoSpace(String),
@@ -193,6 +198,17 @@ impl StoreError {
     /// Whether the server is gone, which it may not be the next time.
     pub fn is_disconnected(&self) -> bool {
         matches!(self, Self::Server(e) if e.is_disconnected)
+    }
+
+    /// Whether the same may succeed the next time, and nothing is broken.
+    pub fn may_pass(&self) -> bool {
+        self.is_busy() || self.is_disconnected() || self.is_interrupt() || self.is_full()
+    }
+
+    /// What a statement says that was stopped.
+    pub(crate) fn interrupted() -> Self {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_INTERRUPT);
+        Self::Sqlite(rusqlite::Error::SqliteFailure(code, None))
     }
 
     /// Whether somebody interrupted the statement.
@@ -272,7 +288,8 @@ impl Error {
             | Self::RoomBusy { .. }
             | Self::WouldEmptyRoom
             | Self::UsersStillJoined => (400, "M_UNKNOWN", EXIT_FAILED),
-            Self::QueueFull => (503, "M_LIMIT_EXCEEDED", EXIT_FAILED),
+            Self::QueueFull => (429, "M_LIMIT_EXCEEDED", EXIT_FAILED),
+            Self::ReadTooLong => (503, "M_UNKNOWN", EXIT_FAILED),
             Self::Stopping => (503, "M_UNKNOWN", EXIT_INTERRUPTED),
             Self::Cancelled => (500, "M_UNKNOWN", EXIT_INTERRUPTED),
             Self::Denied {
@@ -293,8 +310,12 @@ impl Error {
                 (*status, *errcode, exit)
             }
             Self::NotInRoom { .. } => (403, "M_FORBIDDEN", EXIT_FAILED),
-            Self::PartialState(_) => (500, "M_UNKNOWN", EXIT_FAILED),
-            Self::NoSpace(_) | Self::JobFailed(_) | Self::Store { .. } | Self::Bug(_) => {
+            // The room is not as it has to be, and may be later.
+            Self::PartialState(_) => (409, "M_UNKNOWN", EXIT_FAILED),
+            // Others were in the way, or the database was away: the same may succeed the next time (H-63).
+            Self::NoSpace(_) => (503, "M_UNKNOWN", EXIT_FAILED),
+            Self::Store { source, .. } if source.may_pass() => (503, "M_UNKNOWN", EXIT_FAILED),
+            Self::JobFailed(_) | Self::Store { .. } | Self::Bug(_) => {
                 (500, "M_UNKNOWN", EXIT_FAILED)
             }
         };

@@ -39,6 +39,7 @@ use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver;
 use crate::store::points;
+use crate::store::read_limit::ReadLimit;
 use crate::store::removed;
 use crate::store::users::{self, Requester};
 use crate::store::wal::WalGuard;
@@ -497,8 +498,17 @@ impl Shared {
     }
 
     fn with_reader<T>(&self, ask: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
+        self.read_within(None, ask)
+    }
+
+    /// As [`Shared::with_reader`], within a limit.
+    fn read_within<T>(
+        &self,
+        limit: Option<&Arc<ReadLimit>>,
+        ask: impl FnOnce(&Db) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         self.refuse_replaced_file()?;
-        self.readers.ask(ask)
+        self.readers.ask_within(limit, ask)
     }
 
     /// What is open is the old file when another was put in its place: what is written to it is lost.

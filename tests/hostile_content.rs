@@ -4,8 +4,10 @@
 #[macro_use]
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use roomkeeper::store::read_limit::ReadLimit;
 use roomkeeper::store::schema;
 use roomkeeper::{Config, Error, Filter, Keeper, Page, PageRequest, Reader, RoomId, UserId};
 use rusqlite::Connection;
@@ -567,7 +569,48 @@ fn a_list_of_a_filter_has_a_hundred_entries_at_most() {
     }
 }
 
+#[test]
+fn a_reading_ends_with_its_time_and_the_next_one_is_as_if_it_had_not_been() {
+    let mut story = Story::new();
+    for n in 0..3_000 {
+        story.event(&format!("$e{n}"), json!({}));
+    }
+    let told = story.told();
+    let keeper = Keeper::open(told.config()).expect("opens");
+    let (room, reader) = (RoomId::from(ROOM), Reader::user(&UserId::from(READER)));
+    let request = PageRequest::backwards(1000);
+    let read = |limit: &Arc<ReadLimit>| keeper.messages_within(&room, &reader, &request, limit);
+    let count = |page: Result<Page, Error>| page.expect("a page").chunk.len();
+    assert_eq!(
+        count(read(&Arc::new(ReadLimit::lasting(Duration::from_secs(60))))),
+        1000
+    );
+    let over = Arc::new(ReadLimit::lasting(Duration::ZERO));
+    assert!(matches!(read(&over), Err(Error::ReadTooLong)));
+    let given_up = Arc::new(ReadLimit::default());
+    given_up.stop();
+    assert!(matches!(read(&given_up), Err(Error::ReadTooLong)));
+    assert_eq!(count(keeper.messages(&room, &reader, &request)), 1000);
+    // In the middle of it, wherever that is: the whole page, or none.
+    for micros in [200, 1_000, 3_000, 9_000, 27_000] {
+        let limit = Arc::new(ReadLimit::default());
+        let page = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_micros(micros));
+                limit.stop();
+            });
+            read(&limit)
+        });
+        match page {
+            Ok(page) => assert_eq!(page.chunk.len(), 1000),
+            Err(e) => assert!(matches!(e, Error::ReadTooLong), "{e}"),
+        }
+        assert_eq!(count(keeper.messages(&room, &reader, &request)), 1000);
+    }
+}
+
 also_on_postgres! {
+    a_reading_ends_with_its_time_and_the_next_one_is_as_if_it_had_not_been,
     relations_in_circles_are_shown_once_and_no_deeper,
     a_redaction_is_shown_as_it_is_however_long_the_chain_behind_it,
     four_thousand_false_redactions_hide_nothing_and_one_good_one_among_them_does,

@@ -619,12 +619,17 @@ fn paths_that_are_not_ours_are_unrecognized() {
         error(&reply),
         (405, "M_UNRECOGNIZED", "Unrecognized request")
     );
-    let answer = daemon.raw(&format!("OPTIONS {PURGE} HTTP/1.0\r\n\r\n"));
-    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
-    assert!(
-        answer.contains("Access-Control-Allow-Headers: ") && answer.contains("Authorization"),
-        "{answer}"
-    );
+    // Browsers ask wherever they will send to, before they are told whether there is anything (H-63).
+    for target in [PURGE, "/_roomkeeper/v1/health", "/no/such/path", "*", "/"] {
+        let answer = daemon.raw(&format!("OPTIONS {target} HTTP/1.0\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{target}: {answer}");
+        assert!(
+            answer.contains("Access-Control-Allow-Headers: ") && answer.contains("Authorization"),
+            "{target}: {answer}"
+        );
+    }
+    let version = daemon.get_raw("/_synapse/admin/v1/server_version", "");
+    assert_eq!(version.0, 200, "needs no token");
 }
 
 #[test]

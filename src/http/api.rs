@@ -84,20 +84,6 @@ pub fn serve(keeper: Keeper) -> Result<HttpServer, Error> {
     HttpServer::open(&listen, limits, handler).map_err(Error::Config)
 }
 
-/// What browsers need to hear before a page of another origin may use an answer (H-9). Tokens come in a header and
-/// never by cookie, so there is nothing to take advantage of.
-const CROSS_ORIGIN: [(&str, &str); 3] = [
-    ("Access-Control-Allow-Origin", "*"),
-    (
-        "Access-Control-Allow-Methods",
-        "GET, HEAD, POST, PUT, DELETE, OPTIONS",
-    ),
-    (
-        "Access-Control-Allow-Headers",
-        "X-Requested-With, Content-Type, Authorization, Date",
-    ),
-];
-
 impl Api {
     /// Answers a request, whatever it is, and logs that it did: without tokens and bodies (U-15).
     pub fn answer(&self, request: Request) -> Response {
@@ -116,16 +102,19 @@ impl Api {
             query,
             who: OnceCell::new(),
         };
-        let mut response = match found {
+        let response = match found {
             Found::Endpoint(endpoint, parameters) => {
                 ctx.parameters = parameters;
                 endpoint(self, &ctx).unwrap_or_else(|failure| failure.to_response())
             }
-            Found::OtherMethods(_) if ctx.request.method == "OPTIONS" => Response {
-                status: 204,
-                headers: Vec::new(),
-                body: Vec::new(),
-            },
+            // A browser asks before it sends, and wherever it will send to.
+            Found::OtherMethods(_) | Found::Nothing if ctx.request.method == "OPTIONS" => {
+                Response {
+                    status: 204,
+                    headers: Vec::new(),
+                    body: Vec::new(),
+                }
+            }
             Found::OtherMethods(methods) => {
                 let mut response = ApiError::unrecognized(405).to_response();
                 response.headers.push(("Allow", methods.join(", ")));
@@ -133,9 +122,6 @@ impl Api {
             }
             Found::Nothing => ApiError::unrecognized(404).to_response(),
         };
-        response
-            .headers
-            .extend(CROSS_ORIGIN.map(|(name, value)| (name, value.to_owned())));
         let level = if path_is_quiet(&ctx.request.target) {
             log::Level::Debug
         } else {

@@ -137,32 +137,80 @@ fn token(headers: &[String], query: &[(String, String)]) -> Result<String, Missi
 }
 
 /// The query parameter that is a secret.
-const TOKEN_PARAMETER: &str = "access_token";
+pub(super) const TOKEN_PARAMETER: &str = "access_token";
 
 /// Most characters of a target that are logged.
 const LOGGED: usize = 300;
 
-/// A request's target, fit for a log: without a token (U-15), and not without end.
+/// Parameters whose values may stand in a log.
+const HARMLESS: [&str; 16] = [
+    "dir",
+    "from",
+    "to",
+    "limit",
+    "filter",
+    "raw",
+    "order_by",
+    "public_rooms",
+    "empty_rooms",
+    "ts",
+    "at",
+    "status",
+    "resource_id",
+    "job_id",
+    "action_name",
+    "max_timestamp",
+];
+
+/// How access tokens begin: Synapse's, and those of the Matrix Authentication Service.
+const TOKENS: [&str; 6] = ["syt_", "mat_", "mpt_", "mct_", "mcr_", "syr_"];
+
+/// A request's target, fit for a log: without a token, however it was meant to be given (U-15, U-16), and not without end.
 pub fn loggable(target: &str) -> String {
-    // Pieces of the path too: who forgets the question mark must not find the token in a log.
-    let pieces = target.split_inclusive(['?', '&']).map(|piece| {
+    let mut text = String::new();
+    for (n, piece) in target.split_inclusive(['?', '&']).enumerate() {
         let (piece, end) = piece.split_at(piece.trim_end_matches(['?', '&']).len());
-        // The name as an endpoint reads it: `access%5Ftoken` is the same secret.
-        let is_token = parse(piece.as_bytes())
-            .next()
-            .is_some_and(|(name, _)| name.contains(TOKEN_PARAMETER));
-        let shown = if is_token {
-            "access_token=<redacted>"
+        if n == 0 {
+            for segment in piece.split_inclusive('/') {
+                let (segment, slash) = segment.split_at(segment.trim_end_matches('/').len());
+                text.push_str(shown(segment));
+                text.push_str(slash);
+            }
         } else {
-            piece
-        };
-        format!("{shown}{end}")
-    });
-    let text: String = pieces.collect();
+            // The name as an endpoint reads it: `access%5Ftoken` is the same secret.
+            let name = parse(piece.as_bytes()).next();
+            let name = name.map(|(name, _)| name.into_owned()).unwrap_or_default();
+            let is_word = |b: u8| b.is_ascii_lowercase() || b"_-.".contains(&b);
+            text.push_str(&match piece.split_once('=') {
+                _ if piece.is_empty() || HARMLESS.contains(&name.as_str()) => piece.to_owned(),
+                Some(_) if name.contains(TOKEN_PARAMETER) => "access_token=<redacted>".to_owned(),
+                // A parameter that nobody knows may be a token's, misspelt; and a name of any other kind a token itself.
+                Some(_) if name.len() <= 24 && name.bytes().all(is_word) => {
+                    format!("{name}=<redacted>")
+                }
+                _ => "<redacted>".to_owned(),
+            });
+        }
+        text.push_str(end);
+    }
     match text.char_indices().nth(LOGGED) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,
     }
+}
+
+/// A segment of a path; who forgets the question mark must not find the token in a log.
+fn shown(segment: &str) -> &str {
+    let decoded = parse(segment.as_bytes()).next();
+    let decoded = decoded.map_or(String::new(), |(name, _)| name.to_lowercase());
+    let is_token = decoded.contains("token") || decoded.contains("bearer");
+    if segment.contains('=') && is_token {
+        return "access_token=<redacted>";
+    }
+    if is_token || TOKENS.iter().any(|begin| decoded.starts_with(begin)) {
+        return "<redacted>";
+    }
+    segment
 }
 
 #[cfg(test)]
@@ -208,22 +256,38 @@ mod tests {
     #[test]
     fn a_logged_target_never_shows_a_token() {
         for (target, logged) in [
-            ("/a?b=c", "/a?b=c"),
+            ("/a?dir=b&from=t1-2", "/a?dir=b&from=t1-2"),
+            ("/a/!room:b/$event", "/a/!room:b/$event"),
+            // Ways that are none (U-16).
+            ("/a?acces_token=SECRET", "/a?acces_token=<redacted>"),
+            ("/a?token=SECRET&dir=b", "/a?token=<redacted>&dir=b"),
+            ("/a?Authorization=Bearer+SECRET", "/a?<redacted>"),
+            ("/a?syt_SECRET", "/a?<redacted>"),
+            ("/a?SECRET=", "/a?<redacted>"),
+            ("/a/syt_SECRET", "/a/<redacted>"),
+            ("/a/Bearer%20SECRET/b", "/a/<redacted>/b"),
+            ("/a/accesstoken=SECRET", "/a/access_token=<redacted>"),
             ("/a", "/a"),
             ("/a?access_token=SECRET", "/a?access_token=<redacted>"),
             (
-                "/a?b=c&access_token=SECRET&d",
-                "/a?b=c&access_token=<redacted>&d",
+                "/a?dir=c&access_token=SECRET&to",
+                "/a?dir=c&access_token=<redacted>&to",
             ),
             ("/a?access%5Ftoken=SECRET", "/a?access_token=<redacted>"),
             (
                 "/a?%61ccess_token=SECRET&access_token=SECRET",
                 "/a?access_token=<redacted>&access_token=<redacted>",
             ),
-            ("/a?x?access_token=SECRET", "/a?x?access_token=<redacted>"),
-            ("/a&access_token=SECRET?b", "/a&access_token=<redacted>?b"),
-            ("/a/access_token=SECRET", "access_token=<redacted>"),
-            ("/a?&&b=?", "/a?&&b=?"),
+            (
+                "/a?x?access_token=SECRET",
+                "/a?<redacted>?access_token=<redacted>",
+            ),
+            (
+                "/a&access_token=SECRET?b",
+                "/a&access_token=<redacted>?<redacted>",
+            ),
+            ("/a/access_token=SECRET", "/a/access_token=<redacted>"),
+            ("/a?&&to=?", "/a?&&to=?"),
         ] {
             assert_eq!(loggable(target), logged);
         }

@@ -1,21 +1,20 @@
 //! The handlers: `tiny_http` on a private socket, and the threads that take requests from it one by one.
 
-use std::io::{self, Cursor, Read, Write};
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::Sender;
 use subtle::ConstantTimeEq;
 
 use super::private::PrivateDir;
+use super::server::Backend;
+use super::server::error_response::ErrorResponse;
 use super::server::handler_request::ORIGIN_HEADER;
 use super::server::limits::MAX_BODY;
 use super::server::listen::Origin;
-
-/// More than the head of an answer takes.
-const HEAD: usize = 512;
+use crate::store::read_limit::ReadLimit;
 
 /// A request, as the handlers see it.
 #[derive(Clone, Debug)]
@@ -30,6 +29,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Through what kind of listener it came.
     pub origin: Origin,
+    /// How long what only reads may take, and whether somebody still waits for it.
+    pub limit: Arc<ReadLimit>,
 }
 
 /// What a handler answers.
@@ -37,9 +38,9 @@ pub struct Request {
 pub struct Response {
     /// HTTP status.
     pub status: u16,
-    /// Headers beyond `Content-Type` and the length. Names and values are ASCII.
+    /// Headers beyond the length, and `Content-Type` where it is not JSON. Names and values are ASCII.
     pub headers: Vec<(&'static str, String)>,
-    /// JSON, or nothing.
+    /// JSON unless a header says otherwise, or nothing.
     pub body: Vec<u8>,
 }
 
@@ -55,17 +56,12 @@ pub struct HandlerPool {
 }
 
 impl HandlerPool {
-    /// Starts `handlers` threads. `secret` is what the server shows with every request; `broken` is told when
-    /// `tiny_http` fails, which ends the handlers.
+    /// Starts `handlers` threads for a server; the socket is theirs to say. The server is told when `tiny_http` fails, which
+    /// ends the handlers.
     ///
     /// # Errors
     /// No private directory, no socket, or no thread.
-    pub fn open(
-        handlers: usize,
-        secret: &Arc<str>,
-        handler: Arc<Handler>,
-        broken: &Sender<String>,
-    ) -> Result<Self, String> {
+    pub fn open(handlers: usize, backend: &Backend, handler: Arc<Handler>) -> Result<Self, String> {
         let directory =
             PrivateDir::temporary().map_err(|error| format!("no private directory: {error}"))?;
         let server = tiny_http::Server::http_unix(&directory.socket());
@@ -79,10 +75,9 @@ impl HandlerPool {
         for number in 1..=handlers {
             let thread = HandlerThread {
                 server: server.clone(),
-                secret: secret.clone(),
+                backend: backend.clone(),
                 handler: handler.clone(),
                 stopping: pool.stopping.clone(),
-                broken: broken.clone(),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("http-{number}"))
@@ -127,10 +122,9 @@ impl Drop for HandlerPool {
 /// One handler thread.
 struct HandlerThread {
     server: Arc<tiny_http::Server>,
-    secret: Arc<str>,
+    backend: Backend,
     handler: Arc<Handler>,
     stopping: Arc<AtomicBool>,
-    broken: Sender<String>,
 }
 
 impl HandlerThread {
@@ -141,16 +135,12 @@ impl HandlerThread {
                 return; // A request that came with the wake-up is dropped, and answers 500 to a server that is gone.
             }
             match received {
-                // The request is dropped by a panic, which answers 500.
-                Ok(request) => {
-                    if catch_unwind(AssertUnwindSafe(|| self.serve(request))).is_err() {
-                        log::error!(
-                            "http: a request handler panicked; the next request is served all the same"
-                        );
-                    }
-                }
+                Ok(request) => self.serve(request),
                 Err(error) => {
-                    let _ = self.broken.try_send(format!("tiny_http failed: {error}"));
+                    let _ = self
+                        .backend
+                        .broken
+                        .try_send(format!("tiny_http failed: {error}"));
                     return;
                 }
             }
@@ -158,7 +148,7 @@ impl HandlerThread {
     }
 
     fn serve(&self, mut received: tiny_http::Request) {
-        let Some(origin) = self.origin(&received) else {
+        let Some((origin, number)) = self.origin(&received) else {
             log::error!("http: a request on the private socket did not come through the server");
             return;
         };
@@ -174,6 +164,10 @@ impl HandlerThread {
                 .collect(),
             body: Vec::new(),
             origin,
+            limit: match self.backend.answers.limit(number) {
+                Some(limit) => limit,
+                None => return, // It was given up.
+            },
         };
         // The server sends no more than this; the bound is here for the day it does.
         let limit = u64::try_from(MAX_BODY).unwrap_or(u64::MAX);
@@ -185,57 +179,32 @@ impl HandlerThread {
             log::debug!("http: a request's body broke off: {error}");
             return;
         }
-        let response = (self.handler)(request);
-        if let Err(error) = respond(received, response) {
-            log::debug!("http: an answer did not reach the server: {error}");
-        }
+        // The answer goes another way. Without a writer `tiny_http` says nothing of its own, and reads the next request.
+        drop(received.into_writer());
+        let handle = AssertUnwindSafe(|| (self.handler)(request));
+        let response = catch_unwind(handle).unwrap_or_else(|_| {
+            log::error!(
+                "http: a request handler panicked; the next request is served all the same"
+            );
+            ErrorResponse::INTERNAL.to_response()
+        });
+        self.backend.answers.put(number, response);
     }
 
-    /// What the server says about a request; `None` when it does not come from the server.
-    fn origin(&self, request: &tiny_http::Request) -> Option<Origin> {
+    /// What the server says about a request, and its number; `None` when it does not come from the server.
+    fn origin(&self, request: &tiny_http::Request) -> Option<(Origin, u64)> {
         let header = request
             .headers()
             .iter()
             .find(|header| header.field.equiv(ORIGIN_HEADER))?;
-        let (secret, origin) = header.value.as_str().split_once(' ')?;
-        if !bool::from(secret.as_bytes().ct_eq(self.secret.as_bytes())) {
+        let (secret, rest) = header.value.as_str().split_once(' ')?;
+        if !bool::from(secret.as_bytes().ct_eq(self.backend.secret.as_bytes())) {
             return None;
         }
-        [Origin::Tcp, Origin::Unix]
+        let (origin, number) = rest.split_once(' ')?;
+        let origin = [Origin::Tcp, Origin::Unix]
             .into_iter()
-            .find(|known| known.as_str() == origin)
+            .find(|known| known.as_str() == origin)?;
+        Some((origin, number.parse().ok()?))
     }
-}
-
-/// Answers in one piece: `tiny_http` by itself writes 8 KiB at a time, and every piece wakes the server.
-fn respond(request: tiny_http::Request, response: Response) -> io::Result<()> {
-    let mut answer = Vec::with_capacity(response.body.len() + HEAD);
-    to_tiny_http(response).raw_print(
-        &mut answer,
-        request.http_version().clone(),
-        request.headers(),
-        *request.method() == tiny_http::Method::Head,
-        None,
-    )?;
-    let mut writer = request.into_writer();
-    writer.write_all(&answer)?;
-    writer.flush()
-}
-
-fn to_tiny_http(response: Response) -> tiny_http::Response<Cursor<Vec<u8>>> {
-    let has_body = !response.body.is_empty();
-    // Never chunked: the server wants a length.
-    let mut answer = tiny_http::Response::from_data(response.body)
-        .with_status_code(response.status)
-        .with_chunked_threshold(usize::MAX);
-    let kind = has_body.then(|| ("Content-Type", "application/json".to_owned()));
-    for (name, value) in response.headers.into_iter().chain(kind) {
-        match tiny_http::Header::from_bytes(name.as_bytes(), value.as_bytes()) {
-            Ok(header) => answer.add_header(header),
-            Err(()) => {
-                log::error!("http: the header {name} of an answer is not ASCII and was left out")
-            }
-        }
-    }
-    answer
 }

@@ -1,6 +1,7 @@
 //! The HTTP server as a whole: the [server](super::server) in front, the [handlers](super::handlers) behind it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, bounded};
@@ -8,6 +9,7 @@ use rand::Rng;
 use rand::distr::Alphanumeric;
 
 use super::handlers::{Handler, HandlerPool};
+use super::server::handler_request::Answers;
 use super::server::limits::Limits;
 use super::server::{Backend, Server};
 use crate::config::Listen;
@@ -33,13 +35,19 @@ impl HttpServer {
             .collect();
         let secret: Arc<str> = secret.into();
         let (report, broken) = bounded(1);
-        let handlers = HandlerPool::open(limits.handler_requests, &secret, handler, &report)?;
+        let (answers, answered) = Answers::new().map_err(|error| format!("no sockets: {error}"))?;
         let backend = Backend {
-            socket: handlers.socket(),
+            socket: PathBuf::new(),
             secret,
+            answers,
             broken: report,
         };
-        let server = Server::open(listen, limits, backend)?;
+        let handlers = HandlerPool::open(limits.handler_requests, &backend, handler)?;
+        let backend = Backend {
+            socket: handlers.socket(),
+            ..backend
+        };
+        let server = Server::open(listen, limits, backend, answered)?;
         Ok(Self {
             server,
             handlers,

@@ -49,12 +49,23 @@ impl ApiError {
     /// The JSON answer.
     pub fn to_response(&self) -> Response {
         let mut body = serde_json::json!({"errcode": self.errcode, "error": self.error});
+        if self.status == 429 {
+            body["retry_after_ms"] = RETRY_AFTER_MS.into();
+        }
         if let Some(soft_logout) = self.soft_logout {
             body["soft_logout"] = soft_logout.into();
         }
-        json(self.status, &body)
+        let mut response = json(self.status, &body);
+        if self.status == 429 {
+            let seconds = RETRY_AFTER_MS.div_ceil(1000).to_string();
+            response.headers.push(("Retry-After", seconds));
+        }
+        response
     }
 }
+
+/// When to try again what there was no room for.
+const RETRY_AFTER_MS: u32 = 5000;
 
 impl From<Error> for ApiError {
     /// What a client may read of an error. The rest of it goes to the log, here and only here.
@@ -69,7 +80,9 @@ impl From<Error> for ApiError {
             log::error!("http: {}", Chain(&error));
         }
         // What a database says is for the operator's eyes (H-5).
-        let text = if is_ours {
+        let text = if is_ours && class.status == 503 {
+            "The database cannot be asked now; try again".to_owned()
+        } else if is_ours {
             ErrorResponse::INTERNAL.error.to_owned()
         } else {
             error.to_string()

@@ -30,7 +30,8 @@ fn answer(api: &Api, ctx: &Context, reader: &Reader) -> Result<Response, ApiErro
     let knows = api.keeper.config().relation_type_filters;
     let request = request(&ctx.query, knows)?;
     let room = RoomId::from(ctx.parameter(0));
-    let page = api.keeper.messages(&room, reader, &request)?;
+    let limit = &ctx.request.limit;
+    let page = api.keeper.messages_within(&room, reader, &request, limit)?;
     Ok(Response {
         status: 200,
         headers: Vec::new(),

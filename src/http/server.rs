@@ -3,8 +3,8 @@
 //! `tiny_http` 0.12 must not face a client bare: one hostile length header aborts the process, doubled lengths let
 //! a body run as a second request, and time, heads and connections are unlimited. So the server accepts all
 //! connections itself, reads each request whole under a deadline, refuses what has two readings, and hands on bytes
-//! that it wrote anew ([`handler_request`]) over a private Unix socket. Answers come back into memory first and go to the
-//! client after that, so that a client who does not read holds a buffer and never a handler thread.
+//! that it wrote anew ([`handler_request`]) over a private Unix socket. Answers come back in memory, whole, so that a
+//! client who does not read holds a buffer and never a handler thread.
 //!
 //! One thread does all this with `poll` and sockets that never block. A connection costs a descriptor and what has
 //! been read of it, not a thread, so hundreds of slow ones are cheap; when there are too many, those that have been
@@ -13,6 +13,7 @@
 //! Several requests may follow each other on a connection, each waiting for the answer to the one before; a client
 //! that does not wait gets its first answer and the end of the connection.
 
+pub mod chunked;
 pub mod connection;
 pub mod error_response;
 pub mod handler_request;
@@ -33,6 +34,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::Sender;
 
 use self::event_loop::EventLoop;
+use self::handler_request::Answers;
 use self::limits::Limits;
 use self::listen::Listener;
 use crate::config::Listen;
@@ -44,6 +46,8 @@ pub struct Backend {
     pub socket: PathBuf,
     /// The secret by which the handlers know the server (see [`handler_request::ORIGIN_HEADER`]).
     pub secret: Arc<str>,
+    /// Where the handlers leave their answers.
+    pub answers: Arc<Answers>,
     /// Told, once, when the server can no longer do its work.
     pub broken: Sender<String>,
 }
@@ -62,7 +66,13 @@ impl Server {
     ///
     /// # Errors
     /// One of them cannot be opened; the sentence names it. None is open then.
-    pub fn open(addresses: &[Listen], limits: Limits, backend: Backend) -> Result<Self, String> {
+    pub fn open(
+        addresses: &[Listen],
+        limits: Limits,
+        backend: Backend,
+        answered: UnixStream,
+    ) -> Result<Self, String> {
+        limits::raise_open_files();
         let mut listeners = Vec::new();
         for address in addresses {
             let opened = listen::open(address);
@@ -74,8 +84,12 @@ impl Server {
         let start = || {
             let (waker, wakened) = UnixStream::pair()?;
             let broken = backend.broken.clone();
-            let event_loop =
-                EventLoop::new(listeners, limits.within_open_files(), backend, wakened);
+            let event_loop = EventLoop::new(
+                listeners,
+                limits.within_open_files(),
+                backend,
+                (wakened, answered),
+            );
             let thread = std::thread::Builder::new()
                 .name("http-server".into())
                 .spawn(move || {

@@ -1,5 +1,6 @@
 //! Pages of rooms: readers wait for the purge of their room, but not all of them, and not for ever.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use crate::ids::RoomId;
 use crate::locks::RoomRead;
 use crate::messages::{self, Page, PageRequest, Reader};
 use crate::store::db::Db;
+use crate::store::read_limit::ReadLimit;
 
 /// How many readers wait for rooms at a time. Half of the handlers that slow requests may have, so that readers of other
 /// rooms always find one.
@@ -70,12 +72,37 @@ impl Keeper {
         reader: &Reader,
         request: &PageRequest,
     ) -> Result<Page, Error> {
+        self.read_messages(room, reader, request, None)
+    }
+
+    /// As [`Keeper::messages`], within a limit.
+    ///
+    /// # Errors
+    /// As there, and [`Error::ReadTooLong`].
+    pub fn messages_within(
+        &self,
+        room: &RoomId,
+        reader: &Reader,
+        request: &PageRequest,
+        limit: &Arc<ReadLimit>,
+    ) -> Result<Page, Error> {
+        self.read_messages(room, reader, request, Some(limit))
+    }
+
+    fn read_messages(
+        &self,
+        room: &RoomId,
+        reader: &Reader,
+        request: &PageRequest,
+        limit: Option<&Arc<ReadLimit>>,
+    ) -> Result<Page, Error> {
         if self.is_stopping() {
             return Err(Error::Stopping);
         }
         let _turn = self.shared.wait_for_room(room);
-        self.shared
-            .with_reader(|db| page(db, &self.shared.config, room, reader, request))
+        self.shared.read_within(limit, |db| {
+            page(db, &self.shared.config, room, reader, request)
+        })
     }
 }
 

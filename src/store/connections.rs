@@ -1,10 +1,12 @@
 //! Connections for questions: lent out one at a time, kept open between questions, replaced when they break.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
 use super::db::{Access, Db, OpenOptions};
+use super::read_limit::ReadLimit;
 use crate::database::Database;
 use crate::error::Error;
 
@@ -30,8 +32,20 @@ impl Connections {
 
     /// Asks something. A connection to a server that broke meanwhile is replaced before the question is put.
     pub fn ask<T>(&self, question: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
+        self.ask_within(None, question)
+    }
+
+    /// As [`Connections::ask`], under a limit.
+    ///
+    /// # Errors
+    /// [`Error::ReadTooLong`] when it was over before there was an answer.
+    pub fn ask_within<T>(
+        &self,
+        limit: Option<&Arc<ReadLimit>>,
+        question: impl FnOnce(&Db) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let idle = self.idle.lock().pop();
-        let db = match idle {
+        let mut db = match idle {
             Some(db) => db,
             None => Db::open(
                 &self.database,
@@ -41,7 +55,16 @@ impl Connections {
                 },
             )?,
         };
-        let answer = question(&db);
+        let mut answer = db.set_limit(limit).and_then(|()| question(&db));
+        if let Some(limit) = limit {
+            if limit.is_over() && answer.as_ref().is_err_and(Error::is_interrupt) {
+                answer = Err(Error::ReadTooLong);
+            }
+            if let Err(e) = db.set_limit(None) {
+                log::debug!("a connection is not used again: {e}");
+                return answer;
+            }
+        }
         let is_disconnected = answer.as_ref().is_err_and(Error::is_disconnected);
         if !is_disconnected {
             self.put_back(db);

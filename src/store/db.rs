@@ -11,6 +11,7 @@ use rusqlite::Connection;
 use super::catalog::Catalog;
 #[cfg(feature = "postgres")]
 use super::postgres::{self, Link};
+use super::read_limit::ReadLimit;
 use super::sqlite;
 pub(crate) use super::value::params;
 pub use super::value::{Bind, Params, Row, RowResult, Value};
@@ -20,6 +21,9 @@ use crate::error::{Context, Error, StoreError};
 /// How often a transaction is begun again when others are in its way; on SQLite, with the time-out of a statement, half
 /// a minute, after which a person should look who holds the database.
 const ATTEMPTS: u32 = 5;
+
+/// After how many steps of its machine SQLite looks whether its time is up: some hundred times a second.
+const LOOKS_EVERY: i32 = 10_000;
 
 /// Page cache beside a live server, in KiB: the pages of one small batch.
 pub const CACHE_BESIDE_KIB: i64 = 112 * 1024;
@@ -88,6 +92,7 @@ pub struct Db {
     conn: Conn,
     path: Option<PathBuf>,
     catalog: Arc<Catalog>,
+    limit: Option<Arc<ReadLimit>>,
 }
 
 enum Conn {
@@ -148,6 +153,7 @@ impl Db {
             conn,
             path: database.file().map(Path::to_owned),
             catalog: Arc::default(),
+            limit: None,
         })
     }
 
@@ -203,6 +209,28 @@ impl Db {
         Some(PathBuf::from(name))
     }
 
+    /// Puts all statements from now on under a limit, or under none.
+    pub(super) fn set_limit(&mut self, limit: Option<&Arc<ReadLimit>>) -> Result<(), Error> {
+        if let Some(before) = self.limit.take() {
+            before.runs_on(None);
+        }
+        match &mut self.conn {
+            Conn::Sqlite(conn) => {
+                let is_over = limit.cloned().map(|limit| move || limit.is_over());
+                conn.progress_handler(LOOKS_EVERY, is_over)
+                    .context("set up the connection")?;
+            }
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => {
+                if let Some(limit) = limit {
+                    limit.runs_on(Some(InterruptHandle::Postgres(link.interrupt_handle())));
+                }
+            }
+        }
+        self.limit = limit.cloned();
+        Ok(())
+    }
+
     /// A handle by which another thread stops the running statement.
     pub fn interrupt_handle(&self) -> InterruptHandle {
         match &self.conn {
@@ -221,6 +249,9 @@ impl Db {
         work: impl FnOnce(&Conn) -> Result<(T, i64), StoreError>,
     ) -> Result<T, Error> {
         trace_hook(sql);
+        if self.limit.as_ref().is_some_and(|limit| limit.is_over()) {
+            return Err(StoreError::interrupted()).context(doing);
+        }
         let started = Instant::now();
         let (done, rows) = work(&self.conn).context(doing)?;
         // Statements hold no values, so they may be shown.

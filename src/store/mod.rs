@@ -26,6 +26,7 @@ pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod push_actions;
+pub mod read_limit;
 pub mod reader_access;
 mod redactions;
 pub mod prefixes;

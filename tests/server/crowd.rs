@@ -142,8 +142,11 @@ fn fifty_slow_requests_wait_their_turn_and_nobody_else_does() {
         answer(request)
     });
     let mut slow: Vec<_> = (0..50).map(|_| server.connect()).collect();
-    for client in &mut slow {
-        client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    for (n, client) in slow.iter_mut().enumerate() {
+        let reader = n % 10;
+        client.send(format!(
+            "GET /slow HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {reader}\r\n\r\n"
+        ));
     }
     while slow_now.load(Ordering::SeqCst) < most_allowed {
         std::thread::yield_now();
@@ -155,4 +158,82 @@ fn fifty_slow_requests_wait_their_turn_and_nobody_else_does() {
         assert_eq!(client.answer().unwrap().status, 200);
     }
     assert_eq!(slow_most.load(Ordering::SeqCst), most_allowed);
+}
+
+#[test]
+fn bursts_of_five_hundred_are_answered_and_begun_in_order_of_arrival() {
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let limits = Limits {
+        class: |_, target| match target.starts_with("/slow") {
+            true => RequestClass::Slow,
+            false => RequestClass::Quick,
+        },
+        // One at a time, so that the order of their beginnings is seen.
+        handler_requests: 2,
+        slow: 1,
+        slow_per_reader: 1,
+        wait: Duration::from_secs(60),
+        ..Limits::default()
+    };
+    let begun = order.clone();
+    let server = Server::start_with(limits, &[loopback()], move |request| {
+        if let Some(number) = request.target.strip_prefix("/slow") {
+            begun.lock().unwrap().push(number.parse::<usize>().unwrap());
+        }
+        answer(request)
+    });
+    let mut burst: Vec<_> = (0..500).map(|_| server.connect()).collect();
+    // All of one reader; each is read before the next is sent, or their order would be anybody's.
+    for (number, client) in burst.iter_mut().enumerate() {
+        client.send(format!("GET /slow{number} HTTP/1.1\r\nHost: a\r\n\r\n"));
+    }
+    for client in &mut burst {
+        assert_eq!(client.answer().unwrap().status, 200);
+    }
+    let order = order.lock().unwrap().clone();
+    assert_eq!(order.len(), 500);
+    // One that came in a moment before another may be read a moment after it; none falls back further than that.
+    for (place, number) in order.iter().enumerate() {
+        assert!(
+            place.abs_diff(*number) <= 3,
+            "{number} was begun as number {place}: {order:?}"
+        );
+    }
+}
+
+#[test]
+fn one_reader_leaves_handlers_to_the_others() {
+    let opened = Arc::new((Mutex::new(false), Condvar::new()));
+    let limits = Limits {
+        class: |_, _| RequestClass::Slow,
+        ..Limits::default()
+    };
+    let (http, most) = (opened.clone(), limits.slow_per_reader);
+    assert!(most < limits.slow);
+    let server = Server::start_with(limits, &[loopback()], move |request| {
+        if request.authorization == ["Bearer greedy"] {
+            let (is_open, changed) = &*http;
+            let shut = is_open.lock().unwrap();
+            drop(changed.wait_while(shut, |is_open| !*is_open).unwrap());
+        }
+        answer(request)
+    });
+    let mut greedy: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    for client in &mut greedy {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer greedy\r\n\r\n");
+    }
+    while server.count() < most {
+        std::thread::yield_now();
+    }
+    for _ in 0..10 {
+        let mut other = server.connect();
+        other.send("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer other\r\n\r\n");
+        assert_eq!(other.answer().unwrap().status, 200);
+    }
+    assert_eq!(server.count(), most + 10);
+    *opened.0.lock().unwrap() = true;
+    opened.1.notify_all();
+    for client in &mut greedy {
+        assert_eq!(client.answer().unwrap().status, 200);
+    }
 }

@@ -4,12 +4,14 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use roomkeeper::client::Client as OneShot;
 use roomkeeper::config::Listen;
+use roomkeeper::http::server::handler_request::Answers;
 use roomkeeper::http::server::limits::{Limits, MAX_BODY};
 use roomkeeper::http::server::{Backend, Server as HttpFrontend};
 
@@ -166,7 +168,15 @@ fn no_second_request_runs_that_the_first_did_not_wait_for() {
         ),
         (
             format!("{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{evil}"),
-            411,
+            200,
+        ),
+        (
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n{evil}"),
+            200,
+        ),
+        (
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n{evil}"),
+            400,
         ),
         (
             format!("{head}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{evil}"),
@@ -342,7 +352,7 @@ fn when_all_handlers_are_busy_few_wait_and_not_for_ever() {
     let (release, released) = bounded::<()>(0);
     let limits = Limits {
         handler_requests: 2,
-        waiting: 3,
+        waiting: 1024,
         ..short()
     };
     let server = Server::start_with(limits, &[loopback()], move |request| {
@@ -366,7 +376,7 @@ fn when_all_handlers_are_busy_few_wait_and_not_for_ever() {
     assert!(
         refused
             .iter()
-            .all(|answer| answer.status == 503 && answer.json()["errcode"] == "M_LIMIT_EXCEEDED")
+            .all(|answer| answer.status == 429 && answer.json()["errcode"] == "M_LIMIT_EXCEEDED")
     );
     assert!(begun.elapsed() < Duration::from_secs(3));
     for _ in 0..2 {
@@ -502,15 +512,102 @@ fn stopping_does_not_wait_for_a_client_that_does_not_read() {
 fn handlers_that_are_gone_are_reported_and_answered_503() {
     let (report, broken) = bounded(1);
     let nowhere = std::env::temp_dir().join("roomkeeper-nowhere.sock");
+    let (answers, answered) = Answers::new().unwrap();
     let backend = Backend {
         socket: nowhere,
         secret: "secret".into(),
+        answers,
         broken: report,
     };
-    let server = HttpFrontend::open(&[loopback()], Limits::default(), backend).unwrap();
+    let limits = Limits::default();
+    let server = HttpFrontend::open(&[loopback()], limits, backend, answered).unwrap();
     let answer = Client::tcp(server.addresses()[0]).get("/");
     assert_eq!(answer.status, 503);
     assert!(broken.recv_timeout(PATIENCE).unwrap().contains("gone"));
+}
+
+#[test]
+fn a_body_in_chunks_is_read_and_the_connection_goes_on() {
+    let server = Server::start(Limits::default());
+    let mut client = server.connect();
+    for (chunks, length) in [
+        ("0\r\n\r\n", 0),
+        ("2\r\n{}\r\n0\r\n\r\n", 2),
+        ("5;x=y\r\n{\"a\":\r\n2\r\n1}\r\n000\r\nX: y\r\n\r\n", 7),
+    ] {
+        client.send("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for piece in chunks.as_bytes().chunks(3) {
+            client.send(std::str::from_utf8(piece).unwrap());
+        }
+        let answer = client.answer().unwrap();
+        assert_eq!((answer.status, answer.closes()), (200, false));
+        assert_eq!(answer.json()["body"], length);
+    }
+    // As a client that asks first sends it.
+    client.send(
+        "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n",
+    );
+    assert_eq!(client.answer().unwrap().status, 100);
+    client.send("1\r\nx\r\n0\r\n\r\n");
+    assert_eq!(client.answer().unwrap().json()["body"], 1);
+    // Larger than any may be.
+    client.send("PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n100001\r\n");
+    assert_eq!(client.answer().unwrap().status, 413);
+    let mut old = server.connect();
+    old.send("GET / HTTP/1.0\r\n\r\n");
+    assert_eq!(old.answer().unwrap().status, 200);
+}
+
+#[test]
+fn every_answer_tells_browsers_that_they_may_read_it() {
+    let server = Server::start(short());
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /panic HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/2.0\r\n\r\n",
+        "nonsense\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX: ",
+    ] {
+        let mut client = server.connect();
+        client.send(request);
+        let answer = client.answer().unwrap();
+        assert!(
+            answer.head.contains("Access-Control-Allow-Origin: *"),
+            "{request:?}: {answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_reading_ends_with_its_time_and_when_its_client_has_gone() {
+    let limits = Limits {
+        read: Duration::from_millis(300),
+        read_after_end: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let ended = Arc::new(AtomicUsize::new(0));
+    let count = ended.clone();
+    let server = Server::start_with(limits, &[loopback()], move |request| {
+        let begun = Instant::now();
+        while !request.limit.is_over() && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        count.fetch_add(usize::from(request.limit.is_over()), Ordering::SeqCst);
+        answer(request)
+    });
+    let begun = Instant::now();
+    assert_eq!(server.connect().get("/").status, 200);
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    let begun = Instant::now();
+    let mut leaving = server.connect();
+    leaving.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    wait_until(|| server.count() == 2);
+    drop(leaving);
+    wait_until(|| ended.load(Ordering::SeqCst) == 2);
+    println!("the second ended after {:?}", begun.elapsed());
 }
 
 #[test]

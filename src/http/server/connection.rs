@@ -1,17 +1,19 @@
 //! One client connection, from its first byte to its last. It never blocks: the server calls it when its socket is
 //! ready or its time is up, and it says what came of it.
 
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use rustix::event::PollFlags;
 
+use super::chunked::Chunked;
 use super::error_response::ErrorResponse;
-use super::head::{Head, Scan};
+use super::head::{BodyLength, Head, Scan};
 use super::limits::{Limits, MAX_HEAD};
 use super::listen::{Origin, Stream};
-use super::request_class::RequestClass;
+use crate::http::auth::TOKEN_PARAMETER;
 
 /// A whole request, ready for a handler.
 #[derive(Debug)]
@@ -22,6 +24,29 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Through what kind of listener it came.
     pub origin: Origin,
+}
+
+impl Request {
+    /// Bytes held.
+    pub fn held(&self) -> usize {
+        let authorization = self.head.authorization.iter().map(String::capacity);
+        self.body.capacity() + self.head.target.capacity() + authorization.sum::<usize>()
+    }
+
+    /// Who asks, as far as that can be told before a database is asked: whose token it is.
+    pub fn reader(&self, keys: &RandomState) -> u64 {
+        let mut hasher = keys.build_hasher();
+        self.head.authorization.hash(&mut hasher);
+        let query = self
+            .head
+            .target
+            .split_once('?')
+            .map_or("", |(_, query)| query);
+        let mut query = form_urlencoded::parse(query.as_bytes());
+        let token = query.find(|(name, _)| name == TOKEN_PARAMETER);
+        token.map(|(_, value)| value).hash(&mut hasher);
+        hasher.finish()
+    }
 }
 
 /// What came of a call.
@@ -65,7 +90,7 @@ pub struct Connection {
 enum Stage {
     /// Reading a head; idle as long as no byte of it is there.
     Head(Scan),
-    Body(Head),
+    Body(Head, Option<Chunked>),
     /// A request waits for a handler.
     Waiting(Option<Request>),
     /// The request is with a handler.
@@ -110,7 +135,7 @@ impl Connection {
     /// What to wait for on its socket.
     pub fn wants(&self) -> PollFlags {
         let mut wants = match self.stage {
-            Stage::Head(_) | Stage::Body(_) | Stage::Linger => PollFlags::IN,
+            Stage::Head(_) | Stage::Body(..) | Stage::Linger => PollFlags::IN,
             Stage::Waiting(_) | Stage::Away { .. } if !self.early && !self.ended => PollFlags::IN,
             Stage::Waiting(_) | Stage::Away { .. } | Stage::Answer { .. } => PollFlags::empty(),
         };
@@ -128,7 +153,8 @@ impl Connection {
     /// Bytes held for this client.
     pub fn held(&self) -> usize {
         let request = match &self.stage {
-            Stage::Waiting(Some(request)) => request.body.capacity(),
+            Stage::Waiting(Some(request)) => request.held(),
+            Stage::Body(_, Some(chunked)) => chunked.held(),
             _ => 0,
         };
         self.input.capacity() + self.output.capacity() + request
@@ -141,7 +167,7 @@ impl Connection {
         match &self.stage {
             Stage::Linger => Some((0, self.since)),
             Stage::Head(_) if self.input.is_empty() && self.served > 0 => Some((1, self.since)),
-            Stage::Head(_) | Stage::Body(_) => Some((2, self.since)),
+            Stage::Head(_) | Stage::Body(..) => Some((2, self.since)),
             Stage::Answer { .. } => Some((3, self.last_activity)),
             Stage::Waiting(_) | Stage::Away { .. } => None,
         }
@@ -175,7 +201,7 @@ impl Connection {
         }
         match self.stage {
             Stage::Head(_) => self.read_head(scratch, limits, now),
-            Stage::Body(_) => self.read_body(scratch, limits, now),
+            Stage::Body(..) => self.read_body(scratch, limits, now),
             Stage::Waiting(_) | Stage::Away { .. } => {
                 match self.stream.read(&mut scratch[..1024]) {
                     Ok(0) => self.ended = true,
@@ -200,21 +226,24 @@ impl Connection {
         match &self.stage {
             // Said nothing, is told nothing.
             Stage::Head(_) if self.input.is_empty() => Step::Gone,
-            Stage::Head(_) | Stage::Body(_) => self.refuse(ErrorResponse::TIMEOUT, limits, now),
+            Stage::Head(_) | Stage::Body(..) => self.refuse(ErrorResponse::TIMEOUT, limits, now),
             Stage::Waiting(_) => self.refuse(ErrorResponse::BUSY, limits, now),
             Stage::Away { .. } => Step::Stay,
             Stage::Answer { .. } | Stage::Linger => Step::Gone,
         }
     }
 
-    /// The class of the request that waits for a handler.
-    pub fn class(&self, limits: &Limits) -> RequestClass {
+    /// The request that waits for a handler.
+    pub fn waiting(&self) -> Option<&Request> {
         match &self.stage {
-            Stage::Waiting(Some(request)) => {
-                (limits.class)(&request.head.method, &request.head.target)
-            }
-            _ => RequestClass::Quick,
+            Stage::Waiting(request) => request.as_ref(),
+            _ => None,
         }
+    }
+
+    /// Whether a request is with a handler, and the client has said that it will send no more.
+    pub fn may_be_gone(&self) -> bool {
+        self.ended && matches!(self.stage, Stage::Away { .. })
     }
 
     /// The complete request, once; from now on it is with a handler.
@@ -264,7 +293,7 @@ impl Connection {
     pub fn close_with(mut self, error_response: ErrorResponse) {
         let is_asking = match &self.stage {
             Stage::Head(_) => !self.input.is_empty(),
-            Stage::Body(_) | Stage::Waiting(_) => true,
+            Stage::Body(..) | Stage::Waiting(_) => true,
             _ => false,
         };
         if is_asking && self.sent == self.output.len() {
@@ -304,13 +333,24 @@ impl Connection {
             Ok(Some((end, head))) => {
                 // What came with the head is the beginning of the body, and must be no more than that.
                 self.input.drain(..end);
-                self.early = self.input.len() > head.body;
-                self.input.truncate(head.body);
+                let mut chunked = None;
                 if head.expects_continue && self.input.is_empty() {
                     self.output = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
                     self.sent = 0;
                 }
-                self.enter(Stage::Body(head), limits.body, now);
+                if head.body == BodyLength::Chunked {
+                    let mut chunks = Chunked::default();
+                    match chunks.take(&self.input) {
+                        Ok(taken) => self.early = taken < self.input.len(),
+                        Err(refusal) => return self.refuse(refusal, limits, now),
+                    }
+                    self.input.clear();
+                    chunked = Some(chunks);
+                } else {
+                    self.early = self.input.len() > head.body.known();
+                    self.input.truncate(head.body.known());
+                }
+                self.enter(Stage::Body(head, chunked), limits.body, now);
                 if self.write(limits, now) == Step::Gone {
                     Step::Gone
                 } else {
@@ -321,19 +361,26 @@ impl Connection {
     }
 
     fn read_body(&mut self, scratch: &mut [u8], limits: &Limits, now: Instant) -> Step {
-        let Stage::Body(head) = &self.stage else {
+        let Stage::Body(head, chunked) = &mut self.stage else {
             return Step::Stay;
         };
-        let room = (head.body - self.input.len()).min(scratch.len());
-        match self.stream.read(&mut scratch[..room]) {
-            Ok(0) => return Step::Gone,
-            Ok(count) => {
+        let room = match chunked {
+            Some(_) => scratch.len(),
+            None => (head.body.known() - self.input.len()).min(scratch.len()),
+        };
+        match (self.stream.read(&mut scratch[..room]), chunked) {
+            (Ok(0), _) => return Step::Gone,
+            (Ok(count), Some(chunked)) => match chunked.take(&scratch[..count]) {
+                Ok(taken) => self.early = taken < count,
+                Err(refusal) => return self.refuse(refusal, limits, now),
+            },
+            (Ok(count), None) => {
                 // Exactly what came: many half bodies are held at a time.
                 self.input.reserve_exact(count);
                 self.input.extend_from_slice(&scratch[..count]);
             }
-            Err(error) if is_transient(&error) => return Step::Stay,
-            Err(_) => return Step::Gone,
+            (Err(error), _) if is_transient(&error) => return Step::Stay,
+            (Err(_), _) => return Step::Gone,
         }
         self.last_activity = now;
         self.complete(limits, now)
@@ -341,15 +388,22 @@ impl Connection {
 
     /// Moves on when the body is whole.
     fn complete(&mut self, limits: &Limits, now: Instant) -> Step {
-        let Stage::Body(head) = &self.stage else {
+        let Stage::Body(head, chunked) = &mut self.stage else {
             return Step::Stay;
         };
-        if self.input.len() < head.body {
+        let is_whole = match chunked {
+            Some(chunked) => chunked.is_done(),
+            None => self.input.len() >= head.body.known(),
+        };
+        if !is_whole {
             return Step::Stay;
         }
         let request = Request {
             head: head.clone(),
-            body: std::mem::take(&mut self.input),
+            body: match chunked.take() {
+                Some(chunked) => chunked.into_body(),
+                None => std::mem::take(&mut self.input),
+            },
             origin: self.origin,
         };
         self.enter(Stage::Waiting(Some(request)), limits.wait, now);

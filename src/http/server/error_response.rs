@@ -1,5 +1,8 @@
 //! What the server answers by itself.
 
+use super::handler_request::to_bytes;
+use crate::http::handlers::Response;
+
 /// Why the server does not hand a request on. Every one ends its connection, because what follows a request that
 /// was not understood is not known to be a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +13,23 @@ pub struct ErrorResponse {
     pub errcode: &'static str,
     /// The sentence for the client.
     pub error: &'static str,
+    /// After how many milliseconds the client may try again, where that helps.
+    pub retry_after_ms: Option<u32>,
 }
+
+/// What browsers need to hear before a page of another origin may use an answer, whatever it says (H-63). Tokens come in a
+/// header and never by cookie, so there is nothing to take advantage of.
+pub const CROSS_ORIGIN: [(&str, &str); 3] = [
+    ("Access-Control-Allow-Origin", "*"),
+    (
+        "Access-Control-Allow-Methods",
+        "GET, HEAD, POST, PUT, DELETE, OPTIONS",
+    ),
+    (
+        "Access-Control-Allow-Headers",
+        "X-Requested-With, Content-Type, Authorization, Date",
+    ),
+];
 
 impl ErrorResponse {
     const fn new(status: u16, errcode: &'static str, error: &'static str) -> Self {
@@ -18,6 +37,7 @@ impl ErrorResponse {
             status,
             errcode,
             error,
+            retry_after_ms: None,
         }
     }
 
@@ -28,12 +48,6 @@ impl ErrorResponse {
 
     /// The client took too long over its head or its body.
     pub const TIMEOUT: Self = Self::new(408, "M_UNKNOWN", "The request took too long to arrive");
-    /// A transfer coding instead of a length.
-    pub const LENGTH_REQUIRED: Self = Self::new(
-        411,
-        "M_UNKNOWN",
-        "Send a Content-Length: chunked bodies are not read here",
-    );
     /// A body over [`MAX_BODY`](super::limits::MAX_BODY).
     pub const BODY_TOO_LARGE: Self =
         Self::new(413, "M_TOO_LARGE", "The request body is larger than 1 MiB");
@@ -52,12 +66,18 @@ impl ErrorResponse {
     pub const CODING: Self = Self::new(501, "M_UNKNOWN", "This transfer coding is not known here");
     /// `CONNECT`: we are no proxy.
     pub const NO_PROXY: Self = Self::new(501, "M_UNRECOGNIZED", "This server is not a proxy");
-    /// No place, no handler, or no memory; worth trying again.
-    pub const BUSY: Self = Self::new(
-        503,
-        "M_LIMIT_EXCEEDED",
-        "Too many requests at a time; try again",
-    );
+    /// No place, or it was waited for in vain; worth trying again.
+    pub const BUSY: Self = Self {
+        retry_after_ms: Some(1000),
+        ..Self::new(
+            429,
+            "M_LIMIT_EXCEEDED",
+            "Too many requests at a time; try again",
+        )
+    };
+    /// No handler can be reached.
+    pub const NO_HANDLER: Self =
+        Self::new(503, "M_UNKNOWN", "The server cannot answer now; try again");
     /// The daemon is stopping.
     pub const STOPPING: Self = Self::new(503, "M_UNKNOWN", "The server is stopping");
     /// Another version of HTTP.
@@ -70,22 +90,30 @@ impl ErrorResponse {
     /// The JSON body.
     pub fn body(&self) -> String {
         // The sentences are ours: no quote, no backslash, no control byte (tested), so nothing needs escaping.
+        let retry = self.retry_after_ms;
+        let retry = retry.map(|after| format!(r#","retry_after_ms":{after}"#));
         format!(
-            r#"{{"errcode":"{}","error":"{}"}}"#,
-            self.errcode, self.error
+            r#"{{"errcode":"{}","error":"{}"{}}}"#,
+            self.errcode,
+            self.error,
+            retry.unwrap_or_default()
         )
+    }
+
+    /// The answer, as a handler would give it.
+    pub fn to_response(&self) -> Response {
+        let retry = self.retry_after_ms;
+        let seconds = retry.map(|after| ("Retry-After", after.div_ceil(1000).to_string()));
+        Response {
+            status: self.status,
+            headers: seconds.into_iter().collect(),
+            body: self.body().into_bytes(),
+        }
     }
 
     /// The whole answer, in bytes ready to be sent; it announces that the connection ends.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let body = self.body();
-        format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            self.status,
-            reason(self.status),
-            body.len(),
-        )
-        .into_bytes()
+        to_bytes(self.to_response(), true, false)
     }
 }
 
@@ -103,7 +131,7 @@ mod tests {
         let all = [
             ErrorResponse::malformed("Two Host headers"),
             ErrorResponse::TIMEOUT,
-            ErrorResponse::LENGTH_REQUIRED,
+            ErrorResponse::NO_HANDLER,
             ErrorResponse::BODY_TOO_LARGE,
             ErrorResponse::TARGET_TOO_LONG,
             ErrorResponse::EXPECTATION,
@@ -120,7 +148,13 @@ mod tests {
                 serde_json::from_str(&error_response.body()).expect("JSON");
             assert_eq!(body["errcode"], error_response.errcode);
             assert_eq!(body["error"], error_response.error);
-            assert_eq!(body.as_object().map(serde_json::Map::len), Some(2));
+            let retry = error_response.retry_after_ms;
+            assert_eq!(body["retry_after_ms"].as_u64(), retry.map(u64::from));
+            let members = 2 + usize::from(retry.is_some());
+            assert_eq!(body.as_object().map(serde_json::Map::len), Some(members));
+            let text = String::from_utf8(error_response.to_bytes()).expect("text");
+            assert_eq!(text.contains("\r\nRetry-After: 1\r\n"), retry.is_some());
+            assert!(text.contains("\r\nAccess-Control-Allow-Origin: *\r\n"));
             assert!(
                 error_response
                     .to_bytes()

@@ -1,8 +1,10 @@
 //! The server's thread: who comes in, who waits, who is served, who has to go.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{ErrorKind, Write};
+use std::hash::RandomState;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -10,10 +12,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Backend;
 use super::connection::{Connection, Step};
 use super::error_response::ErrorResponse;
-use super::handler_request::HandlerRequest;
+use super::handler_request::{HandlerRequest, Link, to_bytes};
 use super::limits::{Limits, MAX_HEAD};
 use super::listen::{Listener, Stream};
 use super::request_class::{InFlight, RequestClass};
+use crate::http::handlers::Response;
+use crate::store::read_limit::ReadLimit;
 
 /// Most bytes read from one socket before the others have their turn.
 const SCRATCH: usize = 64 * 1024;
@@ -31,11 +35,19 @@ pub struct EventLoop {
     backend: Backend,
     /// Reads its end when the server is to stop.
     wakened: UnixStream,
+    /// Can be read when handlers have answered.
+    answered: UnixStream,
     /// By number of arrival, so that the order of the map is the order of arrival.
     connections: BTreeMap<u64, Connection>,
     arrivals: u64,
-    waiting: VecDeque<(u64, RequestClass)>,
+    /// Requests for which no handler is free, in order of arrival.
+    waiting: VecDeque<Waiting>,
+    /// A place for each handler.
     handler_requests: Vec<Option<HandlerRequest>>,
+    /// The connection with `tiny_http`.
+    link: Option<Link>,
+    /// By which tokens are told apart, without being kept.
+    keys: RandomState,
     begun: u64,
     /// No accepting before this moment.
     paused: Option<Instant>,
@@ -46,13 +58,23 @@ pub struct EventLoop {
     scratch: Box<[u8]>,
 }
 
+/// A request that waits.
+#[derive(Clone, Copy)]
+struct Waiting {
+    connection: u64,
+    class: RequestClass,
+    reader: u64,
+    held: usize,
+}
+
 /// Whose socket a `poll` entry is.
 #[derive(Clone, Copy)]
 enum Who {
     Waker,
+    Answers,
     Listener(usize),
     Connection(u64),
-    HandlerRequest(usize),
+    Link,
 }
 
 impl EventLoop {
@@ -60,18 +82,21 @@ impl EventLoop {
         listeners: Vec<Listener>,
         limits: Limits,
         backend: Backend,
-        wakened: UnixStream,
+        (wakened, answered): (UnixStream, UnixStream),
     ) -> Self {
-        let handler_requests = (0..limits.handler_requests.max(1)).map(|_| None).collect();
+        let handlers = limits.handler_requests.max(1);
         Self {
             listeners,
             limits,
             backend,
             wakened,
+            answered,
             connections: BTreeMap::new(),
             arrivals: 0,
             waiting: VecDeque::new(),
-            handler_requests,
+            handler_requests: (0..handlers).map(|_| None).collect(),
+            link: None,
+            keys: RandomState::new(),
             begun: 0,
             paused: None,
             closing: None,
@@ -89,9 +114,10 @@ impl EventLoop {
             for (who, flags) in ready {
                 match who {
                     Who::Waker => self.begin_to_stop(now),
+                    Who::Answers => self.deliver(now),
                     Who::Listener(number) => self.accept(number, now),
                     Who::Connection(id) => self.connection_ready(id, flags, now),
-                    Who::HandlerRequest(slot) => self.handler_request_ready(slot, flags, now),
+                    Who::Link => self.link_ready(flags, now),
                 }
             }
             self.expire(now);
@@ -118,39 +144,28 @@ impl EventLoop {
             whose.push(Who::Waker);
             sockets.push(PollFd::new(&self.wakened, PollFlags::IN));
         }
+        whose.push(Who::Answers);
+        sockets.push(PollFd::new(&self.answered, PollFlags::IN));
+        if let Some(link) = &self.link {
+            whose.push(Who::Link);
+            sockets.push(PollFd::new(link, link.wants()));
+        }
+        for (id, connection) in &self.connections {
+            whose.push(Who::Connection(*id));
+            sockets.push(PollFd::new(connection, connection.wants()));
+        }
+        // After those who are here: what arrived first is begun first.
         if self.paused.is_none_or(|until| now >= until) {
             for (number, listener) in self.listeners.iter().enumerate() {
                 whose.push(Who::Listener(number));
                 sockets.push(PollFd::new(listener, PollFlags::IN));
             }
         }
-        // With no memory left, large answers are read one after another: the oldest always gets on, and so all do.
-        let held = self.held_for_connections()
-            + self
-                .handler_requests
-                .iter()
-                .flatten()
-                .map(HandlerRequest::held)
-                .sum::<usize>();
-        let oldest = self
-            .handler_requests
-            .iter()
-            .flatten()
-            .map(|handler_request| handler_request.number)
-            .min();
-        for (slot, handler_request) in self.handler_requests.iter().enumerate() {
-            if let Some(handler_request) = handler_request {
-                let short = held > self.limits.buffered && Some(handler_request.number) != oldest;
-                whose.push(Who::HandlerRequest(slot));
-                sockets.push(PollFd::new(handler_request, handler_request.wants(short)));
-            }
-        }
-        for (id, connection) in &self.connections {
-            whose.push(Who::Connection(*id));
-            sockets.push(PollFd::new(connection, connection.wants()));
-        }
         let deadlines = self.connections.values().filter_map(Connection::deadline);
+        let readings = self.handler_requests.iter().flatten();
+        let readings = readings.filter(|request| !request.is_stopped);
         let next = deadlines
+            .chain(readings.filter_map(|request| request.limit.deadline()))
             .chain(self.paused.filter(|until| *until > now))
             .chain(self.closing)
             .min();
@@ -240,8 +255,11 @@ impl EventLoop {
             id,
             Connection::new(stream, origin, number, &self.limits, now),
         );
-        // Most clients have sent their request by now: read it before anybody can be evicted for having none.
-        self.connection_ready(id, PollFlags::IN, now);
+        if crowded.is_some() {
+            // Most clients have sent their request by now: read it before anybody can be evicted for having none. Else it is
+            // read in its turn, after those of connections that are older.
+            self.connection_ready(id, PollFlags::IN, now);
+        }
     }
 
     /// Closes the connection with the lowest eviction rank, of one listener or of all. False when all are being served.
@@ -264,6 +282,12 @@ impl EventLoop {
     fn connection_ready(&mut self, id: u64, flags: PollFlags, now: Instant) {
         if let Some(connection) = self.connections.get_mut(&id) {
             let step = connection.ready(flags, &mut self.scratch, &self.limits, now);
+            if connection.may_be_gone() {
+                let time = self.limits.read_after_end;
+                if let Some(request) = self.handler_request_of(id) {
+                    request.limit.shorten(time);
+                }
+            }
             self.follow(id, step, now);
         }
     }
@@ -273,23 +297,24 @@ impl EventLoop {
             Step::Stay => {}
             Step::Gone => {
                 self.connections.remove(&id);
-                self.waiting.retain(|(waiting, _)| *waiting != id);
+                self.waiting.retain(|waiting| waiting.connection != id);
+                if let Some(request) = self.handler_request_of(id) {
+                    request.stop();
+                }
             }
             Step::Complete if self.closing.is_some() => {
                 self.refuse(id, ErrorResponse::STOPPING, now)
             }
             Step::Complete => {
-                let class = self
-                    .connections
-                    .get(&id)
-                    .map(|connection| connection.class(&self.limits));
-                let class = class.unwrap_or_default();
-                if !self.may_queue(class) {
+                let Some(waiting) = self.waiting_of(id) else {
+                    return;
+                };
+                if !self.may_queue(&waiting) {
                     // Many came in this round, and handlers may be free.
                     self.dispatch(now);
                 }
-                if self.may_queue(class) {
-                    self.waiting.push_back((id, class));
+                if self.may_queue(&waiting) {
+                    self.waiting.push_back(waiting);
                 } else {
                     self.refuse(id, ErrorResponse::BUSY, now);
                 }
@@ -297,20 +322,53 @@ impl EventLoop {
         }
     }
 
-    fn may_queue(&self, class: RequestClass) -> bool {
-        let waiting: InFlight = self.waiting.iter().map(|(_, class)| *class).collect();
-        waiting.may_queue(class, &self.limits)
+    fn waiting_of(&self, id: u64) -> Option<Waiting> {
+        let request = self.connections.get(&id)?.waiting()?;
+        let head = &request.head;
+        Some(Waiting {
+            connection: id,
+            class: (self.limits.class)(&head.method, &head.target),
+            reader: request.reader(&self.keys),
+            held: request.held() + size_of::<Connection>(),
+        })
+    }
+
+    fn handler_request_of(&mut self, id: u64) -> Option<&mut HandlerRequest> {
+        let mut requests = self.handler_requests.iter_mut().flatten();
+        requests.find(|request| request.connection == id)
+    }
+
+    /// Whether one more may wait, when others do. Slow ones leave a quarter of the bytes to quick ones, and one reader
+    /// leaves places to the others.
+    fn may_queue(&self, one: &Waiting) -> bool {
+        let (mut all, mut slow, mut of_reader) = (one.held, one.held, 0);
+        for waiting in &self.waiting {
+            all += waiting.held;
+            if waiting.class != RequestClass::Quick {
+                slow += waiting.held;
+            }
+            of_reader += usize::from(waiting.reader == one.reader);
+        }
+        let limits = &self.limits;
+        let has_place = match one.class {
+            RequestClass::Quick => all <= limits.waiting,
+            RequestClass::Slow | RequestClass::Long => {
+                all <= limits.waiting && slow <= limits.waiting - limits.waiting / 4
+            }
+        };
+        has_place && of_reader < limits.waiting_per_reader
     }
 
     fn refuse(&mut self, id: u64, error_response: ErrorResponse, now: Instant) {
-        self.waiting.retain(|(waiting, _)| *waiting != id);
+        self.waiting.retain(|waiting| waiting.connection != id);
         if let Some(connection) = self.connections.get_mut(&id) {
             let step = connection.refuse(error_response, &self.limits, now);
             self.follow(id, step, now);
         }
     }
 
-    /// Hands waiting requests to free handlers, in order of arrival; what has to wait for its class is passed.
+    /// Hands waiting requests to free handlers, in order of arrival; what has to wait for its class, or for what its reader has
+    /// with handlers already, is passed.
     fn dispatch(&mut self, now: Instant) {
         while let Some(slot) = self.handler_requests.iter().position(Option::is_none) {
             let in_flight: InFlight = self
@@ -319,13 +377,21 @@ impl EventLoop {
                 .flatten()
                 .map(|e| e.class)
                 .collect();
-            let next = self
-                .waiting
-                .iter()
-                .position(|(_, class)| in_flight.may_run(*class, &self.limits));
-            let Some((id, class)) = next.and_then(|next| self.waiting.remove(next)) else {
+            let of_reader = |reader: u64| {
+                let requests = self.handler_requests.iter().flatten();
+                let slow = requests.filter(|e| e.class != RequestClass::Quick);
+                slow.filter(|e| e.reader == reader).count()
+            };
+            let may_run = |waiting: &Waiting| {
+                in_flight.may_run(waiting.class, &self.limits)
+                    && (waiting.class == RequestClass::Quick
+                        || of_reader(waiting.reader) < self.limits.slow_per_reader)
+            };
+            let next = self.waiting.iter().position(may_run);
+            let Some(waiting) = next.and_then(|next| self.waiting.remove(next)) else {
                 return;
             };
+            let id = waiting.connection;
             let Some(request) = self
                 .connections
                 .get_mut(&id)
@@ -335,8 +401,27 @@ impl EventLoop {
             };
             let number = self.begun;
             self.begun += 1;
-            match HandlerRequest::begin(&self.backend, number, (id, class), &request) {
-                Ok(handler_request) => self.handler_requests[slot] = Some(handler_request),
+            let link = match self.link.take() {
+                Some(link) => Ok(link),
+                None => Link::open(&self.backend.socket),
+            };
+            match link {
+                Ok(mut link) => {
+                    let handler_request = HandlerRequest {
+                        number,
+                        connection: id,
+                        class: waiting.class,
+                        reader: waiting.reader,
+                        limit: Arc::new(ReadLimit::lasting(self.limits.read)),
+                        is_stopped: false,
+                    };
+                    let Backend {
+                        answers, secret, ..
+                    } = &self.backend;
+                    handler_request.begin(&mut link, answers, secret, &request);
+                    self.handler_requests[slot] = Some(handler_request);
+                    self.link = Some(link);
+                }
                 Err(error) => {
                     if matches!(
                         error.kind(),
@@ -347,32 +432,69 @@ impl EventLoop {
                             .broken
                             .try_send(format!("the request handlers are gone: {error}"));
                     }
-                    self.refuse(id, ErrorResponse::BUSY, now);
+                    self.refuse(id, ErrorResponse::NO_HANDLER, now);
                 }
             }
         }
     }
 
-    fn handler_request_ready(&mut self, slot: usize, flags: PollFlags, now: Instant) {
-        let Some(handler_request) = self.handler_requests[slot].as_mut() else {
-            return;
-        };
-        if !handler_request.ready(flags, &mut self.scratch) {
+    /// Something moved on the connection with `tiny_http`: its end, mostly, and with it the hope for answers to what is still
+    /// on its way.
+    fn link_ready(&mut self, flags: PollFlags, now: Instant) {
+        if self.link.as_mut().is_some_and(|link| link.ready(flags)) {
             return;
         }
-        let Some(handler_request) = self.handler_requests[slot].take() else {
+        self.link = None;
+        let given_up = |request: &HandlerRequest| {
+            let response = request.give_up(&self.backend.answers)?;
+            Some((request.number, response))
+        };
+        let given_up: Vec<_> = self
+            .handler_requests
+            .iter()
+            .flatten()
+            .filter_map(given_up)
+            .collect();
+        for (number, response) in given_up {
+            log::error!("http: a request was not handed to a handler");
+            self.answer(number, response, now);
+        }
+    }
+
+    /// Takes what the handlers have answered.
+    fn deliver(&mut self, now: Instant) {
+        // Before the answers are taken, or one that comes meanwhile would wait for the next.
+        while matches!((&self.answered).read(&mut self.scratch), Ok(count) if count == SCRATCH) {}
+        for (number, response) in self.backend.answers.take() {
+            self.answer(number, response, now);
+        }
+    }
+
+    fn answer(&mut self, number: u64, response: Response, now: Instant) {
+        let of_number = |request: &Option<HandlerRequest>| {
+            request
+                .as_ref()
+                .is_some_and(|request| request.number == number)
+        };
+        let slot = self.handler_requests.iter().position(of_number);
+        let Some(request) = slot.and_then(|slot| self.handler_requests[slot].take()) else {
             return;
         };
-        let id = handler_request.connection;
+        let id = request.connection;
         if let Some(connection) = self.connections.get_mut(&id) {
             let close = connection.closes(&self.limits) || self.closing.is_some();
-            let answer = handler_request.finish(close, connection.is_bodiless());
-            let step = connection.answer(answer, close, &self.limits, now);
+            let bytes = to_bytes(response, close, connection.is_bodiless());
+            let step = connection.answer(bytes, close, &self.limits, now);
             self.follow(id, step, now);
         }
     }
 
     fn expire(&mut self, now: Instant) {
+        for request in self.handler_requests.iter_mut().flatten() {
+            if request.limit.is_over() {
+                request.stop();
+            }
+        }
         let is_due = |connection: &Connection| {
             connection
                 .deadline()
@@ -387,14 +509,14 @@ impl EventLoop {
         for id in due {
             if let Some(connection) = self.connections.get_mut(&id) {
                 let step = connection.expire(&self.limits, now);
-                self.waiting.retain(|(waiting, _)| *waiting != id);
+                self.waiting.retain(|waiting| waiting.connection != id);
                 self.follow(id, step, now);
             }
         }
     }
 
     /// Keeps the bytes held for clients under [`Limits::buffered`]. First those go who are slow and hold more than
-    /// a head, then the latest of those who wait. Answers still being read are held back in [`EventLoop::wait`].
+    /// a head, then the latest of those who wait. Of answers that are not yet a client's there is one for each handler.
     fn make_room_in_memory(&mut self, now: Instant) {
         while self.held_for_connections() > self.limits.buffered {
             let large = self
@@ -407,8 +529,8 @@ impl EventLoop {
             if let Some(connection) = least.and_then(|(_, id)| self.connections.remove(&id)) {
                 connection.close_with(ErrorResponse::BUSY);
                 self.evicted.count += 1;
-            } else if let Some((id, _)) = self.waiting.back().copied() {
-                self.refuse(id, ErrorResponse::BUSY, now);
+            } else if let Some(last) = self.waiting.back().copied() {
+                self.refuse(last.connection, ErrorResponse::BUSY, now);
             } else {
                 return;
             }
@@ -423,8 +545,8 @@ impl EventLoop {
     fn begin_to_stop(&mut self, now: Instant) {
         self.closing = Some(now + self.limits.stop);
         self.listeners.clear();
-        for (id, _) in std::mem::take(&mut self.waiting) {
-            self.refuse(id, ErrorResponse::STOPPING, now);
+        for waiting in std::mem::take(&mut self.waiting) {
+            self.refuse(waiting.connection, ErrorResponse::STOPPING, now);
         }
         let idle: Vec<u64> = self
             .connections

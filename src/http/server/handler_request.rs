@@ -1,132 +1,197 @@
-//! One request on its way through `tiny_http`: written to the private socket, and its answer read back whole.
+//! One request on its way through `tiny_http`, and its answer on the way back.
+//!
+//! All requests go to `tiny_http` over one private connection that stays open, one after another; never more of them than
+//! there are handlers. (With several connections one may be left without a thread: `tiny_http` counts on short ones.) The
+//! answers do not come back over it, where they would be copied piece by piece: a handler leaves its answer with [`Answers`]
+//! and wakes the server.
 
+use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::event::PollFlags;
 
-use super::Backend;
 use super::connection::{Request, is_transient};
-use super::error_response::{ErrorResponse, reason};
+use super::error_response::{CROSS_ORIGIN, ErrorResponse, reason};
 use super::limits::MAX_ANSWER;
 use super::request_class::RequestClass;
+use crate::http::handlers::Response;
 use crate::http::private;
+use crate::store::read_limit::ReadLimit;
 
-/// The header by which the handlers know that a request went through the server, and by what kind of listener it
-/// came: `<secret> tcp` or `<secret> unix`. What a client sends under this name never gets past the server.
+/// Most bytes that are kept for requests to come.
+const SCRATCH: usize = 64 * 1024;
+
+/// The header by which the handlers know that a request went through the server, by what kind of listener it came, and
+/// where its answer goes: `<secret> tcp <number>` or `<secret> unix <number>`. What a client sends under this name never gets
+/// past the server.
 pub const ORIGIN_HEADER: &str = "X-Roomkeeper-Origin";
 
-/// Answers below this are read even when memory is short: most are, and a few of them are nothing.
-const SMALL: usize = 64 * 1024;
-
-/// A request that is with a handler.
+/// Where handlers leave their answers, by the numbers of the requests.
 #[derive(Debug)]
-pub struct HandlerRequest {
-    /// Counts handler_requests, so that the oldest is known.
-    pub number: u64,
-    /// Whose request it is. The client may be gone by now; the handler is busy all the same.
-    pub connection: u64,
-    /// How long it may keep its handler.
-    pub class: RequestClass,
+pub struct Answers {
+    limits: Mutex<HashMap<u64, Arc<ReadLimit>>>,
+    answers: Mutex<Vec<(u64, Response)>>,
+    /// Written to when there is one.
+    wake: UnixStream,
+}
+
+impl Answers {
+    /// No answers yet; and a socket that can be read when there are.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn new() -> io::Result<(Arc<Self>, UnixStream)> {
+        let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        let answers = Self {
+            limits: Mutex::default(),
+            answers: Mutex::default(),
+            wake,
+        };
+        Ok((Arc::new(answers), woken))
+    }
+
+    /// The limit of a request that a handler has taken; `None` for one that nobody waits for.
+    pub fn limit(&self, number: u64) -> Option<Arc<ReadLimit>> {
+        self.limits.lock().get(&number).cloned()
+    }
+
+    /// Leaves the answer to a request.
+    pub fn put(&self, number: u64, response: Response) {
+        if self.limits.lock().remove(&number).is_some() {
+            self.answers.lock().push((number, response));
+            // Where this would block, the server has been woken often enough.
+            let _ = (&self.wake).write(&[0]);
+        }
+    }
+
+    fn expect(&self, number: u64, limit: Arc<ReadLimit>) {
+        self.limits.lock().insert(number, limit);
+    }
+
+    /// An answer is not waited for any more. False when it is there already.
+    fn give_up(&self, number: u64) -> bool {
+        self.limits.lock().remove(&number).is_some()
+    }
+
+    /// The answers that are there.
+    pub fn take(&self) -> Vec<(u64, Response)> {
+        std::mem::take(&mut *self.answers.lock())
+    }
+}
+
+/// A connection with `tiny_http`, over which requests go one after another.
+#[derive(Debug)]
+pub struct Link {
     stream: UnixStream,
     output: Vec<u8>,
     sent: usize,
-    answer: Vec<u8>,
 }
 
-impl HandlerRequest {
-    /// Sends a request to the private socket, as new bytes of our own.
+impl Link {
+    /// Connects.
     ///
     /// # Errors
     /// Nobody accepts there any more, or there is no descriptor left.
-    pub fn begin(
-        backend: &Backend,
-        number: u64,
-        (connection, class): (u64, RequestClass),
-        request: &Request,
-    ) -> io::Result<Self> {
-        let stream = private::connect(&backend.socket)?;
+    pub fn open(socket: &Path) -> io::Result<Self> {
         Ok(Self {
-            number,
-            connection,
-            class,
-            stream,
-            output: serialise(request, &backend.secret),
+            stream: private::connect(socket)?,
+            output: Vec::new(),
             sent: 0,
-            answer: Vec::new(),
         })
     }
 
-    /// What to wait for on its socket. When memory is `short`, an answer that has become large has to wait.
-    pub fn wants(&self, short: bool) -> PollFlags {
-        let mut wants = PollFlags::empty();
-        wants.set(PollFlags::IN, !short || self.answer.len() < SMALL);
+    /// What to wait for on its socket: nothing comes back over it but its end.
+    pub fn wants(&self) -> PollFlags {
+        let mut wants = PollFlags::IN;
         wants.set(PollFlags::OUT, self.sent < self.output.len());
         wants
     }
 
-    /// Bytes held.
-    pub fn held(&self) -> usize {
-        self.output.capacity() + self.answer.capacity()
-    }
-
-    /// The socket is ready. True when nothing more will come: [`HandlerRequest::finish`] has the outcome.
-    pub fn ready(&mut self, flags: PollFlags, scratch: &mut [u8]) -> bool {
+    /// The socket is ready. False when the connection is over: what was sent will not be answered.
+    pub fn ready(&mut self, flags: PollFlags) -> bool {
         if flags.contains(PollFlags::OUT) {
             self.write();
         }
         if !flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
-            return false;
+            return true;
         }
-        match self.stream.read(scratch) {
-            Ok(0) => true,
-            Ok(count) => {
-                if self.answer.capacity() - self.answer.len() < count {
-                    // In smaller steps than a vector takes by itself, which would hold up to twice the answer.
-                    self.answer.reserve_exact(count.max(self.answer.len() / 4));
-                }
-                self.answer.extend_from_slice(&scratch[..count]);
-                self.answer.len() > MAX_ANSWER
-            }
-            Err(error) if is_transient(&error) => false,
-            Err(_) => true, // A reset after the answer is an end like any other.
-        }
+        // `tiny_http` itself speaks only where it could not hand a request on.
+        let mut scrap = [0; 64];
+        matches!(self.stream.read(&mut scrap), Err(error) if is_transient(&error))
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.output.extend_from_slice(bytes);
+        self.write();
     }
 
     fn write(&mut self) {
         match self.stream.write(&self.output[self.sent..]) {
             Ok(count) => self.sent += count,
             Err(error) if is_transient(&error) => return,
-            // The handler answered without reading the body.
+            // The next look finds its end.
             Err(_) => self.sent = self.output.len(),
         }
         if self.sent == self.output.len() {
-            self.output = Vec::new();
             self.sent = 0;
+            self.output.clear();
+            self.output.shrink_to(SCRATCH);
         }
-    }
-
-    /// The bytes to send to the client, made of the handler's answer; our own 500 when it is not whole.
-    /// `bodiless` is for answers to `HEAD`.
-    pub fn finish(self, close: bool, bodiless: bool) -> Vec<u8> {
-        let size = self.answer.len();
-        rewrite(self.answer, close, bodiless).unwrap_or_else(|| {
-            log::error!(
-                "http: a handler's answer of {size} bytes was not whole, or over {MAX_ANSWER} bytes"
-            );
-            own(ErrorResponse::INTERNAL, close, bodiless)
-        })
     }
 }
 
-impl AsFd for HandlerRequest {
+impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 }
 
-fn serialise(request: &Request, secret: &str) -> Vec<u8> {
+/// A request that is with a handler.
+#[derive(Debug)]
+pub struct HandlerRequest {
+    /// Its number.
+    pub number: u64,
+    /// Whose request it is. The client may be gone by now; the handler is busy all the same.
+    pub connection: u64,
+    /// How long it may keep its handler.
+    pub class: RequestClass,
+    /// Who asks (see [`Request::reader`]).
+    pub reader: u64,
+    /// What ends its reading.
+    pub limit: Arc<ReadLimit>,
+    /// Whether that was said already.
+    pub is_stopped: bool,
+}
+
+impl HandlerRequest {
+    /// Sends a request over a link, as new bytes of our own.
+    pub fn begin(&self, link: &mut Link, answers: &Answers, secret: &str, request: &Request) {
+        answers.expect(self.number, self.limit.clone());
+        link.send(&serialise(request, secret, self.number));
+    }
+
+    /// Ends its reading: nobody waits for the answer.
+    pub fn stop(&mut self) {
+        if !std::mem::replace(&mut self.is_stopped, true) {
+            self.limit.stop();
+        }
+    }
+
+    /// The link is over. The answer, if there will be none.
+    pub fn give_up(&self, answers: &Answers) -> Option<Response> {
+        let is_lost = answers.give_up(self.number);
+        is_lost.then(|| ErrorResponse::INTERNAL.to_response())
+    }
+}
+
+fn serialise(request: &Request, secret: &str, number: u64) -> Vec<u8> {
     let head = &request.head;
     let mut bytes = format!(
         "{} {} HTTP/1.1\r\nHost: server\r\n",
@@ -136,147 +201,133 @@ fn serialise(request: &Request, secret: &str) -> Vec<u8> {
         bytes += &format!("Authorization: {value}\r\n");
     }
     let (origin, length) = (request.origin.as_str(), request.body.len());
-    bytes += &format!(
-        "{ORIGIN_HEADER}: {secret} {origin}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-    );
+    bytes +=
+        &format!("{ORIGIN_HEADER}: {secret} {origin} {number}\r\nContent-Length: {length}\r\n\r\n");
     let mut bytes = bytes.into_bytes();
     bytes.extend_from_slice(&request.body);
     bytes
 }
 
-/// Turns an answer of `tiny_http`, read to its end, into one for a client. `None` when it is not whole.
-fn rewrite(mut answer: Vec<u8>, close: bool, bodiless: bool) -> Option<Vec<u8>> {
-    if answer.len() > MAX_ANSWER {
-        return None;
+/// The bytes to send to a client: a handler's answer, or our own 500 when it is larger than any may be. `close` is whether
+/// the connection ends with it; `bodiless` is for answers to `HEAD`.
+pub fn to_bytes(mut response: Response, close: bool, bodiless: bool) -> Vec<u8> {
+    if response.body.len() > MAX_ANSWER {
+        let size = response.body.len();
+        log::error!("http: an answer of {size} bytes was not sent: {MAX_ANSWER} are the most");
+        response = ErrorResponse::INTERNAL.to_response();
     }
-    let head_end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")? + 4;
-    let head = std::str::from_utf8(&answer[..head_end - 4]).ok()?;
-    let mut lines = head.split("\r\n");
-    let status: u16 = lines
-        .next()?
-        .strip_prefix("HTTP/1.1 ")?
-        .get(..3)?
-        .parse()
-        .ok()?;
-    let mut length = None;
-    let mut kept = String::new();
-    for line in lines {
-        let (name, value) = line.split_once(": ")?;
-        match name.to_ascii_lowercase().as_str() {
-            "content-length" => length = Some(value.parse::<usize>().ok()?),
-            "transfer-encoding" => return None, // The handlers never ask for one.
-            "connection" | "server" => {}
-            _ => kept += &format!("{line}\r\n"),
+    let Response {
+        status,
+        headers,
+        mut body,
+    } = response;
+    let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status));
+    let mut has_type = false;
+    let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
+    for (name, value) in CROSS_ORIGIN.into_iter().chain(headers) {
+        has_type |= name == "Content-Type";
+        if value
+            .bytes()
+            .all(|byte| matches!(byte, b'\t' | 0x20..=0x7e))
+        {
+            head += &format!("{name}: {value}\r\n");
+        } else {
+            log::error!("http: the header {name} of an answer is not ASCII and was left out");
         }
     }
-    let length = length?;
-    let has_body = !bodiless && status != 204 && status != 304;
-    if answer.len() - head_end != if has_body { length } else { 0 } {
-        return None;
+    if !body.is_empty() && !has_type {
+        head += "Content-Type: application/json\r\n";
     }
-    if status >= 400 && length == 0 {
-        // `tiny_http` answers for a handler that panicked, and has nothing to say.
-        return Some(own(
-            ErrorResponse {
-                status,
-                ..ErrorResponse::INTERNAL
-            },
-            close,
-            bodiless,
-        ));
+    if status != 204 {
+        head += &format!("Content-Length: {}\r\n", body.len());
     }
-    let length = if status == 204 {
-        String::new()
+    head += if close {
+        "Connection: close\r\n\r\n"
     } else {
-        format!("Content-Length: {length}\r\n")
+        "\r\n"
     };
-    let head = format!(
-        "HTTP/1.1 {status} {}\r\n{kept}{length}{}\r\n",
-        reason(status),
-        connection(close)
-    );
-    answer.splice(..head_end, head.into_bytes());
-    Some(answer)
-}
-
-fn own(error_response: ErrorResponse, close: bool, bodiless: bool) -> Vec<u8> {
-    let body = error_response.body();
-    let head = format!(
-        "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{}\r\n",
-        error_response.status,
-        reason(error_response.status),
-        body.len(),
-        connection(close),
-    );
-    (head + if bodiless { "" } else { &body }).into_bytes()
-}
-
-fn connection(close: bool) -> &'static str {
-    if close { "Connection: close\r\n" } else { "" }
+    if bodiless || status == 204 {
+        body.clear();
+    }
+    body.splice(..0, head.into_bytes());
+    body
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::server::head::Head;
+    use crate::http::server::head::{BodyLength, Head};
     use crate::http::server::listen::Origin;
 
-    fn rewritten(answer: &str, close: bool, bodiless: bool) -> Option<String> {
-        rewrite(answer.as_bytes().to_vec(), close, bodiless)
-            .map(|bytes| String::from_utf8(bytes).expect("text"))
+    fn text(response: Response, close: bool, bodiless: bool) -> String {
+        String::from_utf8(to_bytes(response, close, bodiless)).expect("text")
     }
 
-    #[test]
-    fn a_whole_answer_keeps_its_body_and_loses_the_inner_connection() {
-        let answer = "HTTP/1.1 200 OK\r\nServer: tiny-http (Rust)\r\nConnection: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-        assert_eq!(
-            rewritten(answer, false, false).as_deref(),
-            Some(
-                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-            )
-        );
-        let closing = rewritten(answer, true, false).expect("whole");
-        assert!(closing.contains("\r\nConnection: close\r\n\r\n{}"));
-    }
-
-    #[test]
-    fn an_answer_that_is_not_whole_is_never_sent_on() {
-        for answer in [
-            "",
-            "HTTP/1.1 200 OK\r\n",
-            "HTTP/1.1 200 OK\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}",
-            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{}",
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
-            "nonsense\r\n\r\n",
-        ] {
-            assert_eq!(rewritten(answer, false, false), None, "{answer:?}");
+    fn response(status: u16, body: &str) -> Response {
+        Response {
+            status,
+            headers: vec![
+                ("Allow", "GET".into()),
+                ("Bad", "a\r\nSet-Cookie: b".into()),
+            ],
+            body: body.into(),
         }
     }
 
     #[test]
-    fn an_empty_error_gets_a_json_body() {
-        let answer =
-            rewritten("HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n", false, false).expect("whole");
+    fn an_answer_has_its_length_its_kind_and_what_browsers_ask_for() {
+        let answer = text(response(200, "{}"), false, false);
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\n"));
+        assert!(answer.contains("\r\nAllow: GET\r\n"));
+        assert!(!answer.contains("Cookie"), "what is no header is none");
+        assert!(
+            answer.ends_with("\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        );
+        let closing = text(response(200, "{}"), true, false);
+        assert!(closing.ends_with("\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"));
+    }
+
+    #[test]
+    fn an_answer_to_head_keeps_the_length_of_the_body_it_does_not_have() {
+        let answer = text(response(200, "{\"a\":1}"), false, true);
+        assert!(answer.ends_with("\r\nContent-Length: 7\r\n\r\n"));
+        let empty = text(response(204, ""), false, false);
+        assert!(empty.starts_with("HTTP/1.1 204 No Content\r\n") && empty.ends_with("\r\n\r\n"));
+        assert!(!empty.contains("\r\nContent-"));
+    }
+
+    #[test]
+    fn an_answer_larger_than_any_may_be_is_an_error_of_ours() {
+        let answer = text(response(200, &"x".repeat(MAX_ANSWER + 1)), false, false);
         assert!(answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"));
         assert!(answer.ends_with(r#"{"errcode":"M_UNKNOWN","error":"Internal server error"}"#));
     }
 
     #[test]
-    fn an_answer_to_head_keeps_the_length_of_the_body_it_does_not_have() {
-        let answer =
-            rewritten("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n", false, true).expect("whole");
-        assert_eq!(answer, "HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n");
+    fn an_answer_that_nobody_waits_for_is_not_kept() {
+        let (answers, mut woken) = Answers::new().expect("sockets");
+        answers.expect(1, Arc::default());
+        answers.expect(2, Arc::default());
+        assert!(answers.limit(2).is_some() && answers.limit(3).is_none());
+        assert!(answers.give_up(2) && !answers.give_up(2));
+        for number in 1..4 {
+            answers.put(number, response(200, ""));
+        }
+        assert_eq!(
+            answers.take().iter().map(|(n, _)| *n).collect::<Vec<_>>(),
+            [1]
+        );
+        let mut bytes = [0; 9];
+        assert_eq!(woken.read(&mut bytes).expect("it was woken"), 1);
     }
 
     #[test]
-    fn the_handlers_see_a_head_written_by_the_gate_alone() {
+    fn the_handlers_see_a_head_written_by_the_server_alone() {
         let head = Head {
             method: "POST".into(),
             target: "/a?b".into(),
             authorization: vec!["Bearer t".into()],
-            body: 2,
+            body: BodyLength::Known(2),
             expects_continue: true,
             close: false,
         };
@@ -286,9 +337,9 @@ mod tests {
             origin: Origin::Tcp,
         };
         assert_eq!(
-            String::from_utf8(serialise(&request, "SECRET")).expect("text"),
-            "POST /a?b HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer t\r\nX-Roomkeeper-Origin: SECRET tcp\r\n\
-             Content-Length: 2\r\nConnection: close\r\n\r\n{}"
+            String::from_utf8(serialise(&request, "SECRET", 7)).expect("text"),
+            "POST /a?b HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer t\r\nX-Roomkeeper-Origin: SECRET tcp 7\r\n\
+             Content-Length: 2\r\n\r\n{}"
         );
     }
 }

@@ -2,10 +2,29 @@
 //!
 //! Strict on purpose. Two programs that read one request differently are how a second request is smuggled in
 //! inside the first, so whatever RFC 9112 leaves to the reader's mood is refused here: a bare line feed, a
-//! folded line, a space before a colon, two lengths, a length with a sign, a transfer coding.
+//! folded line, a space before a colon, two lengths, a length with a sign, a transfer coding beside a length.
 
 use super::error_response::ErrorResponse;
 use super::limits::{MAX_BODY, MAX_HEAD, MAX_HEADERS};
+
+/// How long a request's body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// So many bytes, at most [`MAX_BODY`].
+    Known(usize),
+    /// It comes in chunks and ends with the last.
+    Chunked,
+}
+
+impl BodyLength {
+    /// The bytes that are known to come.
+    pub fn known(self) -> usize {
+        match self {
+            Self::Known(length) => length,
+            Self::Chunked => 0,
+        }
+    }
+}
 
 /// What the server keeps of a request's head. Headers that nothing behind the server asks for are not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,8 +35,8 @@ pub struct Head {
     pub target: String,
     /// The values of all `Authorization` headers, in order. Visible ASCII, spaces and tabs.
     pub authorization: Vec<String>,
-    /// Length of the body in bytes, at most [`MAX_BODY`].
-    pub body: usize,
+    /// How long the body is, or how it says so itself.
+    pub body: BodyLength,
     /// The client waits for `100 Continue` before it sends its body.
     pub expects_continue: bool,
     /// The client wants, or its version implies, that the connection ends after this request.
@@ -245,22 +264,24 @@ impl Fields {
             (Some(_), None) if minor == 0 => {
                 return Err(ErrorResponse::malformed("A Transfer-Encoding in HTTP/1.0"));
             }
-            (Some(true), None) => return Err(ErrorResponse::LENGTH_REQUIRED),
+            (Some(true), None) => {}
             (Some(false), None) => return Err(ErrorResponse::CODING),
         }
         if minor == 1 && !self.host {
             return Err(ErrorResponse::malformed("No Host header"));
         }
-        let body = self.length.unwrap_or(0);
-        if body > MAX_BODY {
-            return Err(ErrorResponse::BODY_TOO_LARGE);
-        }
+        let body = match (self.coding, self.length.unwrap_or(0)) {
+            (Some(_), _) => BodyLength::Chunked,
+            (None, length) if length > MAX_BODY => return Err(ErrorResponse::BODY_TOO_LARGE),
+            (None, length) => BodyLength::Known(length),
+        };
+        let has_body = body != BodyLength::Known(0);
         Ok(Head {
             method,
             target,
             authorization: self.authorization,
             body,
-            expects_continue: self.expects_continue && minor == 1 && body > 0,
+            expects_continue: self.expects_continue && minor == 1 && has_body,
             close: self.close || minor == 0,
         })
     }

@@ -22,9 +22,8 @@ pub const MAX_ANSWER: usize = 16 * 1024 * 1024;
 /// the times.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Most connections at a time, all listeners together. At 512 the descriptors stay under half of the usual
-    /// soft limit of 1024, and one `poll` over them costs some microseconds. Lowered when the process may open
-    /// fewer files (see [`SPARE_FILES`]).
+    /// Most connections at a time, all listeners together: bursts of some hundred requests, each with a connection of its
+    /// own, find their places. Lowered when the process may open fewer files (see [`SPARE_FILES`]).
     pub connections: usize,
     /// Most connections at a time of one listener. Less than `connections`, so that a crowd on a TCP port can
     /// never fill the places of the operator's Unix socket.
@@ -39,9 +38,14 @@ pub struct Limits {
     pub long: usize,
     /// The class of a request, by its method and its target.
     pub class: fn(&str, &str) -> RequestClass,
-    /// Most complete requests waiting for a handler; the next one is answered 503 at once. Eight for each
-    /// handler is some seconds of ordinary work.
+    /// Most requests at a time of the slow classes that one reader has with a handler (see
+    /// [`Request::reader`](super::connection::Request::reader)), so that the others always find one.
+    pub slow_per_reader: usize,
+    /// Most bytes of complete requests that wait for a handler; the next one is answered 429 at once. Slow ones leave a
+    /// quarter of it to the others.
     pub waiting: usize,
+    /// Most of these of one reader.
+    pub waiting_per_reader: usize,
     /// Most bytes held for all clients together: requests being read, answers being written. Beyond it the
     /// connections that have been at it for the longest are closed, and answers come one after another from their
     /// handlers; so the most that is ever held is this, one answer, and one body for each handler_request.
@@ -52,8 +56,12 @@ pub struct Limits {
     pub head: Duration,
     /// Time for a whole body. A megabyte in 30 s is 35 kB/s.
     pub body: Duration,
-    /// Time that a complete request waits for a handler before it is answered 503.
+    /// Time that a complete request waits for a handler before it is answered 429.
     pub wait: Duration,
+    /// Time that a reading may take.
+    pub read: Duration,
+    /// Time that a reading goes on when its client has said that it will send no more: it has gone, or reads still.
+    pub read_after_end: Duration,
     /// Time for a client to take its whole answer.
     pub write: Duration,
     /// Time between two requests on a connection.
@@ -77,23 +85,40 @@ pub const MIN_CONNECTIONS: usize = 16;
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 512,
-            connections_per_listener: 448,
+            connections: 2048,
+            connections_per_listener: 1792,
             handler_requests: 8,
             slow: 6,
             long: 2,
             class: |_, _| RequestClass::Quick,
-            waiting: 64,
+            slow_per_reader: 4,
+            waiting: 16 * 1024 * 1024,
+            waiting_per_reader: 1024,
             buffered: 64 * 1024 * 1024,
             requests_per_connection: 1000,
             head: Duration::from_secs(10),
             body: Duration::from_secs(30),
             wait: Duration::from_secs(10),
+            read: Duration::from_secs(30),
+            read_after_end: Duration::from_secs(2),
             write: Duration::from_secs(30),
             idle: Duration::from_secs(30),
             linger: Duration::from_secs(2),
             stop: Duration::from_secs(2),
             accept_pause: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Lets the process open as many files as the server may need, as far as the system allows it.
+pub(super) fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let wanted = u64::try_from(Limits::default().connections + 2 * SPARE_FILES).unwrap_or(u64::MAX);
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < wanted) {
+        limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            log::debug!("http: the number of open files stays as it is: {error}");
         }
     }
 }

@@ -21,7 +21,6 @@ pub enum RequestClass {
 /// How many requests are in each class.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InFlight {
-    all: usize,
     not_quick: usize,
     long: usize,
 }
@@ -31,7 +30,6 @@ impl FromIterator<RequestClass> for InFlight {
         classes
             .into_iter()
             .fold(Self::default(), |count, class| Self {
-                all: count.all + 1,
                 not_quick: count.not_quick + usize::from(class != RequestClass::Quick),
                 long: count.long + usize::from(class == RequestClass::Long),
             })
@@ -47,12 +45,6 @@ impl InFlight {
             RequestClass::Long => self.not_quick < limits.slow && self.long < limits.long,
         }
     }
-
-    /// Whether one more of that class may wait, when these do. Slow ones leave a quarter of the places to the others.
-    pub fn may_queue(&self, class: RequestClass, limits: &Limits) -> bool {
-        let for_slow = limits.waiting - limits.waiting / 4;
-        self.all < limits.waiting && (class == RequestClass::Quick || self.not_quick < for_slow)
-    }
 }
 
 #[cfg(test)]
@@ -60,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_requests_leave_handlers_and_places_to_the_others() {
+    fn slow_requests_leave_handlers_to_the_others() {
         let limits = Limits::default();
         assert!(
             0 < limits.long && limits.long < limits.slow && limits.slow < limits.handler_requests
@@ -75,8 +67,5 @@ mod tests {
         assert!(!with(0, limits.long).may_run(RequestClass::Long, &limits));
         assert!(with(0, limits.long).may_run(RequestClass::Slow, &limits));
         assert!(with(100, 100).may_run(RequestClass::Quick, &limits));
-        assert!(!with(limits.waiting * 3 / 4, 0).may_queue(RequestClass::Slow, &limits));
-        assert!(with(limits.waiting * 3 / 4, 0).may_queue(RequestClass::Quick, &limits));
-        assert!(!with(limits.waiting, 0).may_queue(RequestClass::Quick, &limits));
     }
 }
