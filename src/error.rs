@@ -350,6 +350,7 @@ impl Error {
             Self::PartialState(_) => "partial_state",
             Self::Denied { .. } => "denied",
             Self::NotInRoom { .. } => "not_in_room",
+            Self::ReadTooLong => "read_too_long",
             Self::NoSpace(_) => "no_space",
             Self::IndexDamaged(_) => "index_damaged",
             Self::Store { source, .. } if source.is_full() => "no_space",

@@ -168,7 +168,7 @@ pub(crate) fn bundles(
     relate(db, loader, &mut parents, &asked, requester)?;
 
     // The newest replies are shown with what is said about them, too; but not with threads of their own, or a thread in a
-    // circle would be shown without end (M-72, M-92).
+    // circle would be shown without end (M-92).
     let latest = parents.values().filter_map(|parent| parent.latest.as_ref());
     let latest: Vec<Related> = latest.cloned().collect();
     let mut asked = Vec::new();

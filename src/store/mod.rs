@@ -25,11 +25,11 @@ pub mod points;
 pub mod policies;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod prefixes;
 mod push_actions;
 pub mod read_limit;
 pub mod reader_access;
 mod redactions;
-pub mod prefixes;
 pub mod relations;
 pub mod removed;
 pub mod room_rows;
