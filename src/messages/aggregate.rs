@@ -1,5 +1,6 @@
 //! What other events say about those of a page: references, edits, threads (M-70 … M-74). Fetched in sets.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
@@ -173,11 +174,10 @@ pub(crate) fn bundles(
     let latest: Vec<Related> = latest.cloned().collect();
     let mut asked = Vec::new();
     for reply in latest {
-        if !parents.contains_key(&reply.event_id) {
+        if let Entry::Vacant(place) = parents.entry(reply.event_id) {
             let sender = reply.sender.as_deref().unwrap_or_default();
-            let parent = Parent::new(&reply.kind, sender, false, false);
-            asked.push(reply.event_id.clone());
-            parents.insert(reply.event_id, parent);
+            asked.push(place.key().clone());
+            place.insert(Parent::new(&reply.kind, sender, false, false));
         }
     }
     relate(db, loader, &mut parents, &asked, requester)?;
