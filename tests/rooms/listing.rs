@@ -280,11 +280,11 @@ fn the_list_is_sorted_and_cut_and_its_sums_are_of_all_that_was_meant() {
             all.rooms.windows(2).all(|two| order(&two[0], &two[1]))
         };
         assert!(
-            match word {
-                &"bytes" => is_sorted(&|a, b| a.bytes >= b.bytes),
-                &"events" => is_sorted(&|a, b| a.events >= b.events),
-                &"activity" => is_sorted(&|a, b| a.last_activity_ms <= b.last_activity_ms),
-                &"id" => is_sorted(&|a, b| a.room_id < b.room_id),
+            match *word {
+                "bytes" => is_sorted(&|a, b| a.bytes >= b.bytes),
+                "events" => is_sorted(&|a, b| a.events >= b.events),
+                "activity" => is_sorted(&|a, b| a.last_activity_ms <= b.last_activity_ms),
+                "id" => is_sorted(&|a, b| a.room_id < b.room_id),
                 _ => true,
             },
             "{word}"
