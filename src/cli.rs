@@ -107,7 +107,11 @@ enum Command {
     /// What ran, runs, and how it ended.
     Jobs(jobs::Jobs),
     /// Give free pages back to the disk; the homeserver must be stopped.
-    Reclaim,
+    Reclaim {
+        /// Copy into this directory on another disk, where the database's own has no room for the copy.
+        #[arg(long, value_name = "DIRECTORY")]
+        via: Option<PathBuf>,
+    },
     /// Test the database against the invariants I-1 … I-19; exit code 1 when one is violated.
     Check,
     /// Read the configuration and say what is wrong in it, every mistake with its file and line, and what would be used.
@@ -161,6 +165,9 @@ pub fn run() -> ExitCode {
         );
     }
     output::warn(&Chain(&failed).to_string());
+    if let Some(code) = failed.sqlite_code() {
+        log::info!("SQLite's number for that is {code}");
+    }
     ExitCode::from(failed.class().exit)
 }
 
@@ -213,9 +220,12 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
         Command::Messages(wanted) => messages::messages(config(&cli.global)?, wanted, json),
         Command::Jobs(wanted) => jobs::jobs(config(&cli.global)?, wanted, json),
-        Command::Reclaim => {
+        Command::Reclaim { via } => {
             let config = config(&cli.global)?;
-            let reclaimed = keeper::reclaim(&config)?;
+            let reclaimed = match via {
+                Some(directory) => keeper::reclaim_via(&config, directory)?,
+                None => keeper::reclaim(&config)?,
+            };
             output::reclaimed(json, &config.database, reclaimed);
             Ok(ExitCode::SUCCESS)
         }
@@ -382,17 +392,7 @@ fn signals() -> Result<std::sync::Arc<std::sync::atomic::AtomicBool>, Error> {
 
 fn check(config: Config, json: bool) -> Result<ExitCode, Error> {
     let mut bar = output::Checks::new(json);
-    let violations = if config.homeserver == HomeserverPolicy::AllowRunning {
-        Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?
-    } else {
-        match keeper::check_offline(&config, |rule, meaning| bar.show(rule, meaning)) {
-            // A daemon of ours is at work; what can be read can be checked all the same.
-            Err(Error::LedgerLocked(_)) => {
-                Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?
-            }
-            violations => violations?,
-        }
-    };
+    let violations = Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?;
     output::violations(json, &violations);
     Ok(if violations.is_empty() {
         ExitCode::SUCCESS

@@ -154,9 +154,9 @@ pub enum Error {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// SQLite, with its own code and message; our statements carry no values.
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
+    /// SQLite, in plain words; our statements carry no values.
+    #[error("{}", in_plain_words(.0))]
+    Sqlite(rusqlite::Error),
     /// A PostgreSQL server.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -183,6 +183,38 @@ pub struct ServerError {
     pub text: String,
     /// Whether the connection is gone.
     pub is_disconnected: bool,
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(e: rusqlite::Error) -> Self {
+        Self::Sqlite(e)
+    }
+}
+
+/// What SQLite says, without its numbers.
+fn in_plain_words(e: &rusqlite::Error) -> String {
+    use rusqlite::ErrorCode;
+    let plain = match e.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => "the disk is full",
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "the database is locked: another process is writing"
+        }
+        Some(ErrorCode::ReadOnly) => "the file, or its directory, may only be read",
+        Some(ErrorCode::CannotOpen) => "the file, or one beside it, cannot be opened",
+        Some(ErrorCode::PermissionDenied) => "permission is missing",
+        Some(ErrorCode::NotADatabase) => "the file is not a SQLite database",
+        Some(ErrorCode::SystemIoFailure) => "the disk could not be read or written",
+        _ => {
+            return match e {
+                rusqlite::Error::SqliteFailure(_, Some(said)) => said.clone(),
+                rusqlite::Error::SqliteFailure(failure, None) => {
+                    rusqlite::ffi::code_to_str(failure.extended_code).to_owned()
+                }
+                e => e.to_string(),
+            };
+        }
+    };
+    plain.to_owned()
 }
 
 impl StoreError {
@@ -217,9 +249,40 @@ impl StoreError {
             || self.sqlstate() == Some("57014")
     }
 
-    /// Whether the disk is full.
+    /// Whether the disk is full, or the user's share of it.
     pub fn is_full(&self) -> bool {
-        self.sqlite() == Some(rusqlite::ErrorCode::DiskFull) || self.sqlstate() == Some("53100")
+        // SQLITE_IOERR_SHMSIZE: the index of the write-ahead log could not grow.
+        const NO_ROOM_FOR_INDEX: i32 = 4874;
+        let is_full = |e: &std::io::Error| {
+            use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+            matches!(e.kind(), StorageFull | QuotaExceeded)
+        };
+        self.sqlite() == Some(rusqlite::ErrorCode::DiskFull)
+            || self.sqlite_code() == Some(NO_ROOM_FOR_INDEX)
+            || self.sqlstate() == Some("53100")
+            || matches!(self, Self::Io(e) if is_full(e))
+    }
+
+    /// Whether it is about the file and not about what it holds: it cannot be opened, read, or written.
+    pub fn is_of_file(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, PermissionDenied, ReadOnly, SystemIoFailure};
+        matches!(
+            self.sqlite(),
+            Some(CannotOpen | PermissionDenied | ReadOnly | SystemIoFailure)
+        )
+    }
+
+    /// Whether the file is something else than a database.
+    pub fn is_no_database(&self) -> bool {
+        self.sqlite() == Some(rusqlite::ErrorCode::NotADatabase)
+    }
+
+    /// SQLite's own number for it, for who looks it up.
+    pub fn sqlite_code(&self) -> Option<i32> {
+        match self {
+            Self::Sqlite(e) => e.sqlite_error().map(|e| e.extended_code),
+            _ => None,
+        }
     }
 
     /// Whether a file is no database at all, or one that is encrypted.
@@ -397,7 +460,16 @@ impl Error {
 
     /// Whether a disk was full.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Store { source, .. } if source.is_full())
+        matches!(self, Self::NoSpace(_))
+            || matches!(self, Self::Store { source, .. } if source.is_full())
+    }
+
+    /// SQLite's own number for it, for who looks it up.
+    pub fn sqlite_code(&self) -> Option<i32> {
+        match self {
+            Self::Store { source, .. } => source.sqlite_code(),
+            _ => None,
+        }
     }
 
     /// Whether the database was interrupted on our own request.

@@ -48,7 +48,7 @@ use crate::time::Millis;
 pub use self::deletion::DeleteStatus;
 pub use self::ownership::identity_of;
 pub use self::rooms::{RoomQuery, RoomReport, rooms};
-pub use self::viewer::{Viewer, check_offline, reclaim};
+pub use self::viewer::{Viewer, check_offline, reclaim, reclaim_via, recorded_jobs};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
 pub const PURGE_HISTORY: &str = "purge_history";

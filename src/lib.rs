@@ -31,6 +31,7 @@ pub mod purge;
 pub mod retention;
 pub mod room_version;
 pub mod rooms;
+pub mod sqlite_file;
 pub mod store;
 pub mod time;
 

@@ -14,6 +14,7 @@
 mod child;
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -185,37 +186,86 @@ fn a_purge_killed_at_random_moments_goes_on_to_the_same_end() {
 /// The file is the old one or the new one at every moment.
 #[test]
 fn reclaim_disturbed_at_any_call_leaves_a_whole_file_and_no_other() {
+    disturb_reclaim(|_| None);
+}
+
+/// The file is the old one, the copy elsewhere that its name leads to, or the new one.
+#[test]
+fn reclaim_through_another_directory_disturbed_at_any_call_leaves_a_whole_database() {
+    disturb_reclaim(|site| {
+        let directory = site.directory().join("elsewhere");
+        std::fs::create_dir_all(&directory).expect("made");
+        Some(directory)
+    });
+}
+
+fn disturb_reclaim(via: impl Fn(&Site) -> Option<std::path::PathBuf>) {
     let seed = seed();
     println!("ROOMKEEPER_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let example = Example::new(seed, Way::Program, 18..24);
     example.site.purge(&example.ask).expect("purged");
+    let secret = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&example.site.database, secret).expect("set");
     let tables = example.site.tables();
     let undisturbed = example.site.copy();
-    let output = child::reclaim(&undisturbed, Trouble::Counted);
+    let output = child::reclaim(&undisturbed, via(&undisturbed).as_deref(), Trouble::Counted);
     assert!(output.status.success(), "{output:?}");
     let calls = child::counted(&undisturbed);
     let chosen: Vec<u64> = match is_campaign() {
         true => (1..=calls).collect(),
-        false => (0..6).map(|_| rng.random_range(1..=calls)).collect(),
+        // Where files take each other's place is near the end.
+        false => [1, 1, 1, 1, 32, 32, 32, 32, 16, 16, 16, 16]
+            .map(|last| match last {
+                1 => rng.random_range(1..=calls),
+                last => rng.random_range(calls.saturating_sub(last)..=calls),
+            })
+            .to_vec(),
     };
     println!(
         "reclaim: {calls} calls, {} of them go wrong, in two ways",
         chosen.len()
     );
+    let mut were_away = 0;
     for at in chosen {
         for trouble in [Trouble::KilledAt(at), Trouble::FullFrom(at)] {
             let about = format!("ROOMKEEPER_SEED={seed}, {trouble:?}");
             let site = example.site.copy();
-            child::reclaim(&site, trouble);
+            let via = via(&site);
+            child::reclaim(&site, via.as_deref(), trouble);
+            assert_nobody_else_can_read(&site, via.as_deref(), &about);
+            were_away += u64::from(site.database.is_symlink());
             assert_same(&tables, &site.tables(), &about);
             site.assert_sound(&about);
-            let output = child::reclaim(&site, Trouble::None);
+            let output = child::reclaim(&site, via.as_deref(), Trouble::None);
             assert!(output.status.success(), "{about}: {output:?}");
+            assert!(!site.database.is_symlink(), "{about}: it is at home");
             assert_same(&tables, &site.tables(), &about);
             site.assert_sound(&about);
             let leftover = site.database.with_extension("db.reclaim");
             assert!(!leftover.exists(), "{about}");
+        }
+    }
+    println!("{were_away} times it was left on the other disk");
+}
+
+/// Whatever a killed `reclaim` left: the database was for its owner alone, and so is every copy.
+fn assert_nobody_else_can_read(site: &Site, via: Option<&std::path::Path>, about: &str) {
+    let there = [Some(site.directory()), via];
+    for entry in there
+        .into_iter()
+        .flatten()
+        .flat_map(|d| std::fs::read_dir(d).expect("read"))
+    {
+        let path = entry.expect("an entry").path();
+        let name = path.display().to_string();
+        let is_copy = [".reclaim", "-unmerged", ".roomkeeper-via"];
+        if is_copy.iter().any(|end| name.ends_with(end)) && !path.is_symlink() {
+            let mode = std::fs::metadata(&path)
+                .expect("there")
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o077, 0, "{about}: {name} has the mode {mode:o}");
         }
     }
 }

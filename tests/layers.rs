@@ -24,7 +24,9 @@ const LAYERS: &[&[&str]] = &[
     ],
     // Grammar.
     &["error", "point", "policy", "locks", "event"],
-    // Storage and machinery.
+    // Files.
+    &["sqlite_file"],
+    // Machines.
     &["client", "config", "store", "jobs"],
     // What jobs work with.
     &["job"],

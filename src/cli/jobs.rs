@@ -9,7 +9,7 @@ use crate::config::{Config, HomeserverPolicy};
 use crate::error::{EXIT_FAILED, Error};
 use crate::ids::JobId;
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::{Keeper, job_view};
+use crate::keeper::{self, Keeper, job_view};
 
 /// What is asked of the jobs; nothing is a list of them.
 #[derive(Args)]
@@ -57,6 +57,15 @@ impl Jobs {
 /// Does it, by the daemon where one is at work.
 pub(super) fn jobs(config: Config, wanted: &Jobs, json: bool) -> Result<ExitCode, Error> {
     let (asked, action) = (config.clone(), wanted.action());
+    if matches!(action, Action::List) {
+        return match keeper::recorded_jobs(&config)? {
+            Some(records) => {
+                show(&records, json);
+                Ok(ExitCode::SUCCESS)
+            }
+            None => remote::jobs(&asked, &action, json),
+        };
+    }
     let runs_something = matches!(action, Action::Resume | Action::To("continue", _));
     let keeper = match Keeper::open(Config {
         // What touches the ledger alone is no reason to refuse because a homeserver runs.
@@ -83,13 +92,13 @@ pub(super) fn jobs(config: Config, wanted: &Jobs, json: bool) -> Result<ExitCode
         Action::To("pause", id) => keeper.pause(&JobId::from(id))?,
         Action::To(_, id) => keeper.cancel(&JobId::from(id))?,
     }
-    let records = keeper.jobs()?;
-    output::jobs(
-        json,
-        &records.iter().map(job_view).collect::<Vec<_>>(),
-        &records,
-    );
+    show(&keeper.jobs()?, json);
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(records: &[JobRecord], json: bool) {
+    let views = records.iter().map(job_view).collect::<Vec<_>>();
+    output::jobs(json, &views, records);
 }
 
 /// Shows each job until it has ended.

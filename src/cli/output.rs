@@ -16,7 +16,8 @@ use crate::keeper::retention::{RETENTION, RETENTION_PURGE, RetentionSummary};
 use crate::purge::{self, Plan};
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
-use crate::store::space::{Reclaimed, human};
+use crate::store::reclaim::Reclaimed;
+use crate::store::space::human;
 
 /// Whether something was said that nobody got.
 static IS_LOST: AtomicBool = AtomicBool::new(false);

@@ -32,12 +32,12 @@ pub struct Ledger {
     pending_cleanup: Mutex<BTreeSet<String>>,
 }
 
-const RECORD: &str = "
+pub(super) const RECORD: &str = "
     SELECT id, kind, subject_kind, subject, state, error, error_code, waits, asked_by, params, progress, created_ms,
            started_ms, ended_ms
       FROM job";
 
-fn record(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<JobRecord> {
     let json = |at: usize| -> rusqlite::Result<Value> {
         Ok(serde_json::from_str(&row.get::<_, String>(at)?).unwrap_or(Value::Null))
     };
@@ -133,12 +133,7 @@ impl Ledger {
         match schema::look(&conn).map_err(refused)? {
             Found::Nothing | Found::Ledger => {}
             Found::Newer(version) => {
-                return Err(Error::Refused(format!(
-                    "the ledger {} was written by a newer roomkeeper (its version is {version}, this one knows {}): use \
-                     that one, or say another ledger with roomkeeper.ledger",
-                    path.display(),
-                    schema::VERSION
-                )));
+                return Err(schema::is_newer(path, version));
             }
             Found::SomethingElse => return Err(unfit(path, "it is a database of something else")),
         }

@@ -4,6 +4,7 @@
 mod kept;
 pub mod ledger;
 pub mod pool;
+pub mod reading;
 mod record;
 pub mod register;
 pub mod removed;

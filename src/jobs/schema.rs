@@ -5,7 +5,11 @@
 //! To add something: raise [`VERSION`], put what a new ledger has into [`TABLES`], and if an older one needs more than
 //! a table that was not there before, say so in [`bring_up_to_date`].
 
+use std::path::Path;
+
 use rusqlite::Connection;
+
+use crate::error::Error;
 
 /// The version that this roomkeeper writes.
 pub(super) const VERSION: i64 = 2;
@@ -107,6 +111,15 @@ pub(super) enum Found {
     SomethingElse,
 }
 
+/// That a ledger is of a newer roomkeeper, which is left to that one.
+pub(super) fn is_newer(path: &Path, version: i64) -> Error {
+    Error::Refused(format!(
+        "the ledger {} was written by a newer roomkeeper (its version is {version}, this one knows {VERSION}): use that \
+         one, or say another ledger with roomkeeper.ledger",
+        path.display()
+    ))
+}
+
 /// Looks what a file holds; reads only. Tables of SQLite's own, such as `ANALYZE` makes, are nobody's.
 pub(super) fn look(conn: &Connection) -> rusqlite::Result<Found> {
     let pragma = |name: &str| conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
@@ -162,7 +175,7 @@ fn bring(conn: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Whether the table of jobs is there and has a column.
-fn has_column(conn: &Connection, column: &str) -> rusqlite::Result<bool> {
+pub(super) fn has_column(conn: &Connection, column: &str) -> rusqlite::Result<bool> {
     conn.query_row(
         "SELECT EXISTS (SELECT 1 FROM pragma_table_info('job') WHERE name = $1)",
         [column],

@@ -5,13 +5,15 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
-use super::put_back;
+use super::{options, put_back};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::Error;
 use crate::ids::is_server_name;
 use crate::jobs::ledger::{Ledger, unfit};
-use crate::store::db::{Db, OpenOptions};
+use crate::sqlite_file;
+use crate::store::db::{Access, Db};
 use crate::store::homeserver::{self, HomeserverDetector};
+use crate::store::reclaim::lasting_path;
 use crate::store::{removed, users};
 
 /// Becomes the owner of the ledger, and so of the work on the database.
@@ -20,7 +22,14 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
         make_directory_of(&config.ledger)?;
     }
     // Before a ledger appears beside nothing, or beside a file that is something else.
-    let identity = identity_of(config)?;
+    if let Some(missing) = config
+        .database
+        .file()
+        .and_then(sqlite_file::missing_to_write)
+    {
+        return Err(Error::Config(missing));
+    }
+    let identity = Db::open(&config.database, &options(Access::ReadOnlyFile))?.identity()?;
     make_ledger(&config.ledger, config.database.file())?;
     let ledger = Ledger::open(&config.ledger)?;
     if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
@@ -43,7 +52,10 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
 
 /// What tells a database from every other one, its own copies included.
 pub fn identity_of(config: &Config) -> Result<String, Error> {
-    Db::open(&config.database, &OpenOptions::default())?.identity()
+    match config.database.file() {
+        Some(file) => Ok(lasting_path(file)?.display().to_string()),
+        None => Db::open(&config.database, &options(Access::ReadOnlyFile))?.identity(),
+    }
 }
 
 /// A file that was moved together with the ledger beside it is no other database.
@@ -59,7 +71,9 @@ fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
     let database = database.and_then(|file| fs::metadata(file).ok());
     let mut how = fs::OpenOptions::new();
     how.read(true).write(true);
-    let mode = database.as_ref().map_or(0o600, |d| d.mode() & 0o666);
+    let mode = database
+        .as_ref()
+        .map_or(0o600, |d| (d.mode() & 0o666) | 0o600);
     match how.clone().create_new(true).mode(mode).open(ledger) {
         Ok(file) => {
             if let Some(database) = database {
@@ -69,7 +83,13 @@ fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
             return Ok(());
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(unfit(&e.to_string())),
+        Err(e) if e.kind() == ErrorKind::StorageFull => {
+            return Err(Error::NoSpace(sqlite_file::full(ledger, 0)));
+        }
+        Err(e) => {
+            let missing = sqlite_file::missing_to_create(ledger);
+            return Err(unfit(&missing.unwrap_or_else(|| e.to_string())));
+        }
     }
     let is_database = |m: &fs::Metadata| {
         database
@@ -79,11 +99,9 @@ fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
     match fs::metadata(ledger) {
         Ok(m) if m.is_dir() => Err(unfit("it is a directory")),
         Ok(m) if is_database(&m) => Err(unfit("it is the homeserver's database")),
-        Ok(m) => how.open(ledger).map(drop).map_err(|e| {
-            unfit(&format!(
-                "{e}; it belongs to the user with the number {}: run as that user",
-                m.uid()
-            ))
+        Ok(_) => how.open(ledger).map(drop).map_err(|e| {
+            let missing = sqlite_file::missing_to_write(ledger);
+            unfit(&missing.unwrap_or_else(|| e.to_string()))
         }),
         Err(e) => Err(unfit(&e.to_string())),
     }
@@ -141,7 +159,7 @@ fn sign_of_homeserver(config: &Config) -> Result<Option<String>, Error> {
     if let Some(sign) = open_elsewhere(config)? {
         return Ok(Some(sign));
     }
-    let db = Db::open(&config.database, &OpenOptions::default())?;
+    let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
     HomeserverDetector::new(Default::default(), &config.database).detect(&db, config.clock.now())
 }
 

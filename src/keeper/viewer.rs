@@ -1,20 +1,27 @@
 //! What can be done without owning the work on a database, and what needs it for itself alone.
 
-use super::ownership::{
-    own_ledger, refuse_anybody_else, refuse_running_homeserver, refuse_wrong_server_name,
-};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::ownership::{own_ledger, refuse_anybody_else, refuse_wrong_server_name};
 use super::{PurgeOptions, options};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
 use crate::ids::RoomId;
 use crate::job::overwrite;
+use crate::jobs::ledger::{JobRecord, unfit};
+use crate::jobs::reading;
 use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan, Request};
+use crate::sqlite_file;
 use crate::store::check::{self, Violation};
-use crate::store::db::{Access, Db, Engine, OpenOptions};
+use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::named_rooms::{self, Mark};
-use crate::store::space::{self, Reclaimed};
-use crate::store::{homeserver, points, search};
+use crate::store::reclaim::{self, ReclaimOptions, Reclaimed};
+use crate::store::space;
+use crate::store::{points, search};
 
 /// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.
 pub struct Viewer {
@@ -107,65 +114,93 @@ impl Viewer {
     }
 }
 
-/// Tests a database that nobody else uses, the full-text index included, which only a writer can ask.
-///
-/// # Errors
-/// [`Error::Refused`] when a homeserver seems to be running; [`Viewer::check`] serves then.
+/// Tests a database as [`Viewer::check`] does, whether or not anybody uses it.
 pub fn check_offline(
     config: &Config,
     each: impl FnMut(&str, &str),
 ) -> Result<Vec<Violation>, Error> {
-    // On a server that only reads, or takes no writes from us, nobody can be in the way, nor leave a lock behind.
-    if config.database.file().is_none()
-        && let Err(Error::Refused(_)) = Db::open(&config.database, &OpenOptions::default())
-    {
-        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
-        return check::check(&db, config.clock.now(), each);
+    Viewer::open(config.clone())?.check(each)
+}
+
+/// Every job on record, oldest first, as the ledger has it; the database is not looked at, and nothing is made. `None` while
+/// a roomkeeper is at work, which knows more.
+///
+/// # Errors
+/// [`Error::Config`] where the ledger cannot be read.
+pub fn recorded_jobs(config: &Config) -> Result<Option<Vec<JobRecord>>, Error> {
+    let ledger = &config.ledger;
+    if sqlite_file::holder(ledger).is_some() {
+        return Ok(None);
     }
-    let _owner = own_ledger(config)?;
-    refuse_running_homeserver(config)?;
-    let mut db = Db::open(&config.database, &OpenOptions::default())?;
-    // As every start does: a roomkeeper that was killed leaves its lock on the room.
-    match homeserver::release_leftover_locks(&mut db, config.clock.now()) {
-        // What is wrong with the file is for the check to say.
-        Err(e) if e.is_damage() => {}
-        released => drop(released?),
+    match (fs::metadata(ledger), config.database.file()) {
+        (Err(e), file) if e.kind() == ErrorKind::NotFound => {
+            // Nothing was ever done here; or the name is not that of a database.
+            let missing = file.filter(|file| !file.exists());
+            match missing.and_then(sqlite_file::missing_to_read) {
+                Some(missing) => Err(Error::Config(missing)),
+                None => Ok(Some(Vec::new())),
+            }
+        }
+        (Ok(m), Some(file))
+            if fs::metadata(file).is_ok_and(|d| (d.dev(), d.ino()) == (m.dev(), m.ino())) =>
+        {
+            Err(unfit(ledger, "it is the homeserver's database"))
+        }
+        _ => reading::read(ledger).map(Some),
     }
-    if db.engine() == Engine::Postgres {
-        // It has no index that only a writer can ask; and what reads whole tables is planned otherwise than a batch.
-        db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
-    }
-    check::check(&db, config.clock.now(), each)
 }
 
 /// Gives free pages back to the file system. Nothing else may have the database open.
 ///
 /// # Errors
-/// [`Error::Refused`], [`Error::NoSpace`]; the database is as before then.
+/// [`Error::Refused`], [`Error::NoSpace`]; the database is whole then, and where it was unless the error says so.
 pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
-    reclaim_what_is_whole(config).map_err(|e| match e.is_damage() {
-        true => space::damaged(&Chain(&e).to_string()),
+    reclaim_through(config, None)
+}
+
+/// The same with the copy in a directory on another disk, where the database's own has no room for it.
+///
+/// # Errors
+/// As [`reclaim`].
+pub fn reclaim_via(config: &Config, directory: &Path) -> Result<Reclaimed, Error> {
+    if config.database.file().is_none() {
+        return Err(Error::Config(
+            "a PostgreSQL server has its files where it wants them: reclaim takes no directory there".into(),
+        ));
+    }
+    reclaim_through(config, Some(directory))
+}
+
+fn reclaim_through(config: &Config, via: Option<&Path>) -> Result<Reclaimed, Error> {
+    reclaim_what_is_whole(config, via).map_err(|e| match e.is_damage() {
+        true => reclaim::damaged(&Chain(&e).to_string()),
         false => e,
     })
 }
 
-fn reclaim_what_is_whole(config: &Config) -> Result<Reclaimed, Error> {
-    let ledger = own_ledger(config)?;
-    refuse_anybody_else(config)?;
-    let mut db = Db::open(&config.database, &OpenOptions::default())?;
-    if config.overwrite_deleted && search::is_present(&db) {
-        // Purges beside a running homeserver leave this to us.
-        db.write("merge the full-text index", |db| match search::verify(db) {
-            // It is derived data, and built anew it holds no deleted word either (P-55).
-            Err(e) if e.is_index_damage() => search::rebuild(db),
-            verified => verified.and_then(|()| search::optimize(db)),
-        })?;
-    }
-    let Some(file) = config.database.file() else {
-        return space::vacuum(&db);
+fn reclaim_what_is_whole(config: &Config, via: Option<&Path>) -> Result<Reclaimed, Error> {
+    let ledger = match own_ledger(config) {
+        // What is to be noted is noted when there is room again; the file itself shows whether anybody is at work.
+        Err(e) if e.is_full() && via.is_some() => None,
+        ledger => Some(ledger?),
     };
-    drop(db);
-    let reclaimed = space::reclaim(file)?;
+    refuse_anybody_else(config)?;
+    let Some(file) = config.database.file() else {
+        return space::vacuum(&Db::open(&config.database, &OpenOptions::default())?);
+    };
+    let mut options = ReclaimOptions {
+        via,
+        merge_index: false,
+    };
+    if config.overwrite_deleted {
+        // Purges beside a running homeserver leave this to us.
+        options.merge_index = !merge_index_in_place(config)?;
+    }
+    let reclaimed = reclaim::reclaim(file, options)?;
+    let ledger = match ledger {
+        Some(ledger) => ledger,
+        None => own_ledger(config)?,
+    };
     // Nothing that was deleted is in the new file.
     for duty in [overwrite::EMPTY_LOG, overwrite::ERASE_PAGES] {
         ledger.clear_pending(duty)?;
@@ -174,4 +209,28 @@ fn reclaim_what_is_whole(config: &Config) -> Result<Reclaimed, Error> {
         ledger.clear_pending(overwrite::MERGE_INDEX)?;
     }
     Ok(reclaimed)
+}
+
+/// Merges the full-text index where the disk has room for its log; answers whether nothing of it is left to do.
+fn merge_index_in_place(config: &Config) -> Result<bool, Error> {
+    let Some(file) = config.database.file() else {
+        return Ok(true);
+    };
+    let needed = {
+        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
+        if !search::is_present(&db) {
+            return Ok(true);
+        }
+        search::merge_needs(&db)?
+    };
+    if space::free_bytes(file)? < needed {
+        return Ok(false);
+    }
+    let mut db = Db::open(&config.database, &OpenOptions::default())?;
+    db.write("merge the full-text index", |db| match search::verify(db) {
+        // It is derived data, and built anew it holds no deleted word either (P-55).
+        Err(e) if e.is_index_damage() => search::rebuild(db),
+        verified => verified.and_then(|()| search::optimize(db)),
+    })?;
+    Ok(true)
 }

@@ -12,11 +12,13 @@ use super::catalog::Catalog;
 #[cfg(feature = "postgres")]
 use super::postgres::{self, Link};
 use super::read_limit::ReadLimit;
+use super::reclaim::lasting_path;
 use super::sqlite;
 pub(crate) use super::value::params;
 pub use super::value::{Bind, Params, Row, RowResult, Value};
 use crate::database::Database;
 use crate::error::{Context, Error, StoreError};
+use crate::sqlite_file::Unchanged;
 
 /// How often a transaction is begun again when others are in its way; on SQLite, with the time-out of a statement, half
 /// a minute, after which a person should look who holds the database.
@@ -91,6 +93,10 @@ pub enum Engine {
 pub struct Db {
     conn: Conn,
     path: Option<PathBuf>,
+    /// The file as it was named, links and all.
+    named: Option<PathBuf>,
+    /// What must stay as it is while it is read without locks.
+    unchanged: Option<Unchanged>,
     catalog: Arc<Catalog>,
     limit: Option<Arc<ReadLimit>>,
 }
@@ -136,8 +142,13 @@ impl Db {
 
     /// Opens a database and looks into nothing: it may be empty.
     pub(super) fn connect(database: &Database, options: &OpenOptions) -> Result<Self, Error> {
+        let mut unchanged = None;
         let conn = match database {
-            Database::File(path) => Conn::Sqlite(sqlite::connect(path, options)?),
+            Database::File(path) => {
+                let opened = sqlite::connect(path, options)?;
+                unchanged = opened.unchanged;
+                Conn::Sqlite(opened.conn)
+            }
             #[cfg(feature = "postgres")]
             Database::Server(server) => {
                 Conn::Postgres(Box::new(Link::open(server, options.access)?))
@@ -151,7 +162,12 @@ impl Db {
         };
         Ok(Self {
             conn,
-            path: database.file().map(Path::to_owned),
+            // Where the log lies, a link to the file does not say.
+            path: database
+                .file()
+                .map(|file| std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned())),
+            named: database.file().map(Path::to_owned),
+            unchanged,
             catalog: Arc::default(),
             limit: None,
         })
@@ -164,11 +180,8 @@ impl Db {
                    || ' ' || CAST(oid AS TEXT)
               FROM pg_database WHERE datname = current_database()";
         let doing = "look which database it is";
-        match &self.path {
-            Some(path) => Ok(std::fs::canonicalize(path)
-                .context(doing)?
-                .display()
-                .to_string()),
+        match &self.named {
+            Some(path) => Ok(lasting_path(path)?.display().to_string()),
             None => self
                 .row(doing, OF_SERVER, &[], |r| r.get(0))?
                 .ok_or_else(|| Error::Bug("the server does not know its own database".into())),
@@ -253,7 +266,11 @@ impl Db {
             return Err(StoreError::interrupted()).context(doing);
         }
         let started = Instant::now();
-        let (done, rows) = work(&self.conn).context(doing)?;
+        let outcome = work(&self.conn);
+        if let Some(unchanged) = &self.unchanged {
+            unchanged.ensure()?;
+        }
+        let (done, rows) = outcome.context(doing)?;
         // Statements hold no values, so they may be shown.
         log::trace!("{rows} rows in {} ms: {sql}", started.elapsed().as_millis());
         Ok(done)

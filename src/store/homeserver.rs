@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use crate::database::Database;
 use crate::endpoints::HomeserverEndpoints;
 use crate::error::{Context, Error};
 use crate::ids::{RoomId, random_letters};
+use crate::sqlite_file;
 use crate::time::{Clock, Millis};
 
 /// How long a listener may take to accept before it counts as absent; it is on this machine.
@@ -87,7 +87,7 @@ impl HomeserverDetector {
         if let Some(address) = listener {
             return Some(format!("the homeserver's listener {address} answers"));
         }
-        foreign_lock(self.database.file()?).map(|pid| match pid {
+        sqlite_file::holder(self.database.file()?).map(|pid| match pid {
             Some(pid) => format!("process {pid} has the database open"),
             None => "another process has the database open".to_owned(),
         })
@@ -123,28 +123,6 @@ fn foreign_session(db: &Db) -> Result<Option<String>, Error> {
 fn running_pid(file: &Path) -> Option<u32> {
     let pid: u32 = fs::read_to_string(file).ok()?.trim().parse().ok()?;
     (pid != std::process::id() && Path::new("/proc").join(pid.to_string()).exists()).then_some(pid)
-}
-
-/// Whether another process holds a lock on the file, as the kernel lists them. SQLite in WAL mode keeps a shared
-/// lock on the file for as long as it has it open.
-///
-/// Read from `/proc/locks`, because opening and closing the file once more would drop our own locks on it.
-fn foreign_lock(database: &Path) -> Option<Option<u32>> {
-    let file = fs::metadata(database).ok()?;
-    let id = format!(
-        "{:02x}:{:02x}:{}",
-        rustix::fs::major(file.dev()),
-        rustix::fs::minor(file.dev()),
-        file.ino()
-    );
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        // "1: POSIX  ADVISORY  READ 1234 fe:00:5678 …"; a waiter's line has "->" after the number.
-        let at = words.iter().position(|w| *w == id)?;
-        let pid: i64 = words.get(at.checked_sub(1)?)?.parse().ok()?;
-        (pid != i64::from(std::process::id())).then(|| u32::try_from(pid).ok().filter(|p| *p > 0))
-    })
 }
 
 /// Tries to have the file to itself for a moment, before any other connection of ours is open: fails while any

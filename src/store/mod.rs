@@ -29,6 +29,7 @@ pub mod prefixes;
 mod push_actions;
 pub mod read_limit;
 pub mod reader_access;
+pub mod reclaim;
 mod redactions;
 pub mod relations;
 pub mod removed;

@@ -1,12 +1,10 @@
-//! Disk space: what is free, what a purge needs, what `reclaim` gives back.
+//! Disk space: what is free, what a purge needs, what a server gives back.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-
-use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
 
 use super::db::{Db, Engine};
+use super::reclaim::Reclaimed;
 use crate::error::{Context, Error, StoreError};
 
 /// Free space that a purge asks for before it starts: the write-ahead log of one long batch.
@@ -18,13 +16,18 @@ pub fn free_bytes(path: &Path) -> Result<u64, Error> {
         .parent()
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
+    free_bytes_in(directory)
+}
+
+/// Bytes free for us on the file system that holds a directory.
+pub fn free_bytes_in(directory: &Path) -> Result<u64, Error> {
     let stat = rustix::fs::statvfs(directory)
         .map_err(|e| StoreError::Io(e.into()))
         .context("look how much disk is free")?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Bytes of the database file that hold nothing any more, and that [`reclaim`] would give back.
+/// Bytes of the database file that hold nothing any more, and that `reclaim` would give back.
 pub fn reclaimable_bytes(db: &Db) -> Result<u64, Error> {
     if db.engine() == Engine::Postgres {
         return Ok(0);
@@ -57,161 +60,6 @@ pub fn check_room_to_purge(db: &Db) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sizes of the database file before and after [`reclaim`], in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Reclaimed {
-    /// File size before.
-    pub bytes_before: u64,
-    /// File size after.
-    pub bytes_after: u64,
-}
-
-/// Gives free pages back to the file system: copies what is used into a new file beside the old one and puts it in
-/// its place. At any moment the old file or the new one is there, whole. Nothing else may have the file open.
-///
-/// # Errors
-/// [`Error::NoSpace`] before anything is written when the disk has no room for the copy; [`Error::Refused`] when
-/// the file is open elsewhere.
-pub fn reclaim(database: &Path) -> Result<Reclaimed, Error> {
-    let doing = "reclaim free space";
-    // A link stays a link; the file behind it is replaced.
-    let database = fs::canonicalize(database).context(doing)?;
-    let conn =
-        Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_WRITE).context(doing)?;
-    conn.busy_timeout(std::time::Duration::ZERO)
-        .context(doing)?;
-    alone(&conn)?;
-    let before = fs::metadata(&database).context(doing)?;
-    let number = |name| {
-        conn.pragma_query_value(None, name, |r| r.get::<_, i64>(0))
-            .context(doing)
-    };
-    let used =
-        (number("page_count")? - number("freelist_count")?).saturating_mul(number("page_size")?);
-    let needed = u64::try_from(used).unwrap_or(u64::MAX);
-    let free = free_bytes(&database)?;
-    // A tenth more: full-text and index pages are packed anew, not always tighter.
-    if free < needed.saturating_add(needed / 10) {
-        return Err(Error::NoSpace(format!(
-            "reclaiming copies the {} in use beside the database, and the disk has {} free: make room first",
-            human(needed),
-            human(free)
-        )));
-    }
-    let copy = beside(&database, ".reclaim");
-    match fs::remove_file(&copy) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context(doing),
-        _ => {}
-    }
-    let replaced = copy_into(&conn, &copy, &before).and_then(|()| {
-        fs::rename(&copy, &database).context(doing)?;
-        sync_directory(&database).context(doing)
-    });
-    if replaced.is_err() {
-        let _ = fs::remove_file(&copy);
-    }
-    drop(conn);
-    replaced?;
-    let after = fs::metadata(&database).context(doing)?;
-    Ok(Reclaimed {
-        bytes_before: before.len(),
-        bytes_after: after.len(),
-    })
-}
-
-/// Empties the log and takes the file for this connection alone. With a rollback journal nothing is left beside
-/// the file that could be taken for the new file's log.
-fn alone(conn: &Connection) -> Result<(), Error> {
-    let doing = "take the database for ourselves";
-    let refused = |e: rusqlite::Error| {
-        let e = StoreError::from(e);
-        if e.is_busy() {
-            Error::Refused("another process has the database open: stop the homeserver (and roomkeeper's daemon), then reclaim".into())
-        } else {
-            Error::Store { doing, source: e }
-        }
-    };
-    let checkpoint: i64 = conn
-        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |r| r.get(0))
-        .map_err(refused)?;
-    let mode: String = conn
-        .query_row("PRAGMA journal_mode = DELETE", [], |r| r.get(0))
-        .map_err(refused)?;
-    if checkpoint != 0 || mode != "delete" {
-        return Err(Error::Refused(
-            "another process has the database open: stop the homeserver (and roomkeeper's daemon), then reclaim".into(),
-        ));
-    }
-    conn.query_row("PRAGMA locking_mode = EXCLUSIVE", [], |_| Ok(()))
-        .map_err(refused)?;
-    conn.execute_batch("BEGIN EXCLUSIVE; COMMIT")
-        .map_err(refused)
-}
-
-/// What is damaged is copied by nobody: what is still there might get lost.
-pub fn damaged(what: &str) -> Error {
-    Error::Refused(format!(
-        "the database file is damaged, and was before: {what}. It stays as it is (rule I-18), and nothing was lost by this. \
-         Stop the homeserver, make a copy of the file and of its -wal, and look at the copy: `roomkeeper check`, or \
-         `sqlite3 COPY 'PRAGMA integrity_check'`. Then restore a backup"
-    ))
-}
-
-fn copy_into(conn: &Connection, copy: &Path, original: &fs::Metadata) -> Result<(), Error> {
-    let doing = "copy the database";
-    let name = copy
-        .to_str()
-        .ok_or_else(|| Error::Config("the database's path is not UTF-8".into()))?;
-    conn.execute("VACUUM INTO $1", [name]).context(doing)?;
-    let made =
-        Connection::open_with_flags(copy, OpenFlags::SQLITE_OPEN_READ_WRITE).context(doing)?;
-    let verdict = |conn: &Connection| -> Result<String, Error> {
-        conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
-            .context(doing)
-    };
-    let copied = verdict(&made)?;
-    if copied != "ok" {
-        // What was damaged is copied as it is.
-        return Err(match verdict(conn)?.as_str() {
-            "ok" => Error::Bug(format!("the copy is not whole: {copied}")),
-            held => damaged(held),
-        });
-    }
-    for table in ["events", "event_json", "state_groups_state"] {
-        let sql = format!("SELECT count(*) FROM {table}");
-        let count = |c: &Connection| c.query_row(&sql, [], |r| r.get::<_, i64>(0)).context(doing);
-        if count(conn)? != count(&made)? {
-            return Err(Error::Bug(format!(
-                "the copy does not hold all rows of {table}"
-            )));
-        }
-    }
-    made.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))
-        .context(doing)?;
-    made.close().map_err(|(_, e)| e).context(doing)?;
-    // The homeserver must be able to open it as before.
-    fs::set_permissions(copy, fs::Permissions::from_mode(original.mode() & 0o7777))
-        .context(doing)?;
-    let made = fs::metadata(copy).context(doing)?;
-    if (made.uid(), made.gid()) != (original.uid(), original.gid()) {
-        std::os::unix::fs::chown(copy, Some(original.uid()), Some(original.gid()))
-            .context(doing)?;
-    }
-    fs::File::open(copy)
-        .and_then(|f| f.sync_all())
-        .context(doing)
-}
-
-fn sync_directory(of: &Path) -> std::io::Result<()> {
-    fs::File::open(of.parent().unwrap_or(Path::new(".")))?.sync_all()
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 /// The tables of this role, largest first, as the server quotes their names.
 const OWN_TABLES: &str = "-- PostgreSQL
     SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
@@ -234,7 +82,7 @@ const OTHERS_TABLES: &str = "-- PostgreSQL
 const DATABASE_SIZE: &str = "-- PostgreSQL
     SELECT pg_database_size(current_database())";
 
-/// The same on a PostgreSQL server: it writes every table of this role anew, one after the other, each of which nobody
+/// `reclaim` on a PostgreSQL server: it writes every table of this role anew, one after the other, each of which nobody
 /// else can read meanwhile. At any moment a table is as before or done; what has no room stays as it was.
 pub fn vacuum(db: &Db) -> Result<Reclaimed, Error> {
     let doing = "write the tables anew";

@@ -11,6 +11,7 @@ use super::db::{Access, Db, Engine, OpenOptions, SecureDelete, trace_hook};
 use super::prefixes;
 use super::value::{Bind, Of, Params, Row, RowResult, Value};
 use crate::error::{Context, Error, StoreError};
+use crate::sqlite_file::{self, Reading};
 
 /// How long one statement waits for another writer. Synapse's own writers wait 5 s, too.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,19 +77,14 @@ pub(super) fn for_each(
 }
 
 /// Opens the file and sets what every connection of ours needs.
-pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, Error> {
-    if !path.is_file() {
-        return Err(Error::Config(format!(
-            "there is no database file {}; `roomkeeper init` makes an empty one",
-            path.display()
-        )));
-    }
-    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | match options.access {
-            Access::ReadOnlyFile => OpenFlags::SQLITE_OPEN_READ_ONLY,
-            Access::Write | Access::ReadOnly => OpenFlags::SQLITE_OPEN_READ_WRITE,
-        };
-    let conn = Connection::open_with_flags(path, flags).context("open the database")?;
+pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Reading, Error> {
+    let Reading { conn, unchanged } = match options.access {
+        Access::ReadOnlyFile => sqlite_file::open_to_read(path)?,
+        Access::Write | Access::ReadOnly => Reading {
+            conn: open_to_write(path)?,
+            unchanged: None,
+        },
+    };
     conn.busy_timeout(BUSY_TIMEOUT)
         .context("set up the connection")?;
     conn.set_prepared_statement_cache_capacity(256);
@@ -100,7 +96,7 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     if options.access == Access::Write
         && conn
             .query_row(IS_SYNAPSES, [], |row| row.get(0))
-            .context("open the database")?
+            .map_err(|e| sqlite_file::explained(path, true, "open the database", e))?
     {
         // As Synapse opens it; a database that nobody opened yet is switched over.
         pragmas.push_str("PRAGMA journal_mode = WAL;");
@@ -118,14 +114,24 @@ pub(super) fn connect(path: &Path, options: &OpenOptions) -> Result<Connection, 
     if options.access == Access::ReadOnly {
         pragmas.push_str("PRAGMA query_only = ON;");
     }
+    let to_write = options.access != Access::ReadOnlyFile;
     conn.execute_batch(&pragmas)
-        .context("open the database (is it a SQLite database, and whole?)")?;
+        .map_err(|e| sqlite_file::explained(path, to_write, "open the database", e))?;
     if options.access != Access::Write {
         // Or SQLite prepares a statement anew for every value that statistics say something about.
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)
             .context("set up the connection")?;
     }
-    Ok(conn)
+    Ok(Reading { conn, unchanged })
+}
+
+fn open_to_write(path: &Path) -> Result<Connection, Error> {
+    if let Some(missing) = sqlite_file::missing_to_write(path) {
+        return Err(Error::Config(missing));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_READ_WRITE;
+    Connection::open_with_flags(path, flags)
+        .map_err(|e| sqlite_file::explained(path, true, "open the database", e))
 }
 
 fn secure_delete(how: SecureDelete) -> &'static str {

@@ -400,6 +400,9 @@ fn the_ledger_is_a_file_of_its_own_and_belongs_to_the_databases_owner() {
     };
     mode("homeserver.db", Some(0o600));
     home.run(&["jobs"]).assert_ended(0, "");
+    let ledger = home.path("homeserver.db.roomkeeper");
+    assert!(!ledger.exists(), "looking makes none");
+    home.run(&["jobs", "--resume"]).assert_ended(0, "");
     assert_eq!(mode("homeserver.db.roomkeeper", None), 0o600);
 }
 

@@ -539,7 +539,9 @@ fn what_is_meant_for_a_copy_is_not_done_to_the_database_that_a_daemon_works_on()
         .execute_batch("INSERT INTO candidate VALUES ('!a:example.org', 1)")
         .expect("noted");
     drop(ledger);
-    home.run(&["-c", "copy.yaml", "jobs"])
+    // Whoever only looks is told what is there.
+    home.run(&["-c", "copy.yaml", "jobs"]).assert_ended(0, "");
+    home.run(&["-c", "copy.yaml", "jobs", "--resume"])
         .assert_ended(3, "unfinished work on another database");
     home.run(&["jobs"]).assert_ended(0, "");
     let ledger = Connection::open(home.path("one.ledger")).expect("opens");

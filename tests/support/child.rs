@@ -165,10 +165,13 @@ pub fn run(site: &Site, ask: &Ask, way: Way, trouble: Trouble) -> Output {
         .expect("it ends")
 }
 
-/// Runs the program's `reclaim` to its end.
-pub fn reclaim(site: &Site, trouble: Trouble) -> Output {
+/// Runs the program's `reclaim` to its end, with its copy in a directory where one is given.
+pub fn reclaim(site: &Site, via: Option<&Path>, trouble: Trouble) -> Output {
     let mut command = of_program(site);
     command.arg("reclaim");
+    if let Some(directory) = via {
+        command.arg("--via").arg(directory);
+    }
     befall(&mut command, site, trouble);
     command.output().expect("it starts")
 }
