@@ -285,11 +285,6 @@ impl StoreError {
         }
     }
 
-    /// Whether a file is no database at all, or one that is encrypted.
-    pub fn is_no_database(&self) -> bool {
-        self.sqlite() == Some(rusqlite::ErrorCode::NotADatabase)
-    }
-
     /// Whether a file is damaged, or the full-text index in it.
     pub fn is_damage(&self) -> bool {
         self.sqlite() == Some(rusqlite::ErrorCode::DatabaseCorrupt)

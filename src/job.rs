@@ -2,6 +2,7 @@
 //! way it says how far it is. Which rows go is for the rooms above to say.
 
 mod batch_sizer;
+mod disk;
 pub(crate) mod full_text;
 mod lock;
 pub(crate) mod overwrite;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 pub use self::batch_sizer::{BatchSizer, ServerState};
+pub(crate) use self::disk::{DiskBudget, Reserve};
 pub(crate) use self::lock::{acquire_synapse_lock, renew_lock, renew_lock_if_due};
 pub(crate) use self::overwrite::clean_up;
 pub use self::progress::{Phase, Progress};
@@ -28,7 +30,7 @@ use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver::HomeserverDetector;
-use crate::store::space;
+use crate::store::reclaim;
 use crate::store::wal::WalGuard;
 use crate::time::Clock;
 
@@ -99,7 +101,7 @@ impl JobContext<'_> {
         if error.is_interrupt() {
             self.check_cancelled().err().unwrap_or(error)
         } else if error.is_damage() && !error.is_index_damage() {
-            space::damaged(&crate::error::Chain(&error).to_string())
+            reclaim::damaged(&crate::error::Chain(&error).to_string())
         } else {
             error
         }
@@ -135,6 +137,13 @@ impl JobContext<'_> {
             Some(_) => ServerState::Running,
             None => ServerState::Stopped,
         })
+    }
+
+    /// Gives up the reserve for a full disk; answers whether there was one.
+    pub(crate) fn release_reserve(&self) -> bool {
+        self.db
+            .path()
+            .is_some_and(|file| Reserve::beside(file).release())
     }
 
     /// Lets others at the database, unless the job is to end.

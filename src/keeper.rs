@@ -13,6 +13,7 @@ mod viewer;
 use self::ownership::{own_ledger, refuse_running_homeserver, refuse_wrong_server_name};
 use self::retention_scheduler::RetentionScheduler;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -25,6 +26,7 @@ use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
+use crate::job::Reserve;
 use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{JobGuard, JobRegistry};
@@ -34,6 +36,7 @@ use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
+use crate::sqlite_file;
 use crate::store::connections::Connections;
 use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::free_pages::RawFile;
@@ -142,6 +145,14 @@ impl Keeper {
     /// running (unless told otherwise), or when the database is not one we know or another server's; [`Error::Config`]
     /// when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
+        let file = config.database.file().map(Path::to_owned);
+        Self::open_with_room(config).map_err(|e| tell_full_disk(file.as_deref(), e))
+    }
+
+    fn open_with_room(config: Config) -> Result<Self, Error> {
+        if let Some(file) = config.database.file() {
+            Reserve::beside(file).release_if_short();
+        }
         let ledger = own_ledger(&config)?;
         let raw = config.database.file().map(RawFile::open).transpose()?;
         refuse_running_homeserver(&config)?;
@@ -194,6 +205,14 @@ impl Keeper {
         Ok(keeper)
     }
 
+    /// Keeps a file on the database's disk that is given up when that is full, so that a purge can still make room. Makes
+    /// it again when it was given up and there is room again; the daemon asks for it now and then.
+    pub fn keep_reserve(&self) {
+        if let Some(file) = self.shared.config.database.file() {
+            Reserve::beside(file).make();
+        }
+    }
+
     /// What the keeper was opened with.
     pub fn config(&self) -> &Config {
         &self.shared.config
@@ -228,10 +247,13 @@ impl Keeper {
             keep_received_after: options.keep_received_after,
         };
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
-        let guard =
-            self.shared
-                .register
-                .enqueue(PURGE_HISTORY, &Subject::Room(room.clone()), params)?;
+        self.shared.release_reserve_if_short();
+        let subject = Subject::Room(room.clone());
+        let guard = self
+            .shared
+            .register
+            .enqueue(PURGE_HISTORY, &subject, params);
+        let guard = guard.map_err(|e| self.shared.tell_full_disk(e))?;
         let id = guard.id().clone();
         log::info!("room {room}: purge {id} up to {point} is queued");
         self.submit(guard, Work::PurgeHistory(request))?;
@@ -558,8 +580,13 @@ impl Shared {
                 log::info!("{guard} is complete: {summary}");
                 guard.end(None);
             }
-            Err(e) => end_early(guard, &e),
+            Err(e) => end_early(guard, &self.tell_full_disk(e)),
         }
+    }
+
+    /// That a disk is full is told with what is free on it, and what helps.
+    pub(super) fn tell_full_disk(&self, e: Error) -> Error {
+        tell_full_disk(self.config.database.file(), e)
     }
 
     fn purge(
@@ -570,6 +597,13 @@ impl Shared {
     ) -> Result<String, Error> {
         let progress = purge::run(&mut self.job_context(guard, is_stopping)?, request)?;
         Ok(format!("{} events deleted", progress.events_deleted))
+    }
+
+    /// A full disk has no room for what the ledger notes either.
+    pub(super) fn release_reserve_if_short(&self) {
+        if let Some(file) = self.config.database.file() {
+            Reserve::beside(file).release_if_short();
+        }
     }
 
     /// Whose turn it is to write: a file has one writer. On a server jobs on different rooms are not in each other's way;
@@ -611,6 +645,15 @@ impl Drop for Threads {
             done.store(true, Ordering::SeqCst);
         });
         self.shared.readers.close();
+    }
+}
+
+fn tell_full_disk(file: Option<&Path>, e: Error) -> Error {
+    match (&e, file) {
+        (Error::Store { doing, .. }, Some(file)) if e.is_full() => {
+            Error::NoSpace(format!("could not {doing}: {}", sqlite_file::full(file)))
+        }
+        _ => e,
     }
 }
 

@@ -40,19 +40,26 @@ enum Way {
 /// # Errors
 /// [`Error::Config`] says what is missing, and what to do.
 pub fn open_to_read(path: &Path) -> Result<Reading, Error> {
+    try_to_read(path)?.map_err(|e| explained(path, false, "open the file", e))
+}
+
+/// The same, with what SQLite says of the file as it says it.
+///
+/// # Errors
+/// [`Error::Config`] says what is missing, and what to do.
+pub fn try_to_read(path: &Path) -> Result<Result<Reading, rusqlite::Error>, Error> {
     if let Some(missing) = missing_to_read(path) {
         return Err(Error::Config(missing));
     }
     let real = fs::canonicalize(path).context("find the file")?;
     let way = way_to_read(&real)?;
-    match open_by(&real, way) {
+    Ok(match open_by(&real, way) {
         // The index of the log has no room on the disk. Where nobody else is at work it need not lie there.
         Err(e) if way == Way::Shared && needs_index(&e) && holder(&real).is_none() => {
             open_by(&real, Way::WithLog)
         }
         opened => opened,
-    }
-    .map_err(|e| explained(path, false, "open the file", e))
+    })
 }
 
 fn open_by(real: &Path, way: Way) -> Result<Reading, rusqlite::Error> {
@@ -262,7 +269,7 @@ pub fn explained(
         false => missing_to_read(path),
     };
     match missing {
-        _ if source.is_full() => Error::NoSpace(full(path, 0)),
+        _ if source.is_full() => Error::NoSpace(full(path)),
         _ if source.is_no_database() => Error::Config(format!(
             "{} is not a SQLite database: name the homeserver's database file",
             path.display()
@@ -272,16 +279,20 @@ pub fn explained(
     }
 }
 
-/// That a disk is full, with what is free and, where that is known, what would have been needed.
-pub fn full(path: &Path, needed: u64) -> String {
+/// What the smallest transaction may need, with the ledger's own.
+pub const SMALLEST_NEED: u64 = 4 << 20;
+
+/// That a disk is full, with what is free, what is missing, and what helps.
+pub fn full(path: &Path) -> String {
     let directory = directory_of(path);
     let free = rustix::fs::statvfs(directory).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-    let missing = match needed.saturating_sub(free) {
-        0 => String::new(),
-        missing => format!(", and {missing} more are needed"),
+    // Where even that was not enough, twice as much may be.
+    let missing = match SMALLEST_NEED.saturating_sub(free) {
+        0 => free,
+        missing => missing,
     };
     format!(
-        "the disk of {} is full: {free} bytes are free{missing}. Free some, and ask again; \
+        "the disk of {} is full: {free} bytes are free, and some {missing} more are needed. Free some, and ask again; \
          `roomkeeper reclaim --via DIRECTORY` shrinks the database by way of another disk",
         directory.display()
     )

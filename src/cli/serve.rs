@@ -19,6 +19,9 @@ use crate::keeper::Keeper;
 /// How often the main thread looks up: for signals, which set a flag, and for the watchdog.
 const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
 
+/// How often the reserve for a full disk is looked after.
+const KEEP_RESERVE_EVERY: Duration = Duration::from_secs(30);
+
 /// Who owns a ledger and where it can be reached; one-shot commands read it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Owner {
@@ -96,7 +99,13 @@ fn attend(
 ) -> Result<ExitCode, Error> {
     let watchdog = watchdog_period();
     let mut fed = Instant::now();
+    keeper.keep_reserve();
+    let mut kept = Instant::now();
     while !stop.load(Ordering::SeqCst) {
+        if kept.elapsed() > KEEP_RESERVE_EVERY {
+            kept = Instant::now();
+            keeper.keep_reserve();
+        }
         match server.broken().recv_timeout(LOOK_UP_EVERY) {
             Ok(why) => {
                 log::error!("the HTTP server has failed: {why}");

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, Removing, ServerState, full_text,
-    note_removed, overwrite, renew_lock,
+    BUSY_TIMEOUT, BatchSizer, DiskBudget, JobContext, Phase, Progress, Removing, ServerState,
+    full_text, note_removed, overwrite, renew_lock,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
 use crate::store::homeserver::{self, PURGE_LOCK, SynapseLock};
 use crate::store::state_groups::{self, Dependent, Freed, Rebase};
-use crate::store::{room_rows, search, space};
+use crate::store::{room_rows, search};
 
 /// Events of a room that goes in one transaction when nobody waits: its log stays in the tens of megabytes.
 const SMALL_OFFLINE: i64 = 10_000;
@@ -39,10 +39,10 @@ pub(super) fn delete(
         // The batches say themselves when the log is copied.
         ctx.db.set_pragma("wal_autocheckpoint", 0)?;
     }
-    space::check_room_to_purge(&ctx.db)?;
     let left = room_rows::count_events(&ctx.db, ctx.room)?;
     progress.events_planned = progress.events_done + left;
     progress.phase = Phase::Events;
+    let disk = DiskBudget::new(&ctx.db);
     let mut work = Work {
         force,
         sizer: BatchSizer::new(ctx.server_state, ctx.limits)
@@ -50,8 +50,10 @@ pub(super) fn delete(
         lock,
         ctx,
         progress,
+        disk,
     };
     work.free_dependents()?;
+    work.sizer.set_limit(work.disk.events()?);
     if work.is_small(left) && work.at_once()? {
         work.forget()
     } else {
@@ -65,6 +67,7 @@ struct Work<'a, 'b> {
     lock: Option<&'a mut SynapseLock>,
     ctx: &'a mut JobContext<'b>,
     progress: &'a mut Progress,
+    disk: DiskBudget,
 }
 
 /// What one transaction did.
@@ -79,6 +82,8 @@ impl Work<'_, '_> {
     fn is_small(&self, events: i64) -> bool {
         events
             <= match self.ctx.server_state {
+                // Where the disk is small, what it has room for.
+                ServerState::Stopped if self.sizer.is_limited() => self.sizer.events(),
                 ServerState::Stopped => SMALL_OFFLINE.min(self.ctx.limits.events_offline),
                 ServerState::Running => self.sizer.events(),
             }
@@ -88,12 +93,12 @@ impl Work<'_, '_> {
         self.ctx.server_state == ServerState::Stopped
     }
 
-    fn rows_at_once(&self) -> i64 {
-        if self.is_offline() {
-            ROWS_OFFLINE
-        } else {
-            ROWS_BESIDE
-        }
+    fn rows_at_once(&self) -> Result<i64, Error> {
+        let most = match self.is_offline() {
+            true => ROWS_OFFLINE,
+            false => ROWS_BESIDE,
+        };
+        Ok(most.min(self.disk.rows()?))
     }
 
     /// One transaction under the room's lock, the writer's and the homeserver's; `None` when others would have waited
@@ -108,6 +113,8 @@ impl Work<'_, '_> {
             self.ctx.check_cancelled()?;
             self.ctx.ensure_homeserver_stopped()?;
             match self.try_batch(&mut work) {
+                // Nothing of it happened, and its log is gone.
+                Err(e) if e.is_full() && self.ctx.release_reserve() => {}
                 Err(e)
                     if e.is_busy()
                         && self.ctx.server_state == ServerState::Running
@@ -173,7 +180,10 @@ impl Work<'_, '_> {
             .and_then(|wal| fs::metadata(wal).ok())
             .map_or(0, |m| m.len());
         if server_state == ServerState::Stopped {
-            ctx.db.checkpoint()?;
+            let emptied = ctx.db.checkpoint();
+            if result.is_ok() {
+                emptied?;
+            }
         }
         drop(writer);
         if result.is_err() && gave_up {
@@ -200,7 +210,7 @@ impl Work<'_, '_> {
     fn at_once(&mut self) -> Result<bool, Error> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
         search::note_room(&self.ctx.db, &room)?;
-        let offline = self.is_offline();
+        let offline = self.is_offline() && !self.sizer.is_limited();
         let done = self.batch(|db, rows, in_time| {
             refuse_while_joined(db, &room, server, force)?;
             room_rows::delete_live_state(db, &room, rows)?;
@@ -214,8 +224,12 @@ impl Work<'_, '_> {
             free(db, &room, &groups, i64::MAX, rows)?;
             in_time("rooms")?;
             room_rows::remove_room(db, &room, rows)
-        })?;
-        Ok(done.is_some())
+        });
+        match done {
+            // In smaller steps it may have room.
+            Err(e) if e.is_full() => Ok(false),
+            done => Ok(done?.is_some()),
+        }
     }
 
     /// A large room: after the first transaction the homeserver sees no room there.
@@ -271,7 +285,7 @@ impl Work<'_, '_> {
 
     /// Removes the room's rows from tables, a bounded number in each batch.
     fn delete_rest(&mut self, room: &RoomId, tables: &[&'static str]) -> Result<(), Error> {
-        let most = self.rows_at_once();
+        let most = self.rows_at_once()?;
         for table in tables {
             while self.whole_batch(|db, rows, _| {
                 room_rows::delete_rest_bounded(db, room, table, most, rows)
@@ -281,7 +295,8 @@ impl Work<'_, '_> {
     }
 
     fn remove_documents(&mut self, room: &RoomId) -> Result<(), Error> {
-        let (most, offline) = (self.rows_at_once(), self.is_offline());
+        let most = self.rows_at_once()?;
+        let offline = self.is_offline() && !self.sizer.is_limited();
         search::note_room(&self.ctx.db, room)?;
         loop {
             let more = self.whole_batch(|db, rows, _| {
@@ -299,13 +314,18 @@ impl Work<'_, '_> {
         self.progress.phase = Phase::Events;
         let (started, done_before) = (Instant::now(), self.progress.events_done);
         loop {
+            self.sizer.set_limit(self.disk.events()?);
             let events = self.sizer.events();
             let done = self.batch(|db, rows, in_time| {
                 let selected = room_rows::select_newest(db, room, events)?;
                 room_rows::remove_selected(db, room, selected, rows, in_time)?;
                 in_time("")?;
                 Ok(selected)
-            })?;
+            });
+            let done = match done {
+                Err(e) if e.is_full() && events > 1 => None,
+                done => done?,
+            };
             let Some(batch) = done else {
                 self.sizer.shrink();
                 self.ctx.rest(self.sizer.pause());
@@ -317,6 +337,7 @@ impl Work<'_, '_> {
             }
             self.sizer
                 .observe(batch.result, batch.took, batch.wal_bytes);
+            self.disk.observe(batch.result, batch.wal_bytes);
             let progress = &mut *self.progress;
             progress.reckon(started, done_before);
             log::debug!(
@@ -395,7 +416,7 @@ impl Work<'_, '_> {
 
     fn remove_groups(&mut self, room: &RoomId) -> Result<(), Error> {
         self.progress.phase = Phase::StateGroups;
-        let most = self.rows_at_once();
+        let most = self.rows_at_once()?;
         let groups = state_groups::of_room(&self.ctx.db, room)?;
         let mut at = 0;
         while at < groups.len() {

@@ -40,6 +40,8 @@ pub struct BatchSizer {
     limits: BatchLimits,
     on_server: bool,
     events: i64,
+    /// What the disk has room for.
+    most: i64,
 }
 
 impl BatchSizer {
@@ -54,6 +56,7 @@ impl BatchSizer {
             limits,
             on_server: false,
             events,
+            most: i64::MAX,
         }
     }
 
@@ -74,7 +77,17 @@ impl BatchSizer {
 
     /// Events the next batch should take.
     pub fn events(&self) -> i64 {
-        self.events
+        self.events.min(self.most)
+    }
+
+    /// Bounds the next batch by what the disk has room for.
+    pub fn set_limit(&mut self, events: i64) {
+        self.most = events.max(1);
+    }
+
+    /// Whether the disk has less room than the next batch should take.
+    pub fn is_limited(&self) -> bool {
+        self.most < self.events
     }
 
     /// Learns from a batch: what it dealt with, how long it held the write lock, how large the log became.
@@ -103,7 +116,7 @@ impl BatchSizer {
 
     /// A batch took too long and was rolled back: try a quarter of it.
     pub fn shrink(&mut self) {
-        self.events = (self.events / 4).max(1);
+        self.events = (self.events() / 4).max(1);
     }
 
     /// How long a batch may go on before it is rolled back, if there is a limit.

@@ -116,6 +116,16 @@ fn merge_index(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool
         );
         return Ok(false);
     }
+    if let Some(path) = ctx.db.path()
+        && space::free_bytes(path)? < search::merge_needs(&ctx.db)?
+    {
+        progress.notes.push(
+            "the full-text index still holds deleted words: the disk has no room for merging it, which is left to the next \
+             purge or `roomkeeper reclaim`, which can use another disk (--via)"
+                .into(),
+        );
+        return Ok(false);
+    }
     let merged = {
         let _writer = ctx.writer.lock();
         ctx.db.write("merge the full-text index", search::optimize)

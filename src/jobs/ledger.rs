@@ -104,7 +104,7 @@ const WHAT_IS_LOST: &str = "lost are the list of jobs and how they ended, which 
      on), and what was left to clean up (`roomkeeper reclaim` overwrites what was deleted). The homeserver's database is \
      not touched by this";
 
-fn damaged(path: &Path, what: &StoreError) -> Error {
+pub(super) fn damaged(path: &Path, what: &StoreError) -> Error {
     let path = path.display();
     Error::Refused(format!(
         "the ledger {path} is damaged ({what}). With it {WHAT_IS_LOST}. Move it out of the way (mv {path} {path}.damaged), \

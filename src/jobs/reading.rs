@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::ledger::{RECORD, record, unfit};
+use super::ledger::{RECORD, damaged, record, unfit};
 use super::record::{JobRecord, State};
 use super::schema::{self, Found};
-use crate::error::{Context, Error};
+use crate::error::{Context, Error, StoreError};
 use crate::sqlite_file;
 
 /// The same of a ledger of version 1, which nobody has brought up to date yet.
@@ -26,8 +26,12 @@ const RECORD_OF_1: &str = "
 /// [`Error::Config`] where the file cannot be read, or is something else; [`Error::Refused`] for one of a newer roomkeeper.
 pub fn read(path: &Path) -> Result<Vec<JobRecord>, Error> {
     let context = "read the ledger";
-    let reading = sqlite_file::open_to_read(path)?;
-    match schema::look(&reading.conn).context(context)? {
+    let told = |e: rusqlite::Error| match StoreError::from(e) {
+        e if e.is_damage() || e.is_no_database() => damaged(path, &e),
+        e => sqlite_file::explained(path, false, context, e),
+    };
+    let reading = sqlite_file::try_to_read(path)?.map_err(told)?;
+    match schema::look(&reading.conn).map_err(told)? {
         Found::Ledger => {}
         Found::Nothing => return Ok(Vec::new()),
         Found::Newer(version) => return Err(schema::is_newer(path, version)),
@@ -51,7 +55,7 @@ pub fn read(path: &Path) -> Result<Vec<JobRecord>, Error> {
     if let Some(unchanged) = &reading.unchanged {
         unchanged.ensure()?;
     }
-    let mut records = records.context(context)?;
+    let mut records = records.map_err(told)?;
     for record in &mut records {
         if record.state == State::Running {
             record.state = State::Queued;

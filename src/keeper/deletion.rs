@@ -107,11 +107,12 @@ impl Keeper {
         refuse_foreign(&request, &self.shared.config.server_name)?;
         let deletion = self.deletion(request, DeletionScope::Whole);
         let params = params_of(&deletion)?;
-        let guard = shared.register.enqueue(
-            SHUTDOWN_AND_PURGE_ROOM,
-            &Subject::Room(room.clone()),
-            params,
-        )?;
+        shared.release_reserve_if_short();
+        let subject = Subject::Room(room.clone());
+        let guard = shared
+            .register
+            .enqueue(SHUTDOWN_AND_PURGE_ROOM, &subject, params);
+        let guard = guard.map_err(|e| shared.tell_full_disk(e))?;
         let id = guard.id().clone();
         log::info!("room {room}: deletion {id} is queued");
         self.submit(guard, Work::DeleteRoom(deletion))?;

@@ -21,6 +21,7 @@ impl Shared {
         is_stopping: &'a (dyn Fn() -> bool + Sync),
     ) -> Result<JobContext<'a>, Error> {
         self.refuse_replaced_file()?;
+        self.release_reserve_if_short();
         let config = &self.config;
         let server_state = self.server_state();
         let options = OpenOptions {

@@ -33,7 +33,7 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
     make_ledger(&config.ledger, config.database.file())?;
     let ledger = Ledger::open(&config.ledger)?;
     if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
-        let db = Db::open(&config.database, &OpenOptions::default())?;
+        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
         let former = ledger.identity()?.unwrap_or_default();
         if removed::was_dropped(&db, &former)? {
             put_back::hold_jobs(&ledger, "the database was dropped and made anew")?;
@@ -84,7 +84,7 @@ fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
         Err(e) if e.kind() == ErrorKind::StorageFull => {
-            return Err(Error::NoSpace(sqlite_file::full(ledger, 0)));
+            return Err(Error::NoSpace(sqlite_file::full(ledger)));
         }
         Err(e) => {
             let missing = sqlite_file::missing_to_create(ledger);

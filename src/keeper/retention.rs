@@ -212,6 +212,7 @@ impl Shared {
         let params =
             serde_json::to_value(Range { range }).map_err(|e| Error::Bug(e.to_string()))?;
         let subject = Subject::Lifetimes(range);
+        self.release_reserve_if_short();
         let Some((first, others)) = self.interrupted(&subject)? else {
             return self.register.enqueue(RETENTION, &subject, params);
         };

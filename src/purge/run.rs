@@ -14,8 +14,8 @@ use super::state_groups;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, JobContext, Phase, Progress, RECONNECT_PAUSE, Removing, ServerState,
-    acquire_synapse_lock, clean_up, full_text, note_removed, overwrite, renew_lock,
+    BUSY_TIMEOUT, BatchSizer, DiskBudget, JobContext, Phase, Progress, RECONNECT_PAUSE, Removing,
+    ServerState, acquire_synapse_lock, clean_up, full_text, note_removed, overwrite, renew_lock,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
@@ -24,7 +24,6 @@ use crate::store::history::{self, DepthRange, Extent};
 use crate::store::homeserver::{PURGE_LOCK, SynapseLock};
 use crate::store::room_rows;
 use crate::store::search::{self, Documents};
-use crate::store::space;
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
 ///
@@ -134,7 +133,6 @@ fn purge_events(
     }
     refuse_partial_state(ctx, request)?;
     extremities::have_surplus_dropped(ctx, request)?;
-    space::check_room_to_purge(&ctx.db)?;
     let left = history::count_timeline(&ctx.db, &extremities::cut(ctx, request))?;
     progress.events_planned = progress.events_done + left;
     if ctx.server_state == ServerState::Stopped && rewrite(ctx, request, progress, left, lock)? {
@@ -192,6 +190,7 @@ fn batches(
     let secure_delete = overwrite::choose_secure_delete(ctx)?;
     let on_server = ctx.db.engine() == Engine::Postgres;
     let mut sizer = BatchSizer::new(ctx.server_state, ctx.limits).on_server(on_server);
+    let mut disk = DiskBudget::new(&ctx.db);
     let planned = progress.events_planned - progress.events_done;
     let mut rewrites = is_one_batch(ctx, keys.as_ref(), planned)?;
     let (started, done_before) = (Instant::now(), progress.events_done);
@@ -200,6 +199,7 @@ fn batches(
     loop {
         ctx.publish(progress);
         ctx.check_cancelled()?;
+        sizer.set_limit(disk.events()?);
         let next = ctx
             .ensure_homeserver_stopped()
             .and_then(|()| match rewrites {
@@ -226,6 +226,7 @@ fn batches(
             keys: keys.as_ref(),
             secure_delete,
             rewrites,
+            disk: &disk,
         };
         let batch = match batch(ctx, &cut, below, &sizer, options, lock, progress) {
             Ok(Outcome::Done(batch)) => batch,
@@ -263,6 +264,18 @@ fn batches(
                 full_text::rebuild_if_damaged(ctx, progress, e)?;
                 continue;
             }
+            // Nothing of it happened, and its log is gone: half as much may have room.
+            Err(e) if e.is_full() && !on_server && sizer.events() > 1 => {
+                log::info!(
+                    "room {}: the disk has no room for {} events at once",
+                    ctx.room,
+                    sizer.events()
+                );
+                sizer.shrink();
+                continue;
+            }
+            Err(e) if e.is_full() && !on_server && ctx.release_reserve() => continue,
+            Err(e) if e.is_full() && !on_server => return Err(disk.full()),
             Err(e) => return Err(e),
         };
         waited_from = Instant::now();
@@ -279,6 +292,7 @@ fn batches(
         progress.extremities_kept = batch.extremities_kept;
         ctx.save_progress(progress);
         sizer.observe(batch.events, batch.took, batch.wal_bytes);
+        disk.observe(batch.events, batch.wal_bytes);
         progress.reckon(started, done_before);
         log::debug!(
             "room {}: {} of {} events",
@@ -346,6 +360,8 @@ struct BatchOptions<'a> {
     secure_delete: SecureDelete,
     /// On a server: whether this is the whole purge, and a large part of what the server has.
     rewrites: bool,
+    /// What the disk has room for.
+    disk: &'a DiskBudget,
 }
 
 fn batch(
@@ -364,7 +380,7 @@ fn batch(
     }
     let (ledger, live, clock, server_state) = (ctx.ledger, ctx.live, ctx.clock, ctx.server_state);
     let overwrites = ctx.overwrite_deleted;
-    let may_rebuild = server_state == ServerState::Stopped;
+    let may_rebuild = server_state == ServerState::Stopped && !sizer.is_limited();
     // Whether it would be cheaper takes a look at every document: too much for one of many small purges.
     let rebuild_from = if ctx.is_one_of_many { 10_000 } else { 0 };
     let mut begun = Instant::now();
@@ -444,9 +460,18 @@ fn batch(
     match ctx.server_state {
         _ if ctx.db.engine() == Engine::Postgres => {}
         // Emptying it costs as much for one small room as for hundreds of them.
-        ServerState::Stopped if ctx.is_one_of_many && wal_bytes < LOG_OF_MANY => {}
+        ServerState::Stopped
+            if ctx.is_one_of_many
+                && wal_bytes < LOG_OF_MANY
+                && result.is_ok()
+                && options.disk.has_room_beside(wal_bytes) => {}
         // The log is empty again before the next batch; with readers about, it is when they have gone.
-        ServerState::Stopped => drop(ctx.db.checkpoint()?),
+        ServerState::Stopped => {
+            let emptied = ctx.db.checkpoint();
+            if result.is_ok() {
+                emptied?;
+            }
+        }
         ServerState::Running => writer.checkpoint_if_long(&ctx.db)?,
     }
     drop(writer);

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::job::{JobContext, Phase, Progress, ServerState, renew_lock, renew_lock_if_due};
+use crate::job::{
+    DiskBudget, JobContext, Phase, Progress, ServerState, renew_lock, renew_lock_if_due,
+};
 use crate::store::db::Db;
 use crate::store::homeserver::SynapseLock;
 use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules};
@@ -273,6 +275,7 @@ fn carry_out_steps(
     let clock = ctx.clock;
     let parsed: Result<Vec<Step>, _> = steps.iter().map(|(_, step)| parse(step)).collect();
     let parsed = parsed?;
+    let disk = DiskBudget::new(&ctx.db);
     let mut at = 0;
     while at < steps.len() {
         if (ctx.is_stopping)() {
@@ -283,6 +286,8 @@ fn carry_out_steps(
         }
         let parsed = &parsed[at..];
         let in_use = in_use(ctx, &ctx.db)?;
+        let room_for = disk.rows()?;
+        let rows = ROWS_OFFLINE.min(room_for);
         let mut started = Instant::now();
         let mut freed = Freed::default();
         let done = {
@@ -308,6 +313,9 @@ fn carry_out_steps(
                         &mut freed,
                     )?;
                     done += 1;
+                    if room_for < ROWS_OFFLINE {
+                        return Ok(done);
+                    }
                 }
                 let to_delete: Vec<i64> = parsed[done..]
                     .iter()
@@ -316,17 +324,13 @@ fn carry_out_steps(
                         Step::Rebase { .. } => None,
                     })
                     .collect();
-                Ok(done
-                    + state_groups::delete(
-                        db,
-                        room,
-                        &to_delete,
-                        &in_use,
-                        ROWS_OFFLINE,
-                        &mut freed,
-                    )?)
+                Ok(done + state_groups::delete(db, room, &to_delete, &in_use, rows, &mut freed)?)
             })?
         };
+        if room_for < ROWS_OFFLINE {
+            let _writer = ctx.writer.lock();
+            ctx.db.checkpoint()?;
+        }
         at += done;
         ctx.ledger.done_up_to(room.as_str(), steps[at - 1].0)?;
         progress.state_groups_freed += freed.groups;

@@ -327,12 +327,6 @@ pub fn is_present(db: &Db) -> bool {
             .has_column("event_search_content", "c0event_id")
 }
 
-/// Bytes of the index: what merging it reads, and writes anew.
-pub fn index_bytes(db: &Db) -> Result<i64, Error> {
-    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
-    db.count("measure the full-text index", SIZE, &[])
-}
-
 /// Free bytes that merging the index needs, for its log and for what the file grows by meanwhile.
 pub fn merge_needs(db: &Db) -> Result<u64, Error> {
     // The new blocks, the old ones overwritten, and the same again when the log is copied into the file.

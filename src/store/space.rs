@@ -1,14 +1,10 @@
-//! Disk space: what is free, what a purge needs, what a server gives back.
+//! Disk space: what is free, what could be given back, what a server gives back.
 
-use std::fs;
 use std::path::Path;
 
 use super::db::{Db, Engine};
 use super::reclaim::Reclaimed;
 use crate::error::{Context, Error, StoreError};
-
-/// Free space that a purge asks for before it starts: the write-ahead log of one long batch.
-pub const PURGE_NEEDS: u64 = 256 * 1024 * 1024;
 
 /// Bytes free for us on the file system that holds `path`.
 pub fn free_bytes(path: &Path) -> Result<u64, Error> {
@@ -36,28 +32,6 @@ pub fn reclaimable_bytes(db: &Db) -> Result<u64, Error> {
         .pragma("freelist_count")?
         .saturating_mul(db.pragma("page_size")?);
     Ok(u64::try_from(bytes).unwrap_or(0))
-}
-
-/// Refuses long work that the disk has no room for. A small database needs no more than itself.
-///
-/// # Errors
-/// [`Error::NoSpace`] with what is needed and what there is.
-pub fn check_room_to_purge(db: &Db) -> Result<(), Error> {
-    // What a server has room for, it says itself.
-    let Some(path) = db.path() else {
-        return Ok(());
-    };
-    let size = fs::metadata(path).map_or(0, |m| m.len());
-    let needed = PURGE_NEEDS.min(size);
-    let free = free_bytes(path)?;
-    if free < needed {
-        return Err(Error::NoSpace(format!(
-            "a purge writes a log of up to {} beside the database, and the disk has {} free: make room first",
-            human(needed),
-            human(free)
-        )));
-    }
-    Ok(())
 }
 
 /// The tables of this role, largest first, as the server quotes their names.

@@ -9,10 +9,21 @@
 use std::time::Duration;
 
 use super::db::{Access, Db, OpenOptions};
+use super::space::free_bytes;
 use crate::error::Error;
 
 /// The length, in bytes, at which the log is copied into the database.
 pub const LOG_AIM: i64 = 720 * 1024 * 1024;
+
+/// The same on a disk that has less room: a quarter of what the log could take.
+fn aim(db: &Db) -> Result<i64, Error> {
+    let Some(path) = db.path() else {
+        return Ok(LOG_AIM);
+    };
+    let log = db.wal_path().and_then(|log| std::fs::metadata(log).ok());
+    let room = free_bytes(path)?.saturating_add(log.map_or(0, |m| m.len()));
+    Ok(LOG_AIM.min(i64::try_from(room / 4).unwrap_or(LOG_AIM)))
+}
 
 /// How long starting the log anew waits for readers; others cannot write meanwhile. Tried again after the next batch.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -41,7 +52,7 @@ impl WalGuard {
 
     /// After a batch: copies the log when it is long, and pins it again.
     pub fn checkpoint_if_long(&mut self, db: &Db) -> Result<(), Error> {
-        if db.log_bytes()? < LOG_AIM {
+        if db.log_bytes()? < aim(db)? {
             return self.pin(db);
         }
         if self.checkpoint(db)? {
