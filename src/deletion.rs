@@ -19,6 +19,7 @@ mod run;
 mod shutdown;
 
 pub(crate) use delegate::set_block;
-pub use plan::{Plan, look_at_key, plan, warnings};
+pub use plan::{Plan, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
-pub use run::{DeletionScope, SHUTDOWN_ROOM, run};
+pub use run::{DeletionScope, SHUTDOWN_ROOM, refuse_at_start, run};
+pub use shutdown::Setting;

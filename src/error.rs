@@ -39,6 +39,9 @@ pub enum Error {
     /// Refused for the data's safety: what was seen, and what to do instead.
     #[error("{0}")]
     Refused(String),
+    /// Synapse was stopped in the middle of a task of its own on the room (E-19): which, and the two ways out.
+    #[error("{0}")]
+    LeftTask(String),
     /// The full-text index is damaged, and cannot be built anew now: why, and what to do (P-55).
     #[error("{0}")]
     IndexDamaged(String),
@@ -346,6 +349,7 @@ impl Error {
             | Self::RoomBusy { .. }
             | Self::WouldEmptyRoom
             | Self::UsersStillJoined => (400, "M_UNKNOWN", EXIT_FAILED),
+            Self::LeftTask(_) => (400, "M_UNKNOWN", EXIT_REFUSED),
             Self::QueueFull => (429, "M_LIMIT_EXCEEDED", EXIT_FAILED),
             Self::ReadTooLong => (503, "M_UNKNOWN", EXIT_FAILED),
             Self::Stopping => (503, "M_UNKNOWN", EXIT_INTERRUPTED),
@@ -411,6 +415,7 @@ impl Error {
             Self::ReadTooLong => "read_too_long",
             Self::NoSpace(_) => "no_space",
             Self::IndexDamaged(_) => "index_damaged",
+            Self::LeftTask(_) => "task_left",
             Self::Store { source, .. } if source.is_full() => "no_space",
             Self::Store { source, .. } if source.is_damage() => "damaged",
             Self::Store { source, .. } if source.is_busy() => "busy",

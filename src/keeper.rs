@@ -236,9 +236,7 @@ impl Keeper {
         let now = self.shared.config.clock.now();
         let point = self.shared.with_reader(|db| {
             let point = points::resolve(db, room, &point, now)?;
-            if homeserver::has_own_task(db, room, now)? {
-                return Err(Error::RoomBusy { room: room.clone() });
-            }
+            ownership::refuse_own_task(db, &self.shared.config, room)?;
             Ok(point)
         })?;
         let request = Request {

@@ -304,6 +304,24 @@ fn a_room_that_is_being_purged_is_refused_and_another_is_not() {
         ]),
     );
     let keeper = Keeper::open(site.config()).expect("opens");
+    let refused = start(&keeper, &ask).expect_err("the homeserver was deleting the room itself");
+    let said = refused.to_string();
+    // E-19: while it is stopped nobody is at work, and there are two ways out.
+    assert!(matches!(refused, Error::LeftTask(_)), "{said}");
+    assert!(
+        said.contains("Start Synapse") && said.contains("WHERE id = 'x'"),
+        "{said}"
+    );
+    keeper.stop();
+    let viewer = roomkeeper::keeper::Viewer::open(site.config()).expect("opens");
+    let request = deletion::Request {
+        force_purge: true,
+        ..deletion::Request::default()
+    };
+    let planned = viewer.plan_deletion(&RoomId::new(&*ask.room), &request);
+    assert_eq!(planned.expect_err("refused as well").to_string(), said);
+    drop(viewer);
+    let keeper = Keeper::open(site.beside(100, 60_000)).expect("opens");
     let refused = start(&keeper, &ask).expect_err("the homeserver deletes the room itself");
     assert!(matches!(refused, Error::RoomBusy { .. }), "{refused}");
     keeper.stop();

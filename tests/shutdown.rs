@@ -472,13 +472,110 @@ fn a_dry_run_promises_nothing_that_the_run_refuses() {
     };
     let refused = viewer.plan_deletion(&room, &foreign).expect_err("refused");
     assert!(refused.to_string().contains("must be our own"), "{refused}");
-    let plan = viewer
-        .plan_deletion(&room, &only_shut_down())
-        .expect("planned");
-    assert_eq!(plan.notes.len(), 1, "{plan:?}");
+    // E-18: with the sentence of the run itself.
+    let cases: [(&str, Request, &str); 4] = [
+        ("", only_shut_down(), "no signing key"),
+        (
+            "INSERT INTO partial_state_rooms (room_id, device_lists_stream_id) VALUES ('{OLD}', 0)",
+            only_shut_down(),
+            "on its way into the room",
+        ),
+        (
+            "UPDATE rooms SET room_version = 'org.example.unknown' WHERE room_id = '{OLD}'",
+            only_shut_down(),
+            "org.example.unknown",
+        ),
+        (
+            "DELETE FROM rooms WHERE room_id = '{OLD}'",
+            Request::default(),
+            "Users are still joined",
+        ),
+    ];
+    for (sql, request, words) in cases {
+        let site = Site::of(draft());
+        let mut config = signing(&site);
+        if sql.is_empty() {
+            config = site.config();
+        } else {
+            site.run(&format!(
+                "PRAGMA foreign_keys = OFF; {}",
+                sql.replace("{OLD}", OLD)
+            ));
+        }
+        let viewer = Viewer::open(config.clone()).expect("opens");
+        let planned = viewer.plan_deletion(&room, &request).expect_err("refused");
+        drop(viewer);
+        assert!(planned.to_string().contains(words), "{planned}");
+        let run = shut_down(config, OLD, request).expect_err("refused");
+        let (run, planned) = (run.to_string(), planned.to_string());
+        assert!(run.ends_with(&planned), "{run} but {planned}");
+    }
+}
+
+/// D-52: the homeserver, which counts, was stopped.
+#[test]
+fn after_a_shutdown_without_purge_the_counts_are_those_of_the_memberships() {
+    let site = Site::of(draft());
+    let counted = site.number("SELECT max(stream_ordering) FROM events");
+    site.run(&format!(
+        "INSERT INTO room_stats_state (room_id) VALUES ('{OLD}');
+         INSERT INTO room_stats_current (room_id, current_state_events, joined_members, invited_members, left_members,
+                banned_members, local_users_in_room, completed_delta_stream_id)
+         VALUES ('{OLD}', 9, 4, 0, 0, 0, 4, {counted})"
+    ));
+    let counts = || {
+        let keeper = Keeper::open(site.config()).expect("opens");
+        let room = RoomId::from(OLD);
+        let details = keeper.room_details(&room).expect("read").expect("known");
+        let listed = keeper.counted_rooms().expect("read");
+        keeper.stop();
+        let listed = listed.into_iter().find(|r| r.room_id == room);
+        let listed = listed.expect("listed");
+        assert_eq!(listed, details.room);
+        (listed.joined_members, listed.joined_local_members)
+    };
+    assert_eq!(counts(), (Some(4), Some(4)));
+    shut_down(signing(&site), OLD, only_shut_down()).expect("shut down");
+    assert_eq!(counts(), (Some(0), Some(0)));
+}
+
+/// M-93: Synapse reads JSON that was stored as bytes.
+#[test]
+fn json_that_was_stored_as_bytes_is_json() {
+    let site = Site::of(draft());
+    let plain = site.copy();
+    site.run(
+        "UPDATE event_json SET json = CAST(json AS BLOB), internal_metadata = CAST(internal_metadata AS BLOB)",
+    );
+    let shutdown = |site: &Site| shut_down(signing(site), OLD, with_new_room()).expect("shut down");
+    let (found, expected) = (shutdown(&site), shutdown(&plain));
+    assert_eq!(found.kicked_users, expected.kicked_users);
+    assert_eq!(found.failed_to_kick_users, expected.failed_to_kick_users);
+    site.assert_sound("bytes");
+}
+
+/// D-52: a server of which somebody is only invited does not hear of it either; nor do clients of this one.
+#[test]
+fn a_plan_names_servers_that_only_have_an_invited_user_and_what_clients_see() {
+    let mut draft = draft();
+    let guest = "@guest:invited.example";
+    let invites =
+        Event::message("$invites-guest", OLD, &user("ann"), 90, 9_000).member(guest, "invite");
+    let last = draft.of_room(OLD).map(|e| (e.depth, e.id.clone())).max();
+    let (_, last) = last.expect("it has events");
+    draft.add(invites.after(&[&last]));
+    let site = Site::of(draft);
+    let viewer = Viewer::open(signing(&site)).expect("opens");
+    let plan = viewer.plan_deletion(&RoomId::from(OLD), &Request::default());
+    let plan = plan.expect("planned");
+    let names = |servers: &[String]| servers.iter().any(|s| s == "invited.example");
+    assert!(names(&plan.other_servers), "{:?}", plan.other_servers);
     assert!(
-        plan.notes[0].starts_with("as it is, it would be refused: no signing key"),
-        "{plan:?}"
+        plan.notes
+            .iter()
+            .any(|n| n.contains("see in their clients")),
+        "{:?}",
+        plan.notes
     );
 }
 
@@ -501,12 +598,15 @@ fn a_key_that_is_not_the_servers_is_refused_and_a_changed_one_is_told_of() {
     let tables = site.tables();
     let config = with_key(&foreign);
     let viewer = Viewer::open(config.clone()).expect("opens");
-    let plan = viewer.plan_deletion(&other, &block).expect("planned");
+    let foretold = viewer.plan_deletion(&other, &block);
+    let foretold = foretold
+        .expect_err("a dry run refuses it as well")
+        .to_string();
     drop(viewer);
     let refused = shut_down(config, other.as_str(), block.clone()).expect_err("refused");
     let refused = refused.to_string();
     assert!(refused.contains("is not this server's"), "{refused}");
-    assert!(plan.notes[0].contains("is not this server's"), "{plan:?}");
+    assert_eq!(refused, foretold, "E-18: the same sentence");
     assert_eq!(site.tables().difference(&tables), "");
 
     let keeper = Keeper::open(with_key(&foreign.replace("a_test", "a_new"))).expect("opens");
@@ -631,4 +731,6 @@ also_on_postgres! {
     a_room_that_is_given_up_goes_without_leaves_where_nothing_can_be_signed,
     an_invitation_into_a_room_elsewhere_is_declined_outside_the_timeline,
     a_shutdown_of_many_makes_no_longer_chains_of_state_groups_than_the_homeserver,
+    after_a_shutdown_without_purge_the_counts_are_those_of_the_memberships,
+    a_plan_names_servers_that_only_have_an_invited_user_and_what_clients_see,
 }

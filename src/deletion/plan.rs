@@ -4,10 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::author::EventAuthor;
 use super::request::Request;
-use super::run::other_servers_note;
-use crate::config::EventSigning;
+use super::run::{OWN_CLIENTS_NOTE, other_servers_note};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::store::db::Db;
@@ -62,19 +60,6 @@ pub fn warnings(
     Ok(warnings)
 }
 
-/// What a person should know of the key with which people leave a room, before they do.
-///
-/// # Errors
-/// [`Error::Refused`] when there is no key, or it is not this server's: nobody could leave.
-pub fn look_at_key(
-    db: &Db,
-    room: &RoomId,
-    event_signing: &EventSigning,
-    server_name: &str,
-) -> Result<Option<String>, Error> {
-    EventAuthor::of(db, event_signing, server_name, room).map(|author| author.note)
-}
-
 /// Plans `request`; the connection may be one that writes nothing but temporary tables.
 pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Result<Plan, Error> {
     db.read("plan a deletion", |db| {
@@ -91,6 +76,9 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
         if request.purge {
             rows_removed = room_rows::count(db, room)?;
             unknown_tables = room_rows::unknown(db, room)?;
+            if !people.is_empty() {
+                notes.push(OWN_CLIENTS_NOTE.to_owned());
+            }
             if !other_servers.is_empty() {
                 notes.push(other_servers_note(&other_servers));
             }

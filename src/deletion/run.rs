@@ -6,7 +6,9 @@
 use super::request::{Request, Shutdown};
 use super::{delegate, rows, shutdown};
 use crate::error::{Chain, Error};
+use crate::ids::RoomId;
 use crate::job::{JobContext, Phase, Progress, ServerState, acquire_synapse_lock, clean_up};
+use crate::store::db::Db;
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
 use crate::store::{blocks, room_rows};
 
@@ -102,7 +104,7 @@ fn shut_down(
         .filter(|_| ctx.server_state == ServerState::Running);
     if delegate.is_none() {
         // What is missing is said before anything is touched.
-        let means = shutdown::means(ctx, request)?;
+        let means = shutdown::means(&shutdown::Setting::of(ctx), request)?;
         if let Some(note) = means.as_ref().and_then(|means| means.note()) {
             log::warn!("room {}: {note}", ctx.room);
             progress.notes.push(note.to_owned());
@@ -203,13 +205,21 @@ pub(super) fn other_servers_note(servers: &[String]) -> String {
         ""
     };
     format!(
-        "{} other servers are in the room ({}{more}): they learn that our users left only if the homeserver sends that \
+        "{} in the room or invited to it ({}{more}): they learn that our users left only if the homeserver sends that \
          before the room's rows are deleted. To tell them: delete with --no-purge, let the homeserver run for a while, \
          then delete the rows",
-        servers.len(),
+        match servers.len() {
+            1 => "1 other server is".to_owned(),
+            many => format!("{many} other servers are"),
+        },
         some.join(", ")
     )
 }
+
+/// D-52: what people of this server see of it.
+pub(super) const OWN_CLIENTS_NOTE: &str = "people of this server see in their clients that they left only if the room is \
+    shut down while the homeserver runs, and the rows go later: delete with --no-purge beside it \
+    (roomkeeper.homeserver.url says how it is asked), then delete the rows";
 
 /// What the shutdown did so far, where the status finds it.
 fn publish_shutdown(progress: &mut Progress, shutdown: &Shutdown) -> Result<(), Error> {
@@ -218,25 +228,67 @@ fn publish_shutdown(progress: &mut Progress, shutdown: &Shutdown) -> Result<(), 
     Ok(())
 }
 
+/// Whatever would end a deletion at its start, with the same sentence (E-18); for a dry run. Where the homeserver is asked
+/// to move the people it looks for what that takes itself (`asks_homeserver`).
+///
+/// # Errors
+/// As [`run`].
+pub fn refuse_at_start(
+    setting: &shutdown::Setting<'_>,
+    request: &Request,
+    asks_homeserver: bool,
+) -> Result<Option<String>, Error> {
+    let (db, room) = (setting.db, setting.room);
+    if request.purge {
+        refuse_unknown(db, room)?;
+    }
+    let mut note = None;
+    if !asks_homeserver {
+        let means = shutdown::means(setting, request)?;
+        note = means.and_then(|means| means.note().map(str::to_owned));
+    }
+    // D-5: of a room without a row of its own nobody is moved out.
+    let stays = request.purge
+        && !request.force_purge
+        && !asks_homeserver
+        && !room_rows::is_known(db, room)?
+        && !room_rows::joined_local_users(db, room, setting.server_name)?.is_empty();
+    if stays {
+        return Err(Error::UsersStillJoined);
+    }
+    Ok(note)
+}
+
 /// V-5: before the first row goes.
 fn refuse_what_stops_it(ctx: &JobContext<'_>) -> Result<(), Error> {
-    for unknown in room_rows::unknown(&ctx.db, ctx.room)? {
+    refuse_unknown(&ctx.db, ctx.room)
+}
+
+fn refuse_unknown(db: &Db, room: &RoomId) -> Result<(), Error> {
+    for unknown in room_rows::unknown(db, room)? {
         if unknown.stops_delete {
             return Err(Error::Refused(format!(
-                "the table {}, which this roomkeeper does not know, has {} rows that refer to the room and would stop the \
+                "the table {}, which this roomkeeper does not know, has {} that refer to the room and would stop the \
                  delete halfway; nothing was deleted. Use a newer roomkeeper, or delete those rows first if they are \
                  not the homeserver's own",
-                unknown.table, unknown.rows
+                unknown.table,
+                rows_in_words(unknown.rows)
             )));
         }
         log::warn!(
-            "room {}: the unknown table {} has {} rows of it, which stay",
-            ctx.room,
+            "room {room}: the unknown table {} has {} rows of it, which stay",
             unknown.table,
             unknown.rows
         );
     }
     Ok(())
+}
+
+fn rows_in_words(rows: i64) -> String {
+    match rows {
+        1 => "1 row".to_owned(),
+        rows => format!("{rows} rows"),
+    }
 }
 
 fn note_what_remains(ctx: &JobContext<'_>, progress: &mut Progress) {

@@ -20,6 +20,7 @@ use crate::room_version::RoomVersion;
 use crate::store::append::{self, RoomRow};
 use crate::store::db::Db;
 use crate::store::{members, room_rows};
+use crate::time::Clock;
 
 /// People moved in one transaction: it stays well under a second, and their state is read once.
 const BATCH: usize = 200;
@@ -44,6 +45,37 @@ impl ShutdownResources {
     }
 }
 
+/// Where a shutdown is to be: what a dry run has of it, too.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The database.
+    pub db: &'a Db,
+    /// The room.
+    pub room: &'a RoomId,
+    /// This server's name.
+    pub server_name: &'a str,
+    /// Whether a homeserver runs.
+    pub server_state: ServerState,
+    /// What events are signed with.
+    pub event_signing: &'a EventSigning,
+    /// The time.
+    pub clock: &'a dyn Clock,
+}
+
+impl<'a> Setting<'a> {
+    /// That of a job.
+    pub(super) fn of(ctx: &'a JobContext<'_>) -> Self {
+        Self {
+            db: &ctx.db,
+            room: ctx.room,
+            server_name: ctx.server_name,
+            server_state: ctx.server_state,
+            event_signing: ctx.event_signing,
+            clock: ctx.clock,
+        }
+    }
+}
+
 /// Finds what the shutdown needs; `None` when there is nobody to move and no room to make, so that it needs nothing, or
 /// when the room is given up (`force_purge`) without.
 ///
@@ -51,7 +83,7 @@ impl ShutdownResources {
 /// [`Error::Refused`] when something is missing, or a homeserver runs; [`Error::BadRequest`] for a creator of another
 /// server or too long a notice; [`Error::Config`] for a room that cannot be made. Nothing is touched.
 pub(super) fn means(
-    ctx: &JobContext<'_>,
+    ctx: &Setting<'_>,
     request: &Request,
 ) -> Result<Option<ShutdownResources>, Error> {
     if let Some(user) = &request.new_room_user_id
@@ -60,10 +92,10 @@ pub(super) fn means(
         let message = format!("User must be our own: {user}");
         return Err(Error::bad("M_UNKNOWN", message));
     }
-    let Some(row) = append::room_row(&ctx.db, ctx.room)? else {
+    let Some(row) = append::room_row(ctx.db, ctx.room)? else {
         return Ok(None);
     };
-    let people = room_rows::local_users_to_move(&ctx.db, ctx.room, ctx.server_name)?;
+    let people = room_rows::local_users_to_move(ctx.db, ctx.room, ctx.server_name)?;
     let creator = request.new_room_user_id.as_ref();
     if people.is_empty() && creator.is_none() {
         return Ok(None);
@@ -84,7 +116,7 @@ pub(super) fn means(
 }
 
 fn find(
-    ctx: &JobContext<'_>,
+    ctx: &Setting<'_>,
     request: &Request,
     row: &RoomRow,
     has_people: bool,
@@ -100,19 +132,19 @@ fn find(
         true => Some(version_of(ctx, row)?),
         false => None,
     };
-    if has_people && members::is_partly_joined(&ctx.db, ctx.room)? {
+    if has_people && members::is_partly_joined(ctx.db, ctx.room)? {
         return Err(Error::Refused(
             "the homeserver is still on its way into the room and does not know its whole state: wait until it has fully \
              joined, then ask again"
                 .into(),
         ));
     }
-    let author = EventAuthor::of(&ctx.db, ctx.event_signing, ctx.server_name, ctx.room)?;
+    let author = EventAuthor::of(ctx.db, ctx.event_signing, ctx.server_name, ctx.room)?;
     if let Some(creator) = &request.new_room_user_id {
         if request.message().len() > LONGEST_NOTICE || request.room_name().len() > LONGEST_NOTICE {
             return Err(refusal(EventError::TooLarge));
         }
-        plan(&ctx.db, ctx.event_signing, request, creator)?.open(&ctx.db, &author, ctx.clock)?;
+        plan(ctx.db, ctx.event_signing, request, creator)?.open(ctx.db, &author, ctx.clock)?;
     }
     Ok(ShutdownResources { author, version })
 }
@@ -131,11 +163,11 @@ fn plan<'a>(
     })
 }
 
-fn version_of(ctx: &JobContext<'_>, row: &RoomRow) -> Result<&'static RoomVersion, Error> {
+fn version_of(ctx: &Setting<'_>, row: &RoomRow) -> Result<&'static RoomVersion, Error> {
     let name = match &row.version {
         Some(name) => name.clone(),
         None => {
-            append::version_by_create_event(&ctx.db, ctx.room)?.unwrap_or_else(|| "unknown".into())
+            append::version_by_create_event(ctx.db, ctx.room)?.unwrap_or_else(|| "unknown".into())
         }
     };
     RoomVersion::of(&name)
@@ -158,7 +190,7 @@ pub(super) fn shut_down(
     before: Shutdown,
     on_progress: ProgressSink<'_>,
 ) -> Result<Shutdown, Error> {
-    let Some(means) = means(ctx, request)? else {
+    let Some(means) = means(&Setting::of(ctx), request)? else {
         return left_behind(ctx, before);
     };
     let people = room_rows::local_users_to_move(&ctx.db, ctx.room, ctx.server_name)?;
@@ -229,7 +261,7 @@ fn make_new_room(
     if let Some(room) = &shutdown.new_room_id
         && let Some(row) = append::room_row(&ctx.db, room)?
     {
-        let version = version_of(ctx, &row)?;
+        let version = version_of(&Setting::of(ctx), &row)?;
         let room = room.clone();
         return Ok(NewRoom { room, version });
     }

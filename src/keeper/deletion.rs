@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Keeper, Shared, Viewer, Work};
+use super::{Keeper, Shared, Viewer, Work, job_context, ownership};
 use crate::config::HomeserverPolicy;
 use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdown};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
-use crate::job::{Phase, Progress};
+use crate::job::{Phase, Progress, ServerState};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
 use crate::store::db::{Access, Db};
-use crate::store::homeserver::{self, HomeserverDetector};
+use crate::store::homeserver::HomeserverDetector;
 use crate::store::{blocks, room_rows, rooms};
 
 /// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
@@ -98,12 +98,10 @@ impl Keeper {
     pub fn shutdown_and_purge_room(&self, room: &RoomId, request: Request) -> Result<JobId, Error> {
         refuse_illegal(room)?;
         let shared = &self.shared;
-        let now = shared.config.clock.now();
-        let is_busy = shared.register.is_busy(room)
-            || shared.with_reader(|db| homeserver::has_own_task(db, room, now))?;
-        if is_busy {
+        if shared.register.is_busy(room) {
             return Err(Error::RoomBusy { room: room.clone() });
         }
+        shared.with_reader(|db| ownership::refuse_own_task(db, &shared.config, room))?;
         refuse_foreign(&request, &self.shared.config.server_name)?;
         let deletion = self.deletion(request, DeletionScope::Whole);
         let params = params_of(&deletion)?;
@@ -362,20 +360,21 @@ impl Viewer {
         refuse_illegal(room)?;
         let config = &self.config;
         refuse_foreign(request, &config.server_name)?;
+        ownership::refuse_own_task(&self.db, config, room)?;
+        let server_state = job_context::server_state_of(config);
+        let setting = deletion::Setting {
+            db: &self.db,
+            room,
+            server_name: &config.server_name,
+            server_state,
+            event_signing: &config.event_signing,
+            clock: &*config.clock,
+        };
+        let asks_homeserver =
+            config.homeserver_api.is_some() && server_state == ServerState::Running;
+        let note = deletion::refuse_at_start(&setting, request, asks_homeserver)?;
         let mut plan = deletion::plan(&self.db, room, request, &config.server_name)?;
-        let writes = !plan.users_to_move.is_empty() || request.new_room_user_id.is_some();
-        let needs_key = writes && config.homeserver_api.is_none() && !request.force_purge;
-        if needs_key {
-            let (key, name) = (&config.event_signing, &config.server_name);
-            match deletion::look_at_key(&self.db, room, key, name) {
-                Ok(note) => plan.notes.extend(note),
-                Err(e) if matches!(e, Error::Refused(_)) => {
-                    let note = format!("as it is, it would be refused: {e}");
-                    plan.notes.push(note);
-                }
-                Err(e) => return Err(e),
-            }
-        }
+        plan.notes.extend(note);
         Ok(plan)
     }
 }

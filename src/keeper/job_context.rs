@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Instant;
 
 use super::Shared;
-use crate::config::HomeserverPolicy;
+use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
 use crate::job::{BUSY_TIMEOUT, JobContext, RECONNECT_PAUSE, ServerState};
 use crate::jobs::register::JobGuard;
@@ -88,11 +88,14 @@ impl Shared {
     }
 
     pub(super) fn server_state(&self) -> ServerState {
-        match self.config.homeserver {
-            HomeserverPolicy::AllowRunning => ServerState::Running,
-            HomeserverPolicy::RequireStopped | HomeserverPolicy::AssumeStopped => {
-                ServerState::Stopped
-            }
-        }
+        server_state_of(&self.config)
+    }
+}
+
+/// As the configuration has it.
+pub(super) fn server_state_of(config: &Config) -> ServerState {
+    match config.homeserver {
+        HomeserverPolicy::AllowRunning => ServerState::Running,
+        HomeserverPolicy::RequireStopped | HomeserverPolicy::AssumeStopped => ServerState::Stopped,
     }
 }

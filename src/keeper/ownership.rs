@@ -8,7 +8,7 @@ use std::path::Path;
 use super::{options, put_back};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::Error;
-use crate::ids::is_server_name;
+use crate::ids::{Escaped, RoomId, is_server_name};
 use crate::jobs::ledger::{Ledger, unfit};
 use crate::sqlite_file;
 use crate::store::db::{Access, Db};
@@ -184,4 +184,26 @@ pub(super) fn refuse_wrong_server_name(db: &Db, config: &Config) -> Result<(), E
             "this is not the database of {name}: its users are of {other}. Say the server_name that the homeserver has"
         ))),
     }
+}
+
+/// L-8, E-19: Synapse's own purge or deletion of the room, which it takes up again when it starts.
+///
+/// # Errors
+/// [`Error::RoomBusy`] while a homeserver may be running; [`Error::LeftTask`] while none is.
+pub(super) fn refuse_own_task(db: &Db, config: &Config, room: &RoomId) -> Result<(), Error> {
+    let Some(task) = homeserver::own_task(db, room, config.clock.now())? else {
+        return Ok(());
+    };
+    if config.homeserver == HomeserverPolicy::AllowRunning {
+        return Err(Error::RoomBusy { room: room.clone() });
+    }
+    Err(Error::LeftTask(format!(
+        "Synapse was stopped in the middle of a task of its own on room {room}: {} {} is still {}. Start Synapse, which takes \
+         it up again, and ask when it has ended; or, while Synapse is stopped, give the task up: UPDATE scheduled_tasks SET \
+         status = 'failed' WHERE id = '{}'",
+        Escaped(&task.action),
+        Escaped(&task.id),
+        Escaped(&task.status),
+        Escaped(&task.id),
+    )))
 }

@@ -343,19 +343,40 @@ pub fn release_leftover_locks(db: &mut Db, now: Millis) -> Result<(), Error> {
     Ok(())
 }
 
+/// A task of Synapse's own on a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnTask {
+    /// Its id.
+    pub id: String,
+    /// `purge_history`, `purge_room` or `shutdown_and_purge_room`.
+    pub action: String,
+    /// `active`, or `scheduled` where it is due.
+    pub status: String,
+}
+
 /// Whether Synapse itself is purging or deleting the room, or is about to (L-8).
 pub fn has_own_task(db: &Db, room: &RoomId, now: Millis) -> Result<bool, Error> {
+    Ok(own_task(db, room, now)?.is_some())
+}
+
+/// What Synapse itself is doing to the room, or is about to (L-8).
+pub fn own_task(db: &Db, room: &RoomId, now: Millis) -> Result<Option<OwnTask>, Error> {
     const TASK: &str = "
-        SELECT count(*) FROM scheduled_tasks
+        SELECT id, action, status FROM scheduled_tasks
          WHERE resource_id = $1
            AND action IN ('purge_history', 'purge_room', 'shutdown_and_purge_room')
-           AND (status = 'active' OR (status = 'scheduled' AND timestamp <= $2))";
+           AND (status = 'active' OR (status = 'scheduled' AND timestamp <= $2))
+         ORDER BY status, id
+         LIMIT 1";
     if !db.catalog().has("scheduled_tasks") {
-        return Ok(false);
+        return Ok(None);
     }
-    Ok(db.count(
-        "look for the homeserver's own tasks",
-        TASK,
-        params![room.as_str(), now.0],
-    )? > 0)
+    let doing = "look for the homeserver's own tasks";
+    db.row(doing, TASK, params![room.as_str(), now.0], |r| {
+        Ok(OwnTask {
+            id: r.get(0)?,
+            action: r.get(1)?,
+            status: r.get(2)?,
+        })
+    })
 }

@@ -127,10 +127,20 @@ pub fn joined_local_users(db: &Db, room: &RoomId, server_name: &str) -> Result<V
     Ok(users.filter(|user| user.is_local(server_name)).collect())
 }
 
-/// Servers whose users are joined, other than this one, in alphabetical order: they learn of a deletion only if its
-/// leaves go out before the room's rows go (D-51).
+/// Servers whose users are joined or invited, other than this one, in alphabetical order: they learn of a deletion only if
+/// its leaves go out before the room's rows go (D-51, D-52).
 pub fn other_servers(db: &Db, room: &RoomId, server_name: &str) -> Result<Vec<String>, Error> {
-    let users = joined_users(db, room)?;
+    const INVITED: &str = "
+        SELECT c.state_key
+          FROM current_state_events c
+          LEFT JOIN room_memberships m ON m.event_id = c.event_id
+         WHERE c.room_id = $1
+           AND c.type = 'm.room.member'
+           AND coalesce(c.membership, m.membership) IN ('join', 'invite', 'knock')";
+    let doing = "read who is in the room";
+    let users = db.rows(doing, INVITED, params![room.as_str()], |r| {
+        r.get::<_, String>(0).map(UserId::new)
+    })?;
     let servers: std::collections::BTreeSet<&str> = users.iter().map(UserId::domain).collect();
     let others = servers.into_iter().filter(|server| *server != server_name);
     Ok(others.map(str::to_owned).collect())

@@ -1,5 +1,7 @@
 //! What is known of rooms at large: the list that admins page through, and one room's details.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::db::{Db, Row, RowResult, params};
@@ -105,7 +107,44 @@ pub fn list(db: &Db) -> Result<Vec<Room>, Error> {
     if !(db.catalog().has("room_stats_state") && db.catalog().has("room_stats_current")) {
         return Ok(Vec::new());
     }
-    db.rows("read the rooms", ROOMS, &[], room)
+    let mut rooms = db.rows("read the rooms", ROOMS, &[], room)?;
+    let uncounted = uncounted(db)?;
+    for room in &mut rooms {
+        if uncounted.contains(room.room_id.as_str()) {
+            recount(db, room)?;
+        }
+    }
+    Ok(rooms)
+}
+
+/// Rooms of which something has changed that the homeserver has not counted yet, because it was stopped then (D-52). Walks
+/// the end of `current_state_delta_stream` by its index on stream.
+fn uncounted(db: &Db) -> Result<BTreeSet<String>, Error> {
+    const UNCOUNTED: &str = "
+        SELECT DISTINCT room_id FROM current_state_delta_stream
+         WHERE stream_id > (SELECT coalesce(max(completed_delta_stream_id), 0) FROM room_stats_current)";
+    if !db.catalog().has("room_stats_current") {
+        return Ok(BTreeSet::new());
+    }
+    let doing = "look which rooms have changed since they were counted";
+    let rooms = db.rows(doing, UNCOUNTED, &[], |r| r.get(0))?;
+    Ok(rooms.into_iter().collect())
+}
+
+/// Counts members and state as they are now, where the homeserver had counted them before.
+fn recount(db: &Db, room: &mut Room) -> Result<(), Error> {
+    const LOCAL: &str =
+        "SELECT count(*) FROM local_current_membership WHERE room_id = $1 AND membership = 'join'";
+    const STATE: &str = "SELECT count(*) FROM current_state_events WHERE room_id = $1";
+    let doing = "count the room's members";
+    let id = room.room_id.clone();
+    if room.joined_members.is_some() {
+        let joined = members(db, &id)?.len();
+        room.joined_members = Some(i64::try_from(joined).unwrap_or(i64::MAX));
+        room.joined_local_members = Some(db.count(doing, LOCAL, params![id.as_str()])?);
+        room.state_events = Some(db.count(doing, STATE, params![id.as_str()])?);
+    }
+    Ok(())
 }
 
 /// One room, if the homeserver knows it.
@@ -114,9 +153,12 @@ pub fn details(db: &Db, id: &RoomId) -> Result<Option<Details>, Error> {
     let found = db.row(doing, ROOM, params![id.as_str()], |row| {
         Ok((room(row)?, row.get(15)?, row.get(16)?))
     })?;
-    let Some((room, avatar, topic)) = found else {
+    let Some((mut room, avatar, topic)) = found else {
         return Ok(None);
     };
+    if uncounted(db)?.contains(id.as_str()) {
+        recount(db, &mut room)?;
+    }
     const DEVICES: &str = "
         SELECT count(*) FROM devices
          WHERE NOT coalesce(hidden, FALSE) AND user_id IN (SELECT value FROM json_each($1))";

@@ -110,13 +110,19 @@ impl Read for bool {
     }
 }
 
+/// M-93: a column of SQLite holds what was put in, and bytes that are a text are read as it.
+fn text_of(value: Value<'_>) -> Option<&str> {
+    match value {
+        Value::Text(text) => Some(text),
+        Value::Bytes(bytes) => std::str::from_utf8(bytes).ok(),
+        _ => None,
+    }
+}
+
 impl Read for String {
     const NAME: &'static str = "a text";
     fn read(value: Value<'_>) -> Option<Self> {
-        match value {
-            Value::Text(text) => Some(text.to_owned()),
-            _ => None,
-        }
+        text_of(value).map(str::to_owned)
     }
 }
 
@@ -138,10 +144,7 @@ impl Read for Json {
 impl Read for Rc<str> {
     const NAME: &'static str = "a text";
     fn read(value: Value<'_>) -> Option<Self> {
-        match value {
-            Value::Text(text) => Some(text.into()),
-            _ => None,
-        }
+        text_of(value).map(Rc::from)
     }
 }
 
