@@ -33,7 +33,7 @@ use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
-use crate::point::PurgePoint;
+use crate::point::{Point, PurgePoint};
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
 use crate::sqlite_file;
@@ -67,9 +67,26 @@ const MOST_WORKERS: usize = 64;
 pub struct PurgeOptions {
     /// Whether local users' messages go as well as remote ones.
     pub delete_local_events: bool,
-    /// What this server received live after this stays, whatever its depth; of what was backfilled, what was also sent
-    /// after it.
+    /// What was received after this stays, whatever its depth; of what was backfilled, what was also sent after it. A
+    /// point that is a time or an age says so already: the earlier of the two counts.
     pub keep_received_after: Option<Millis>,
+}
+
+impl PurgeOptions {
+    /// The purge up to a point, of what was received before `keep_from`.
+    fn request(self, point: Point, keep_from: Option<Millis>) -> Request {
+        let by_point = keep_from.map(|from| from - Millis(1));
+        let keep_received_after = match (self.keep_received_after, by_point) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Request {
+            point,
+            delete_local_events: self.delete_local_events,
+            keep_received_after,
+            expiry: None,
+        }
+    }
 }
 
 /// The status of a history purge, in Synapse's terms (S-1, S-2).
@@ -234,16 +251,13 @@ impl Keeper {
             return Err(Error::Stopping);
         }
         let now = self.shared.config.clock.now();
+        let keep_from = point.keep_received_from(now);
         let point = self.shared.with_reader(|db| {
             let point = points::resolve(db, room, &point, now)?;
             ownership::refuse_own_task(db, &self.shared.config, room)?;
             Ok(point)
         })?;
-        let request = Request {
-            point,
-            delete_local_events: options.delete_local_events,
-            keep_received_after: options.keep_received_after,
-        };
+        let request = options.request(point, keep_from);
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
         self.shared.release_reserve_if_short();
         let subject = Subject::Room(room.clone());

@@ -55,12 +55,24 @@ impl fmt::Display for Point {
 pub enum PurgePoint {
     /// Everything of lower depth than this event.
     BeforeEvent(EventId),
-    /// Everything of lower depth than the room's last event received up to this time.
+    /// Everything of lower depth than the room's last event received before this time, and nothing that was received
+    /// later.
     BeforeTs(Millis),
     /// The same, this long ago.
     OlderThan(Millis),
     /// A historic pagination token, `t<topological>-<stream>`; only its first part counts (P-1).
     BeforeToken(String),
+}
+
+impl PurgePoint {
+    /// For a time or an age: what was received at or after this stays.
+    pub fn keep_received_from(&self, now: Millis) -> Option<Millis> {
+        match self {
+            Self::BeforeTs(ts) => Some(*ts),
+            Self::OlderThan(age) => Some(now - *age),
+            Self::BeforeEvent(_) | Self::BeforeToken(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -214,11 +214,6 @@ impl Retention {
         ranges
     }
 
-    /// How long an event that this server received live stays at the least, whatever its depth.
-    pub fn min_lifetime_kept(&self) -> Option<Millis> {
-        set(self.allowed_lifetime_min)
-    }
-
     /// Messages of the room whose `origin_server_ts` is **below** this are hidden from clients (R-40 … R-42); `None`
     /// when nothing is. State events are never hidden, and an admin's `/messages` hides nothing.
     ///

@@ -66,7 +66,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "once a plan of retention",
     ),
     (
-        "AND +e.stream_ordering < c.reached",
+        "AND +e.stream_ordering < c.live_end",
         "events",
         "once a plan of retention: what lies above each room's cut, in an index",
     ),

@@ -196,10 +196,7 @@ fn line(due: &Due) -> String {
         (stays.anchor, "the last expired one"),
         (stays.at_or_above_the_cut, "at or above the cut's depth"),
         (stays.redactions, "redactions of what stays"),
-        (
-            stays.younger_than_allowed_lifetime_min,
-            "younger than allowed_lifetime_min",
-        ),
+        (stays.not_expired, "not expired"),
     ];
     let told: Vec<String> = expired
         .iter()

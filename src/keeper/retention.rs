@@ -90,11 +90,12 @@ fn refuse_invalid(range: &LifetimeRange) -> Result<(), Error> {
 }
 
 /// What retention asks of the purge of one room.
-fn request(plan: &Plan, due: &Due) -> Request {
+fn request(due: &Due) -> Request {
     Request {
         point: due.point,
         delete_local_events: true,
-        keep_received_after: plan.keep_received_after,
+        keep_received_after: Some(due.cut_off_ms - Millis(1)),
+        expiry: due.expiry,
     }
 }
 
@@ -520,7 +521,7 @@ fn batches(plan: &Plan) -> VecDeque<Batch> {
     let mut events = 0;
     for due in &plan.rooms {
         events += due.events;
-        let room = (due.clone(), request(plan, due));
+        let room = (due.clone(), request(due));
         match batches.back_mut() {
             Some(batch) if events <= BATCH_EVENTS && batch.rooms.len() < BATCH_ROOMS => {
                 batch.rooms.push(room);
@@ -553,15 +554,17 @@ impl Viewer {
         if exact {
             for at in 0..plan.rooms.len() {
                 let due = &plan.rooms[at];
-                let request = request(&plan, due);
+                let request = request(due);
                 let counted = purge::plan(
                     db,
                     &due.room_id,
                     &request,
                     &config.server_name,
                     self.extremities(),
+                    now,
                 )?;
-                let bytes = purge::content_bytes(db, &due.room_id, &request, &config.server_name)?;
+                let bytes =
+                    purge::content_bytes(db, &due.room_id, &request, &config.server_name, now)?;
                 plan.rooms[at].exact = Some(Exact {
                     events: counted.events_deleted,
                     content_bytes: bytes,

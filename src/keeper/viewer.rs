@@ -14,7 +14,7 @@ use crate::job::overwrite;
 use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::point::PurgePoint;
-use crate::purge::{self, Extremities, Plan, Request};
+use crate::purge::{self, Extremities, Plan};
 use crate::sqlite_file;
 use crate::store::check::{self, Violation};
 use crate::store::db::{Access, Db, OpenOptions};
@@ -80,14 +80,13 @@ impl Viewer {
         point: &PurgePoint,
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
-        let point = points::resolve(&self.db, room, point, self.config.clock.now())?;
-        let request = Request {
-            point,
-            delete_local_events: options.delete_local_events,
-            keep_received_after: options.keep_received_after,
-        };
+        let now = self.config.clock.now();
+        let keep_from = point.keep_received_from(now);
+        let point = points::resolve(&self.db, room, point, now)?;
+        let request = options.request(point, keep_from);
         let server_name = &self.config.server_name;
-        let mut plan = purge::plan(&self.db, room, &request, server_name, self.extremities())?;
+        let extremities = self.extremities();
+        let mut plan = purge::plan(&self.db, room, &request, server_name, extremities, now)?;
         plan.foreign_keys = purge::foreign_key_mode(&self.db, self.config.batch.check_in_bulk)?;
         Ok(plan)
     }

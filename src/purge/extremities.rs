@@ -8,15 +8,21 @@ use super::request::Request;
 use crate::client::{Client, encoded};
 use crate::error::{Chain, Error};
 use crate::job::{JobContext, Progress, ServerState};
+use crate::store::expiry::Expiry;
 use crate::store::forward_extremities;
 use crate::store::history::DepthRange;
 
 /// What the whole of `request` takes.
-pub(super) fn cut<'a>(ctx: &JobContext<'a>, request: &Request) -> DepthRange<'a> {
+pub(super) fn cut<'a>(
+    ctx: &JobContext<'a>,
+    request: &Request,
+    expiry: Option<Expiry>,
+) -> DepthRange<'a> {
     request.cut(
         ctx.room,
         ctx.server_name,
         ctx.server_state == ServerState::Running,
+        expiry,
     )
 }
 
@@ -29,7 +35,8 @@ pub(super) fn have_surplus_dropped(ctx: &JobContext<'_>, request: &Request) -> R
     else {
         return Ok(());
     };
-    if !forward_extremities::has_surplus(&ctx.db, &cut(ctx, request))? {
+    let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
+    if !forward_extremities::has_surplus(&ctx.db, &cut(ctx, request, expiry))? {
         return Ok(());
     }
     let client = Client::tcp(&api.address, api.token.reveal());

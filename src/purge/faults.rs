@@ -76,6 +76,7 @@ fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<
         },
         delete_local_events: true,
         keep_received_after: None,
+        expiry: None,
     };
     let guard = match register.ledger().unended().expect("read").first() {
         Some(record) => register.requeue(record),

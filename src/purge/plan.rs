@@ -12,6 +12,7 @@ use crate::store::forward_extremities;
 use crate::store::history::{self, Extent};
 use crate::store::state_groups::{self, References, Rules};
 use crate::store::{search, space};
+use crate::time::Millis;
 
 /// What a purge would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,7 +59,7 @@ pub enum Extremities {
     AskHomeserver,
 }
 
-/// Plans `request`; the connection may be one that cannot write.
+/// Plans `request` as it would be carried out `now`; the connection may be one that cannot write.
 ///
 /// # Errors
 /// What the purge itself would refuse: [`Error::WouldEmptyRoom`], [`Error::PartialState`].
@@ -68,10 +69,12 @@ pub fn plan(
     request: &Request,
     server_name: &str,
     extremities: Extremities,
+    now: Millis,
 ) -> Result<Plan, Error> {
     db.read("plan a purge", |db| {
         refuse_to_empty(db, room, request)?;
-        let mut cut = request.cut(room, server_name, extremities != Extremities::Go);
+        let expiry = request.expiry(db, now)?;
+        let mut cut = request.cut(room, server_name, extremities != Extremities::Go, expiry);
         if extremities == Extremities::AskHomeserver && forward_extremities::has_surplus(db, &cut)?
         {
             cut.keep_extremities = false;
@@ -141,9 +144,12 @@ pub fn content_bytes(
     room: &RoomId,
     request: &Request,
     server_name: &str,
+    now: Millis,
 ) -> Result<i64, Error> {
     db.read("measure the events to purge", |db| {
-        history::select(db, &request.cut(room, server_name, false), Extent::Whole)?;
+        let expiry = request.expiry(db, now)?;
+        let whole = request.cut(room, server_name, false, expiry);
+        history::select(db, &whole, Extent::Whole)?;
         history::bytes_to_delete(db)
     })
 }

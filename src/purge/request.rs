@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::Point;
+use crate::store::db::Db;
+use crate::store::expiry::Expiry;
 use crate::store::history::DepthRange;
 use crate::time::Millis;
 
@@ -14,19 +17,33 @@ pub struct Request {
     pub point: Point,
     /// Whether local users' messages go as well.
     pub delete_local_events: bool,
-    /// What this server received live after this stays, whatever its depth; of what was backfilled, what was also sent
-    /// after it. How retention keeps `allowed_lifetime_min`.
+    /// What was received after this stays, whatever its depth. How retention, and a purge by age or time, keep
+    /// what has not expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_received_after: Option<Millis>,
+    /// What that means in the database, where it has been found out already.
+    #[serde(skip)]
+    pub expiry: Option<Expiry>,
 }
 
 impl Request {
-    /// What the whole of it takes; with `keep_extremities` forward extremities stay (P-51).
+    /// What has expired, if that counts; found out by `now` where it is not known yet.
+    pub(super) fn expiry(&self, db: &Db, now: Millis) -> Result<Option<Expiry>, Error> {
+        match (self.keep_received_after, self.expiry) {
+            (None, _) => Ok(None),
+            (Some(_), Some(expiry)) => Ok(Some(expiry)),
+            // What was received in this very millisecond goes.
+            (Some(after), None) => Expiry::find(db, after + Millis(1), now).map(Some),
+        }
+    }
+
+    /// What the whole of it takes, of what has expired; with `keep_extremities` forward extremities stay (P-51).
     pub(super) fn cut<'a>(
         &self,
         room: &'a RoomId,
         server_name: &'a str,
         keep_extremities: bool,
+        expiry: Option<Expiry>,
     ) -> DepthRange<'a> {
         DepthRange {
             room,
@@ -34,8 +51,8 @@ impl Request {
             below: self.point.topological,
             delete_local_events: self.delete_local_events,
             server_name,
-            keep_received_after: self.keep_received_after,
             keep_extremities,
+            expiry,
         }
     }
 }

@@ -133,7 +133,8 @@ fn rewrite_unchecked(
     lock: &mut Option<&mut SynapseLock>,
 ) -> Result<bool, Error> {
     let below = request.point.topological;
-    let cut = extremities::cut(ctx, request);
+    let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
+    let cut = extremities::cut(ctx, request, expiry);
     let room = ctx.locks.write(ctx.room);
     let writer = ctx.writer.lock();
     let (ledger, live) = (ctx.ledger, ctx.live);

@@ -133,7 +133,9 @@ fn purge_events(
     }
     refuse_partial_state(ctx, request)?;
     extremities::have_surplus_dropped(ctx, request)?;
-    let left = history::count_timeline(&ctx.db, &extremities::cut(ctx, request))?;
+    let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
+    let whole = extremities::cut(ctx, request, expiry);
+    let left = history::count_timeline(&ctx.db, &whole)?;
     progress.events_planned = progress.events_done + left;
     if ctx.server_state == ServerState::Stopped && rewrite(ctx, request, progress, left, lock)? {
         return Ok(());
@@ -192,6 +194,7 @@ fn batches(
     let mut sizer = BatchSizer::new(ctx.server_state, ctx.limits).on_server(on_server);
     let mut disk = DiskBudget::new(&ctx.db);
     let planned = progress.events_planned - progress.events_done;
+    let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
     let mut rewrites = is_one_batch(ctx, keys.as_ref(), planned)?;
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
@@ -219,7 +222,7 @@ fn batches(
         let cut = DepthRange {
             from: from_depth,
             below: to_depth,
-            ..extremities::cut(ctx, request)
+            ..extremities::cut(ctx, request, expiry)
         };
         let options = BatchOptions {
             documents,
@@ -325,7 +328,8 @@ fn refuse_partial_state(ctx: &JobContext<'_>, request: &Request) -> Result<(), E
     if !history::is_partially_joined(&ctx.db, ctx.room)? {
         return Ok(());
     }
-    let whole = extremities::cut(ctx, request);
+    let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
+    let whole = extremities::cut(ctx, request, expiry);
     ctx.db
         .read("look for events with partial state", |db| {
             history::select(db, &whole, Extent::Whole)

@@ -11,6 +11,7 @@ use crate::point::Point;
 use crate::policy::{Decision, Lifetime, LifetimeRange, Policy, Retention};
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
+use crate::store::expiry::Expiry;
 use crate::store::policies::{self, CutOff, RoomCut};
 use crate::store::sizes;
 use crate::time::Millis;
@@ -23,9 +24,6 @@ pub struct Plan {
     pub range: LifetimeRange,
     /// The time by which it judges.
     pub now_ms: Millis,
-    /// What was received live after this stays, one event at a time: `allowed_lifetime_min` ago.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub keep_received_after: Option<Millis>,
     /// Rooms that would be purged, those with a policy of their own first.
     pub rooms: Vec<Due>,
     /// Rooms that would not be, and why.
@@ -51,6 +49,9 @@ pub struct Due {
     /// The point up to which its history goes; what lies there stays.
     #[serde(rename = "token", with = "token")]
     pub point: Point,
+    /// What has expired, as numbers of this database.
+    #[serde(skip)]
+    pub(crate) expiry: Option<Expiry>,
     /// Events that would go.
     pub events: i64,
     /// The bytes they take, as in [`Plan::estimated_bytes`].
@@ -67,14 +68,14 @@ pub struct Due {
 pub struct Stays {
     /// State events below the cut: they leave the timeline and stay in the database (P-5).
     pub state: i64,
-    /// 1 if the event at the cut has expired itself: a room's last expired event stays.
+    /// 1: a room's last expired event stays.
     pub anchor: i64,
     /// Expired events at the cut's depth or above it, the anchor apart.
     pub at_or_above_the_cut: i64,
     /// Redactions whose target stays, which would read as before without them (P-21).
     pub redactions: i64,
-    /// Messages below the cut that are younger than `allowed_lifetime_min`.
-    pub younger_than_allowed_lifetime_min: i64,
+    /// Messages below the cut that have not expired.
+    pub not_expired: i64,
 }
 
 /// What the purge of a room would remove, counted row by row.
@@ -161,7 +162,6 @@ pub fn plan(
     now: Millis,
     is_busy: &dyn Fn(&RoomId) -> bool,
 ) -> Result<Plan, Error> {
-    let keep_received_after = retention.min_lifetime_kept().map(|least| now - least);
     db.read("plan the retention of rooms", |db| {
         let rooms = policies::of_all_rooms(db)?;
         let own: BTreeSet<RoomId> = policies::rooms_with_own_tasks(db, now)?
@@ -170,7 +170,6 @@ pub fn plan(
         let mut plan = Plan {
             range,
             now_ms: now,
-            keep_received_after,
             rooms: Vec::new(),
             left_alone: Vec::new(),
             events: 0,
@@ -203,7 +202,7 @@ pub fn plan(
                 reason,
             });
         }
-        let cuts = policies::cuts(db, &cut_offs(&wanted, now), keep_received_after)?;
+        let cuts = policies::cuts(db, &cut_offs(&wanted, now), now)?;
         let bytes_of_one = sizes::bytes_of_one_event(db)?;
         for cut in cuts {
             let Some((policy, lifetime)) = wanted.remove(&cut.room) else {
@@ -276,14 +275,15 @@ impl Plan {
             lifetime,
             cut_off_ms: self.now_ms - lifetime.lifetime,
             point: cut.anchor,
+            expiry: Some(cut.expiry),
             events,
             estimated_bytes,
             stays: Stays {
                 state: cut.state,
-                anchor: i64::from(cut.anchor_expired),
+                anchor: 1,
                 at_or_above_the_cut: cut.above,
                 redactions: cut.redactions,
-                younger_than_allowed_lifetime_min: cut.young,
+                not_expired: cut.young,
             },
             exact: None,
         });

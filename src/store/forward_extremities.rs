@@ -2,6 +2,7 @@
 //! that loses the last of them can never be written into again (P-2, P-50, P-51).
 
 use super::db::{Db, params};
+use super::expiry::Bound;
 use super::history::DepthRange;
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -33,8 +34,8 @@ const LEAVE_EXTREMITIES: &str = "
      WHERE event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)";
 
 /// Of the events of the timeline that a cut takes, the forward extremities; by `depth`, which is the same number and by
-/// which no server is tempted to walk the room. Binds `$1` room, `$2` lowest depth,
-/// `$3` depth that survives, `$4` the time after which what was received stays, or NULL. Walks the room's extremities.
+/// which no server is tempted to walk the room. Binds `$1` room, `$2` lowest depth, `$3` depth that survives, and from
+/// `$4` on an [`Expiry`](super::expiry::Expiry), or NULL. Walks the room's extremities.
 const COUNT_EXTREMITIES: &str = "
     SELECT count(*)
       FROM event_forward_extremities f
@@ -45,17 +46,31 @@ const COUNT_EXTREMITIES: &str = "
        AND e.depth >= $2
        AND e.depth < $3
        AND NOT e.outlier
-       AND (coalesce(e.received_ts, 0) <= $4
-            OR (e.stream_ordering < 0 AND coalesce(e.origin_server_ts, 0) <= $4)
-            OR $4 IS NULL)";
+       AND ((e.stream_ordering > 0
+             AND e.stream_ordering < CASE WHEN e.received_ts >= $4 THEN CAST($5 AS BIGINT) ELSE CAST($6 AS BIGINT) END
+             AND coalesce(e.received_ts < $7, e.stream_ordering > $8))
+            OR (e.stream_ordering < 0
+                AND (e.origin_server_ts < $7
+                     OR (e.received_ts < $7 AND e.stream_ordering > $9)))
+            OR $7 IS NULL)";
 
 /// Of the events of the timeline that `cut` takes, the forward extremities.
 pub(super) fn count(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
-    let keep = cut.keep_received_after.map(|after| after.0);
+    let expiry = Bound::of(cut.expiry.as_ref());
     db.count(
         "count the forward extremities",
         COUNT_EXTREMITIES,
-        params![cut.room.as_str(), cut.from, cut.below, keep],
+        params![
+            cut.room.as_str(),
+            cut.from,
+            cut.below,
+            expiry.near,
+            expiry.live_end,
+            expiry.live_before,
+            expiry.ts,
+            expiry.first_known,
+            expiry.backfilled_after
+        ],
     )
 }
 

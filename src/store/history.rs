@@ -5,6 +5,7 @@
 
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
+use super::expiry::{Bound, Expiry};
 use super::forward_extremities;
 use super::push_actions;
 use super::redactions;
@@ -13,7 +14,6 @@ use super::temp_tables;
 pub use super::temp_tables::Extent;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
-use crate::time::Millis;
 
 /// A range of depths in one room, and what may go there.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +28,8 @@ pub struct DepthRange<'a> {
     pub delete_local_events: bool,
     /// The server's name: senders of this domain are local (P-6).
     pub server_name: &'a str,
-    /// What this server received live after this is left out, one by one, whatever its depth; of what was backfilled,
-    /// what was also sent after it. `None` spares nothing.
-    pub keep_received_after: Option<Millis>,
+    /// What has not expired is left out, one by one, whatever its depth (R-50). `None` spares nothing.
+    pub expiry: Option<Expiry>,
     /// Whether forward extremities stay where they are, in the timeline: a homeserver that runs beside us, and that
     /// cannot be told, would write them back and then fail for want of them (P-51).
     pub keep_extremities: bool,
@@ -51,9 +50,9 @@ const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
     ANALYZE rk_extremities";
 
 /// P-4 to P-6: what lies in the range and either is in the timeline or may be deleted. `state_events` is the
-/// authority on what is state; a missing sender is not local, a missing time of arrival is long ago. Binds `$1` delete
-/// local events, `$2` server name, `$3` room, `$4` lowest depth, `$5` depth that survives, `$6` the time after which
-/// what was received is left out, or NULL. Walks `events_order_room`.
+/// authority on what is state; a missing sender is not local. Binds `$1` delete local events, `$2` server name, `$3`
+/// room, `$4` lowest depth, `$5` depth that survives, and from `$6` on an [`Expiry`], or NULL: what it does not cover is
+/// left out. Walks `events_order_room`.
 const SELECT_BELOW: &str = "
     INSERT INTO rk_selected (stream_ordering, event_id, to_delete, outlier)
     SELECT stream_ordering, event_id, deletable, outlier
@@ -65,9 +64,13 @@ const SELECT_BELOW: &str = "
              WHERE e.room_id = $3
                AND e.topological_ordering >= $4
                AND e.topological_ordering < $5
-               AND (coalesce(e.received_ts, 0) <= $6
-                    OR (e.stream_ordering < 0 AND coalesce(e.origin_server_ts, 0) <= $6)
-                    OR $6 IS NULL)) AS below
+               AND ((e.stream_ordering > 0
+                     AND e.stream_ordering < CASE WHEN e.received_ts >= $6 THEN CAST($7 AS BIGINT) ELSE CAST($8 AS BIGINT) END
+                     AND coalesce(e.received_ts < $9, e.stream_ordering > $10))
+                    OR (e.stream_ordering < 0
+                        AND (e.origin_server_ts < $9
+                             OR (e.received_ts < $9 AND e.stream_ordering > $11)))
+                    OR $9 IS NULL)) AS below
      WHERE NOT outlier OR deletable";
 
 /// On PostgreSQL the selection is filled in the order of its ids, so that the deletes that walk from it go through every
@@ -283,14 +286,18 @@ const DEPTH_AFTER: &str = "
      ORDER BY topological_ordering, stream_ordering
      LIMIT 1 OFFSET $4";
 
-/// Events of the timeline that a cut takes. Binds `$1` room, `$2` lowest depth, `$3` depth that survives, `$4` the time
-/// after which what was received stays, or NULL.
+/// Events of the timeline that a cut takes. Binds `$1` room, `$2` lowest depth, `$3` depth that survives, and from `$4`
+/// on an [`Expiry`], or NULL.
 const COUNT_TIMELINE: &str = "
     SELECT count(*) FROM events
      WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier
-       AND (coalesce(received_ts, 0) <= $4
-            OR (stream_ordering < 0 AND coalesce(origin_server_ts, 0) <= $4)
-            OR $4 IS NULL)";
+       AND ((stream_ordering > 0
+             AND stream_ordering < CASE WHEN received_ts >= $4 THEN CAST($5 AS BIGINT) ELSE CAST($6 AS BIGINT) END
+             AND coalesce(received_ts < $7, stream_ordering > $8))
+            OR (stream_ordering < 0
+                AND (origin_server_ts < $7
+                     OR (received_ts < $7 AND stream_ordering > $9)))
+            OR $7 IS NULL)";
 
 /// Whether the server is still joining the room, so that some of its events have partial state.
 pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
@@ -302,11 +309,21 @@ pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
 
 /// Events of the timeline that `cut` takes.
 pub fn count_timeline(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
-    let keep = cut.keep_received_after.map(|after| after.0);
+    let expiry = Bound::of(cut.expiry.as_ref());
     let events = db.count(
         "count the events to purge",
         COUNT_TIMELINE,
-        params![cut.room.as_str(), cut.from, cut.below, keep],
+        params![
+            cut.room.as_str(),
+            cut.from,
+            cut.below,
+            expiry.near,
+            expiry.live_end,
+            expiry.live_before,
+            expiry.ts,
+            expiry.first_known,
+            expiry.backfilled_after
+        ],
     )?;
     Ok(match cut.keep_extremities {
         true => events - forward_extremities::count(db, cut)?,
@@ -351,6 +368,7 @@ pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection
     let doing = "select the events to purge";
     temp_tables::begin(db, extent)?;
     let in_order = [SELECT_BELOW, IN_ORDER_OF_IDS].concat();
+    let expiry = Bound::of(cut.expiry.as_ref());
     db.execute(
         doing,
         db.text(SELECT_BELOW, &in_order),
@@ -360,7 +378,12 @@ pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection
             cut.room.as_str(),
             cut.from,
             cut.below,
-            cut.keep_received_after.map(|after| after.0)
+            expiry.near,
+            expiry.live_end,
+            expiry.live_before,
+            expiry.ts,
+            expiry.first_known,
+            expiry.backfilled_after
         ],
     )?;
     temp_tables::end(db, extent)?;
@@ -566,7 +589,7 @@ fn fill_extremities(db: &Db, cut: &DepthRange<'_>, removal: Removal) -> Result<(
     let room = cut.room.as_str();
     match removal {
         Removal::Rows => db.execute(doing, NEW_EXTREMITIES, params![room])?,
-        Removal::Rewrite if cut.keep_received_after.is_some() || cut.keep_extremities => {
+        Removal::Rewrite if cut.expiry.is_some() || cut.keep_extremities => {
             db.execute(doing, NEW_EXTREMITIES_FROM_THE_REST, params![room])?
         }
         // A whole purge leaves nothing in the timeline below the cut.

@@ -1,6 +1,7 @@
-//! From an event or a time to a point in a room's history (H-20, R-20 … R-24).
+//! From an event or a time to a point in a room's history (H-20, R-20 … R-22, R-50).
 
 use super::db::{Db, params};
+use super::expiry::Expiry;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 use crate::point::{Point, PurgePoint};
@@ -13,19 +14,18 @@ const EVENT_POINT: &str = "
       FROM events e
      WHERE e.event_id = $1";
 
-const NEWEST: &str = "SELECT max(stream_ordering) FROM events";
-
-/// R-24 (a), defect C: only live events are probed. Binds `$1` stream ordering.
-const PROBE: &str = "
-    SELECT received_ts FROM events
-     WHERE stream_ordering <= $1 AND stream_ordering > 0
-     ORDER BY stream_ordering DESC LIMIT 1";
-
-/// R-21. Binds `$1` room, `$2` stream ordering. Walks `events_room_stream` backwards.
+/// R-21, R-50: the room's newest event by arrival that has expired. Binds `$1` room, and from `$2` on an [`Expiry`].
+/// Walks `events_room_stream` backwards.
 const ANCHOR: &str = "
     SELECT e.topological_ordering, e.stream_ordering
       FROM events e
-     WHERE e.room_id = $1 AND e.stream_ordering <= $2 AND NOT e.outlier
+     WHERE e.room_id = $1 AND e.stream_ordering < $2 AND NOT e.outlier
+       AND ((e.stream_ordering > 0
+             AND (e.stream_ordering < $3 OR e.received_ts >= $4)
+             AND coalesce(e.received_ts < $5, e.stream_ordering > $6))
+            OR (e.stream_ordering < 0
+                AND (e.origin_server_ts < $5
+                     OR (e.received_ts < $5 AND e.stream_ordering > $7))))
        AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
      ORDER BY e.stream_ordering DESC LIMIT 1";
 
@@ -35,10 +35,14 @@ const ANCHOR: &str = "
 /// [`Error::EventNotFound`], [`Error::WrongRoom`], [`Error::NothingThatOld`] as H-20 says;
 /// [`Error::BadRequest`] for a token without a topological part (P-1).
 pub fn resolve(db: &Db, room: &RoomId, point: &PurgePoint, now: Millis) -> Result<Point, Error> {
+    let expired_by = |ts: Millis| {
+        let expiry = Expiry::find(db, ts, now)?;
+        anchor(db, room, &expiry)?.ok_or(Error::NothingThatOld)
+    };
     match point {
+        PurgePoint::BeforeTs(ts) => expired_by(*ts),
+        PurgePoint::OlderThan(age) => expired_by(now - *age),
         PurgePoint::BeforeEvent(event) => of_event(db, room, event),
-        PurgePoint::BeforeTs(ts) => received_by(db, room, *ts),
-        PurgePoint::OlderThan(age) => received_by(db, room, now - *age),
         PurgePoint::BeforeToken(token) => {
             Point::parse(token).map_err(|message| Error::bad("M_UNKNOWN", message))
         }
@@ -65,40 +69,25 @@ fn of_event(db: &Db, room: &RoomId, event: &EventId) -> Result<Point, Error> {
     }
 }
 
-fn received_by(db: &Db, room: &RoomId, ts: Millis) -> Result<Point, Error> {
-    let after = first_stream_ordering_after(db, ts)?;
-    let anchor = db.row(
+/// The newest event of a room, by arrival, that has expired: what lies there stays (R-22).
+pub fn anchor(db: &Db, room: &RoomId, expiry: &Expiry) -> Result<Option<Point>, Error> {
+    db.row(
         "find the last event that old",
         ANCHOR,
-        params![room.as_str(), after],
+        params![
+            room.as_str(),
+            expiry.live_end,
+            expiry.live_before,
+            expiry.near.0,
+            expiry.ts.0,
+            expiry.first_known,
+            expiry.backfilled_after
+        ],
         |r| {
             Ok(Point {
                 topological: r.get(0)?,
                 stream: r.get(1)?,
             })
         },
-    )?;
-    anchor.ok_or(Error::NothingThatOld)
-}
-
-/// The binary search of R-23 over all rooms: the first stream ordering received at or after `ts`.
-/// A missing `received_ts` counts as older than any time.
-pub fn first_stream_ordering_after(db: &Db, ts: Millis) -> Result<i64, Error> {
-    let doing = "find the first event received after a time";
-    let newest = db.count(doing, NEWEST, &[])?;
-    let (mut low, mut high) = (0_i64, newest.max(0) + 1);
-    if newest == 0 {
-        return Ok(0);
-    }
-    while high > low {
-        let middle = low + (high - low) / 2;
-        let received = db.row(doing, PROBE, params![middle], |r| {
-            r.get::<_, Option<i64>>(0)
-        })?;
-        match received.flatten() {
-            Some(received) if received >= ts.0 => high = middle,
-            _ => low = middle + 1,
-        }
-    }
-    Ok(high)
+    )
 }

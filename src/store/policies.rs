@@ -3,10 +3,12 @@
 //! Everything here is asked in sets: a server of ten thousand rooms is planned with a few statements, not with
 //! thousands. Cuts are put into a temporary table, `rk_cuts`, that the counting statements join. Reads only.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
-use super::db::{Db, Params, Row, RowResult, params};
-use super::points;
+use super::db::{Db, Row, RowResult, params};
+use super::expiry::{self, Expiry};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::Point;
@@ -108,19 +110,19 @@ pub struct RoomCut {
     pub room: RoomId,
     /// Its anchor, which stays (R-21, R-22).
     pub anchor: Point,
-    /// Whether the anchor itself has expired.
-    pub anchor_expired: bool,
+    /// What has expired there.
+    pub expiry: Expiry,
     /// The depth of the room's deepest forward extremity that is held (P-2).
     pub deepest_extremity: Option<i64>,
     /// Events below the anchor's depth, whatever they are.
     pub below: i64,
     /// Of these, state events.
     pub state: i64,
-    /// Of these, the ones that are in the timeline yet, and leave it (P-5).
+    /// Of these, the ones that are in the timeline yet, and have expired: they leave it (P-5).
     pub state_in_timeline: i64,
-    /// Of these, redactions whose target stays (P-21).
+    /// Of these, expired redactions whose target stays (P-21).
     pub redactions: i64,
-    /// Of these, the ones received or sent too recently to go.
+    /// Of these, messages that have not expired.
     pub young: i64,
     /// Expired events of the timeline at the anchor's depth or above it, the anchor apart.
     pub above: i64,
@@ -137,21 +139,32 @@ pub struct CutOff {
 
 const TEMPORARY_TABLE: &str = "
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_cuts (
-        room_id TEXT PRIMARY KEY, ts BIGINT NOT NULL, reached BIGINT NOT NULL, anchor BIGINT, depth BIGINT);
+        room_id TEXT PRIMARY KEY, ts BIGINT NOT NULL, near BIGINT NOT NULL, live_before BIGINT NOT NULL,
+        live_end BIGINT NOT NULL, first_known BIGINT NOT NULL, backfilled_after BIGINT NOT NULL,
+        anchor BIGINT, depth BIGINT);
     DELETE FROM rk_cuts;";
 
-/// R-21 for many rooms: the newest event by arrival up to and including a place in the stream. Binds `$1` that place,
-/// `$2` the time it stands for, `$3` the rooms. Walks `events_room_stream` backwards from there, once a room.
+/// The rooms of a cut-off. Binds from `$1` on an [`Expiry`], `$7` the rooms.
+const NOTE_ROOMS: &str = "
+    INSERT INTO rk_cuts (room_id, ts, near, live_before, live_end, first_known, backfilled_after)
+    SELECT asked.value, $1, $2, $3, $4, $5, $6
+      FROM (SELECT value FROM json_each($7)) AS asked";
+
+/// R-21, R-50 for many rooms: each one's newest event by arrival that has expired. Walks `events_room_stream` backwards
+/// from where none can have expired, once a room.
 const FIND_ANCHORS: &str = "
-    INSERT INTO rk_cuts (room_id, anchor, reached, ts)
-    SELECT asked.value,
-           (SELECT e.stream_ordering
-              FROM events e
-             WHERE e.room_id = asked.value AND e.stream_ordering <= $1 AND NOT e.outlier
-               AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
-             ORDER BY e.stream_ordering DESC LIMIT 1),
-           $1, $2
-      FROM (SELECT value FROM json_each($3)) AS asked";
+    UPDATE rk_cuts SET anchor = (
+           SELECT e.stream_ordering
+             FROM events e
+            WHERE e.room_id = rk_cuts.room_id AND e.stream_ordering < rk_cuts.live_end AND NOT e.outlier
+              AND ((e.stream_ordering > 0
+               AND e.stream_ordering < CASE WHEN e.received_ts >= rk_cuts.near THEN rk_cuts.live_end ELSE rk_cuts.live_before END
+               AND coalesce(e.received_ts < rk_cuts.ts, e.stream_ordering > rk_cuts.first_known))
+              OR (e.stream_ordering < 0
+                  AND (e.origin_server_ts < rk_cuts.ts
+                       OR (e.received_ts < rk_cuts.ts AND e.stream_ordering > rk_cuts.backfilled_after))))
+              AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
+            ORDER BY e.stream_ordering DESC LIMIT 1)";
 
 /// Rooms without an anchor have nothing that old.
 const DROP_ROOMS_WITHOUT: &str = "DELETE FROM rk_cuts WHERE anchor IS NULL";
@@ -161,26 +174,34 @@ const FIND_DEPTHS: &str = "
 
 /// The cuts, with P-2's depth and the number of events below. Walks the room in `events_order_room` alone.
 const CUTS: &str = "
-    SELECT c.room_id, c.depth, c.anchor, c.anchor < c.reached,
+    SELECT c.room_id, c.depth, c.anchor,
            (SELECT max(x.depth)
               FROM event_forward_extremities f
              CROSS JOIN events x
              WHERE f.room_id = c.room_id AND x.event_id = f.event_id AND x.room_id = c.room_id),
            (SELECT count(*) FROM events e
-             WHERE e.room_id = c.room_id AND e.topological_ordering < c.depth)
+             WHERE e.room_id = c.room_id AND e.topological_ordering < c.depth),
+           c.ts
       FROM rk_cuts c";
 
-/// State events below each cut. Walks `state_events` once, whose rows are fewer than the events'.
+/// State events below each cut that have expired, and all of them. Walks `state_events` once, whose rows are fewer than
+/// the events'.
 const STATE_BELOW: &str = "
-    SELECT c.room_id, count(*), count(CASE WHEN NOT e.outlier THEN 1 END)
+    SELECT c.room_id, count(*), count(CASE WHEN NOT e.outlier AND
+               ((e.stream_ordering > 0
+                AND e.stream_ordering < CASE WHEN e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
+                AND coalesce(e.received_ts < c.ts, e.stream_ordering > c.first_known))
+               OR (e.stream_ordering < 0
+                   AND (e.origin_server_ts < c.ts
+                        OR (e.received_ts < c.ts AND e.stream_ordering > c.backfilled_after))))
+               THEN 1 END)
       FROM state_events s
      CROSS JOIN rk_cuts c
      CROSS JOIN events e
      WHERE c.room_id = s.room_id AND e.event_id = s.event_id AND e.topological_ordering < c.depth
      GROUP BY c.room_id";
 
-/// Redactions below each cut whose target stays (P-21), those too young to go apart. Binds `$1` the time after which
-/// what was received stays, or NULL. Walks `redactions` once.
+/// Redactions below each cut that have expired, and whose target stays (P-21). Walks `redactions` once.
 const REDACTIONS_BELOW: &str = "
     SELECT c.room_id, count(*)
       FROM redactions r
@@ -191,71 +212,102 @@ const REDACTIONS_BELOW: &str = "
      WHERE e.event_id = r.event_id
        AND c.room_id = e.room_id
        AND e.topological_ordering < c.depth
-       AND NOT coalesce(e.received_ts > $1 AND (e.stream_ordering > 0 OR e.origin_server_ts > $1), FALSE)
+       AND ((e.stream_ordering > 0
+            AND e.stream_ordering < CASE WHEN e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
+            AND coalesce(e.received_ts < c.ts, e.stream_ordering > c.first_known))
+           OR (e.stream_ordering < 0
+               AND (e.origin_server_ts < c.ts
+                    OR (e.received_ts < c.ts AND e.stream_ordering > c.backfilled_after))))
        AND t.event_id = r.redacts
        AND (t.room_id <> c.room_id
             OR t.topological_ordering >= c.depth
             OR s.event_id IS NOT NULL
-            OR (t.received_ts > $1 AND (t.stream_ordering > 0 OR t.origin_server_ts > $1)))
+            OR NOT coalesce(((t.stream_ordering > 0
+                                AND t.stream_ordering < CASE WHEN t.received_ts >= c.near THEN c.live_end ELSE c.live_before END
+                                AND coalesce(t.received_ts < c.ts, t.stream_ordering > c.first_known))
+                               OR (t.stream_ordering < 0
+                                   AND (t.origin_server_ts < c.ts
+                                        OR (t.received_ts < c.ts AND t.stream_ordering > c.backfilled_after)))), FALSE))
      GROUP BY c.room_id";
 
-/// Messages below each cut that are too young to go. Binds `$1` the place in the stream from which on live events can be
-/// that young, `$2` the time after which what was received stays. Walks the room in `events_order_room`, and looks at
-/// few of its events: the plus signs keep SQLite on that index, and the subquery from making one of its own.
+/// Messages below each cut that have not expired. Walks the room in `events_order_room`, and looks at few of its events:
+/// the plus signs keep SQLite on that index, and the subquery from making one of its own. Stamps that go back and forth
+/// by some hours around the cut are not all looked at: a count for people, by which nothing is deleted.
 const YOUNG_BELOW: &str = "
     SELECT c.room_id,
            (SELECT count(*) FROM events e
              WHERE e.room_id = c.room_id
                AND e.topological_ordering < c.depth
-               AND (+e.stream_ordering >= $1 OR +e.stream_ordering < 0)
-               AND e.received_ts > $2
-               AND (+e.stream_ordering > 0 OR e.origin_server_ts > $2)
+               AND (+e.stream_ordering >= c.live_before OR +e.stream_ordering <= c.first_known)
+               AND NOT coalesce(((+e.stream_ordering > 0
+                                 AND +e.stream_ordering < CASE WHEN +e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
+                                 AND coalesce(+e.received_ts < c.ts, +e.stream_ordering > c.first_known))
+                                OR (+e.stream_ordering < 0
+                                    AND (+e.origin_server_ts < c.ts
+                                         OR (+e.received_ts < c.ts AND +e.stream_ordering > c.backfilled_after)))), FALSE)
                AND NOT EXISTS (SELECT 1 FROM state_events s WHERE s.event_id = e.event_id))
       FROM rk_cuts c";
 
-/// Expired events of the timeline at each cut's depth or above it: live ones by their arrival, backfilled ones by when
-/// they were sent. Walks the room in `events_order_room`, and looks at few of its events, as above.
+/// Expired events of the timeline at each cut's depth or above it. Walks the room in `events_order_room`, and looks at
+/// few of its events, as above.
 const EXPIRED_ABOVE: &str = "
     SELECT c.room_id,
            (SELECT count(*) FROM events e
              WHERE e.room_id = c.room_id
                AND e.topological_ordering >= c.depth
-               AND +e.stream_ordering < c.reached
+               AND +e.stream_ordering < c.live_end
                AND +e.stream_ordering <> c.anchor
                AND NOT e.outlier
-               AND (+e.stream_ordering > 0 OR e.origin_server_ts < c.ts))
+               AND ((+e.stream_ordering > 0
+                AND +e.stream_ordering < CASE WHEN +e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
+                AND coalesce(+e.received_ts < c.ts, +e.stream_ordering > c.first_known))
+               OR (+e.stream_ordering < 0
+                   AND (+e.origin_server_ts < c.ts
+                        OR (+e.received_ts < c.ts AND +e.stream_ordering > c.backfilled_after)))))
       FROM rk_cuts c";
 
 /// Finds the cuts of all rooms and counts what lies on either side. Rooms in which nothing is that old are missing in
-/// the answer. Live events received after `keep_received_after` do not go (nor backfilled ones that were also sent
-/// after it).
+/// the answer. What has not expired by `now` does not go.
 ///
 /// The connection must be one that can write temporary tables.
-pub fn cuts(
-    db: &Db,
-    cut_offs: &[CutOff],
-    keep_received_after: Option<Millis>,
-) -> Result<Vec<RoomCut>, Error> {
+pub fn cuts(db: &Db, cut_offs: &[CutOff], now: Millis) -> Result<Vec<RoomCut>, Error> {
     let doing = "plan the retention of rooms";
     db.batch(doing, TEMPORARY_TABLE)?;
+    if cut_offs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let search = expiry::Search::new(db, now)?;
+    let mut expiries = BTreeMap::new();
     for cut_off in cut_offs {
-        let reached = points::first_stream_ordering_after(db, cut_off.ts)?;
+        let expiry = search.before(cut_off.ts)?;
+        expiries.insert(cut_off.ts, expiry);
         let rooms: Vec<&str> = cut_off.rooms.iter().map(RoomId::as_str).collect();
         let rooms = Value::from(rooms).to_string();
-        db.execute(doing, FIND_ANCHORS, params![reached, cut_off.ts.0, rooms])?;
+        let params = params![
+            expiry.ts.0,
+            expiry.near.0,
+            expiry.live_before,
+            expiry.live_end,
+            expiry.first_known,
+            expiry.backfilled_after,
+            rooms
+        ];
+        db.execute(doing, NOTE_ROOMS, params)?;
     }
+    db.execute(doing, FIND_ANCHORS, &[])?;
     db.execute(doing, DROP_ROOMS_WITHOUT, &[])?;
     db.execute(doing, FIND_DEPTHS, &[])?;
     let mut cuts = db.rows(doing, CUTS, &[], |r| {
+        let ts = Millis(r.get(5)?);
         Ok(RoomCut {
             room: RoomId::new(r.get::<_, String>(0)?),
             anchor: Point {
                 topological: r.get(1)?,
                 stream: r.get(2)?,
             },
-            anchor_expired: r.get(3)?,
-            deepest_extremity: r.get(4)?,
-            below: r.get(5)?,
+            expiry: expiries[&ts],
+            deepest_extremity: r.get(3)?,
+            below: r.get(4)?,
             state: 0,
             state_in_timeline: 0,
             redactions: 0,
@@ -265,8 +317,8 @@ pub fn cuts(
     })?;
     cuts.sort_unstable_by(|a, b| a.room.cmp(&b.room));
     type Set = fn(&mut RoomCut, &Row<'_>) -> RowResult<()>;
-    let mut fill = |sql: &str, params: Params<'_>, set: Set| {
-        db.for_each(doing, sql, params, |r| {
+    let mut fill = |sql: &str, set: Set| {
+        db.for_each(doing, sql, &[], |r| {
             let room = RoomId::new(r.get::<_, String>(0)?);
             match cuts.binary_search_by(|cut| cut.room.cmp(&room)) {
                 Ok(at) => set(&mut cuts[at], r),
@@ -274,26 +326,22 @@ pub fn cuts(
             }
         })
     };
-    let keep = keep_received_after.map(|after| after.0);
-    fill(STATE_BELOW, &[], |cut, row| {
+    fill(STATE_BELOW, |cut, row| {
         (cut.state, cut.state_in_timeline) = (row.get(1)?, row.get(2)?);
         Ok(())
     })?;
-    fill(REDACTIONS_BELOW, params![keep], |cut, row| {
+    fill(REDACTIONS_BELOW, |cut, row| {
         cut.redactions = row.get(1)?;
         Ok(())
     })?;
-    fill(EXPIRED_ABOVE, &[], |cut, row| {
+    fill(EXPIRED_ABOVE, |cut, row| {
         cut.above = row.get(1)?;
         Ok(())
     })?;
-    if let Some(after) = keep_received_after {
-        let from = points::first_stream_ordering_after(db, after)?;
-        fill(YOUNG_BELOW, params![from, after.0], |cut, row| {
-            cut.young = row.get(1)?;
-            Ok(())
-        })?;
-    }
+    fill(YOUNG_BELOW, |cut, row| {
+        cut.young = row.get(1)?;
+        Ok(())
+    })?;
     db.batch(doing, "DELETE FROM rk_cuts")?;
     Ok(cuts)
 }

@@ -380,7 +380,7 @@ mod tests {
             below: 2,
             delete_local_events: true,
             server_name: "example.org",
-            keep_received_after: None,
+            expiry: None,
             keep_extremities: false,
         };
         history::select(db, &cut, Extent::Batch).expect("selected");

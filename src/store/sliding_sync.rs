@@ -1,6 +1,7 @@
 //! The room's newest event, as the list of rooms knows it (P-19): what a purge must let go of before it deletes that.
 
 use super::db::{Db, params};
+use super::expiry::Bound;
 use super::history::DepthRange;
 use crate::error::Error;
 
@@ -11,15 +12,23 @@ const SLIDING_SYNC_TO_DELETE: &str = "
       JOIN rk_selected s ON s.stream_ordering = j.event_stream_ordering
      WHERE j.room_id = $1 AND s.to_delete";
 
-/// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives, `$3` the time
-/// after which what was received stays, or NULL, `$4` whether forward extremities stay. Walks `events_room_stream` backwards and stops at once: without the
+/// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives, from `$3` on an
+/// [`Expiry`](super::expiry::Expiry), or NULL: what it does not cover stays; `$9` whether forward extremities stay. Walks
+/// `events_room_stream` backwards and stops at once: without the
 /// upper bound and the plus SQLite would sort all that survives.
 const NEWEST_SURVIVOR: &str = "
     SELECT stream_ordering FROM events
      WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
        AND (+topological_ordering >= $2
-            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3))
-            OR ($4 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
+            OR NOT coalesce(
+                   (stream_ordering > 0
+                    AND stream_ordering < CASE WHEN received_ts >= $3 THEN CAST($4 AS BIGINT) ELSE CAST($5 AS BIGINT) END
+                    AND coalesce(received_ts < $6, stream_ordering > $7))
+                   OR (stream_ordering < 0
+                       AND (origin_server_ts < $6
+                            OR (received_ts < $6 AND stream_ordering > $8)))
+                   OR $6 IS NULL, FALSE)
+            OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
        AND NOT outlier
      ORDER BY stream_ordering DESC LIMIT 1";
 
@@ -28,26 +37,41 @@ const NEWEST_BUMP: &str = "
     SELECT stream_ordering FROM events
      WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
        AND (+topological_ordering >= $2
-            OR (received_ts > $3 AND (stream_ordering > 0 OR origin_server_ts > $3))
-            OR ($4 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
+            OR NOT coalesce(
+                   (stream_ordering > 0
+                    AND stream_ordering < CASE WHEN received_ts >= $3 THEN CAST($4 AS BIGINT) ELSE CAST($5 AS BIGINT) END
+                    AND coalesce(received_ts < $6, stream_ordering > $7))
+                   OR (stream_ordering < 0
+                       AND (origin_server_ts < $6
+                            OR (received_ts < $6 AND stream_ordering > $8)))
+                   OR $6 IS NULL, FALSE)
+            OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
        AND NOT outlier
        AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
                     'm.poll.start', 'm.beacon_info')
      ORDER BY stream_ordering DESC LIMIT 1";
 
 /// Whether the event that lifts the room in the list outlives the whole job: an earlier batch may have deleted
-/// it, and a later one may be going to. Binds `$1` its stream ordering, `$2` depth that survives, `$3` the time after
-/// which what was received stays, or NULL, `$4` whether forward extremities stay, `$5` delete local events, `$6` server name.
+/// it, and a later one may be going to. Binds `$1` its stream ordering, `$2` depth that survives, from `$3` on an
+/// [`Expiry`](super::expiry::Expiry), or NULL, `$9` whether forward extremities stay, `$10` delete local events, `$11`
+/// server name.
 const BUMP_SURVIVES: &str = "
     SELECT EXISTS (
         SELECT 1 FROM events e
           LEFT JOIN state_events s ON s.event_id = e.event_id
          WHERE e.stream_ordering = $1
            AND (e.topological_ordering >= $2
-                OR (e.received_ts > $3 AND (e.stream_ordering > 0 OR e.origin_server_ts > $3))
-                OR ($4 AND EXISTS (SELECT 1 FROM event_forward_extremities f WHERE f.event_id = e.event_id))
+                OR NOT coalesce(
+                       (e.stream_ordering > 0
+                        AND e.stream_ordering < CASE WHEN e.received_ts >= $3 THEN CAST($4 AS BIGINT) ELSE CAST($5 AS BIGINT) END
+                        AND coalesce(e.received_ts < $6, e.stream_ordering > $7))
+                       OR (e.stream_ordering < 0
+                           AND (e.origin_server_ts < $6
+                                OR (e.received_ts < $6 AND e.stream_ordering > $8)))
+                       OR $6 IS NULL, FALSE)
+                OR ($9 AND EXISTS (SELECT 1 FROM event_forward_extremities f WHERE f.event_id = e.event_id))
                 OR s.event_id IS NOT NULL
-                OR NOT ($5 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $6, TRUE))))";
+                OR NOT ($10 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $11, TRUE))))";
 
 /// Unless a newer event came meanwhile.
 const REPOINT_SLIDING_SYNC: &str = "
@@ -76,9 +100,19 @@ pub fn update_joined_room(
     let Some(bump) = to_delete else {
         return Ok(());
     };
-    let keep = cut.keep_received_after.map(|after| after.0);
+    let expiry = Bound::of(cut.expiry.as_ref());
     let newest = |sql| {
-        let params = params![room, keep_from_depth, keep, cut.keep_extremities];
+        let params = params![
+            room,
+            keep_from_depth,
+            expiry.near,
+            expiry.live_end,
+            expiry.live_before,
+            expiry.ts,
+            expiry.first_known,
+            expiry.backfilled_after,
+            cut.keep_extremities
+        ];
         db.row(doing, sql, params, |r| r.get::<_, i64>(0))
     };
     let Some(stream) = newest(NEWEST_SURVIVOR)? else {
@@ -89,7 +123,12 @@ pub fn update_joined_room(
     let local = params![
         bump,
         keep_from_depth,
-        keep,
+        expiry.near,
+        expiry.live_end,
+        expiry.live_before,
+        expiry.ts,
+        expiry.first_known,
+        expiry.backfilled_after,
         cut.keep_extremities,
         cut.delete_local_events,
         cut.server_name

@@ -4,6 +4,7 @@
 #[macro_use]
 mod support;
 
+mod arrivals;
 mod busy;
 #[cfg(feature = "daemon")]
 mod http;

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::arrivals;
 use super::state_model::{self, Collected};
 use super::tables::{Row, Tables, Value};
 
@@ -112,13 +113,21 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
         .iter()
         .map(|f| f.word("event_id"))
         .collect();
+    // Samples have no stamps in the future.
+    let expired = wanted
+        .keep_received_after
+        .map(|after| arrivals::expired(tables, after + 1, i64::MAX / 2));
     let below: Vec<&Row> = tables
         .rows("events")
         .iter()
         .filter(|e| {
             e.word("room_id") == wanted.room && e.number("topological_ordering") < wanted.below
         })
-        .filter(|e| !is_promised(e, wanted.keep_received_after))
+        .filter(|e| {
+            expired
+                .as_ref()
+                .is_none_or(|all| all.contains(e.word("event_id")))
+        })
         .filter(|e| !(wanted.keep_extremities && extremities.contains(e.word("event_id"))))
         .collect();
     let mut deletable: Ids = below
@@ -156,16 +165,6 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
         .filter(|id| !deletable.contains(id))
         .collect();
     (deletable, outliered)
-}
-
-/// Too young to go: received live after that time; or backfilled after it, and sent after it as well.
-fn is_promised(event: &Row, keep_received_after: Option<i64>) -> bool {
-    let Some(after) = keep_received_after else {
-        return false;
-    };
-    let is_later = |column: &str| event.int(column).is_some_and(|ts| ts > after);
-    let is_live = event.number("stream_ordering") > 0;
-    is_later("received_ts") && (is_live || is_later("origin_server_ts"))
 }
 
 /// Tables that lose the rows of deleted events, by `event_id` (P-13, P-15, P-17, P-20).

@@ -1,0 +1,292 @@
+//! Which events were received before a time (R-23, R-50, R-51), although nobody can be sure of every stamp.
+//!
+//! Events arrive in the order of their stream; their `received_ts` should grow with it, and mostly does. A clock that
+//! stood in 1970 for a while, or far ahead, and rows without a stamp are found out by comparing each row that is looked
+//! at with rows at growing distance before it. So a search looks at a few hundred rows however large the table is, and
+//! however long a wrong stretch. Where it cannot tell, an event counts as not expired. Reads only.
+
+use serde_json::Value;
+
+use super::db::{Db, params};
+use crate::error::Error;
+use crate::time::{Millis, days};
+
+/// A stamp that lies further than this below an earlier one is wrong (R-51), and so is one further ahead of now.
+const STEP_BACK: Millis = days(1);
+
+/// Around the time that is asked for, stamps that lie no further apart than twice this say nothing against each other.
+const NEAR: Millis = Millis(STEP_BACK.0 / 2);
+
+/// What had been received before a time, as numbers that statements compare every event with:
+///
+/// - a live event (of a positive stream ordering) has expired when it lies below [`Expiry::live_before`], or near that,
+///   and its own stamp is earlier than [`Expiry::ts`] or unknown;
+/// - a backfilled one also when it was sent before [`Expiry::ts`]; by its arrival only when it lies above
+///   [`Expiry::backfilled_after`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// What was received before this has expired.
+    pub ts: Millis,
+    /// From this stamp on an event may have expired between [`Expiry::live_before`] and [`Expiry::live_end`].
+    pub near: Millis,
+    /// Below this stream ordering live events were received before `ts`, as far as the rows before them tell.
+    pub live_before: i64,
+    /// At or above this stream ordering no live event has expired, whatever its stamp says.
+    pub live_end: i64,
+    /// The first live event whose stamp is known; before it nothing is known of a row without one.
+    pub first_known: i64,
+    /// Above this stream ordering backfilled events arrived before `ts`.
+    pub backfilled_after: i64,
+}
+
+impl Expiry {
+    /// Finds out what was received before `ts`. Stamps later than tomorrow, by `now`, measure no other event.
+    pub fn find(db: &Db, ts: Millis, now: Millis) -> Result<Self, Error> {
+        Search::new(db, now)?.before(ts)
+    }
+}
+
+/// A search that is asked for several times.
+pub struct Search<'a> {
+    live: Arrivals<'a>,
+    backfilled: Arrivals<'a>,
+    first_known: i64,
+}
+
+impl<'a> Search<'a> {
+    /// Looks at rows from all over the table. Stamps later than tomorrow, by `now`, measure no other event.
+    pub fn new(db: &'a Db, now: Millis) -> Result<Self, Error> {
+        let latest = now + STEP_BACK;
+        Ok(Self {
+            live: Arrivals::new(db, Side::Live, latest)?,
+            backfilled: Arrivals::new(db, Side::Backfilled, latest)?,
+            first_known: db.count(DOING, FIRST_KNOWN, &[])?,
+        })
+    }
+
+    /// What was received before `ts`.
+    pub fn before(&self, ts: Millis) -> Result<Expiry, Error> {
+        let live_before = self.live.first_received_from(ts)?;
+        Ok(Expiry {
+            ts,
+            near: ts - NEAR,
+            live_before,
+            live_end: self.live.first_received_from(ts + NEAR)?.max(live_before),
+            first_known: self.first_known,
+            backfilled_after: -self.backfilled.first_received_from(ts)?,
+        })
+    }
+}
+
+/// An [`Expiry`] as statements bind it; every number is NULL where there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Bound {
+    pub(super) ts: Option<i64>,
+    pub(super) near: Option<i64>,
+    pub(super) live_before: Option<i64>,
+    pub(super) live_end: Option<i64>,
+    pub(super) first_known: Option<i64>,
+    pub(super) backfilled_after: Option<i64>,
+}
+
+impl Bound {
+    pub(super) fn of(expiry: Option<&Expiry>) -> Self {
+        expiry.map_or_else(Self::default, |expiry| Self {
+            ts: Some(expiry.ts.0),
+            near: Some(expiry.near.0),
+            live_before: Some(expiry.live_before),
+            live_end: Some(expiry.live_end),
+            first_known: Some(expiry.first_known),
+            backfilled_after: Some(expiry.backfilled_after),
+        })
+    }
+}
+
+const DOING: &str = "find the first event received after a time";
+
+const NEWEST: &str = "SELECT max(stream_ordering) FROM events";
+
+const OLDEST: &str = "SELECT min(stream_ordering) FROM events";
+
+/// Nothing before it is known. Walks rows without a stamp, of which only the oldest servers have some.
+const FIRST_KNOWN: &str = "
+    SELECT stream_ordering FROM events
+     WHERE stream_ordering > 0 AND received_ts IS NOT NULL
+     ORDER BY stream_ordering LIMIT 1";
+
+/// The live events at or before some places, with their stamps. Binds `$1` the places as a JSON array. R-24 (a), defect
+/// C: backfilled events are no live ones.
+const LIVE_AT: &str = "
+    SELECT (SELECT n.stream_ordering FROM events n
+             WHERE n.stream_ordering <= asked.place AND n.stream_ordering > 0
+             ORDER BY n.stream_ordering DESC LIMIT 1),
+           (SELECT e.received_ts FROM events e
+             WHERE e.stream_ordering <= asked.place AND e.stream_ordering > 0
+             ORDER BY e.stream_ordering DESC LIMIT 1)
+      FROM (SELECT CAST(value AS BIGINT) AS place FROM json_each($1)) AS asked";
+
+/// The same of backfilled events, which arrived in the order -1, -2, …
+const BACKFILLED_AT: &str = "
+    SELECT (SELECT -n.stream_ordering FROM events n
+             WHERE n.stream_ordering >= -asked.place AND n.stream_ordering < 0
+             ORDER BY n.stream_ordering LIMIT 1),
+           (SELECT e.received_ts FROM events e
+             WHERE e.stream_ordering >= -asked.place AND e.stream_ordering < 0
+             ORDER BY e.stream_ordering LIMIT 1)
+      FROM (SELECT CAST(value AS BIGINT) AS place FROM json_each($1)) AS asked";
+
+#[derive(Clone, Copy)]
+enum Side {
+    Live,
+    Backfilled,
+}
+
+/// A row: its place in the order of arrival, from 1, and its stamp.
+type Arrival = (i64, Option<i64>);
+
+/// Events in the order in which they arrived.
+struct Arrivals<'a> {
+    db: &'a Db,
+    side: Side,
+    /// Stamps above this are wrong.
+    latest: Millis,
+    newest: i64,
+    /// Rows from all over the table, the newest first; of a small table all of them.
+    sample: Vec<Arrival>,
+}
+
+/// When a place had been reached.
+enum Received {
+    At(i64),
+    /// No row up to there, or none whose stamp is good.
+    Unknown,
+}
+
+impl<'a> Arrivals<'a> {
+    fn new(db: &'a Db, side: Side, latest: Millis) -> Result<Self, Error> {
+        let newest = match side {
+            Side::Live => db.count(DOING, NEWEST, &[])?,
+            Side::Backfilled => db.count(DOING, OLDEST, &[])?.saturating_neg(),
+        };
+        let mut arrivals = Self {
+            db,
+            side,
+            latest,
+            newest: newest.max(0),
+            sample: Vec::new(),
+        };
+        if arrivals.newest > 0 {
+            arrivals.sample = arrivals.rows(&places_all_over(arrivals.newest))?;
+        }
+        Ok(arrivals)
+    }
+
+    /// The binary search of R-23: the first place whose event was received at or after `ts`; one more than the newest
+    /// where none was.
+    fn first_received_from(&self, ts: Millis) -> Result<i64, Error> {
+        let (mut low, mut high) = (1, self.newest.saturating_add(1));
+        while high > low {
+            let middle = low + (high - low) / 2;
+            match self.received(middle, ts)? {
+                Received::At(received) if received >= ts.0 => high = middle,
+                _ => low = middle + 1,
+            }
+        }
+        Ok(high)
+    }
+
+    /// When the last event up to a place was received; by the nearest earlier one where its own stamp is unknown.
+    fn received(&self, place: i64, ts: Millis) -> Result<Received, Error> {
+        let is_possible = |stamp: &i64| *stamp <= self.latest.0;
+        let own = self.rows(&[place])?;
+        let Some(&(_, stamp)) = own.first() else {
+            return Ok(Received::Unknown);
+        };
+        // What is late enough by its own stamp need not be doubted: nothing goes because of it.
+        if let Some(stamp) = stamp.filter(is_possible)
+            && stamp >= ts.0
+        {
+            return Ok(Received::At(stamp));
+        }
+        let mut rows = self.rows(&places_before(place))?;
+        rows.extend(self.sample.iter().filter(|(at, _)| *at <= place));
+        rows.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        let latest_before = rows.iter().filter_map(|(_, stamp)| *stamp);
+        let Some(reference) = latest_before.filter(is_possible).max() else {
+            return Ok(Received::Unknown);
+        };
+        let good =
+            |stamp: Option<i64>| stamp.filter(|s| is_possible(s) && *s >= reference - STEP_BACK.0);
+        let mut doubted = place;
+        for (at, stamp) in rows {
+            if let Some(stamp) = good(stamp) {
+                return self
+                    .last_good((at, stamp), doubted, &good)
+                    .map(Received::At);
+            }
+            doubted = at;
+        }
+        Ok(Received::Unknown)
+    }
+
+    /// The stamp of the last good row between one that is and a place where there is none any more.
+    fn last_good(
+        &self,
+        (mut at, mut stamp): (i64, i64),
+        mut doubted: i64,
+        good: &dyn Fn(Option<i64>) -> Option<i64>,
+    ) -> Result<i64, Error> {
+        while doubted - at > 1 {
+            let middle = at + (doubted - at) / 2;
+            match self.rows(&[middle])?.first() {
+                Some(&(found, of)) if found > at => match good(of) {
+                    Some(good) => (at, stamp) = (middle, good),
+                    None => doubted = found,
+                },
+                // Nothing lies between.
+                _ => at = middle,
+            }
+        }
+        Ok(stamp)
+    }
+
+    /// The rows at or before some places, each once, the newest first.
+    fn rows(&self, places: &[i64]) -> Result<Vec<Arrival>, Error> {
+        let sql = match self.side {
+            Side::Live => LIVE_AT,
+            Side::Backfilled => BACKFILLED_AT,
+        };
+        let asked = Value::from(places).to_string();
+        let found = self.db.rows(DOING, sql, params![asked], |r| {
+            Ok((r.get::<_, Option<i64>>(0)?, r.get::<_, Option<i64>>(1)?))
+        })?;
+        let mut rows: Vec<Arrival> = found
+            .into_iter()
+            .filter_map(|(place, stamp)| Some((place?, stamp)))
+            .collect();
+        rows.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        rows.dedup_by_key(|row| row.0);
+        Ok(rows)
+    }
+}
+
+/// How many rows from all over a table are looked at: a stretch of rows that is longer than such a part of it is seen.
+const SAMPLE: i64 = 1_000;
+
+/// Places all over, and at growing distance from the first.
+fn places_all_over(newest: i64) -> Vec<i64> {
+    let step = (newest / SAMPLE).max(1);
+    let first = (0..62).map(|power| 1_i64 << power);
+    let mut places: Vec<i64> = (1..=SAMPLE.min(newest)).map(|n| n * step).collect();
+    places.extend(first.take_while(|at| *at <= newest));
+    places
+}
+
+/// A place and others at growing distance before it.
+fn places_before(place: i64) -> Vec<i64> {
+    let distances = (0..62).map(|power| 1_i64 << power);
+    let before = distances
+        .map(|distance| place - distance)
+        .take_while(|at| *at > 0);
+    std::iter::once(place).chain(before).collect()
+}
