@@ -27,7 +27,7 @@ use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, Keeper, PurgeOptions, Viewer};
 use crate::point::{Point, PurgePoint};
 use crate::store::schema;
-use crate::time::{Millis, When, parse_duration, parse_when};
+use crate::time::{Millis, When, check_timestamp, parse_duration_with_unit, parse_when};
 
 /// Purges the history of rooms in a Synapse homeserver's database.
 #[derive(Parser)]
@@ -133,13 +133,13 @@ struct PurgeHistory {
     /// Up to this event.
     #[arg(long, value_name = "ID")]
     before_event: Option<String>,
-    /// Up to the room's last event received by then, in milliseconds since 1970.
+    /// Up to the room's last event received before then, in milliseconds since 1970; what came later stays.
     #[arg(long, value_name = "MS", allow_hyphen_values = true)]
     before_ts: Option<i64>,
     /// Up to a pagination token t<topological>-<stream>.
     #[arg(long, value_name = "TOKEN")]
     before_token: Option<String>,
-    /// Up to the room's last event received this long ago: 90d, 12h, …
+    /// Up to the room's last event received this long ago: 90d, 12h, …; what came later stays.
     #[arg(long, value_name = "DURATION")]
     older_than: Option<String>,
     /// Delete local users' messages as well as remote ones.
@@ -148,6 +148,9 @@ struct PurgeHistory {
     /// Only say what would be removed; reads, and takes no lock.
     #[arg(long)]
     dry_run: bool,
+    /// The clock is right, although nothing says so: for this command.
+    #[arg(long)]
+    trust_clock: bool,
 }
 
 /// Runs the command line and gives its exit code.
@@ -266,7 +269,9 @@ impl PurgeHistory {
             return Ok(PurgePoint::BeforeEvent(EventId::new(event.clone())));
         }
         if let Some(ts) = self.before_ts {
-            return Ok(PurgePoint::BeforeTs(Millis(ts)));
+            let ts = check_timestamp(ts)
+                .map_err(|said| Error::Config(format!("--before-ts: {said}")))?;
+            return Ok(PurgePoint::BeforeTs(ts));
         }
         if let Some(token) = &self.before_token {
             Point::parse(token).map_err(|message| Error::bad("M_UNKNOWN", message))?;
@@ -279,8 +284,8 @@ impl PurgeHistory {
                 When::Ago(age) => PurgePoint::OlderThan(age),
             });
         }
-        let age = parse_duration(self.older_than.as_deref().unwrap_or_default())
-            .map_err(Error::Config)?;
+        let age = parse_duration_with_unit(self.older_than.as_deref().unwrap_or_default())
+            .map_err(|said| Error::Config(format!("--older-than: {said}")))?;
         if age < Millis(0) {
             return Err(Error::Config(
                 "--older-than takes no negative duration: it would purge the future".into(),
@@ -291,10 +296,11 @@ impl PurgeHistory {
 }
 
 fn purge_history(
-    config: Config,
+    mut config: Config,
     wanted: &PurgeHistory,
     global: &Global,
 ) -> Result<ExitCode, Error> {
+    config.check_clock &= !wanted.trust_clock;
     let json = global.json;
     let options = PurgeOptions {
         delete_local_events: wanted.delete_local_events,
@@ -327,6 +333,9 @@ fn purge_history(
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
         Err(Error::LedgerLocked(_)) => {
+            if matches!(point, PurgePoint::OlderThan(_)) {
+                Viewer::open(asked.clone())?.refuse_clock_ahead()?;
+            }
             return remote::purge_history(&asked, &room, &point, options, now, json);
         }
         keeper => keeper?,

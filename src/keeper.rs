@@ -6,6 +6,7 @@ mod messages;
 mod ownership;
 mod put_back;
 pub mod retention;
+mod retention_room;
 mod retention_scheduler;
 mod rooms;
 mod viewer;
@@ -34,7 +35,6 @@ use crate::jobs::removed::Removed;
 use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::{Point, PurgePoint};
-use crate::policy::LifetimeRange;
 use crate::purge::{self, Plan, Request};
 use crate::sqlite_file;
 use crate::store::connections::Connections;
@@ -135,7 +135,8 @@ struct Threads {
 /// What a job is to do: its kind and parameters in the ledger, as values.
 enum Work {
     PurgeHistory(Request),
-    Retention(LifetimeRange),
+    Retention(retention_room::RetentionRun),
+    RetentionOfRoom(RoomId, Box<retention_room::RoomPurge>),
     DeleteRoom(deletion::Deletion),
 }
 
@@ -143,12 +144,19 @@ impl Work {
     /// What a job on record was to do; `None` when this roomkeeper does not know.
     fn of_record(record: JobRecord) -> Option<Self> {
         match record.kind.as_str() {
-            PURGE_HISTORY | retention::RETENTION_PURGE => serde_json::from_value(record.params)
+            PURGE_HISTORY => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::PurgeHistory),
-            retention::RETENTION => serde_json::from_value::<retention::Range>(record.params)
+            retention::RETENTION_PURGE => {
+                let Subject::Room(room) = record.subject else {
+                    return None;
+                };
+                let purge = serde_json::from_value(record.params).ok();
+                purge.map(|purge| Self::RetentionOfRoom(room, purge))
+            }
+            retention::RETENTION => serde_json::from_value(record.params)
                 .ok()
-                .map(|range| Self::Retention(range.range)),
+                .map(Self::Retention),
             _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
@@ -239,8 +247,8 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error::EventNotFound`], [`Error::WrongRoom`], [`Error::NothingThatOld`] for the point;
-    /// [`Error::RoomBusy`] while another job has the room; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was
-    /// started then.
+    /// [`Error::RoomBusy`] while another job has the room; [`Error::Refused`] for an age while the clock may be ahead;
+    /// [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
     pub fn purge_history(
         &self,
         room: &RoomId,
@@ -249,6 +257,9 @@ impl Keeper {
     ) -> Result<JobId, Error> {
         if self.is_stopping() {
             return Err(Error::Stopping);
+        }
+        if matches!(point, PurgePoint::OlderThan(_)) {
+            self.shared.refuse_clock_ahead()?;
         }
         let now = self.shared.config.clock.now();
         let keep_from = point.keep_received_from(now);
@@ -284,8 +295,8 @@ impl Keeper {
 
     fn submit(&self, guard: JobGuard, work: Work) -> Result<(), Error> {
         self.shared.note_the_database(&guard);
-        if let Work::Retention(range) = work {
-            return self.run_retention(guard, range);
+        if let Work::Retention(run) = work {
+            return self.run_retention(guard, run);
         }
         let shared = self.shared.clone();
         // The guard outlives a refusal, so that it can be withdrawn.
@@ -348,6 +359,16 @@ impl Keeper {
                 guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
                 continue;
             };
+            if let Work::Retention(run) = &work
+                && !self.shared.is_still_wanted(*run)
+            {
+                log::warn!("{guard}: {}", retention_room::NO_LONGER_WANTED);
+                guard.end(Some((
+                    retention_room::NO_LONGER_WANTED,
+                    "no_longer_configured",
+                )));
+                continue;
+            }
             log::info!("{guard} goes on where it was interrupted");
             match self.submit(guard, work) {
                 Ok(()) => resumed.push(id),
@@ -583,6 +604,9 @@ impl Shared {
         }
         let outcome = guard.start().and_then(|()| match work {
             Work::PurgeHistory(request) => self.purge(&guard, request, &is_stopping),
+            Work::RetentionOfRoom(room, purge) => {
+                self.finish_room_purge(&guard, room, purge, &is_stopping)
+            }
             // Runs have a thread of their own.
             Work::Retention(_) => Err(Error::Bug("a worker was given a retention run".into())),
             Work::DeleteRoom(deletion) => self.delete_room(&guard, deletion, &is_stopping),

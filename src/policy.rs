@@ -105,7 +105,14 @@ pub struct Retention {
     pub allowed_lifetime_max: Option<Millis>,
     /// What runs when; never empty.
     pub purge_jobs: Vec<PurgeJob>,
+    /// Whether lifetimes below [`SHORT_LIFETIME`] are carried out (`roomkeeper.short_lifetimes`, R-55).
+    pub short_lifetimes: bool,
+    /// Whether rooms that everybody of this server has left are purged as well (`roomkeeper.retention_of_left_rooms`, R-54).
+    pub of_left_rooms: bool,
 }
+
+/// A lifetime below this was hardly meant: a number without a unit is milliseconds.
+pub const SHORT_LIFETIME: Millis = Millis(3_600_000);
 
 impl Default for Retention {
     fn default() -> Self {
@@ -115,6 +122,8 @@ impl Default for Retention {
             allowed_lifetime_min: None,
             allowed_lifetime_max: None,
             purge_jobs: vec![PurgeJob::default()],
+            short_lifetimes: false,
+            of_left_rooms: false,
         }
     }
 }
@@ -160,6 +169,8 @@ pub enum Decision {
     OutOfRange(Millis),
     /// Nobody says how long its messages may stay (R-14, defect B; R-15).
     NoLifetime,
+    /// Its lifetime is so short that nobody may have meant it.
+    TooShort(Lifetime),
 }
 
 /// A lifetime of 0 or less is none: it would mean that everything goes at once.
@@ -191,11 +202,15 @@ impl Retention {
         if let Some(most) = set(self.allowed_lifetime_max).filter(|most| lifetime > *most) {
             (lifetime, clamp) = (most, Some(Clamp::AllowedLifetimeMax));
         }
-        Decision::Due(Lifetime {
+        let found = Lifetime {
             lifetime,
             source,
             clamp,
-        })
+        };
+        match lifetime < SHORT_LIFETIME && !self.short_lifetimes {
+            true => Decision::TooShort(found),
+            false => Decision::Due(found),
+        }
     }
 
     /// One of the jobs, counted from 1.
@@ -255,6 +270,7 @@ mod tests {
         let retention = Retention {
             allowed_lifetime_min: Some(Millis(50)),
             allowed_lifetime_max: Some(Millis(40)),
+            short_lifetimes: true,
             ..Retention::default()
         };
         let range = LifetimeRange {
@@ -288,6 +304,14 @@ mod tests {
             Some(Millis(9))
         );
         retention.default_policy = policy(Some(5));
+        assert!(matches!(
+            retention.evaluate(&any, Some(&zero)),
+            Decision::TooShort(Lifetime {
+                lifetime: Millis(5),
+                ..
+            })
+        ));
+        retention.short_lifetimes = true;
         assert!(matches!(
             retention.evaluate(&any, Some(&zero)),
             Decision::Due(Lifetime {

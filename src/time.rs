@@ -1,6 +1,7 @@
 //! Wall-clock milliseconds, and clocks to read them from.
 
 use std::ops::{Add, Sub};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -34,7 +35,8 @@ impl From<Duration> for Millis {
 }
 
 impl Millis {
-    /// A length of time in the largest unit of Synapse's that needs no fraction: `90d`, `36h`, `1500`.
+    /// A length of time in the largest unit that needs no fraction, as [`parse_duration_with_unit`] reads it: `90d`,
+    /// `36h`, `1500ms`.
     pub fn in_words(self) -> String {
         const UNITS: [(i64, char); 4] = [
             (86_400_000, 'd'),
@@ -46,7 +48,10 @@ impl Millis {
             .iter()
             .find(|(length, _)| self.0 != 0 && self.0 % length == 0)
             .map_or_else(
-                || self.0.to_string(),
+                || match self.0 {
+                    0 => "0s".to_owned(),
+                    length => format!("{length}ms"),
+                },
                 |(length, letter)| format!("{}{letter}", self.0 / length),
             )
     }
@@ -86,6 +91,9 @@ pub trait Clock: Send + Sync {
 
     /// Milliseconds since some moment, by a clock that nobody sets and that goes on while the machine is suspended.
     fn monotonic(&self) -> Millis;
+
+    /// Whether the clock is known to follow an outer one, as the kernel says.
+    fn is_synchronised(&self) -> bool;
 }
 
 /// The operating system's wall clock.
@@ -103,6 +111,20 @@ impl Clock for SystemClock {
         let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Millis(time.tv_sec.saturating_mul(1_000) + time.tv_nsec / 1_000_000)
     }
+
+    fn is_synchronised(&self) -> bool {
+        // STA_UNSYNC of adjtimex(2), which NTP daemons clear; TIME_ERROR is the kernel's own doubt.
+        const NOT_SYNCHRONISED: i32 = 0x0040;
+        const TIME_ERROR: i32 = 5;
+        let mut state = rtime_clock::adjtime::Timex::new();
+        match rtime_clock::adjtime::adjtimex(&mut state) {
+            Ok(said) => said != TIME_ERROR && state.0.status & NOT_SYNCHRONISED == 0,
+            Err(e) => {
+                log::debug!("the kernel does not say whether the clock is synchronised: {e}");
+                false
+            }
+        }
+    }
 }
 
 /// A clock that stands still until it is moved; for tests of what happens after 24 hours.
@@ -110,14 +132,21 @@ impl Clock for SystemClock {
 pub struct ManualClock {
     now: Mutex<Millis>,
     monotonic: Mutex<Millis>,
+    is_adrift: AtomicBool,
 }
 
 impl ManualClock {
+    /// Says that nobody keeps this clock right, as the kernel says it of the system's.
+    pub fn set_adrift(&self) {
+        self.is_adrift.store(true, Ordering::SeqCst);
+    }
+
     /// A clock that shows `now`.
     pub fn at(now: Millis) -> Self {
         Self {
             now: Mutex::new(now),
             monotonic: Mutex::new(Millis(0)),
+            is_adrift: AtomicBool::new(false),
         }
     }
 
@@ -142,6 +171,10 @@ impl Clock for ManualClock {
 
     fn monotonic(&self) -> Millis {
         *self.monotonic.lock()
+    }
+
+    fn is_synchronised(&self) -> bool {
+        !self.is_adrift.load(Ordering::SeqCst)
     }
 }
 
@@ -328,6 +361,47 @@ fn parse_date(text: &str) -> Option<Millis> {
     Some(midnight + Millis(seconds * 1_000))
 }
 
+/// Reads a length of time as a person types it: with its unit, one of [`parse_duration`]'s or `ms`.
+///
+/// # Errors
+/// A sentence that names the text; one that asks back where the unit is missing, because other tools count in days.
+pub fn parse_duration_with_unit(text: &str) -> Result<Millis, String> {
+    let trimmed = text.trim();
+    if let Some(count) = trimmed.strip_suffix("ms") {
+        return match parse_duration(count) {
+            Ok(length) if count.trim().ends_with(|last: char| last.is_ascii_digit()) => Ok(length),
+            _ => Err(format!("'{text}' is not a duration: write 1500ms, or 90d")),
+        };
+    }
+    let length = parse_duration(text)?;
+    if trimmed.ends_with(|last: char| last.is_ascii_digit()) {
+        return Err(format!(
+            "{trimmed} of what? say {trimmed}d for days (s, m, h, d, w and y are units, and ms)"
+        ));
+    }
+    Ok(length)
+}
+
+/// Milliseconds since 1970 as a person types them: ten digits are asked back, they are seconds more often; and so are
+/// sixteen, which would be the future.
+///
+/// # Errors
+/// A sentence that says what was probably meant.
+pub fn check_timestamp(ts: i64) -> Result<Millis, String> {
+    match ts {
+        // 1973 to 5138 in seconds; in milliseconds, times before Matrix was made.
+        100_000_000..=99_999_999_999 => Err(format!(
+            "{ts} is {} in milliseconds. Seconds? then say {ts}000",
+            Millis(ts).as_date()
+        )),
+        100_000_000_000_000.. => Err(format!(
+            "{ts} is far in the future in milliseconds. Microseconds? then say {}",
+            ts / 1_000
+        )),
+        ts => Ok(Millis(ts)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,9 +502,48 @@ mod tests {
 
     #[test]
     fn lengths_are_told_in_units_that_can_be_typed() {
-        for text in ["90d", "36h", "90m", "5s", "1500", "0", "-1d"] {
-            let length = parse_duration(text).expect(text);
+        for text in ["90d", "36h", "90m", "5s", "1500ms", "0s", "-1d"] {
+            let length = parse_duration_with_unit(text).expect(text);
             assert_eq!(length.in_words(), text);
+        }
+    }
+
+    #[test]
+    fn a_length_that_is_typed_has_a_unit() {
+        for (text, millis) in [
+            ("90d", 90 * 86_400_000),
+            (" 2 w ", 14 * 86_400_000),
+            ("7ms", 7),
+        ] {
+            assert_eq!(parse_duration_with_unit(text), Ok(Millis(millis)), "{text}");
+        }
+        for text in ["90", "0", " 365 ", "-1", "+5", "1_000"] {
+            let said = parse_duration_with_unit(text).expect_err(text);
+            assert!(said.contains("of what? say"), "{said}");
+        }
+        for text in [
+            "", "d", "ms", "5dms", "90 days", "90D", "90 Days", "1.5d", "1d2h",
+        ] {
+            let said = parse_duration_with_unit(text).expect_err(text);
+            assert!(said.contains("is not a duration"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_typed_in_other_units_is_asked_back() {
+        for fine in [-5, 0, 1, 99_999_999, 1_700_000_000_000, 99_999_999_999_999] {
+            assert_eq!(check_timestamp(fine), Ok(Millis(fine)));
+        }
+        for (ts, hint) in [
+            (1_700_000_000, "Seconds? then say 1700000000000"),
+            (
+                1_700_000_000_000_000,
+                "Microseconds? then say 1700000000000",
+            ),
+            (i64::MAX, "Microseconds?"),
+        ] {
+            let said = check_timestamp(ts).expect_err("asked back");
+            assert!(said.contains(hint), "{said}");
         }
     }
 

@@ -208,7 +208,10 @@ pub(super) fn retention(
     let client = daemon(config)?;
     let mut runs = Vec::new();
     for range in ranges {
-        let body = serde_json::to_value(range).map_err(|e| Error::Bug(e.to_string()))?;
+        let bound = |bound: Option<Millis>| bound.map(Millis::in_words);
+        let body = json!({
+            "shortest_max_lifetime": bound(range.shortest), "longest_max_lifetime": bound(range.longest),
+        });
         let started = answer(client.post("/_roomkeeper/v1/retention", &body))?;
         let id = started["job_ids"][0].as_str().unwrap_or_default();
         runs.push(attend(&client, id, as_json)?);

@@ -12,7 +12,7 @@ use crate::keeper::{Keeper, Viewer};
 use crate::policy::{Clamp, LifetimeRange, Source};
 use crate::retention::{Due, Plan};
 use crate::store::space::human;
-use crate::time::parse_duration;
+use crate::time::parse_duration_with_unit;
 
 #[derive(Subcommand)]
 pub(super) enum Retention {
@@ -28,6 +28,9 @@ pub(super) enum Retention {
     Run {
         #[command(flatten)]
         which: Which,
+        /// The clock is right, although nothing says so: for this command.
+        #[arg(long)]
+        trust_clock: bool,
     },
 }
 
@@ -53,14 +56,16 @@ impl Which {
 
     /// The ranges that are meant: one on demand, one job's, or every job's.
     pub(super) fn ranges(&self, config: &Config) -> Result<Vec<LifetimeRange>, Error> {
-        let length = |text: &Option<String>| match text {
-            Some(text) => parse_duration(text).map(Some).map_err(Error::Config),
+        let length = |name: &str, text: &Option<String>| match text {
+            Some(text) => parse_duration_with_unit(text)
+                .map(Some)
+                .map_err(|said| Error::Config(format!("{name}: {said}"))),
             None => Ok(None),
         };
         if self.shortest.is_some() || self.longest.is_some() {
             return Ok(vec![LifetimeRange {
-                shortest: length(&self.shortest)?,
-                longest: length(&self.longest)?,
+                shortest: length("--shortest", &self.shortest)?,
+                longest: length("--longest", &self.longest)?,
             }]);
         }
         let Some(number) = self.job else {
@@ -89,6 +94,9 @@ pub(super) fn retention(
                 output::say("Retention is not enabled: the daemon runs none of this.");
             }
             let viewer = Viewer::open(config)?;
+            if let Err(e) = viewer.refuse_clock_ahead() {
+                output::warn(&format!("nothing of this would be done now: {e}"));
+            }
             let mut plans = Vec::new();
             for range in ranges {
                 let plan = viewer.plan_retention(range, *exact)?;
@@ -104,11 +112,15 @@ pub(super) fn retention(
             }
             Ok(ExitCode::SUCCESS)
         }
-        Retention::Run { which } => run(config, which, as_json),
+        Retention::Run { which, trust_clock } => {
+            let mut config = config;
+            config.check_clock &= !trust_clock;
+            run(config, which, *trust_clock, as_json)
+        }
     }
 }
 
-fn run(config: Config, which: &Which, as_json: bool) -> Result<ExitCode, Error> {
+fn run(config: Config, which: &Which, trust_clock: bool, as_json: bool) -> Result<ExitCode, Error> {
     if which.is_everything() && !config.retention.enabled {
         return Err(Error::Config(
             "retention is not enabled (retention.enabled in the configuration): say which job (--job) or which lifetimes \
@@ -119,6 +131,13 @@ fn run(config: Config, which: &Which, as_json: bool) -> Result<ExitCode, Error> 
     let ranges = which.ranges(&config)?;
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
+        Err(Error::LedgerLocked(_)) if trust_clock => {
+            return Err(Error::Refused(
+                "a daemon is at work, and --trust-clock holds for this command alone: stop the daemon first, or say \
+                 roomkeeper.check_clock: off in its configuration"
+                    .into(),
+            ));
+        }
         Err(Error::LedgerLocked(_)) => return remote::retention(&asked, &ranges, as_json),
         keeper => keeper?,
     };
@@ -148,6 +167,15 @@ pub(super) fn ended(runs: &[JobRecord], as_json: bool) -> ExitCode {
     code
 }
 
+/// A number of things: `1 event`, `2 events`.
+fn counted(count: i64, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+fn many(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
 /// A plan for people.
 fn show(plan: &Plan) {
     output::say(&format!("Rooms with {}:", plan.range));
@@ -160,14 +188,23 @@ fn show(plan: &Plan) {
             reason = Some(room.reason);
             output::say(&format!("Left alone, because {}:", room.reason.in_words()));
         }
-        output::say(&format!("  {}", room.room_id));
+        let lifetime = room.lifetime.as_ref();
+        let lifetime =
+            lifetime.map_or_else(String::new, |l| format!("  {}", l.lifetime.in_words()));
+        let expired = room.expired.map_or_else(String::new, |messages| {
+            format!("  {}", counted(messages, "message"))
+        });
+        output::say(&format!("  {}{lifetime}{expired}", room.room_id));
     }
     output::say(&format!(
-        "{} events of {} rooms would go, some {}; {} rooms are left alone.",
-        plan.events,
-        plan.rooms.len(),
+        "{} of {} would go, some {}; {} left alone.",
+        counted(plan.events, "event"),
+        counted(many(plan.rooms.len()), "room"),
         human(u64::try_from(plan.estimated_bytes).unwrap_or(0)),
-        plan.left_alone.len()
+        match plan.left_alone.len() {
+            1 => "1 room is".to_owned(),
+            rooms => format!("{rooms} rooms are"),
+        }
     ));
 }
 

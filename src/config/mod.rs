@@ -108,6 +108,10 @@ pub struct Config {
     pub retention: Retention,
     /// Whether the retention jobs run at their intervals, if `retention` is enabled; runs on demand do not ask for it.
     pub retention_jobs: bool,
+    /// Whether what depends on age is refused while the clock may be ahead.
+    pub check_clock: bool,
+    /// How far the clock may be after the newest event before that is doubted.
+    pub clock_tolerance: Millis,
     /// What to do about a homeserver that may be running.
     pub homeserver: HomeserverPolicy,
     /// Where to look for one.
@@ -170,6 +174,8 @@ impl Config {
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),
             retention_jobs: false,
+            check_clock: true,
+            clock_tolerance: days(7),
             homeserver: HomeserverPolicy::default(),
             endpoints: HomeserverEndpoints::default(),
             resume: false,

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 
-use super::values::{boolean, duration, mapping, number, string, wrong};
+use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
 use super::{Config, HomeserverApi, HomeserverPolicy, Listen, Secret, secrets};
 use crate::error::Error;
@@ -28,6 +28,10 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("overwrite_deleted", "true or false"),
     ("keep_jobs", "a duration such as 90d"),
     ("foreign_keys", "auto or server"),
+    ("short_lifetimes", "true or false"),
+    ("retention_of_left_rooms", "true or false"),
+    ("check_clock", "on or off"),
+    ("clock_tolerance", "a duration such as 7d"),
     (
         "homeserver",
         "{running: refuse | beside, url: …, admin_token_path: …}",
@@ -185,7 +189,25 @@ fn read_our_key(
                 _ => return Err(wrong("roomkeeper.foreign_keys", value, "auto or server")),
             };
         }
-        "keep_jobs" => config.keep_jobs = duration("roomkeeper.keep_jobs", value)?,
+        "keep_jobs" => config.keep_jobs = duration_with_unit("roomkeeper.keep_jobs", value)?,
+        "short_lifetimes" => {
+            config.retention.short_lifetimes = boolean("roomkeeper.short_lifetimes", value)?
+        }
+        "retention_of_left_rooms" => {
+            config.retention.of_left_rooms = boolean("roomkeeper.retention_of_left_rooms", value)?
+        }
+        // YAML reads a bare on and off as true and false.
+        "check_clock" => {
+            config.check_clock = match (value.as_bool(), value.as_str()) {
+                (Some(on), _) => on,
+                (_, Some("on")) => true,
+                (_, Some("off")) => false,
+                _ => return Err(wrong("roomkeeper.check_clock", value, "on or off")),
+            }
+        }
+        "clock_tolerance" => {
+            config.clock_tolerance = duration_with_unit("roomkeeper.clock_tolerance", value)?
+        }
         "homeserver" => {
             let block = mapping("roomkeeper.homeserver", value)?;
             refuse_unknown("roomkeeper.homeserver", block, HOMESERVER_KEYS)?;

@@ -6,7 +6,7 @@
 use super::values::{duration, mapping, wrong};
 use super::yaml::{Kind, Map, Value};
 use crate::error::Error;
-use crate::policy::{LifetimeRange, Policy, PurgeJob, Retention};
+use crate::policy::{LifetimeRange, Policy, PurgeJob, Retention, SHORT_LIFETIME};
 use crate::time::Millis;
 
 /// Reads the block. It is judged whether or not it is enabled.
@@ -24,7 +24,7 @@ pub(super) fn read(block: Option<&Value>) -> Result<Retention, Error> {
         default_policy: default_policy(keys)?,
         allowed_lifetime_min: length("retention", keys, "allowed_lifetime_min")?,
         allowed_lifetime_max: length("retention", keys, "allowed_lifetime_max")?,
-        purge_jobs: Vec::new(),
+        ..Retention::default()
     };
     if is_above(read.allowed_lifetime_min, read.allowed_lifetime_max) {
         return Err(refused(
@@ -40,8 +40,15 @@ pub(super) fn read(block: Option<&Value>) -> Result<Retention, Error> {
         ("allowed_lifetime_min", read.allowed_lifetime_min),
         ("allowed_lifetime_max", read.allowed_lifetime_max),
     ] {
-        if value == Some(Millis(0)) {
-            log::warn!("retention.{key} is 0, which counts as not set when a lifetime is chosen");
+        match value {
+            Some(Millis(0)) => log::warn!(
+                "retention.{key} is 0, which counts as not set when a lifetime is chosen"
+            ),
+            Some(length) if length < SHORT_LIFETIME => log::warn!(
+                "retention.{key} is {}: is that meant? A bare number is milliseconds",
+                length.in_words()
+            ),
+            _ => {}
         }
     }
     Ok(Retention {
@@ -95,6 +102,18 @@ fn purge_job(key: &str, job: &Value) -> Result<PurgeJob, Error> {
             "A retention policy's purge jobs configuration must have the 'interval' key set.",
         ));
     };
+    if interval < LEAST_INTERVAL && interval > Millis(0) && !has_unit(block.get("interval")) {
+        let value = block.get("interval").unwrap_or(job);
+        let key = format!("{key}.interval");
+        return Err(wrong(
+            &key,
+            value,
+            &format!(
+                "a duration with its unit: a bare number is milliseconds, and that is {}",
+                interval.in_words()
+            ),
+        ));
+    }
     if interval == Millis(0) {
         // Synapse takes it, and spins.
         let key = format!("{key}.interval");
@@ -116,6 +135,17 @@ fn purge_job(key: &str, job: &Value) -> Result<PurgeJob, Error> {
         ));
     }
     Ok(PurgeJob { interval, range })
+}
+
+/// A bare number below this, in milliseconds, was hardly meant.
+const LEAST_INTERVAL: Millis = Millis(60_000);
+
+/// Whether a duration was written with its unit.
+fn has_unit(value: Option<&Value>) -> bool {
+    value.and_then(|value| value.as_str()).is_some_and(|text| {
+        text.trim()
+            .ends_with(|last: char| last.is_ascii_alphabetic())
+    })
 }
 
 /// A length of time that is not negative.
@@ -208,7 +238,7 @@ mod tests {
         let same = json!({
             "default_policy": {"min_lifetime": 5, "max_lifetime": 5},
             "allowed_lifetime_min": 5, "allowed_lifetime_max": 5,
-            "purge_jobs": [{"interval": 1, "shortest_max_lifetime": 5, "longest_max_lifetime": 5}],
+            "purge_jobs": [{"interval": "1s", "shortest_max_lifetime": 5, "longest_max_lifetime": 5}],
         });
         assert!(read(same).is_ok());
     }
@@ -272,6 +302,17 @@ mod tests {
                 let error = read(block.clone()).expect_err("refused");
                 assert!(error.contains(&format!(": {key}")), "{block}: {error}");
             }
+        }
+        for interval in [json!(1), json!("365"), json!(59_999)] {
+            let error =
+                read(json!({"purge_jobs": [{ "interval": interval }]})).expect_err("refused");
+            assert!(error.contains("a duration with its unit"), "{error}");
+        }
+        for interval in [json!("1s"), json!("59 s"), json!(60_000), json!("86400000")] {
+            assert!(
+                read(json!({"purge_jobs": [{ "interval": interval }]})).is_ok(),
+                "{interval}"
+            );
         }
         let spins = read(json!({"purge_jobs": [{"interval": 0}]})).expect_err("refused");
         assert_eq!(

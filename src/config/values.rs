@@ -2,7 +2,7 @@
 
 use super::yaml::{Kind, Map, Value};
 use crate::error::Error;
-use crate::time::{Millis, parse_duration};
+use crate::time::{Millis, parse_duration, parse_duration_with_unit};
 
 /// Whether what stands at a key does not belong on a screen: a key, a password, or an address with one.
 fn may_be_secret(key: &str) -> bool {
@@ -76,6 +76,25 @@ pub(super) fn duration(key: &str, value: &Value) -> Result<Millis, Error> {
             .map_err(|e| Error::Config(format!("{}: {key}: {e}", value.place()))),
         Kind::Int(_) if value.as_i64().is_some() => Ok(Millis(value.as_i64().unwrap_or_default())),
         _ => Err(wrong(key, value, "a duration such as 90d")),
+    }
+}
+
+/// A duration of our own block: a number without a unit is asked back, because days are meant more often. What is
+/// a minute or more in milliseconds must have been meant.
+pub(super) fn duration_with_unit(key: &str, value: &Value) -> Result<Millis, Error> {
+    let length = duration(key, value)?;
+    if length < Millis(0) {
+        return Err(wrong(key, value, "no negative duration"));
+    }
+    let text = match value.kind() {
+        Kind::Text(text) => text.to_string(),
+        _ => length.0.to_string(),
+    };
+    match parse_duration_with_unit(&text) {
+        Err(said) if length < Millis(60_000) => {
+            Err(Error::Config(format!("{}: {key}: {said}", value.place())))
+        }
+        _ => Ok(length),
     }
 }
 

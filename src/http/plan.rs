@@ -12,7 +12,7 @@ use super::{Api, Context};
 use crate::ids::{JobId, RoomId};
 use crate::keeper::PurgeOptions;
 use crate::policy::{LifetimeRange, Retention};
-use crate::time::{Millis, parse_duration};
+use crate::time::{Millis, parse_duration_with_unit};
 
 /// `{"room_id": …}` with the members of a purge's body plans that purge. `{"retention": {…}}` plans the retention jobs:
 /// all of them, `{"job": N}` one, `{"shortest_max_lifetime": …, "longest_max_lifetime": …}` a range; with `"exact": true`
@@ -127,17 +127,17 @@ fn ranges(
     }
 }
 
-/// A length of time, as the configuration writes it.
+/// A length of time, as it is typed on the command line: with its unit.
 fn length(wanted: &Map<String, Value>, key: &str) -> Result<Option<Millis>, ApiError> {
     match wanted.get(key) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => parse_duration(text)
+        Some(Value::String(text)) => parse_duration_with_unit(text)
             .map(Some)
             .map_err(|said| ApiError::bad_json(format!("{key}: {said}"))),
-        Some(value) => match value.as_i64() {
-            Some(ms) => Ok(Some(Millis(ms))),
-            None => Err(ApiError::bad_json(format!("{key} must be a duration"))),
-        },
+        Some(Value::Number(count)) => Err(ApiError::bad_json(format!(
+            "{key}: {count} of what? say \"{count}d\" for days"
+        ))),
+        Some(_) => Err(ApiError::bad_json(format!("{key} must be a duration"))),
     }
 }
 
@@ -171,7 +171,7 @@ mod tests {
         };
         assert_eq!(of(json!({})).ok(), Some(vec![Some(1), Some(2)]));
         assert_eq!(of(json!({"job": 2})).ok(), Some(vec![Some(2)]));
-        let on_demand = json!({"longest_max_lifetime": "5d", "shortest_max_lifetime": 7});
+        let on_demand = json!({"longest_max_lifetime": "5d", "shortest_max_lifetime": "7ms"});
         assert_eq!(of(on_demand).ok(), Some(vec![Some(5)]));
         for wrong in [json!({"job": 0}), json!({"job": 3}), json!({"job": "x"})] {
             assert_eq!(of(wrong).err().map(|f| f.status), Some(404));
@@ -179,6 +179,8 @@ mod tests {
         for wrong in [
             json!({"longest_max_lifetime": true}),
             json!({"longest_max_lifetime": "x"}),
+            json!({"longest_max_lifetime": 30}),
+            json!({"shortest_max_lifetime": "30"}),
             json!({"lonest_max_lifetime": "3d"}),
             json!({"job": 1, "longest_max_lifetime": "3d"}),
         ] {

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::retention_room::{RetentionRun, RoomPurge};
 use super::{Keeper, Shared, Viewer, Work, end_early, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
@@ -59,8 +60,11 @@ pub struct RetentionSummary {
     pub rooms_skipped: i64,
     /// Rooms whose purge failed.
     pub rooms_failed: i64,
-    /// Rooms left alone by the plan.
+    /// Rooms left alone by the plan, or when their turn came.
     pub rooms_left_alone: i64,
+    /// Whether the clock was looked at and believed: then the end of this run is a time to measure it by.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub clock_accepted: bool,
     /// Which failed, and why; no more than a hundred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<RoomError>,
@@ -73,13 +77,6 @@ pub struct RoomError {
     pub room_id: RoomId,
     /// Why.
     pub error: String,
-}
-
-/// A run's parameters in the ledger.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Range {
-    #[serde(flatten)]
-    pub(super) range: LifetimeRange,
 }
 
 fn refuse_invalid(range: &LifetimeRange) -> Result<(), Error> {
@@ -125,19 +122,24 @@ impl Keeper {
         }
         let range = LifetimeRange { shortest, longest };
         refuse_invalid(&range)?;
-        let guard = self.shared.enqueue_retention(range)?;
+        self.shared.refuse_clock_ahead()?;
+        let run = RetentionRun {
+            range,
+            scheduled: false,
+        };
+        let guard = self.shared.enqueue_retention(run)?;
         let id = guard.id().clone();
-        self.run_retention(guard, range)?;
+        self.run_retention(guard, run)?;
         Ok(id)
     }
 
-    pub(super) fn run_retention(&self, guard: JobGuard, range: LifetimeRange) -> Result<(), Error> {
+    pub(super) fn run_retention(&self, guard: JobGuard, run: RetentionRun) -> Result<(), Error> {
         let retention_scheduler = self
             .threads
             .retention_scheduler
             .as_ref()
             .ok_or(Error::Stopping)?;
-        retention_scheduler.run(guard, range)
+        retention_scheduler.run(guard, run)
     }
 
     /// Looks at the clock now instead of within a second; answers the retention runs that were due, which have ended
@@ -178,6 +180,10 @@ impl Counters {
         }
     }
 
+    fn left_alone(&self) {
+        self.summary.lock().0.rooms_left_alone += 1;
+    }
+
     fn skipped(&self) {
         self.summary.lock().0.rooms_skipped += 1;
     }
@@ -208,11 +214,10 @@ impl Shared {
     /// Admits a run: one of a range at a time. One that was interrupted goes on under its own name.
     pub(super) fn enqueue_retention(
         self: &Arc<Self>,
-        range: LifetimeRange,
+        run: RetentionRun,
     ) -> Result<JobGuard, Error> {
-        let params =
-            serde_json::to_value(Range { range }).map_err(|e| Error::Bug(e.to_string()))?;
-        let subject = Subject::Lifetimes(range);
+        let params = serde_json::to_value(run).map_err(|e| Error::Bug(e.to_string()))?;
+        let subject = Subject::Lifetimes(run.range);
         self.release_reserve_if_short();
         let Some((first, others)) = self.interrupted(&subject)? else {
             return self.register.enqueue(RETENTION, &subject, params);
@@ -272,7 +277,7 @@ impl Shared {
         self: &Arc<Self>,
         pool: &Arc<Pool>,
         guard: JobGuard,
-        range: LifetimeRange,
+        run: RetentionRun,
         now: Millis,
     ) {
         let live = guard.live().clone();
@@ -283,7 +288,7 @@ impl Shared {
         log::info!("{guard} begins");
         let outcome = guard
             .start()
-            .and_then(|()| self.run_rooms(pool, &guard, range, now));
+            .and_then(|()| self.run_rooms(pool, &guard, run, now));
         let outcome = match outcome {
             Err(e) if e.is_interrupt() && is_stopping() => Err(Error::Stopping),
             Err(e) if e.is_interrupt() && guard.live().is_cancelled() => Err(Error::Cancelled),
@@ -313,9 +318,10 @@ impl Shared {
         self: &Arc<Self>,
         pool: &Arc<Pool>,
         guard: &JobGuard,
-        range: LifetimeRange,
+        run: RetentionRun,
         now: Millis,
     ) -> Result<RetentionSummary, Error> {
+        self.refuse_clock_ahead()?;
         let mut progress = Progress {
             phase: Phase::Counting,
             ..Progress::default()
@@ -333,7 +339,7 @@ impl Shared {
                 .live()
                 .set_interrupt(Some(Box::new(move || handle.interrupt())));
             let is_busy = |room: &RoomId| self.register.is_busy(room);
-            let plan = retention::plan(&db, &self.config.retention, range, now, &is_busy);
+            let plan = retention::plan(&db, &self.config.retention, run.range, now, &is_busy);
             guard.live().set_interrupt(None);
             plan?
         };
@@ -348,13 +354,14 @@ impl Shared {
         let summary = RetentionSummary {
             rooms_planned: i64::try_from(plan.rooms.len()).unwrap_or(i64::MAX),
             rooms_left_alone: i64::try_from(plan.left_alone.len()).unwrap_or(i64::MAX),
+            clock_accepted: self.config.check_clock,
             ..RetentionSummary::default()
         };
         let counters = Arc::new(Counters {
             summary: Mutex::new((summary, progress)),
             running: Mutex::default(),
         });
-        let mut batches = batches(&plan);
+        let mut batches = batches(&plan, run);
         let most = self.config.workers.div_ceil(2);
         let (done, ended) = unbounded::<()>();
         let mut running = 0;
@@ -392,6 +399,10 @@ impl Shared {
             publish(&counters.progress());
         }
         stay()?;
+        // A clock that was set meanwhile is none to measure by.
+        if self.config.check_clock && self.refuse_clock_ahead().is_err() {
+            counters.summary.lock().0.clock_accepted = false;
+        }
         // What the purges left to the end: they share one index and one log.
         let mut progress = counters.progress();
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused();
@@ -443,7 +454,8 @@ impl Shared {
                 self.purge_due(batch, due, request, counters, &mut kept)
             }));
             match purged {
-                Ok(Ok(done)) => counters.purged(due, &done),
+                Ok(Ok(Some(done))) => counters.purged(due, &done),
+                Ok(Ok(None)) => counters.left_alone(),
                 Ok(Err(Error::Stopping)) => return,
                 Ok(Err(Error::RoomBusy { .. })) => {
                     log::warn!("room {room}: another job has it, so this retention run skips it");
@@ -466,13 +478,18 @@ impl Shared {
         request: &Request,
         counters: &Counters,
         kept: &mut Option<(Db, Option<HomeserverDetector>)>,
-    ) -> Result<Progress, Error> {
+    ) -> Result<Option<Progress>, Error> {
         let room = &due.room_id;
         let now = self.config.clock.now();
         if self.with_reader(|db| homeserver::has_own_task(db, room, now))? {
             return Err(Error::RoomBusy { room: room.clone() });
         }
-        let params = serde_json::to_value(request).map_err(|e| Error::Bug(e.to_string()))?;
+        let run = batch.run;
+        let Some(request) = self.recheck(run, room, request, now.min(batch.planned_at))? else {
+            return Ok(None);
+        };
+        let purge = RoomPurge { request, run };
+        let params = serde_json::to_value(&purge).map_err(|e| Error::Bug(e.to_string()))?;
         let guard = self
             .register
             .enqueue(RETENTION_PURGE, &Subject::Room(room.clone()), params)?;
@@ -492,7 +509,7 @@ impl Shared {
                 }
             };
             ctx.is_one_of_many = true;
-            let progress = purge::run(&mut ctx, request)?;
+            let progress = purge::run(&mut ctx, &purge.request)?;
             // A rewrite leaves nothing of what was prepared on its connection.
             if !progress.rewritten {
                 *kept = Some((ctx.db, ctx.detector));
@@ -505,18 +522,20 @@ impl Shared {
             Err(Error::Stopping) => guard.suspend(),
             Err(e) => guard.end_part(Some((&e.status_text(), e.code()))),
         }
-        outcome
+        outcome.map(Some)
     }
 }
 
 /// Rooms that one worker purges one after the other.
 #[derive(Clone)]
 struct Batch {
+    run: RetentionRun,
+    planned_at: Millis,
     rooms: Vec<(Due, Request)>,
 }
 
 /// The rooms of a plan in its order, in batches of bounded size.
-fn batches(plan: &Plan) -> VecDeque<Batch> {
+fn batches(plan: &Plan, run: RetentionRun) -> VecDeque<Batch> {
     let mut batches: VecDeque<Batch> = VecDeque::new();
     let mut events = 0;
     for due in &plan.rooms {
@@ -528,7 +547,11 @@ fn batches(plan: &Plan) -> VecDeque<Batch> {
             }
             _ => {
                 events = due.events;
-                batches.push_back(Batch { rooms: vec![room] });
+                batches.push_back(Batch {
+                    run,
+                    planned_at: plan.now_ms,
+                    rooms: vec![room],
+                });
             }
         }
     }

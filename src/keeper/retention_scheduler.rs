@@ -10,6 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::Shared;
+use super::retention_room::RetentionRun;
 use crate::error::{Chain, Error};
 use crate::ids::JobId;
 use crate::jobs::pool::Pool;
@@ -24,7 +25,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// What the thread is asked to do.
 enum Command {
     /// Run this range now.
-    Run(JobGuard, LifetimeRange),
+    Run(JobGuard, RetentionRun),
     /// Look at the clock now, and say which runs that began, when they have ended.
     Tick(Sender<Vec<JobId>>),
 }
@@ -59,8 +60,8 @@ impl RetentionScheduler {
     }
 
     /// Runs a range as soon as what runs now has ended.
-    pub(super) fn run(&self, guard: JobGuard, range: LifetimeRange) -> Result<(), Error> {
-        self.send(Command::Run(guard, range))
+    pub(super) fn run(&self, guard: JobGuard, run: RetentionRun) -> Result<(), Error> {
+        self.send(Command::Run(guard, run))
     }
 
     /// Looks at the clock now; answers the runs that were due, which have ended.
@@ -129,11 +130,15 @@ impl Runs {
                 break;
             };
             let job = shared.config.retention.purge_jobs[at];
-            match shared.enqueue_retention(job.range) {
+            let run = RetentionRun {
+                range: job.range,
+                scheduled: true,
+            };
+            match shared.enqueue_retention(run) {
                 Ok(guard) => {
                     ran.push(guard.id().clone());
                     shared.note_run(job.range, now);
-                    shared.run(pool, guard, job.range, now);
+                    shared.run(pool, guard, run, now);
                 }
                 Err(e) => log::warn!("retention: rooms with {}: {}", job.range, Chain(&e)),
             }
@@ -161,10 +166,10 @@ impl Shared {
 fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Receiver<Command>) {
     loop {
         match orders.recv_timeout(PERIOD) {
-            Ok(Command::Run(guard, range)) => {
+            Ok(Command::Run(guard, run)) => {
                 let now = shared.config.clock.now();
-                shared.note_run(range, now);
-                shared.run(pool, guard, range, now);
+                shared.note_run(run.range, now);
+                shared.run(pool, guard, run, now);
             }
             Ok(Command::Tick(answer)) => drop(answer.send(runs.tick(shared, pool))),
             Err(RecvTimeoutError::Timeout) => drop(runs.tick(shared, pool)),

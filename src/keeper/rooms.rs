@@ -86,7 +86,7 @@ impl Viewer {
         let plan = retention::plan(&self.db, policy, LifetimeRange::default(), now, &|_| false)?;
         let lifetime = |own: Option<&Policy>| match policy.evaluate(&LifetimeRange::default(), own)
         {
-            Decision::Due(of) => Some(of.lifetime),
+            Decision::Due(of) | Decision::TooShort(of) => Some(of.lifetime),
             Decision::OutOfRange(lifetime) => Some(lifetime),
             Decision::NoLifetime => None,
         };

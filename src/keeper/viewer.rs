@@ -15,6 +15,7 @@ use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan};
+use crate::retention;
 use crate::sqlite_file;
 use crate::store::check::{self, Violation};
 use crate::store::db::{Access, Db, OpenOptions};
@@ -99,6 +100,19 @@ impl Viewer {
                 Extremities::AskHomeserver
             }
             HomeserverPolicy::AllowRunning => Extremities::Stay,
+        }
+    }
+
+    /// Refuses what depends on age while the clock may be ahead, by the database alone.
+    pub fn refuse_clock_ahead(&self) -> Result<(), Error> {
+        match self.config.check_clock {
+            true => retention::refuse_clock_ahead(
+                &self.db,
+                &*self.config.clock,
+                self.config.clock_tolerance,
+                None,
+            ),
+            false => Ok(()),
         }
     }
 

@@ -12,7 +12,8 @@ use crate::policy::{Decision, Lifetime, LifetimeRange, Policy, Retention};
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
 use crate::store::expiry::Expiry;
-use crate::store::policies::{self, CutOff, RoomCut};
+use crate::store::left_rooms;
+use crate::store::policies::{self, CutOff, RoomCut, RoomPolicy, Said};
 use crate::store::sizes;
 use crate::time::Millis;
 
@@ -100,6 +101,13 @@ pub struct LeftAlone {
     pub policy: Option<Policy>,
     /// Why.
     pub reason: Reason,
+    /// The lifetime that is not carried out because it is so short (R-55).
+    #[serde(flatten, skip_serializing_if = "Option::is_none", default)]
+    pub lifetime: Option<Lifetime>,
+    /// Messages that have expired and stay all the same: because the room's newest events lie below them (P-50), or
+    /// because everybody of this server has left (R-54; expired or not).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expired: Option<i64>,
 }
 
 /// Why a room is left alone.
@@ -108,6 +116,10 @@ pub struct LeftAlone {
 pub enum Reason {
     /// Neither the room nor the server sets a `max_lifetime` (R-14, R-15).
     NoMaxLifetime,
+    /// Its policy cannot be read (R-53).
+    UnreadablePolicy,
+    /// Its lifetime is below an hour, and nobody said that this is meant (R-55).
+    LifetimeTooShort,
     /// Its lifetime is not one that this job takes (R-12, R-18).
     OutOfRange,
     /// Nothing in it is old enough (R-21).
@@ -116,6 +128,8 @@ pub enum Reason {
     NothingToPurge,
     /// The cut lies above all of the room's newest events, so that none would stay (P-2).
     WouldEmptyRoom,
+    /// Nobody of this server is in it any more (R-54).
+    LeftByAll,
     /// A job of ours has the room (L-3).
     Busy,
     /// The homeserver itself is purging or deleting it (L-8).
@@ -126,11 +140,23 @@ impl Reason {
     /// As a sentence for people.
     pub fn in_words(self) -> &'static str {
         match self {
+            Self::UnreadablePolicy => {
+                "its retention policy (m.room.retention) cannot be read: it should be stated anew"
+            }
+            Self::LifetimeTooShort => {
+                "its lifetime is below an hour; a number without a unit is milliseconds \
+                 (roomkeeper.short_lifetimes: true carries it out)"
+            }
             Self::NoMaxLifetime => "neither the room nor the server sets a max_lifetime",
             Self::OutOfRange => "its max_lifetime is out of this job's range",
             Self::NothingThatOld => "nothing in it is that old",
             Self::NothingToPurge => "nothing below the cut would go",
-            Self::WouldEmptyRoom => "no event of it would stay",
+            Self::WouldEmptyRoom => {
+                "its newest events (forward extremities) lie below what would go, so its old messages stay"
+            }
+            Self::LeftByAll => {
+                "everybody of this server has left it (roomkeeper.retention_of_left_rooms: true takes it)"
+            }
             Self::Busy => "another job has it",
             Self::BusyInHomeserver => "the homeserver itself is purging or deleting it",
         }
@@ -176,8 +202,26 @@ pub fn plan(
             estimated_bytes: 0,
         };
         let mut wanted: BTreeMap<RoomId, (Option<Policy>, Lifetime)> = BTreeMap::new();
+        let mut rooms = rooms;
+        for left in left_rooms::left_rooms(db)? {
+            if retention.of_left_rooms {
+                let said = left_rooms::last_said(db, &left.room)?;
+                rooms.push(RoomPolicy {
+                    room: left.room,
+                    said,
+                });
+            } else {
+                plan.left_alone.push(LeftAlone {
+                    room_id: left.room,
+                    policy: None,
+                    reason: Reason::LeftByAll,
+                    lifetime: None,
+                    expired: Some(left.messages),
+                });
+            }
+        }
         for found in rooms {
-            let (room_id, policy) = (found.room, found.policy);
+            let (room_id, policy) = (found.room, found.said.policy());
             if let Some(lifetime) = policy.and_then(|policy| policy.max_lifetime)
                 && lifetime <= Millis(0)
             {
@@ -186,8 +230,14 @@ pub fn plan(
                     lifetime.0
                 );
             }
+            let mut too_short = None;
             let reason = match retention.evaluate(&range, policy.as_ref()) {
+                _ if found.said == Said::Unreadable => Reason::UnreadablePolicy,
                 Decision::NoLifetime => Reason::NoMaxLifetime,
+                Decision::TooShort(lifetime) => {
+                    too_short = Some(lifetime);
+                    Reason::LifetimeTooShort
+                }
                 Decision::OutOfRange(_) => Reason::OutOfRange,
                 Decision::Due(_) if is_busy(&room_id) => Reason::Busy,
                 Decision::Due(_) if own.contains(&room_id) => Reason::BusyInHomeserver,
@@ -200,6 +250,8 @@ pub fn plan(
                 room_id,
                 policy,
                 reason,
+                lifetime: too_short,
+                expired: None,
             });
         }
         let cuts = policies::cuts(db, &cut_offs(&wanted, now), now)?;
@@ -215,6 +267,8 @@ pub fn plan(
                 room_id,
                 policy,
                 reason: Reason::NothingThatOld,
+                lifetime: None,
+                expired: None,
             });
         }
         plan.rooms.sort_by(|a, b| {
@@ -263,6 +317,8 @@ impl Plan {
                 room_id: cut.room,
                 policy,
                 reason,
+                lifetime: None,
+                expired: (reason == Reason::WouldEmptyRoom).then_some(events),
             });
             return;
         }

@@ -13,7 +13,8 @@ use super::summary::Summary;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::Db;
-use crate::store::{points, room_statistics};
+use crate::store::expiry::Expiry;
+use crate::store::room_statistics;
 use crate::time::{Millis, parse_duration};
 
 /// One condition on a room.
@@ -262,7 +263,7 @@ pub fn select(
             Condition::Room(named) => Rooms::of([room_of(db, named, &known)?]),
             Condition::Space(named) => Rooms::of(in_space(db, room_of(db, named, &known)?)?),
             Condition::Inactive(age) => {
-                let after = points::first_stream_ordering_after(db, now - *age)?;
+                let after = Expiry::find(db, now - *age, now)?.live_before;
                 Rooms::of(room_statistics::joined_since(db, after - 1)?)
             }
             _ => Rooms::default(),

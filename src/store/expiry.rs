@@ -210,7 +210,7 @@ impl<'a> Arrivals<'a> {
         }
         let mut rows = self.rows(&places_before(place))?;
         rows.extend(self.sample.iter().filter(|(at, _)| *at <= place));
-        rows.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.0));
         let latest_before = rows.iter().filter_map(|(_, stamp)| *stamp);
         let Some(reference) = latest_before.filter(is_possible).max() else {
             return Ok(Received::Unknown);
@@ -264,7 +264,7 @@ impl<'a> Arrivals<'a> {
             .into_iter()
             .filter_map(|(place, stamp)| Some((place?, stamp)))
             .collect();
-        rows.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.0));
         rows.dedup_by_key(|row| row.0);
         Ok(rows)
     }

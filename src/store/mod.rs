@@ -4,6 +4,7 @@
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
 
 pub mod append;
+pub mod arrival_times;
 pub mod blocks;
 pub mod catalog;
 pub mod check;
@@ -18,6 +19,7 @@ pub mod forward_extremities;
 pub mod free_pages;
 pub mod history;
 pub mod homeserver;
+pub mod left_rooms;
 pub mod members;
 pub mod named_rooms;
 pub mod own_events;

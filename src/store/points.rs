@@ -15,17 +15,17 @@ const EVENT_POINT: &str = "
      WHERE e.event_id = $1";
 
 /// R-21, R-50: the room's newest event by arrival that has expired. Binds `$1` room, and from `$2` on an [`Expiry`].
-/// Walks `events_room_stream` backwards.
+/// Walks `events_room_stream` backwards: without the plus signs SQLite would rather sort the room.
 const ANCHOR: &str = "
     SELECT e.topological_ordering, e.stream_ordering
       FROM events e
      WHERE e.room_id = $1 AND e.stream_ordering < $2 AND NOT e.outlier
-       AND ((e.stream_ordering > 0
-             AND (e.stream_ordering < $3 OR e.received_ts >= $4)
-             AND coalesce(e.received_ts < $5, e.stream_ordering > $6))
-            OR (e.stream_ordering < 0
+       AND ((+e.stream_ordering > 0
+             AND (+e.stream_ordering < $3 OR e.received_ts >= $4)
+             AND coalesce(e.received_ts < $5, +e.stream_ordering > $6))
+            OR (+e.stream_ordering < 0
                 AND (e.origin_server_ts < $5
-                     OR (e.received_ts < $5 AND e.stream_ordering > $7))))
+                     OR (e.received_ts < $5 AND +e.stream_ordering > $7))))
        AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
      ORDER BY e.stream_ordering DESC LIMIT 1";
 

@@ -15,13 +15,35 @@ use crate::point::Point;
 use crate::policy::Policy;
 use crate::time::Millis;
 
-/// A room with current state, and its policy if it has one.
+/// What a room says of how long its messages stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Said {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// This.
+    Policy(Policy),
+    /// Something that we cannot read: the room is left alone (R-53).
+    Unreadable,
+}
+
+impl Said {
+    /// The policy, where there is one that can be read.
+    pub fn policy(self) -> Option<Policy> {
+        match self {
+            Self::Policy(policy) => Some(policy),
+            Self::Nothing | Self::Unreadable => None,
+        }
+    }
+}
+
+/// A room with current state, and what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomPolicy {
     /// The room.
     pub room: RoomId,
     /// Its current policy.
-    pub policy: Option<Policy>,
+    pub said: Said,
 }
 
 /// Every room that has current state, with its `m.room.retention` events: the rows of `room_retention` (R-7), and the
@@ -33,7 +55,7 @@ const POLICIES: &str = "
          UNION ALL
         SELECT (SELECT min(c.room_id) FROM current_state_events c WHERE c.room_id > room.room_id)
           FROM room WHERE room.room_id IS NOT NULL)
-    SELECT room.room_id, p.event_id IS NOT NULL, p.min_lifetime, p.max_lifetime, j.json
+    SELECT room.room_id, c.event_id IS NOT NULL, p.event_id IS NOT NULL, p.min_lifetime, p.max_lifetime, j.json
       FROM room
       LEFT JOIN current_state_events c ON c.room_id = room.room_id AND c.type = 'm.room.retention'
       LEFT JOIN room_retention p ON p.room_id = c.room_id AND p.event_id = c.event_id
@@ -48,12 +70,29 @@ const POLICIES_OF_EVENTS: &str = "
          UNION ALL
         SELECT (SELECT min(c.room_id) FROM current_state_events c WHERE c.room_id > room.room_id)
           FROM room WHERE room.room_id IS NOT NULL)
-    SELECT room.room_id, FALSE, NULL, NULL, j.json
+    SELECT room.room_id, c.event_id IS NOT NULL, FALSE, NULL, NULL, j.json
       FROM room
       LEFT JOIN current_state_events c ON c.room_id = room.room_id AND c.type = 'm.room.retention'
       LEFT JOIN event_json j ON j.event_id = c.event_id
      WHERE room.room_id IS NOT NULL
      ORDER BY room.room_id, c.state_key";
+
+/// The same of one room. Binds `$1` room.
+const POLICY_OF_ROOM: &str = "
+    SELECT c.room_id, TRUE, p.event_id IS NOT NULL, p.min_lifetime, p.max_lifetime, j.json
+      FROM current_state_events c
+      LEFT JOIN room_retention p ON p.room_id = c.room_id AND p.event_id = c.event_id
+      LEFT JOIN event_json j ON j.event_id = c.event_id AND p.event_id IS NULL
+     WHERE c.room_id = $1 AND c.type = 'm.room.retention'
+     ORDER BY c.state_key";
+
+/// The same where the database has no `room_retention`. Binds `$1` room.
+const POLICY_OF_ROOMS_EVENTS: &str = "
+    SELECT c.room_id, TRUE, FALSE, NULL, NULL, j.json
+      FROM current_state_events c
+      LEFT JOIN event_json j ON j.event_id = c.event_id
+     WHERE c.room_id = $1 AND c.type = 'm.room.retention'
+     ORDER BY c.state_key";
 
 /// The current policy of every room that has current state (the rooms of R-12).
 pub fn of_all_rooms(db: &Db) -> Result<Vec<RoomPolicy>, Error> {
@@ -64,43 +103,96 @@ pub fn of_all_rooms(db: &Db) -> Result<Vec<RoomPolicy>, Error> {
     let mut rooms: Vec<RoomPolicy> = Vec::new();
     db.for_each("read the rooms' retention policies", sql, &[], |row| {
         let room = RoomId::new(row.get::<_, String>(0)?);
-        let policy = policy_of(row)?;
+        let said = said(row)?;
         match rooms.last_mut() {
-            Some(last) if last.room == room => last.policy = last.policy.or(policy),
-            _ => rooms.push(RoomPolicy { room, policy }),
+            Some(last) if last.room == room => {
+                if last.said == Said::Nothing {
+                    last.said = said;
+                }
+            }
+            _ => rooms.push(RoomPolicy { room, said }),
         }
         Ok(())
     })?;
     Ok(rooms)
 }
 
-fn policy_of(row: &Row<'_>) -> RowResult<Option<Policy>> {
-    if row.get::<_, bool>(1)? {
-        // A row written by an old background update may hold anything (R-9); what is no number says nothing.
-        let lifetime = |at| row.get::<_, Option<i64>>(at).ok().flatten().map(Millis);
-        return Ok(Some(Policy {
-            min_lifetime: lifetime(2),
-            max_lifetime: lifetime(3),
-        }));
+/// The current policy of a room; `None` where it has no current state here (R-54).
+pub fn of_room(db: &Db, room: &RoomId) -> Result<Option<Said>, Error> {
+    const HAS_STATE: &str = "SELECT EXISTS (SELECT 1 FROM current_state_events WHERE room_id = $1)";
+    let doing = "read the room's retention policy";
+    let sql = match db.catalog().has("room_retention") {
+        true => POLICY_OF_ROOM,
+        false => POLICY_OF_ROOMS_EVENTS,
+    };
+    if db.count(doing, HAS_STATE, params![room.as_str()])? == 0 {
+        return Ok(None);
     }
-    Ok(row
-        .get::<_, Option<String>>(4)?
-        .and_then(|json| of_event(&json)))
+    let all = db.rows(doing, sql, params![room.as_str()], said)?;
+    let first = all.into_iter().find(|said| *said != Said::Nothing);
+    Ok(Some(first.unwrap_or_default()))
 }
 
-/// The policy that a retention event states: at least one lifetime, and each a whole number (R-8).
-fn of_event(json: &str) -> Option<Policy> {
-    let event: Value = serde_json::from_str(json).ok()?;
-    let content = event.get("content")?;
-    let lifetime = |key| match content.get(key) {
-        None => Some(None),
-        Some(value) => value.as_i64().map(|ms| Some(Millis(ms))),
+fn said(row: &Row<'_>) -> RowResult<Said> {
+    if !row.get::<_, bool>(1)? {
+        return Ok(Said::Nothing);
+    }
+    if row.get::<_, bool>(2)? {
+        return row_says(row, 3);
+    }
+    // On SQLite a text may have been stored as bytes (M-93).
+    Ok(match row.get::<_, Option<Vec<u8>>>(5)? {
+        Some(json) => of_event(&json),
+        None => Said::Unreadable,
+    })
+}
+
+/// What the lifetimes of a row of `room_retention` say, which stand at two columns. A row written by an old background
+/// update may hold anything (R-9).
+pub(super) fn row_says(row: &Row<'_>, at: usize) -> RowResult<Said> {
+    let lifetime = |at| row.get::<_, Option<i64>>(at).ok();
+    Ok(match (lifetime(at), lifetime(at + 1)) {
+        (Some(min), Some(max)) => Said::Policy(Policy {
+            min_lifetime: min.map(Millis),
+            max_lifetime: max.map(Millis),
+        }),
+        _ => Said::Unreadable,
+    })
+}
+
+/// The policy that a retention event states: at least one lifetime, and each a whole number (R-8). What is no JSON by
+/// our reading, or nested deeper than that goes, or a number that we cannot hold, says something that we do not know.
+pub(super) fn of_event(json: &[u8]) -> Said {
+    let Ok(event) = serde_json::from_slice::<Value>(json) else {
+        return Said::Unreadable;
     };
-    let policy = Policy {
-        min_lifetime: lifetime("min_lifetime")?,
-        max_lifetime: lifetime("max_lifetime")?,
+    let Some(content) = event.get("content") else {
+        return Said::Nothing;
     };
-    (policy != Policy::default()).then_some(policy)
+    let mut policy = Policy::default();
+    for (key, lifetime) in [
+        ("min_lifetime", &mut policy.min_lifetime),
+        ("max_lifetime", &mut policy.max_lifetime),
+    ] {
+        match content.get(key) {
+            None => {}
+            Some(Value::Number(number)) => match number.as_i64() {
+                Some(ms) => *lifetime = Some(Millis(ms)),
+                None if is_huge(number) => return Said::Unreadable,
+                None => return Said::Nothing,
+            },
+            Some(_) => return Said::Nothing,
+        }
+    }
+    match policy == Policy::default() {
+        true => Said::Nothing,
+        false => Said::Policy(policy),
+    }
+}
+
+/// Whether it may have been written as a whole number, of more digits than we hold.
+fn is_huge(number: &serde_json::Number) -> bool {
+    number.is_u64() || number.as_f64().is_none_or(|n| n.abs() >= 9e18)
 }
 
 /// A room whose history is to be cut, and what is known of it.
@@ -157,12 +249,12 @@ const FIND_ANCHORS: &str = "
            SELECT e.stream_ordering
              FROM events e
             WHERE e.room_id = rk_cuts.room_id AND e.stream_ordering < rk_cuts.live_end AND NOT e.outlier
-              AND ((e.stream_ordering > 0
-               AND e.stream_ordering < CASE WHEN e.received_ts >= rk_cuts.near THEN rk_cuts.live_end ELSE rk_cuts.live_before END
-               AND coalesce(e.received_ts < rk_cuts.ts, e.stream_ordering > rk_cuts.first_known))
-              OR (e.stream_ordering < 0
+              AND ((+e.stream_ordering > 0
+               AND +e.stream_ordering < CASE WHEN e.received_ts >= rk_cuts.near THEN rk_cuts.live_end ELSE rk_cuts.live_before END
+               AND coalesce(e.received_ts < rk_cuts.ts, +e.stream_ordering > rk_cuts.first_known))
+              OR (+e.stream_ordering < 0
                   AND (e.origin_server_ts < rk_cuts.ts
-                       OR (e.received_ts < rk_cuts.ts AND e.stream_ordering > rk_cuts.backfilled_after))))
+                       OR (e.received_ts < rk_cuts.ts AND +e.stream_ordering > rk_cuts.backfilled_after))))
               AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
             ORDER BY e.stream_ordering DESC LIMIT 1)";
 
@@ -370,9 +462,9 @@ mod tests {
 
     #[test]
     fn a_retention_event_states_a_policy_only_in_whole_numbers() {
-        let policy = |content: &str| of_event(&format!("{{\"content\": {content}}}"));
+        let policy = |content: &str| of_event(format!("{{\"content\": {content}}}").as_bytes());
         let of = |min: Option<i64>, max: Option<i64>| {
-            Some(Policy {
+            Said::Policy(Policy {
                 min_lifetime: min.map(Millis),
                 max_lifetime: max.map(Millis),
             })
@@ -384,15 +476,41 @@ mod tests {
                 r#"{"min_lifetime": 1, "max_lifetime": 2}"#,
                 of(Some(1), Some(2)),
             ),
-            (r#"{}"#, None),
-            (r#"{"max_lifetime": null}"#, None),
-            (r#"{"max_lifetime": 5, "min_lifetime": true}"#, None),
-            (r#"{"max_lifetime": 5.5}"#, None),
-            (r#"{"max_lifetime": "5d"}"#, None),
-            (r#"[]"#, None),
+            (r#"{}"#, Said::Nothing),
+            (r#"{"max_lifetime": null}"#, Said::Nothing),
+            (
+                r#"{"max_lifetime": 5, "min_lifetime": true}"#,
+                Said::Nothing,
+            ),
+            (r#"{"max_lifetime": 5.5}"#, Said::Nothing),
+            (r#"{"max_lifetime": "5d"}"#, Said::Nothing),
+            (r#"[]"#, Said::Nothing),
         ] {
             assert_eq!(policy(content), found, "{content}");
         }
-        assert_eq!(of_event("not JSON"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_nothing() {
+        let nested = format!(
+            "{{\"max_lifetime\": 77760000000, \"x\": {}1{}}}",
+            "[".repeat(200),
+            "]".repeat(200)
+        );
+        for content in [
+            nested.as_str(),
+            r#"{"max_lifetime": 99999999999999999999}"#,
+            r#"{"max_lifetime": 18446744073709551615}"#,
+            r#"{"max_lifetime": NaN}"#,
+            r#"{"max_lifetime": 5"#,
+        ] {
+            let json = format!("{{\"content\": {content}}}");
+            assert_eq!(of_event(json.as_bytes()), Said::Unreadable, "{content}");
+        }
+        assert_eq!(of_event(b"not JSON"), Said::Unreadable);
+        assert_eq!(
+            of_event(b"{\"content\": {\"x\": \"\xff\"}}"),
+            Said::Unreadable
+        );
     }
 }

@@ -204,6 +204,30 @@ fn wrong_usage_and_configuration_end_with_2() {
         .assert_ended(2, "--before-event");
     home.run(&["purge-history", "!a:b", "--older-than", "90 days"])
         .assert_ended(2, "is not a duration");
+    for (words, says) in [
+        (
+            &["purge-history", "!a:b", "--older-than", "90"][..],
+            "--older-than: 90 of what? say 90d",
+        ),
+        (
+            &["purge-history", "!a:b", "--older-than", "0"],
+            "0 of what?",
+        ),
+        (
+            &["purge-history", "!a:b", "--before-ts", "1700000000"],
+            "Seconds? then say 1700000000000",
+        ),
+        (
+            &["retention", "plan", "--shortest", "1"],
+            "--shortest: 1 of what?",
+        ),
+        (
+            &["retention", "run", "--longest", "365"],
+            "--longest: 365 of what?",
+        ),
+    ] {
+        home.run(words).assert_ended(2, says);
+    }
     home.run(&["purge-history", "!a:b", "--before-token", "s5"])
         .assert_ended(2, "Invalid room stream token 's5'");
     home.run(&["explode"])

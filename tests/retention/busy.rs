@@ -50,10 +50,10 @@ fn said_of(number: usize) -> usize {
 }
 
 /// The homeserver's lock on a room's history, held by it.
-struct Held<'a>(&'a Town, String);
+pub struct Held<'a>(&'a Town, String);
 
 impl<'a> Held<'a> {
-    fn new(town: &'a Town, number: usize) -> Self {
+    pub fn new(town: &'a Town, number: usize) -> Self {
         let held = Self(town, room(number));
         held.write(
             "INSERT INTO worker_read_write_locks (lock_name, lock_key, instance_name, write_lock, token, last_renewed_ts)
@@ -79,7 +79,7 @@ impl Drop for Held<'_> {
 }
 
 /// Waits until a job of this kind works in the room.
-fn await_job(keeper: &Keeper, kind: &str, number: usize) {
+pub fn await_job(keeper: &Keeper, kind: &str, number: usize) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let jobs = keeper.jobs().expect("listed");

@@ -6,6 +6,7 @@ mod support;
 
 mod arrivals;
 mod busy;
+mod decisions;
 #[cfg(feature = "daemon")]
 mod http;
 mod many;

@@ -138,6 +138,7 @@ fn a_run_whose_first_room_goes_in_one_rewrite_goes_on_with_the_next() {
     let town = Town::new(2, 21_000);
     let mut config = town.config();
     config.retention.default_policy.max_lifetime = Some(Millis(1));
+    config.retention.short_lifetimes = true;
     let keeper = Keeper::open(config).expect("opens");
     let point = PurgePoint::BeforeToken("t20900-0".into());
     let options = PurgeOptions {

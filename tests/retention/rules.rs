@@ -74,6 +74,7 @@ fn any_retention(rng: &mut StdRng) -> (Retention, LifetimeRange) {
         },
         allowed_lifetime_min: limits.0,
         allowed_lifetime_max: limits.1,
+        short_lifetimes: true,
         ..Retention::default()
     };
     let (shortest, longest) = ends(any_bound(rng), any_bound(rng));
