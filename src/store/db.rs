@@ -451,6 +451,15 @@ impl Db {
         outcome
     }
 
+    /// Grows whenever the connection to a server was lost and another one took its place.
+    pub(super) fn connection_number(&self) -> u64 {
+        match &self.conn {
+            Conn::Sqlite(_) => 0,
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.connection_number(),
+        }
+    }
+
     /// On a server: whether triggers are switched off in transactions that write, those for foreign keys among them.
     pub(super) fn are_triggers_off(&self) -> bool {
         match &self.conn {

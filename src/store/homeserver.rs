@@ -184,6 +184,11 @@ pub const NEW_EVENT_LOCK: &str = "new_event_during_purge_lock";
 const HELD: &str = "
     SELECT count(*) FROM worker_read_write_locks WHERE lock_name = $1 AND lock_key = $2 AND token = $3";
 
+/// Binds `$1` lock, `$2` room, `$3` our name, `$4` token, `$5` the time.
+const TAKE_LOCK: &str = "
+    INSERT INTO worker_read_write_locks (lock_name, lock_key, instance_name, write_lock, token, last_renewed_ts)
+    VALUES ($1, $2, $3, TRUE, $4, $5)";
+
 /// Write locks on one room in Synapse's own tables, where it has them.
 pub struct SynapseLock {
     names: &'static [&'static str],
@@ -191,6 +196,8 @@ pub struct SynapseLock {
     token: String,
     /// When it was renewed, by the clock that nobody sets.
     renewed: Millis,
+    /// Over which connection it was seen last, of those that `Db` has had.
+    connection: u64,
 }
 
 impl SynapseLock {
@@ -201,9 +208,6 @@ impl SynapseLock {
         room: &RoomId,
         clock: &dyn Clock,
     ) -> Result<Option<Self>, Error> {
-        const INSERT: &str = "
-            INSERT INTO worker_read_write_locks (lock_name, lock_key, instance_name, write_lock, token, last_renewed_ts)
-            VALUES ($1, $2, $3, TRUE, $4, $5)";
         const REAP: &str = "
             DELETE FROM worker_read_write_locks
              WHERE lock_name = $1 AND lock_key = $2 AND last_renewed_ts < $3";
@@ -223,7 +227,7 @@ impl SynapseLock {
                 )?;
                 db.execute(
                     doing,
-                    INSERT,
+                    TAKE_LOCK,
                     params![name, room.as_str(), INSTANCE_NAME, token, now.0],
                 )?;
             }
@@ -235,6 +239,7 @@ impl SynapseLock {
                 room: room.clone(),
                 token,
                 renewed,
+                connection: db.connection_number(),
             })),
             Err(e) if e.is_constraint() => Ok(None),
             // Somebody takes it or gives it back at this moment.
@@ -248,7 +253,9 @@ impl SynapseLock {
         clock.monotonic() - self.renewed >= LOCK_RENEWAL
     }
 
-    /// Renews the locks when it is time to, and answers whether they are still ours (W-4).
+    /// Renews the locks when it is time to, and answers whether they are still ours (W-4). A server that crashed, or that
+    /// another one took over from, has forgotten all locks (W-11): over a new connection they are taken anew, if nobody
+    /// else has them by now (S-38). Inside a transaction, which may still be rolled back: then that is found again.
     pub fn is_held(&mut self, db: &Db, clock: &dyn Clock) -> Result<bool, Error> {
         const RENEW: &str = "
             UPDATE worker_read_write_locks SET last_renewed_ts = $1
@@ -257,16 +264,31 @@ impl SynapseLock {
         let renews = self.is_due(clock);
         let (room, token) = (self.room.as_str(), &self.token);
         let (now, monotonic) = (clock.now(), clock.monotonic());
+        let mut is_new = false;
         for name in self.names {
             let held = if renews {
                 db.execute(doing, RENEW, params![now.0, name, room, token])?
             } else {
                 db.count(doing, HELD, params![name, room, token])?
             };
-            if held != 1 {
+            if held == 1 {
+                continue;
+            }
+            if self.connection == db.connection_number() {
                 return Ok(false);
             }
+            let taken = params![name, room, INSTANCE_NAME, token, now.0];
+            match db.execute(doing, TAKE_LOCK, taken) {
+                Ok(_) => is_new = true,
+                Err(e) if e.is_constraint() => return Ok(false),
+                Err(e) => return Err(e),
+            }
         }
+        if is_new {
+            log::info!("room {room}: the server had forgotten our lock on it; taken anew");
+            return Ok(true);
+        }
+        self.connection = db.connection_number();
         if renews {
             self.renewed = monotonic;
         }

@@ -125,6 +125,7 @@ pub(super) struct Link {
     token: Arc<Mutex<(CancelToken, Encryption)>>,
     in_transaction: Cell<bool>,
     triggers: Cell<bool>,
+    number: Cell<u64>,
     walks: Cell<bool>,
     is_standby: Cell<bool>,
 }
@@ -155,12 +156,18 @@ impl Link {
             statements: RefCell::default(),
             in_transaction: Cell::new(false),
             triggers: Cell::new(true),
+            number: Cell::new(0),
             walks: Cell::new(true),
         })
     }
 
     pub(super) fn interrupt_handle(&self) -> Interrupt {
         Interrupt(self.token.clone())
+    }
+
+    /// Grows with every connection that takes the place of one that was lost.
+    pub(super) fn connection_number(&self) -> u64 {
+        self.number.get()
     }
 
     /// Whether triggers are switched off in transactions that write.
@@ -363,6 +370,7 @@ impl Link {
         *self.token.lock() = (client.cancel_token(), encryption);
         self.statements.borrow_mut().clear();
         *self.client.borrow_mut() = client;
+        self.number.set(self.number.get() + 1);
         Ok(())
     }
 
