@@ -4,7 +4,7 @@
 #[macro_use]
 mod support;
 
-use roomkeeper::{Config, Error};
+use roomkeeper::{Config, Error, Keeper};
 use support::draft::{Draft, Event};
 use support::engine::{Engine, current};
 use support::work::{Ask, Site};
@@ -191,6 +191,18 @@ fn a_key_of_any_shape_is_kept() {
             }
             let about = format!("{}, {way}", shape.tables);
             let site = prepared.copy();
+            let planned = site.plan(&ask).expect("planned").referring_tables;
+            let is_hidden = shape.tables.contains("ROW LEVEL SECURITY");
+            assert!(
+                is_hidden || !planned.is_empty(),
+                "{about}: the plan names no table"
+            );
+            let would_stop = planned.iter().any(|table| table.stops_delete);
+            assert_eq!(
+                would_stop,
+                shape.end == End::Stops && !is_hidden,
+                "{about}: {planned:?}"
+            );
             let outcome = site.purge_with(config(&site), &ask);
             let is_there = site.number("SELECT count(*) FROM events WHERE event_id = '$m12'") == 1;
             match (outcome, shape.end) {
@@ -204,6 +216,66 @@ fn a_key_of_any_shape_is_kept() {
             }
             site.assert_sound(&about);
         }
+    }
+}
+
+/// A room is not deleted half-way: what would stop that is found before anything is touched, and named by the plan.
+#[test]
+fn a_key_that_would_stop_the_deletion_of_a_room_is_found_before_it_begins() {
+    let drawn = room();
+    let room = roomkeeper::RoomId::new(ROOM);
+    let on_server: &[Shape] = match current() {
+        Engine::Sqlite => &[],
+        Engine::Postgres => &ON_A_SERVER[..3],
+    };
+    for shape in SHAPES.iter().chain(on_server) {
+        let about = shape.tables;
+        let site = drawn.copy();
+        site.run(&format!("{}; {}", shape.tables, shape.rows));
+        // Names like these not every reader of tables of the tests can quote.
+        let rows = || {
+            [
+                "events",
+                "event_json",
+                "room_memberships",
+                "current_state_events",
+                "state_groups_state",
+                "rooms",
+            ]
+            .map(|table| site.number(&format!("SELECT count(*) FROM {table}")))
+        };
+        let before = rows();
+        let request = roomkeeper::deletion::Request {
+            force_purge: true,
+            ..roomkeeper::deletion::Request::default()
+        };
+        let viewer = roomkeeper::keeper::Viewer::open(site.config()).expect("opens");
+        let planned = viewer.plan_deletion(&room, &request).expect("planned");
+        let would_stop = planned.unknown_tables.iter().any(|t| t.stops_delete);
+        // The default is an event of this room, which goes as well.
+        let end = match shape.tables.contains("SET DEFAULT") {
+            true => End::Stops,
+            false => shape.end,
+        };
+        assert_eq!(would_stop, end == End::Stops, "{about}: {planned:?}");
+        drop(viewer);
+        let keeper = Keeper::open(site.config()).expect("opens");
+        let outcome = keeper.delete_room(&room, request);
+        keeper.stop();
+        match (outcome, end) {
+            (Ok(_), End::Done) => {
+                assert_eq!(site.number("SELECT count(*) FROM events"), 0, "{about}");
+            }
+            (Err(e), End::Stops) => {
+                assert!(
+                    e.to_string().contains("nothing was deleted"),
+                    "{about}: {e}"
+                );
+                assert_eq!(rows(), before, "{about}");
+            }
+            (outcome, _) => panic!("{about}: {outcome:?}"),
+        }
+        site.assert_sound(about);
     }
 }
 
@@ -278,6 +350,7 @@ fn a_rule_runs_where_the_role_could_switch_it_off() {
 }
 
 also_on_postgres! {
+    a_key_that_would_stop_the_deletion_of_a_room_is_found_before_it_begins,
     a_key_of_any_shape_is_kept,
     a_trigger_hears_of_what_goes_and_of_nothing_that_stays,
 }

@@ -116,6 +116,20 @@ pub fn plan(as_json: bool, plan: &Plan, cut: Option<&str>) {
         plan.events_kept_as_outliers,
         count(plan.state_groups_freed, "state group")
     ));
+    for table in &plan.referring_tables {
+        let what = match table.stops_delete {
+            true => "it would stop there; delete them first if they are not the homeserver's own",
+            false => "they go along or are changed, as their table says",
+        };
+        let rows = match table.rows {
+            1 => "1 row refers".to_owned(),
+            rows => format!("{rows} rows refer"),
+        };
+        say(&format!(
+            "The table {} is not known; {rows} to what would go: {what}.",
+            Escaped(&table.table)
+        ));
+    }
     if plan.extremities_kept > 0 {
         say(&purge::extremities_note(plan.extremities_kept));
     }

@@ -10,6 +10,7 @@ use crate::store::event_rows::RowCounts;
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::forward_extremities;
 use crate::store::history::{self, Extent};
+use crate::store::room_rows::Unknown;
 use crate::store::state_groups::{self, References, Rules};
 use crate::store::{search, space};
 use crate::time::Millis;
@@ -37,6 +38,10 @@ pub struct Plan {
     pub rows_removed: RowCounts,
     /// State groups that would go.
     pub state_groups_freed: i64,
+    /// Tables that roomkeeper does not know and that have rows which refer to events that go: these rows go along, or the
+    /// purge stops where it comes to them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub referring_tables: Vec<Unknown>,
     /// Who looks after foreign keys meanwhile, where the database is on a PostgreSQL server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub foreign_keys: Option<&'static str>,
@@ -89,6 +94,7 @@ pub fn plan(
             events_kept_as_outliers: selected.events - selected.to_delete,
             rows_removed: RowCounts::new(),
             state_groups_freed: 0,
+            referring_tables: Vec::new(),
             foreign_keys: None,
             reclaimable_bytes: space::reclaimable_bytes(db)?,
         };
@@ -96,6 +102,7 @@ pub fn plan(
             return Ok(plan);
         }
         plan.rows_removed = history::count(db, &cut, selected)?;
+        plan.referring_tables = history::referring_tables(db)?;
         if search::is_present(db) {
             add(&mut plan.rows_removed, "event_search", search::count(db)?);
         }

@@ -55,7 +55,7 @@ const REFERRING: &str = "
            coalesce(k.\"to\", CASE k.\"table\" WHEN 'rooms' THEN 'room_id' ELSE 'stream_ordering' END),
            k.on_delete NOT IN ('CASCADE', 'SET NULL', 'SET DEFAULT')
       FROM sqlite_master m, pragma_foreign_key_list(m.name) k
-     WHERE m.type = 'table' AND k.\"table\" IN ('events', 'rooms')";
+     WHERE m.type = 'table' AND lower(k.\"table\") IN ('events', 'rooms')";
 
 const REFERRING_ON_POSTGRES: &str = "-- PostgreSQL
     SELECT c.relname, a.attname, p.relname, b.attname, k.confdeltype IN ('a', 'r')
@@ -200,6 +200,11 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// Whether a table of Synapse's own has this name and foreign keys that our rules know.
+pub(super) fn refers_by_right(table: &str) -> bool {
+    KNOWN_REFERRING.contains(&table)
 }
 
 /// Tables of schemas 72–94 with a foreign key to `events` or `rooms`.

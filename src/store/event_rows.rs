@@ -285,6 +285,11 @@ pub(super) fn tables_of_history() -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|(table, _)| *table)
 }
 
+/// The tables from which the deletion of a room removes rows of its events.
+pub(super) fn tables_of_room() -> impl Iterator<Item = &'static str> {
+    ROOM_TABLES.iter().map(|(table, _)| *table)
+}
+
 /// SQLite: the tables that have triggers, in lower case. A rewrite would have them fire for rows that stay.
 pub fn tables_with_triggers(db: &Db) -> Result<Vec<String>, Error> {
     const TRIGGERS: &str =

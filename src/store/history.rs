@@ -9,6 +9,7 @@ use super::expiry::{Bound, Expiry};
 use super::forward_extremities;
 use super::push_actions;
 use super::redactions;
+use super::room_rows::{self, Unknown};
 use super::sliding_sync;
 use super::temp_tables;
 pub use super::temp_tables::Extent;
@@ -468,6 +469,11 @@ const BYTES_TO_DELETE: &str = "
       FROM rk_selected s
      CROSS JOIN event_json j
      WHERE s.to_delete AND j.event_id = s.event_id";
+
+/// Tables of somebody else's with rows that refer to what is to be deleted (P-53).
+pub fn referring_tables(db: &Db) -> Result<Vec<Unknown>, Error> {
+    room_rows::unknown_of_selection(db)
+}
 
 /// Bytes of the JSON of the events to delete.
 pub fn bytes_to_delete(db: &Db) -> Result<i64, Error> {

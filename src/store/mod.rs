@@ -34,6 +34,7 @@ pub mod read_limit;
 pub mod reader_access;
 pub mod reclaim;
 mod redactions;
+mod referring;
 pub mod relations;
 pub mod removed;
 pub mod room_rows;

@@ -7,7 +7,7 @@
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::temp_tables::{self, Extent};
-use super::{search, state_groups};
+use super::{referring, search, state_groups};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 
@@ -198,31 +198,16 @@ pub fn aliases(db: &Db, room: &RoomId) -> Result<Vec<String>, Error> {
 pub fn unknown(db: &Db, room: &RoomId) -> Result<Vec<Unknown>, Error> {
     let doing = "look for tables that are not known";
     let catalog = db.catalog();
-    let mut found: Vec<Unknown> = Vec::new();
-    for key in catalog.unknown_references() {
-        let (table, column) = (&key.table, &key.column);
-        // Names of the catalogue itself.
-        let rows = match key.to.as_str() {
-            "rooms" => format!("SELECT count(*) FROM \"{table}\" WHERE \"{column}\" = $1"),
-            _ => format!(
-                "SELECT count(*) FROM \"{table}\" WHERE \"{column}\" IN (SELECT \"{}\" FROM events WHERE room_id = $1)",
-                key.to_column
-            ),
-        };
-        let rows = db.count(doing, &rows, params![room.as_str()])?;
-        let stops_delete = rows > 0 && key.stops_delete;
-        match found.iter_mut().find(|u| u.table == *table) {
-            Some(unknown) => {
-                unknown.rows = unknown.rows.max(rows);
-                unknown.stops_delete |= stops_delete;
-            }
-            None => found.push(Unknown {
-                table: table.clone(),
-                rows,
-                stops_delete,
-            }),
-        }
-    }
+    let of_room = TABLES.iter().map(|(table, _)| *table);
+    let of_room = of_room.chain(["events", "rooms", "state_groups", "state_groups_state"]);
+    let of_room = of_room.map(|table| (table, "{row}.room_id = $1"));
+    let of_events = event_rows::tables_of_room().filter(|table| *table != "events");
+    let by_event = "{row}.event_id IN (SELECT event_id FROM events WHERE room_id = $1)";
+    let going = of_room.chain(of_events.map(|table| (table, by_event)));
+    let going = going
+        .filter(|(table, _)| catalog.has(table))
+        .map(|(table, condition)| (table.to_owned(), condition.to_owned()));
+    let mut found = referring::find(db, going, Some(room.as_str()))?;
     for table in unknown_tables(db) {
         if found.iter().any(|u| u.table == table) {
             continue;
@@ -243,6 +228,14 @@ pub fn unknown(db: &Db, room: &RoomId) -> Result<Vec<Unknown>, Error> {
     found.retain(|u| u.rows > 0);
     found.sort_by(|a, b| a.table.cmp(&b.table));
     Ok(found)
+}
+
+/// The tables with rows that refer to what a history purge deletes, of the selection at hand.
+pub(super) fn unknown_of_selection(db: &Db) -> Result<Vec<Unknown>, Error> {
+    let by_event = "{row}.event_id IN (SELECT event_id FROM rk_selected WHERE to_delete)";
+    let going = event_rows::tables_of_history().filter(|table| db.catalog().has(table));
+    let going = going.map(|table| (table.to_owned(), by_event.to_owned()));
+    referring::find(db, going, None)
 }
 
 /// Tables that name rooms or events in the way ours do, and that no rule of ours knows.
