@@ -4,6 +4,7 @@ mod check_config;
 mod deletion;
 mod demo;
 mod jobs;
+mod log_pipe;
 mod messages;
 mod output;
 mod remote;
@@ -156,7 +157,7 @@ struct PurgeHistory {
 /// Runs the command line and gives its exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(cli.global.verbose, matches!(cli.command, Command::Serve));
+    let _last_lines = start_logging(cli.global.verbose, matches!(cli.command, Command::Serve));
     let failed = match dispatch(&cli) {
         Ok(_) if !output::has_localpart() => return ExitCode::from(EXIT_FAILED),
         Ok(code) => return code,
@@ -174,15 +175,25 @@ pub fn run() -> ExitCode {
     ExitCode::from(failed.class().exit)
 }
 
-fn start_logging(verbose: u8, is_daemon: bool) {
+/// A daemon's log stops nothing, whoever reads it; the last lines are waited for when what this gives is dropped.
+fn start_logging(verbose: u8, is_daemon: bool) -> Option<log_pipe::Flusher> {
     let default = match (verbose, is_daemon) {
         (0, false) => "warn",
         (0, true) | (1, _) => "info",
         (2, _) => "debug",
         _ => "trace",
     };
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("ROOMKEEPER_LOG", default))
-        .init();
+    let env = env_logger::Env::new().filter_or("ROOMKEEPER_LOG", default);
+    let mut builder = env_logger::Builder::from_env(env);
+    let pipe = is_daemon.then(log_pipe::LogPipe::start).flatten();
+    let flusher = pipe.as_ref().map(log_pipe::LogPipe::flusher);
+    if let Some(pipe) = pipe {
+        builder.target(env_logger::Target::Pipe(Box::new(pipe)));
+        // Whatever panics says so in the log, where it can hold up nobody.
+        std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+    }
+    builder.init();
+    flusher
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
@@ -212,7 +223,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             output::created(json, &database);
             Ok(ExitCode::SUCCESS)
         }
-        Command::Serve => serve::serve(config(&cli.global)?),
+        Command::Serve => serve::serve(&|| config(&cli.global)),
         Command::PurgeHistory(wanted) => purge_history(config(&cli.global)?, wanted, &cli.global),
         Command::Rooms(wanted) => rooms::rooms(&config(&cli.global)?, wanted, json),
         Command::DeleteRoom(wanted) => {

@@ -11,7 +11,7 @@ mod retention_scheduler;
 mod rooms;
 mod viewer;
 
-use self::ownership::{own_ledger, refuse_running_homeserver, refuse_wrong_server_name};
+use self::ownership::{own_work, refuse_running_homeserver, refuse_wrong_server_name};
 use self::retention_scheduler::RetentionScheduler;
 
 use std::path::Path;
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -28,11 +29,11 @@ use crate::database::Database;
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::Reserve;
+use crate::jobs::alarm::Alarm;
 use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
-use crate::jobs::timer::{self, Timer};
 use crate::locks::RoomLocks;
 use crate::point::{Point, PurgePoint};
 use crate::purge::{self, Plan, Request};
@@ -46,6 +47,7 @@ use crate::store::read_limit::ReadLimit;
 use crate::store::removed;
 use crate::store::users::{self, Requester};
 use crate::store::wal::WalGuard;
+use crate::store::work_lock::WorkLock;
 use crate::time::Millis;
 
 pub use self::deletion::DeleteStatus;
@@ -120,15 +122,17 @@ struct Shared {
     is_stopping: AtomicBool,
     /// What was counted of rooms; nothing before somebody asks.
     room_statistics: Mutex<Option<crate::rooms::Statistics>>,
+    alarm: Alarm,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
     raw: Option<RawFile>,
+    /// After that: whoever comes next may not begin before everything is closed.
+    work_lock: WorkLock,
 }
 
 /// The threads, and the way they end: dropping this.
 struct Threads {
     shared: Arc<Shared>,
     pool: Option<Arc<Pool>>,
-    timer: Option<Timer>,
     retention_scheduler: Option<RetentionScheduler>,
 }
 
@@ -178,12 +182,12 @@ impl Keeper {
         if let Some(file) = config.database.file() {
             Reserve::beside(file).release_if_short();
         }
-        let ledger = own_ledger(&config)?;
+        let (ledger, work_lock) = own_work(&config)?;
         let raw = config.database.file().map(RawFile::open).transpose()?;
         refuse_running_homeserver(&config)?;
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
         refuse_wrong_server_name(&db, &config)?;
-        homeserver::release_leftover_locks(&mut db, config.clock.now())?;
+        homeserver::release_leftover_locks(&mut db)?;
         put_back::hold_jobs_of_another_database(&db, &ledger)?;
         drop(db);
         let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()));
@@ -197,7 +201,9 @@ impl Keeper {
             queue: messages::ReaderLimit::default(),
             is_stopping: AtomicBool::new(false),
             room_statistics: Mutex::default(),
+            alarm: Alarm::default(),
             raw,
+            work_lock,
             config,
         });
         // Keeps the file open, so that whoever looks sees that somebody is at work here.
@@ -207,20 +213,13 @@ impl Keeper {
             doing: "start a thread",
             source: crate::error::StoreError::Io(e),
         };
-        let pool = Pool::new(shared.config.workers.max(1), QUEUE_DEPTH).map_err(no_thread)?;
-        let register = shared.register.clone();
-        let keep = shared.config.keep_jobs;
-        let forget = move || {
-            register.forget_old(keep);
-            register.forget_complete(retention::RETENTION_PURGE);
-        };
-        let timer = Timer::start(timer::PERIOD, forget).map_err(no_thread)?;
+        let pool = Pool::new(shared.config.workers.max(1), QUEUE_DEPTH, &shared.alarm)
+            .map_err(no_thread)?;
         let pool = Arc::new(pool);
         let retention_scheduler = RetentionScheduler::start(shared.clone(), pool.clone())?;
         let threads = Arc::new(Threads {
             shared: shared.clone(),
             pool: Some(pool),
-            timer: Some(timer),
             retention_scheduler: Some(retention_scheduler),
         });
         let keeper = Self { shared, threads };
@@ -526,8 +525,21 @@ impl Keeper {
         self.shared.with_reader(Db::identity)
     }
 
-    /// Whether the database answers.
+    /// Whether this keeper itself lives, whatever becomes of the database: every thread of its own is there.
+    pub fn is_alive(&self) -> bool {
+        !self.shared.alarm.rang()
+    }
+
+    /// Gives a sentence when a thread has ended that should not have, and the process should end with an error.
+    pub fn lost_threads(&self) -> &Receiver<String> {
+        self.shared.alarm.heard()
+    }
+
+    /// Whether the database answers, and every thread is there.
     pub fn is_healthy(&self) -> bool {
+        if !self.is_alive() {
+            return false;
+        }
         self.shared
             .with_reader(|db| db.count("ask the database", "SELECT 1", &[]))
             .is_ok()
@@ -664,7 +676,6 @@ const INTERRUPT_AGAIN: Duration = Duration::from_millis(50);
 impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.begin_to_stop();
-        drop(self.timer.take());
         let (retention_scheduler, pool) = (self.retention_scheduler.take(), self.pool.take());
         let done = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {

@@ -152,7 +152,9 @@ const ON_A_SERVER: &[Shape] = &[
 ];
 
 /// How a purge goes about it.
-const WAYS: [(&str, fn(&Site) -> Config); 5] = [
+type Way = fn(&Site) -> Config;
+
+const WAYS: [(&str, Way); 5] = [
     ("at once", |s| s.config()),
     ("in batches", |s| s.in_batches_of(4)),
     ("rewriting", |s| s.rewriting()),

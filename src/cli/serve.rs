@@ -3,24 +3,20 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::thread;
+use std::time::Duration;
 
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, never, select, tick, unbounded};
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 
-use super::signals;
 use crate::config::{Config, Listen};
-use crate::error::{Context, EXIT_FAILED, Error};
+use crate::error::{Chain, Context, EXIT_FAILED, Error};
 use crate::http;
 use crate::keeper::Keeper;
 
-/// How often the main thread looks up: for signals, which set a flag, and for the watchdog.
-const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
-
 /// How often the reserve for a full disk is looked after.
-const KEEP_RESERVE_EVERY: Duration = Duration::from_secs(30);
+const KEEP_RESERVE_EVERY: Duration = Duration::from_secs(5 * 60);
 
 /// Who owns a ledger and where it can be reached; one-shot commands read it.
 #[derive(Serialize, Deserialize)]
@@ -41,15 +37,51 @@ pub(super) fn owner_file(ledger: &Path) -> PathBuf {
     name.into()
 }
 
-/// Runs until SIGTERM or SIGINT, then hands running jobs back to the ledger and ends in order. A second signal ends
-/// the process at once.
-pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
+/// How often systemd is asked for more time to stop in, and how many times: ten minutes.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const MOST_TIMES: u32 = 120;
+
+/// What a signal asks for.
+enum Signal {
+    Stop,
+    Reload,
+}
+
+/// How a daemon's life ended.
+enum End {
+    /// Somebody stops it.
+    Stopped,
+    /// It is to begin anew, with the configuration of now.
+    Reload(Box<Config>),
+    /// It cannot go on.
+    Broken,
+}
+
+/// Runs until SIGTERM or SIGINT, then hands running jobs back to the ledger and ends in order. A second one of them ends
+/// the process at once. SIGHUP reads the configuration again: one that cannot be meant is told and not taken up.
+pub(super) fn serve(read: &dyn Fn() -> Result<Config, Error>) -> Result<ExitCode, Error> {
+    let signals = listen_for_signals()?;
+    let mut config = read()?;
+    loop {
+        match live(config, read, &signals)? {
+            End::Stopped => return Ok(ExitCode::SUCCESS),
+            End::Broken => return Ok(ExitCode::from(EXIT_FAILED)),
+            End::Reload(anew) => config = *anew,
+        }
+    }
+}
+
+/// One life with one configuration.
+fn live(
+    mut config: Config,
+    read: &dyn Fn() -> Result<Config, Error>,
+    signals: &Receiver<Signal>,
+) -> Result<End, Error> {
     if config.listen.is_empty() {
         let mut socket = config.ledger.clone().into_os_string();
         socket.push(".sock");
         config.listen.push(Listen::Unix(socket.into()));
     }
-    let stop = signals()?;
     let ledger = config.ledger.clone();
     let sockets = config
         .listen
@@ -78,51 +110,108 @@ pub(super) fn serve(mut config: Config) -> Result<ExitCode, Error> {
     for socket in &owner.sockets {
         log::info!("listening on {}", socket.display());
     }
-    notify(&[NotifyState::Ready]);
-    let outcome = attend(&keeper, &server, &stop);
-    notify(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Ready, NotifyState::Status("at work")]);
+    let end = attend(&keeper, &server, read, signals);
+    match &end {
+        End::Reload(_) => {
+            log::info!("the configuration was read again: beginning anew with it");
+            notify(&[
+                NotifyState::Reloading,
+                NotifyState::Status("reading the configuration again"),
+            ]);
+        }
+        _ => notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]),
+    }
     log::info!("stopping: running jobs are handed back to the ledger");
-    // First the jobs, which a handler may wait for; then HTTP; then the threads.
-    keeper.clone().stop();
-    server.stop();
-    drop(keeper);
+    let (ended, ends) = bounded::<()>(0);
+    thread::scope(|scope| {
+        scope.spawn(|| ask_for_time(&ends));
+        // First the jobs, which a handler may wait for; then HTTP; then the threads.
+        keeper.clone().stop();
+        server.stop();
+        drop(keeper);
+        drop(ended);
+    });
     let _ = fs::remove_file(owner_file(&ledger));
     log::info!("stopped");
-    outcome
+    Ok(end)
 }
 
-/// Waits for the end, and tells systemd's watchdog that the database still answers.
+/// Tells systemd, as long as what runs comes to its whole point, that it is not stuck.
+fn ask_for_time(ends: &Receiver<()>) {
+    for _ in 0..MOST_TIMES {
+        if ends.recv_timeout(ASK_EVERY) != Err(RecvTimeoutError::Timeout) {
+            return;
+        }
+        let micros = u32::try_from(2 * ASK_EVERY.as_micros()).unwrap_or(u32::MAX);
+        notify(&[NotifyState::ExtendTimeoutUsec(micros)]);
+    }
+}
+
+/// SIGTERM, SIGINT and SIGHUP, as they come.
+fn listen_for_signals() -> Result<Receiver<Signal>, Error> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let doing = "listen for signals";
+    // The second one that asks for the end is not waited for.
+    super::signals()?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).context(doing)?;
+    let (told, heard) = unbounded();
+    let listen = move || {
+        for signal in signals.forever() {
+            let signal = match signal {
+                SIGHUP => Signal::Reload,
+                _ => Signal::Stop,
+            };
+            if told.send(signal).is_err() {
+                return;
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("signals".into());
+    thread.spawn(listen).context(doing)?;
+    Ok(heard)
+}
+
+/// Waits for the end, and tells systemd's watchdog that we live: whether the database does is another question.
 fn attend(
     keeper: &Keeper,
     server: &http::HttpServer,
-    stop: &std::sync::atomic::AtomicBool,
-) -> Result<ExitCode, Error> {
-    let watchdog = watchdog_period();
-    let mut fed = Instant::now();
+    read: &dyn Fn() -> Result<Config, Error>,
+    signals: &Receiver<Signal>,
+) -> End {
+    let watchdog = watchdog_period().map_or_else(never, tick);
+    let reserve = tick(KEEP_RESERVE_EVERY);
     keeper.keep_reserve();
-    let mut kept = Instant::now();
-    while !stop.load(Ordering::SeqCst) {
-        if kept.elapsed() > KEEP_RESERVE_EVERY {
-            kept = Instant::now();
-            keeper.keep_reserve();
-        }
-        match server.broken().recv_timeout(LOOK_UP_EVERY) {
-            Ok(why) => {
+    loop {
+        select! {
+            recv(reserve) -> _ => keeper.keep_reserve(),
+            recv(signals) -> signal => match signal {
+                Ok(Signal::Reload) => match read() {
+                    Ok(config) => return End::Reload(Box::new(config)),
+                    Err(e) => log::error!(
+                        "SIGHUP: the configuration cannot be meant, so the one of before stays: {}",
+                        Chain(&e)
+                    ),
+                },
+                Ok(Signal::Stop) | Err(_) => return End::Stopped,
+            },
+            recv(server.broken()) -> why => {
+                let why = why.unwrap_or_else(|_| "its threads are gone".into());
                 log::error!("the HTTP server has failed: {why}");
-                return Ok(ExitCode::from(EXIT_FAILED));
+                return End::Broken;
             }
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_UP_EVERY),
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        if let Some(period) = watchdog
-            && fed.elapsed() > period
-            && keeper.is_healthy()
-        {
-            fed = Instant::now();
-            notify(&[NotifyState::Watchdog]);
+            recv(keeper.lost_threads()) -> why => {
+                log::error!("{}: the process ends", why.unwrap_or_default());
+                return End::Broken;
+            }
+            recv(watchdog) -> _ => {
+                if keeper.is_alive() {
+                    notify(&[NotifyState::Watchdog]);
+                }
+            }
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A third of what systemd allows, so that two late looks do no harm.

@@ -1,6 +1,7 @@
-//! Work that outlives a call: a pool of threads, a timer, and the ledger in which every job stands before it
+//! Work that outlives a call: a pool of threads, an alarm, and the ledger in which every job stands before it
 //! starts.
 
+pub mod alarm;
 mod kept;
 pub mod ledger;
 pub mod pool;
@@ -10,4 +11,3 @@ pub mod register;
 pub mod removed;
 pub mod schedule;
 mod schema;
-pub mod timer;

@@ -9,6 +9,8 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
+use super::alarm::Alarm;
+
 /// A unit of work.
 pub type Job = Box<dyn FnOnce() + Send>;
 
@@ -36,7 +38,7 @@ impl Pool {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn new(workers: usize, depth: usize) -> std::io::Result<Self> {
+    pub fn new(workers: usize, depth: usize, alarm: &Alarm) -> std::io::Result<Self> {
         let (jobs, queue) = bounded::<Job>(depth);
         let mut pool = Self {
             jobs: Some(jobs),
@@ -44,11 +46,16 @@ impl Pool {
         };
         for n in 1..=workers {
             let queue = queue.clone();
-            pool.workers.push(
-                thread::Builder::new()
-                    .name(format!("purge-{n}"))
-                    .spawn(move || work(&queue))?,
-            );
+            let watched = alarm.watch("purge");
+            pool.workers
+                .push(
+                    thread::Builder::new()
+                        .name(format!("purge-{n}"))
+                        .spawn(move || {
+                            let _watched = watched;
+                            work(&queue);
+                        })?,
+                );
         }
         Ok(pool)
     }
@@ -92,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_is_a_refusal_and_never_a_wait() {
-        let pool = Pool::new(1, 1).expect("threads");
+        let pool = Pool::new(1, 1, &Alarm::default()).expect("threads");
         let (started, release) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
         let (s, r) = (started.clone(), release.clone());
         let hold = Box::new(move || {
@@ -109,7 +116,7 @@ mod tests {
     #[test]
     fn a_panic_costs_one_job_and_dropping_the_pool_runs_what_is_queued() {
         let ran = Arc::new(AtomicUsize::new(0));
-        let pool = Pool::new(2, 16).expect("threads");
+        let pool = Pool::new(2, 16, &Alarm::default()).expect("threads");
         for n in 0..8 {
             let ran = ran.clone();
             let job = Box::new(move || {

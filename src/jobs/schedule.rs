@@ -27,6 +27,11 @@ impl Schedule {
         self.jobs.len() - 1
     }
 
+    /// When the next one is due.
+    pub fn due(&self) -> Option<Millis> {
+        self.jobs.iter().map(|job| job.due).min()
+    }
+
     /// A job that is due now, each once: the next is due at the first multiple of its interval from then on.
     pub fn next_due(&mut self, monotonic: Millis) -> Option<usize> {
         let at = self.jobs.iter().position(|job| job.due <= monotonic)?;

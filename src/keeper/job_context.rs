@@ -22,6 +22,7 @@ impl Shared {
     ) -> Result<JobContext<'a>, Error> {
         self.refuse_replaced_file()?;
         self.release_reserve_if_short();
+        self.work_lock.ensure()?;
         let config = &self.config;
         let server_state = self.server_state();
         let options = OpenOptions {

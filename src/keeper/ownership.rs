@@ -14,9 +14,18 @@ use crate::sqlite_file;
 use crate::store::db::{Access, Db};
 use crate::store::homeserver::{self, HomeserverDetector};
 use crate::store::reclaim::lasting_path;
+use crate::store::work_lock::WorkLock;
 use crate::store::{removed, users};
 
-/// Becomes the owner of the ledger, and so of the work on the database.
+/// Becomes the owner of the ledger, and the only one at work on the database (S-34). The ledger comes first, because who
+/// has that can be asked to do the work.
+pub(super) fn own_work(config: &Config) -> Result<(Ledger, WorkLock), Error> {
+    let ledger = own_ledger(config)?;
+    let lock = WorkLock::take(&config.database, &config.ledger)?;
+    Ok((ledger, lock))
+}
+
+/// Becomes the owner of the ledger alone.
 pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
     if config.database.file().is_none() {
         make_directory_of(&config.ledger)?;

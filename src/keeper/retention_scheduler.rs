@@ -13,14 +13,19 @@ use super::Shared;
 use super::retention_room::RetentionRun;
 use crate::error::{Chain, Error};
 use crate::ids::JobId;
+use crate::jobs::ledger::State;
 use crate::jobs::pool::Pool;
 use crate::jobs::register::JobGuard;
 use crate::jobs::schedule::Schedule;
 use crate::policy::LifetimeRange;
 use crate::time::{JumpTolerantClock, Millis};
 
-/// How often the clock is looked at.
-const PERIOD: Duration = Duration::from_secs(1);
+/// How long the thread sleeps at most. Nothing is late for that: what is due before wakes it, and records of jobs that
+/// ended long ago are forgotten by the clock, whoever looks.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60 * 60);
+
+/// How soon is tried again to write what the ledger could not be told.
+const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the thread is asked to do.
 enum Command {
@@ -43,7 +48,10 @@ impl RetentionScheduler {
         let runs = Runs::new(&shared)?;
         let thread = thread::Builder::new()
             .name("retention".into())
-            .spawn(move || run_loop(&shared, &pool, runs, &taken))
+            .spawn(move || {
+                let _watched = shared.alarm.watch("retention");
+                run_loop(&shared, &pool, runs, &taken);
+            })
             .map_err(|e| Error::Store {
                 doing: "start a thread",
                 source: e.into(),
@@ -134,6 +142,14 @@ impl Runs {
                 range: job.range,
                 scheduled: true,
             };
+            if shared.jobs_wait_for_a_word() {
+                log::warn!(
+                    "retention: rooms with {}: not run, because an older database was put back and jobs wait for a word \
+                     (`roomkeeper jobs` shows them)",
+                    job.range
+                );
+                continue;
+            }
             match shared.enqueue_retention(run) {
                 Ok(guard) => {
                     ran.push(guard.id().clone());
@@ -165,7 +181,7 @@ impl Shared {
 
 fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Receiver<Command>) {
     loop {
-        match orders.recv_timeout(PERIOD) {
+        match orders.recv_timeout(shared.sleep_for(&runs)) {
             Ok(Command::Run(guard, run)) => {
                 let now = shared.config.clock.now();
                 shared.note_run(run.range, now);
@@ -175,5 +191,34 @@ fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Rec
             Err(RecvTimeoutError::Timeout) => drop(runs.tick(shared, pool)),
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        shared.register.write_what_is_unwritten();
+        shared.register.forget_old(shared.config.keep_jobs);
+        shared
+            .register
+            .forget_complete(super::retention::RETENTION_PURGE);
+    }
+}
+
+impl Shared {
+    /// Whether a person is asked what is to become of jobs (S-30): until then nothing goes by a schedule either.
+    fn jobs_wait_for_a_word(&self) -> bool {
+        let unended = self.register.ledger().unended();
+        unended.is_ok_and(|jobs| jobs.iter().any(|job| job.state == State::Waiting))
+    }
+
+    /// How long there is nothing to do.
+    fn sleep_for(&self, runs: &Runs) -> Duration {
+        let most = match self.register.has_unwritten() {
+            true => WRITE_AGAIN,
+            false => LONGEST_SLEEP,
+        };
+        let due = runs.schedule.due();
+        let left = due.map(|due| {
+            (due - self.config.clock.monotonic())
+                .0
+                .max(0)
+                .cast_unsigned()
+        });
+        left.map_or(most, |ms| Duration::from_millis(ms).min(most))
     }
 }

@@ -22,6 +22,7 @@ use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::named_rooms::{self, Mark};
 use crate::store::reclaim::{self, ReclaimOptions, Reclaimed};
 use crate::store::space;
+use crate::store::work_lock::WorkLock;
 use crate::store::{points, search};
 
 /// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.
@@ -197,6 +198,7 @@ fn reclaim_what_is_whole(config: &Config, via: Option<&Path>) -> Result<Reclaime
         Err(e) if e.is_full() && via.is_some() => None,
         ledger => Some(ledger?),
     };
+    let _lock = WorkLock::take(&config.database, &config.ledger)?;
     refuse_anybody_else(config)?;
     let Some(file) = config.database.file() else {
         return space::vacuum(&Db::open(&config.database, &OpenOptions::default())?);

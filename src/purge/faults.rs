@@ -97,7 +97,7 @@ fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<
         ..OpenOptions::default()
     };
     let mut db = Db::open(&ctx.database, &options).expect("opens");
-    homeserver::release_leftover_locks(&mut db, NOW).expect("released");
+    homeserver::release_leftover_locks(&mut db).expect("released");
     let wants_to_stop = Arc::new(AtomicBool::new(false));
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let (stop, noted) = (wants_to_stop.clone(), seen.clone());
@@ -277,7 +277,7 @@ impl Example {
 
 fn assert_sound(ctx: &Site, about: &str) {
     let mut db = Db::open(&ctx.database, &OpenOptions::default()).expect("opens");
-    homeserver::release_leftover_locks(&mut db, NOW).expect("released");
+    homeserver::release_leftover_locks(&mut db).expect("released");
     let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
     assert!(violations.is_empty(), "{about}: {violations:#?}");
 }

@@ -347,19 +347,13 @@ pub fn leftover_locks(db: &Db, now: Millis) -> Result<i64, Error> {
     )
 }
 
-/// Removes lock rows that an earlier, killed roomkeeper left. A file has one roomkeeper, which is shown by owning the
-/// ledger beside it; on a server another one may be at work, so there only what nobody renews goes.
-pub fn release_leftover_locks(db: &mut Db, now: Millis) -> Result<(), Error> {
-    const DELETE: &str = "
-        DELETE FROM worker_read_write_locks WHERE instance_name = $1 AND last_renewed_ts < $2";
+/// Removes every lock row of ours: for whoever is the only roomkeeper at work on the database (S-34), and has not begun.
+pub fn release_leftover_locks(db: &mut Db) -> Result<(), Error> {
+    const DELETE: &str = "DELETE FROM worker_read_write_locks WHERE instance_name = $1";
     if has_locks(db) {
         let doing = "remove locks that were left behind";
-        let before = match db.engine() {
-            Engine::Sqlite => i64::MAX,
-            Engine::Postgres => (now - LOCK_TIMEOUT).0,
-        };
         db.write(doing, |db| {
-            db.execute(doing, DELETE, params![INSTANCE_NAME, before])
+            db.execute(doing, DELETE, params![INSTANCE_NAME])
         })?;
     }
     Ok(())

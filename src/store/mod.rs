@@ -53,3 +53,4 @@ mod temp_tables;
 pub mod users;
 pub mod value;
 pub mod wal;
+pub mod work_lock;

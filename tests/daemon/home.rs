@@ -255,6 +255,11 @@ impl<'a> Daemon<'a> {
         }
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// A client at its Unix socket.
     pub fn client(&self) -> Client {
         Client::unix(self.home.path("homeserver.db.roomkeeper.sock"))
