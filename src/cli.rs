@@ -18,11 +18,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Config, HomeserverPolicy, file};
 use crate::database::Database;
-use crate::error::{Chain, EXIT_FAILED, Error};
+use crate::error::{Chain, Context, EXIT_FAILED, Error};
 use crate::ids::{EventId, JobId};
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, Keeper, PurgeOptions, Viewer};
@@ -30,9 +30,27 @@ use crate::point::{Point, PurgePoint};
 use crate::store::schema;
 use crate::time::{Millis, When, check_timestamp, parse_duration_with_unit, parse_when};
 
+/// What stands below the long help, and in the manual.
+const AFTER_HELP: &str = "Examples:
+  roomkeeper -c /etc/matrix-synapse check-config
+  roomkeeper -c homeserver.yaml rooms --larger-than 1G
+  roomkeeper -c homeserver.yaml purge-history '#general:example.org' --before 2026-01-01 --dry-run
+  roomkeeper -c homeserver.yaml --database copy.db delete-room '!room:example.org' --block
+
+Environment:
+  ROOMKEEPER_LOG     what is logged, as RUST_LOG: warn, debug, roomkeeper::store=trace, …
+  PGPASSWORD, PGHOST, …  what libpq reads where the configuration says nothing
+
+Exit codes:
+  0    done, or nothing was to be done
+  1    the job failed, or check found something
+  2    wrong usage or configuration
+  3    refused for the data's safety
+  130  interrupted, or somebody answered no";
+
 /// Purges the history of rooms in a Synapse homeserver's database.
 #[derive(Parser)]
-#[command(name = "roomkeeper", version, max_term_width = 100)]
+#[command(name = "roomkeeper", version, max_term_width = 100, after_long_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -117,6 +135,16 @@ enum Command {
     Check,
     /// Read the configuration and say what is wrong in it, every mistake with its file and line, and what would be used.
     CheckConfig,
+    /// Print completions for a shell: bash, elvish, fish, powershell or zsh.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write a manual page for every command into a directory.
+    Man {
+        /// The directory, which is there.
+        directory: PathBuf,
+    },
     /// Make an empty database in Synapse's layout (at --database, for --server-name).
     Init,
     /// Make a small sample server in a temporary directory, plan, purge, and show what changed.
@@ -245,6 +273,17 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         }
         Command::Check => check(config(&cli.global)?, json),
         Command::CheckConfig => check_config::check_config(&cli.global),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "roomkeeper", &mut text);
+            output::json_text(String::from_utf8_lossy(&text).trim_end());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Man { directory } => {
+            clap_mangen::generate_to(Cli::command(), directory)
+                .context("write the manual pages")?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

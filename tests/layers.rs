@@ -189,6 +189,8 @@ fn every_statement_is_understood_and_its_parameters_are_in_order() {
 /// What only the daemon needs. A library user builds without these.
 const OF_THE_DAEMON: &[&str] = &[
     "clap",
+    "clap_complete",
+    "clap_mangen",
     "env_logger",
     "form_urlencoded",
     "indicatif",

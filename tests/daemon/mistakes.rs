@@ -329,3 +329,27 @@ fn a_schema_that_declares_itself_compatible_is_worked_on() {
     home.run(&["check"])
         .assert_ended(3, "use a newer roomkeeper");
 }
+
+#[test]
+fn shells_and_the_manual_know_every_command() {
+    let home = Home::new(5, "");
+    for shell in ["bash", "zsh", "fish"] {
+        let said = home.run(&["completions", shell]);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.out.contains("purge-history"), "{shell}");
+    }
+    let directory = home.path("man");
+    std::fs::create_dir(&directory).expect("made");
+    let made = home.run(&["man", "man"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    for page in [
+        "roomkeeper.1",
+        "roomkeeper-purge-history.1",
+        "roomkeeper-check-config.1",
+    ] {
+        let text = std::fs::read_to_string(directory.join(page)).expect(page);
+        assert!(text.contains(".TH"), "{page}");
+    }
+    let manual = std::fs::read_to_string(directory.join("roomkeeper.1")).expect("reads");
+    assert!(manual.contains("Exit codes") && manual.contains("ROOMKEEPER_LOG"));
+}

@@ -45,7 +45,27 @@ pub fn cluster_over_tcp() -> Option<&'static Cluster> {
     of_this_process("127.0.0.1", free.expect("a free port").port())
 }
 
+/// Where tests that tested nothing are noted, for `tests/zz_not_tested.rs` to tell at the end; one file a run of cargo.
+pub fn not_tested() -> PathBuf {
+    let run = std::os::unix::process::parent_id();
+    std::env::temp_dir().join(format!("roomkeeper-not-tested-{run}"))
+}
+
 fn of_this_process(addresses: &str, port: u16) -> Option<&'static Cluster> {
+    let cluster = start_once(addresses, port);
+    if cluster.is_none() {
+        let thread = std::thread::current();
+        let note = format!("{}\n", thread.name().unwrap_or("a test"));
+        let file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(not_tested());
+        let _ = file.and_then(|mut file| file.write_all(note.as_bytes()));
+    }
+    cluster
+}
+
+fn start_once(addresses: &str, port: u16) -> Option<&'static Cluster> {
     static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
     CLUSTER
         .get_or_init(|| match programs() {
