@@ -6,15 +6,17 @@
 
 mod in_use;
 mod of_room;
+mod resolve;
 mod tangles;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 pub use self::in_use::{Persisting, persisting};
 pub use self::of_room::{
     Dependent, count_of_room, delete_with_room, dependents, forget_compressor,
     forget_compressor_with_room, forget_persisting, has_compressor_notes, of_room,
 };
+use self::resolve::{Entries, States, delta, delta_length};
 pub use self::tangles::Tangles;
 use self::tangles::{bases, goes_with, keep_beneath, leave_tangles};
 use super::db::{Db, params};
@@ -181,14 +183,14 @@ pub fn plan(
         tangles,
         ..Plan::default()
     };
-    let mut states = States {
-        db,
-        cache: HashMap::new(),
-    };
+    let mut states = States::new(db);
     for cluster in clusters(db, &to_delete, each)? {
         each(db)?;
         match cluster.rebases(db, &mut states)? {
-            Some(rebases) => plan.rebases.extend(rebases),
+            Some((rebases, rows)) => {
+                plan.rebases.extend(rebases);
+                plan.rows_after += rows;
+            }
             None => {
                 // Fewer rows with the old base than without: keep it, and what it rests on.
                 for group in &cluster.ancestors {
@@ -218,9 +220,6 @@ pub fn plan(
         plan.rows_before += entry_count(db, rebase.group)?;
         plan.edges_before += 1;
         plan.edges_after += i64::from(rebase.base.is_some());
-        plan.rows_after += states
-            .delta(rebase.group, rebase.base)?
-            .map_or(0, |delta| delta.len() as i64);
     }
     if db.catalog().has("state_groups_pending_deletion") {
         for group in &to_delete {
@@ -335,22 +334,32 @@ fn clusters(
 
 impl Cluster {
     /// The cheapest new base for each survivor: what its former base rested on, a sibling with a lower number,
-    /// or none. `None` when the whole would need more rows than it has now.
-    fn rebases(&self, db: &Db, states: &mut States<'_>) -> Result<Option<Vec<Rebase>>, Error> {
+    /// or none; and the rows that they need then. `None` when the whole would need more rows than it has now.
+    fn rebases(
+        &self,
+        db: &Db,
+        states: &mut States<'_>,
+    ) -> Result<Option<(Vec<Rebase>, i64)>, Error> {
         let mut rebases: Vec<Rebase> = Vec::new();
         let (mut before, mut after) = (0, 0);
         for group in &self.ancestors {
             before += entry_count(db, *group)?;
         }
+        // What each is compared with; no other state is kept, of which there are thousands in a large room.
+        let mut bases = Vec::new();
+        if let Some(above) = self.above {
+            let state = states.of(above)?;
+            states.keep(above, state.clone());
+            bases.push((above, state));
+        }
+        let most = bases.len() + MOST_SIBLINGS_TRIED;
         for &group in &self.survivors {
             before += entry_count(db, group)?;
-            let mut best = (None, states.of(group)?.len());
-            let siblings = rebases.iter().take(MOST_SIBLINGS_TRIED).map(|r| r.group);
-            for base in self.above.into_iter().chain(siblings) {
-                if let Some(delta) = states.delta(group, Some(base))?
-                    && delta.len() < best.1
-                {
-                    best = (Some(base), delta.len());
+            let state = states.of(group)?;
+            let mut best = (None, state.len());
+            for (base, held) in &bases {
+                if let Some(length) = delta_length(&state, held, best.1) {
+                    best = (Some(*base), length);
                 }
             }
             after += best.1 as i64;
@@ -358,71 +367,27 @@ impl Cluster {
                 group,
                 base: best.0,
             });
+            if bases.len() < most {
+                states.keep(group, state.clone());
+                bases.push((group, state));
+            }
         }
-        states.cache.clear();
-        Ok((after <= before).then_some(rebases))
+        drop(bases);
+        states.forget();
+        Ok((after <= before).then_some((rebases, after)))
     }
 }
 
 /// Siblings looked at as a base: the first is nearly always the best, and each costs a comparison of states.
 const MOST_SIBLINGS_TRIED: usize = 8;
 
-/// Resolved states, kept while a cluster is looked at.
-struct States<'a> {
-    db: &'a Db,
-    cache: HashMap<i64, std::rc::Rc<State>>,
-}
-
 /// The state that a group names: event ids by type and state key (P-33).
 pub(super) fn state_of(db: &Db, group: i64) -> Result<State, Error> {
-    let mut states = States {
-        db,
-        cache: HashMap::new(),
-    };
-    Ok((*states.of(group)?).clone())
-}
-
-impl States<'_> {
-    /// P-33: along the chain, the entry nearest to the group wins.
-    fn of(&mut self, group: i64) -> Result<std::rc::Rc<State>, Error> {
-        if let Some(state) = self.cache.get(&group) {
-            return Ok(state.clone());
-        }
-        let doing = "read the state of a state group";
-        let mut state = State::new();
-        let (mut next, mut met) = (Some(group), HashSet::new());
-        // A circle says nothing new the second time.
-        while let Some(at) = next.filter(|at| met.insert(*at)) {
-            self.db.for_each(doing, ENTRIES, params![at], |r| {
-                state.entry((r.get(0)?, r.get(1)?)).or_insert(r.get(2)?);
-                Ok(())
-            })?;
-            next = previous(self.db, at)?;
-        }
-        let state = std::rc::Rc::new(state);
-        self.cache.insert(group, state.clone());
-        Ok(state)
-    }
-
-    /// The entries that make `group` out of `base`, or `None` when it cannot be made: a delta takes nothing away.
-    fn delta(&mut self, group: i64, base: Option<i64>) -> Result<Option<State>, Error> {
-        let state = self.of(group)?;
-        let Some(base) = base else {
-            return Ok(Some((*state).clone()));
-        };
-        let base = self.of(base)?;
-        if base.keys().any(|key| !state.contains_key(key)) {
-            return Ok(None);
-        }
-        let delta = state
-            .iter()
-            .filter(|(key, event)| base.get(*key) != Some(event));
-        Ok(Some(
-            delta
-                .map(|(key, event)| (key.clone(), event.clone()))
-                .collect(),
-        ))
-    }
+    let state = States::new(db).of(group)?;
+    let entries = state.iter();
+    Ok(entries
+        .map(|((kind, key), event)| ((kind.to_string(), key.to_string()), event.to_string()))
+        .collect())
 }
 
 /// Carries out one [`Rebase`]; inside a transaction. Doing it again changes nothing.
@@ -438,28 +403,36 @@ pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Resu
     if !is_ours(rebase.group)? || previous(db, rebase.group)? == rebase.base {
         return Ok(());
     }
-    let mut states = States {
-        db,
-        cache: HashMap::new(),
-    };
+    let mut states = States::new(db);
     let mut base = rebase.base;
-    let mut delta = match base {
-        Some(group) if !is_ours(group)? => None,
-        _ => states.delta(rebase.group, base)?,
-    };
-    if delta.is_none() {
-        base = None;
-        delta = states.delta(rebase.group, None)?;
+    let mut entries: Option<Entries> = None;
+    if let Some(group) = base
+        && is_ours(group)?
+    {
+        let held = states.of(group)?;
+        states.keep(group, held.clone());
+        entries = delta(&*states.of(rebase.group)?, &held);
     }
-    let delta = delta.unwrap_or_default();
-    freed.entries += db.execute(doing, DELETE_ENTRIES, params![rebase.group])? - delta.len() as i64;
+    let entries = match entries {
+        Some(entries) => entries,
+        None => {
+            base = None;
+            let state = states.of(rebase.group)?;
+            let whole = state.iter();
+            whole
+                .map(|(key, event)| (key.clone(), event.clone()))
+                .collect()
+        }
+    };
+    freed.entries +=
+        db.execute(doing, DELETE_ENTRIES, params![rebase.group])? - entries.len() as i64;
     freed.edges +=
         db.execute(doing, DELETE_EDGES, params![rebase.group])? - i64::from(base.is_some());
-    for ((kind, key), event) in &delta {
+    for ((kind, key), event) in &entries {
         db.execute(
             doing,
             INSERT_ENTRY,
-            params![rebase.group, room.as_str(), kind, key, event],
+            params![rebase.group, room.as_str(), &**kind, &**key, &**event],
         )?;
     }
     if let Some(base) = base {
