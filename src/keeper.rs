@@ -2,6 +2,7 @@
 
 mod deletion;
 mod job_context;
+pub mod lookups;
 mod messages;
 mod ownership;
 mod put_back;

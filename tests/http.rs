@@ -603,7 +603,7 @@ fn paths_that_are_not_ours_are_unrecognized() {
     let daemon = Daemon::start();
     for path in [
         "/",
-        "/_matrix/client/versions",
+        "/_matrix/client/v3/sync",
         "/_roomkeeper/v1",
         "/_synapse/admin/v1/purge_history",
     ] {
@@ -630,6 +630,230 @@ fn paths_that_are_not_ours_are_unrecognized() {
     }
     let version = daemon.get_raw("/_synapse/admin/v1/server_version", "");
     assert_eq!(version.0, 200, "needs no token");
+}
+
+#[test]
+fn clients_for_admins_find_what_they_ask_when_they_log_in_and_look_around() {
+    let daemon = Daemon::start_with(|config| {
+        let Some(file) = config.database.file() else {
+            return;
+        };
+        let db = Connection::open(file).unwrap();
+        db.execute(
+            "INSERT INTO profiles (user_id, displayname, full_user_id) VALUES ('user', 'U', '@user:example.org')",
+            [],
+        )
+        .unwrap();
+    });
+    let room = format!("/_synapse/admin/v1/rooms/{ROOM}");
+    let ask = |token: &str, method: &str, path: &str| {
+        let reply = daemon.with(token).request(method, path, None).unwrap();
+        (reply.status, reply.body)
+    };
+    // (method, path, status for an admin, for a user, what the admin's answer has)
+    let has_profile = daemon.site.config().database.file().is_some();
+    let table = [
+        (
+            "GET",
+            "/_matrix/client/versions".to_owned(),
+            200,
+            200,
+            json!({"unstable_features": {}}),
+        ),
+        (
+            "GET",
+            "/_matrix/client/v3/login".to_owned(),
+            200,
+            200,
+            json!({"flows": []}),
+        ),
+        (
+            "POST",
+            "/_matrix/client/v3/login".to_owned(),
+            403,
+            403,
+            json!({"errcode": "M_FORBIDDEN"}),
+        ),
+        (
+            "GET",
+            "/_matrix/client/v3/account/whoami".to_owned(),
+            200,
+            200,
+            json!({"user_id": "@admin:example.org", "is_guest": false}),
+        ),
+        (
+            "GET",
+            "/_matrix/client/v3/profile/@user:example.org".to_owned(),
+            if has_profile { 200 } else { 404 },
+            if has_profile { 200 } else { 404 },
+            if has_profile {
+                json!({"displayname": "U"})
+            } else {
+                json!({})
+            },
+        ),
+        (
+            "GET",
+            "/_matrix/client/v3/profile/@nobody:example.org".to_owned(),
+            404,
+            404,
+            json!({}),
+        ),
+        (
+            "GET",
+            "/_matrix/client/v3/profile/@user:elsewhere".to_owned(),
+            404,
+            404,
+            json!({}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v2/users/@user:example.org".to_owned(),
+            200,
+            403,
+            json!({"name": "@user:example.org", "admin": false, "deactivated": false, "locked": false}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v2/users/%40locked%3Aexample.org".to_owned(),
+            200,
+            403,
+            json!({"admin": true, "locked": true, "erased": false}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v2/users/@no:example.org".to_owned(),
+            404,
+            403,
+            json!({"error": "User not found"}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v1/users/@admin:example.org/admin".to_owned(),
+            200,
+            403,
+            json!({"admin": true}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v1/users/@no:example.org/admin".to_owned(),
+            404,
+            403,
+            json!({"errcode": "M_NOT_FOUND"}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v1/rooms/!no:example.org/state".to_owned(),
+            404,
+            403,
+            json!({"error": "Room not found"}),
+        ),
+        (
+            "GET",
+            format!("{room}/forward_extremities"),
+            200,
+            403,
+            json!({"count": 1, "results": [{"event_id": "$e10", "state_group": 1, "depth": 10, "received_ts": 10_000}]}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v1/rooms/!no:example.org/forward_extremities".to_owned(),
+            200,
+            403,
+            json!({"count": 0, "results": []}),
+        ),
+        (
+            "GET",
+            format!("{room}/timestamp_to_event?ts=4500"),
+            200,
+            403,
+            json!({"event_id": "$e5", "origin_server_ts": 5000}),
+        ),
+        (
+            "GET",
+            format!("{room}/timestamp_to_event?ts=4500&dir=b"),
+            200,
+            403,
+            json!({"event_id": "$e4", "origin_server_ts": 4000}),
+        ),
+        (
+            "GET",
+            format!("{room}/timestamp_to_event?ts=99999999"),
+            404,
+            403,
+            json!({"error": "Unable to find event from 99999999 in direction f"}),
+        ),
+        (
+            "GET",
+            format!("{room}/timestamp_to_event"),
+            400,
+            403,
+            json!({"errcode": "M_MISSING_PARAM"}),
+        ),
+        (
+            "GET",
+            format!("{room}/timestamp_to_event?ts=x"),
+            400,
+            403,
+            json!({"errcode": "M_INVALID_PARAM"}),
+        ),
+        (
+            "GET",
+            format!("{room}/timestamp_to_event?ts=-1"),
+            400,
+            403,
+            json!({"errcode": "M_INVALID_PARAM"}),
+        ),
+        (
+            "GET",
+            format!("{room}/timestamp_to_event?ts=1&dir=x"),
+            400,
+            403,
+            json!({"errcode": "M_INVALID_PARAM"}),
+        ),
+        (
+            "GET",
+            "/_synapse/admin/v1/fetch_event/$nothing".to_owned(),
+            404,
+            403,
+            json!({"error": "Event not found"}),
+        ),
+        (
+            "POST",
+            format!("{room}/make_room_admin"),
+            403,
+            403,
+            json!({"errcode": "M_FORBIDDEN"}),
+        ),
+    ];
+    for (method, path, for_admin, for_user, expected) in &table {
+        let (status, body) = ask("admin", method, path);
+        assert_eq!(status, *for_admin, "{method} {path}: {body}");
+        for (member, value) in expected.as_object().unwrap() {
+            assert_eq!(&body[member], value, "{method} {path}: {body}");
+        }
+        assert_eq!(
+            ask("user", method, path).0,
+            *for_user,
+            "{method} {path} as a user"
+        );
+        let without = daemon.get_raw(path, "").0;
+        let is_open = path.ends_with("versions") || path.ends_with("login");
+        if *method == "GET" {
+            assert_eq!(
+                without,
+                if is_open { 200 } else { 401 },
+                "{path} without a token"
+            );
+        }
+    }
+    let (_, state) = ask("admin", "GET", &format!("{room}/state"));
+    assert_eq!(state["state"].as_array().unwrap().len(), 1);
+    assert_eq!(state["state"][0]["event_id"], "$e1");
+    assert_eq!(state["state"][0]["type"], "m.room.create");
+    let (_, event) = ask("admin", "GET", "/_synapse/admin/v1/fetch_event/$e107");
+    assert_eq!(event["event"]["event_id"], "$e107");
+    assert_eq!(event["event"]["content"], json!({"body": "hi"}));
 }
 
 #[test]
@@ -760,5 +984,6 @@ also_on_postgres! {
     accounts_that_have_run_out_are_refused_where_that_is_configured,
     who_may_not_ask_learns_nothing_from_the_order_of_checks,
     health_is_told_to_everybody_and_is_all_they_are_told,
+    clients_for_admins_find_what_they_ask_when_they_log_in_and_look_around,
     no_token_and_no_body_is_ever_logged,
 }

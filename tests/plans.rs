@@ -481,6 +481,7 @@ struct Step {
 }
 
 fn plan_of(conn: &Connection, sql: &str) -> Vec<Step> {
+    roomkeeper::store::prefixes::add_function(conn).expect("the function of ours");
     let mut statement = conn
         .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
         .unwrap_or_else(|e| panic!("{e}: {sql}"));

@@ -16,6 +16,7 @@ mod delete_room;
 mod health;
 mod http_server;
 mod jobs;
+mod lookups;
 mod messages;
 mod plan;
 mod private;

@@ -6,8 +6,8 @@
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Api, Context, block, delete_room, health, jobs, messages, plan, purge_history, room_report,
-    rooms,
+    Api, Context, block, delete_room, health, jobs, lookups, messages, plan, purge_history,
+    room_report, rooms,
 };
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
@@ -96,6 +96,58 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
         rooms::members,
     ),
     ("GET", "/_synapse/admin/v1/server_version", rooms::version),
+    ("GET", "/_matrix/client/versions", lookups::versions),
+    ("GET", "/_matrix/client/r0/login", lookups::login_flows),
+    ("GET", "/_matrix/client/v3/login", lookups::login_flows),
+    ("POST", "/_matrix/client/r0/login", lookups::login),
+    ("POST", "/_matrix/client/v3/login", lookups::login),
+    ("GET", "/_matrix/client/r0/account/whoami", lookups::whoami),
+    ("GET", "/_matrix/client/v3/account/whoami", lookups::whoami),
+    (
+        "GET",
+        "/_matrix/client/r0/profile/{user_id}",
+        lookups::profile,
+    ),
+    (
+        "GET",
+        "/_matrix/client/v3/profile/{user_id}",
+        lookups::profile,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v2/users/{user_id}",
+        lookups::account,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/users/{user_id}/admin",
+        lookups::is_admin,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/state",
+        lookups::state,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/forward_extremities",
+        lookups::forward_extremities,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/timestamp_to_event",
+        lookups::timestamp_to_event,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/fetch_event/{event_id}",
+        lookups::fetch_event,
+    ),
+    (
+        "POST",
+        "/_synapse/admin/v1/rooms/{room_id}/make_room_admin",
+        lookups::make_room_admin,
+    ),
     ("GET", "/_matrix/key/v2/server", rooms::server_name),
     ("POST", "/_roomkeeper/v1/plan", plan::plan),
     ("POST", "/_roomkeeper/v1/retention", plan::run),
@@ -142,6 +194,16 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
         RequestClass::Long,
     ),
     ("GET", "/_synapse/admin/v1/rooms", RequestClass::Slow),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/state",
+        RequestClass::Slow,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/timestamp_to_event",
+        RequestClass::Slow,
+    ),
     // Waits for whoever writes.
     (
         "PUT",

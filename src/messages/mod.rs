@@ -13,6 +13,7 @@ mod load;
 mod page;
 mod read_access;
 mod request;
+mod single;
 mod token_range;
 mod visibility;
 
@@ -21,3 +22,4 @@ pub use self::page::page;
 pub use self::request::{
     DEFAULT_LIMIT, EventJson, Format, MAX_LIMIT, Page, PageRequest, Reader, Session,
 };
+pub use self::single::events;

@@ -197,7 +197,7 @@ fn rows(
 }
 
 /// Adds to state events what they replaced (M-83).
-fn add_previous(loader: &mut Loader<'_>, events: &mut [Rc<Event>]) -> Result<(), Error> {
+pub(super) fn add_previous(loader: &mut Loader<'_>, events: &mut [Rc<Event>]) -> Result<(), Error> {
     let replaced = |(at, event): (usize, &Rc<Event>)| Some((at, event.replaces_state()?.into()));
     let replaced: Vec<(usize, Rc<str>)> = events.iter().enumerate().filter_map(replaced).collect();
     let wanted: Vec<Rc<str>> = replaced.iter().map(|(_, id)| id.clone()).collect();

@@ -20,6 +20,7 @@ pub mod free_pages;
 pub mod history;
 pub mod homeserver;
 pub mod left_rooms;
+pub mod lookups;
 pub mod members;
 pub mod named_rooms;
 pub mod own_events;

@@ -39,8 +39,12 @@ impl Prefixes {
     }
 }
 
-/// Gives a connection the function `begins_with_any(text, prefixes)`.
-pub(super) fn add_function(conn: &Connection) -> rusqlite::Result<()> {
+/// Gives a connection the function `begins_with_any(text, prefixes)`: whether a text begins with one of a JSON list of
+/// beginnings, which must be in order and none the beginning of another.
+///
+/// # Errors
+/// SQLite does not take it.
+pub fn add_function(conn: &Connection) -> rusqlite::Result<()> {
     let flags = FunctionFlags::SQLITE_UTF8
         | FunctionFlags::SQLITE_DETERMINISTIC
         | FunctionFlags::SQLITE_INNOCUOUS;
