@@ -54,11 +54,14 @@ pub fn profile(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
         true => api.keeper.profile(&user)?,
         false => None,
     };
-    let Some((name, picture)) = profile else {
+    let Some(profile) = profile else {
         return Err(ApiError::not_found("Profile was not found"));
     };
     let mut body = json!({});
-    for (member, value) in [("displayname", name), ("avatar_url", picture)] {
+    for (member, value) in [
+        ("displayname", profile.displayname),
+        ("avatar_url", profile.avatar_url),
+    ] {
         if let Some(value) = value {
             body[member] = value.into();
         }
@@ -73,11 +76,11 @@ pub fn account(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let Some(account) = api.keeper.account(&user)? else {
         return Err(ApiError::not_found("User not found"));
     };
-    let (name, picture) = api.keeper.profile(&user)?.unwrap_or_default();
+    let profile = api.keeper.profile(&user)?.unwrap_or_default();
     let body = json!({
         "name": user,
-        "displayname": name,
-        "avatar_url": picture,
+        "displayname": profile.displayname,
+        "avatar_url": profile.avatar_url,
         "admin": account.is_admin,
         "is_guest": account.is_guest,
         "deactivated": account.is_deactivated,

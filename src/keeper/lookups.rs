@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::ids::{EventId, RoomId, UserId};
 use crate::messages::{self, EventJson};
 use crate::point::Direction;
-use crate::store::lookups::{self, Account, ForwardExtremity};
+use crate::store::lookups::{self, Account, ForwardExtremity, Profile};
 use crate::store::read_limit::ReadLimit;
 
 /// Most events of a room's state that are answered at once.
@@ -31,10 +31,7 @@ impl Keeper {
     }
 
     /// A local user's name and picture; `None` where they have no profile here.
-    pub fn profile(
-        &self,
-        user: &UserId,
-    ) -> Result<Option<(Option<String>, Option<String>)>, Error> {
+    pub fn profile(&self, user: &UserId) -> Result<Option<Profile>, Error> {
         self.shared.with_reader(|db| lookups::profile(db, user))
     }
 

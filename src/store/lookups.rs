@@ -61,16 +61,28 @@ pub fn account(db: &Db, user: &UserId) -> Result<Option<Account>, Error> {
     })
 }
 
+/// How a user shows themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// What they are called.
+    pub displayname: Option<String>,
+    /// The address of their picture.
+    pub avatar_url: Option<String>,
+}
+
 /// A user's name and picture. Binds `$1` the part of their id before the server's name. By the key on it.
 const PROFILE: &str = "SELECT displayname, avatar_url FROM profiles WHERE user_id = $1";
 
 /// What a local user is called, and their picture; `None` where they have no profile here.
-pub fn profile(db: &Db, user: &UserId) -> Result<Option<(Option<String>, Option<String>)>, Error> {
+pub fn profile(db: &Db, user: &UserId) -> Result<Option<Profile>, Error> {
     let name = user.as_str().trim_start_matches('@');
     let local = name.split(':').next().unwrap_or_default();
     let doing = "look up a profile";
     db.row(doing, PROFILE, params![local], |r| {
-        Ok((r.get(0)?, r.get(1)?))
+        Ok(Profile {
+            displayname: r.get(0)?,
+            avatar_url: r.get(1)?,
+        })
     })
 }
 
