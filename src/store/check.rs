@@ -193,6 +193,56 @@ const RULES: &[Rule] = &[
                                       AND c.state_key = l.user_id AND c.event_id = l.event_id)",
     },
     Rule {
+        id: "I-12",
+        meaning: "every current membership of an account of this server is among the local memberships",
+        needs: &["local_current_membership", "users"],
+        query: "SELECT c.event_id FROM current_state_events c
+                 WHERE c.type = 'm.room.member'
+                   AND EXISTS (SELECT 1 FROM users u WHERE u.name = c.state_key)
+                   AND NOT EXISTS (SELECT 1 FROM local_current_membership l
+                                    WHERE l.room_id = c.room_id AND l.user_id = c.state_key)",
+    },
+    Rule {
+        id: "I-12",
+        meaning: "local memberships are those of the member events",
+        needs: &["local_current_membership", "room_memberships"],
+        query: "SELECT l.event_id FROM local_current_membership l
+                  JOIN room_memberships m ON m.event_id = l.event_id
+                 WHERE l.membership <> m.membership OR l.user_id <> m.user_id OR l.room_id <> m.room_id",
+    },
+    Rule {
+        id: "I-12",
+        meaning: "every local membership has its member event",
+        needs: &["local_current_membership", "room_memberships"],
+        query: "SELECT l.event_id FROM local_current_membership l
+                 WHERE NOT EXISTS (SELECT 1 FROM room_memberships m WHERE m.event_id = l.event_id)",
+    },
+    Rule {
+        id: "I-12",
+        meaning: "every membership of the current state has its member event",
+        needs: &["room_memberships"],
+        query: "SELECT c.event_id FROM current_state_events c
+                 WHERE c.type = 'm.room.member'
+                   AND NOT EXISTS (SELECT 1 FROM room_memberships m
+                                    WHERE m.event_id = c.event_id AND m.room_id = c.room_id AND m.user_id = c.state_key)",
+    },
+    Rule {
+        id: "I-12",
+        meaning: "member events say of whom and of which room they are",
+        needs: &["room_memberships"],
+        query: "SELECT m.event_id FROM room_memberships m
+                  JOIN state_events s ON s.event_id = m.event_id
+                 WHERE s.type <> 'm.room.member' OR s.state_key <> m.user_id OR s.room_id <> m.room_id",
+    },
+    Rule {
+        id: "I-12",
+        meaning: "sliding-sync memberships are the local memberships",
+        needs: &["local_current_membership", "sliding_sync_membership_snapshots"],
+        query: "SELECT m.membership_event_id FROM sliding_sync_membership_snapshots m
+                  JOIN local_current_membership l ON l.room_id = m.room_id AND l.user_id = m.user_id
+                 WHERE m.membership_event_id <> l.event_id OR m.membership <> l.membership",
+    },
+    Rule {
         id: "I-13",
         meaning: "every relation belongs to an event that is held",
         needs: &["event_relations"],
