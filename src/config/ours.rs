@@ -494,6 +494,10 @@ mod tests {
             "overwrite_deleted",
             "keep_jobs",
             "foreign_keys",
+            "short_lifetimes",
+            "retention_of_left_rooms",
+            "check_clock",
+            "clock_tolerance",
         ];
         for (key, _) in OUR_KEYS {
             assert!(
