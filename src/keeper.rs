@@ -2,6 +2,7 @@
 
 mod deletion;
 mod job_context;
+mod jobs;
 pub mod lookups;
 mod messages;
 mod ownership;
@@ -391,113 +392,6 @@ impl Keeper {
             },
             error: job.error,
         }))
-    }
-
-    /// Every job on record, oldest first, with the progress of this moment.
-    pub fn jobs(&self) -> Result<Vec<JobRecord>, Error> {
-        self.shared.register.list()
-    }
-
-    /// One job on record.
-    pub fn job(&self, id: &JobId) -> Result<Option<JobRecord>, Error> {
-        self.shared.register.get(id)
-    }
-
-    /// Asks a job to end at the next whole point; it then is `failed` with the error `cancelled`. A job that waits
-    /// for the next start is ended at once.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchJob`]; a job that has ended already is left as it is, and that is no error.
-    pub fn cancel(&self, id: &JobId) -> Result<(), Error> {
-        let Some(job) = self.job(id)? else {
-            return Err(Error::NoSuchJob(id.clone()));
-        };
-        if job.state.is_ended() || self.shared.register.cancel(id) {
-            return Ok(());
-        }
-        let cancelled = Error::Cancelled;
-        let ended = Ended {
-            error: Some((&cancelled.to_string(), cancelled.code())),
-            progress: &job.progress,
-            at: self.shared.config.clock.now(),
-        };
-        self.shared.register.ledger().end(id, ended)
-    }
-
-    /// Leaves a job where it is, at the next whole point; it goes on by [`Keeper::continue_job`] alone, and not at a start.
-    /// Its room is free meanwhile. A job that waits for the next start is paused at once.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchJob`]; [`Error::BadRequest`] for one that has ended. One that is paused already stays so.
-    pub fn pause(&self, id: &JobId) -> Result<(), Error> {
-        let job = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
-        if job.state.is_ended() {
-            let text = format!("job {id} has ended: there is nothing to pause");
-            return Err(Error::bad("M_UNKNOWN", text));
-        }
-        if job.state == State::Paused || self.shared.register.pause(id) {
-            return Ok(());
-        }
-        self.shared.register.ledger().set_state(id, State::Paused)
-    }
-
-    /// Goes on with a job that is paused, or that waits for a person's word (S-30).
-    ///
-    /// # Errors
-    /// [`Error::NoSuchJob`]; [`Error::RoomBusy`] while another job has the room; [`Error::BadRequest`] for one that has
-    /// ended; [`Error::QueueFull`], [`Error::Stopping`]. One that runs or is queued is left as it is.
-    pub fn continue_job(&self, id: &JobId) -> Result<(), Error> {
-        let record = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
-        if record.state.is_ended() {
-            let text = format!("job {id} has ended: there is nothing to go on with");
-            return Err(Error::bad("M_UNKNOWN", text));
-        }
-        let register = &self.shared.register;
-        if !matches!(record.state, State::Paused | State::Waiting) {
-            return Ok(());
-        }
-        if register.is_live(id) {
-            let text = format!("job {id} is about to be paused: ask again in a moment");
-            return Err(Error::bad("M_UNKNOWN", text));
-        }
-        let guard = register.requeue(&record)?;
-        register.ledger().set_state(id, State::Queued)?;
-        let Some(work) = Work::of_record(record) else {
-            guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
-            return Ok(());
-        };
-        log::info!("{guard} goes on");
-        self.submit(guard, work)
-    }
-
-    /// Blocks until a job has ended, and gives its record.
-    ///
-    /// # Errors
-    /// [`Error::JobFailed`] with the text of its status; [`Error::Stopping`] when it was handed back because the
-    /// keeper stops; [`Error::NoSuchJob`].
-    pub fn wait(&self, id: &JobId) -> Result<JobRecord, Error> {
-        self.shared.register.wait(id);
-        let job = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
-        match job.state {
-            State::Complete => Ok(job),
-            State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
-            State::Paused => Err(Error::Refused(format!(
-                "job {id} is paused: `roomkeeper jobs --continue {id}` goes on with it"
-            ))),
-            State::Queued | State::Running | State::Waiting if self.is_stopping() => {
-                Err(Error::Stopping)
-            }
-            State::Queued | State::Running | State::Waiting => Err(Error::JobFailed(
-                "it ended early, and that could not be written into the ledger (the log says why): it is taken up again \
-                 at the next start"
-                    .into(),
-            )),
-        }
-    }
-
-    /// Waits for a job no longer than `timeout`; answers whether it has ended or was handed back.
-    pub fn wait_for(&self, id: &JobId, timeout: Duration) -> bool {
-        self.shared.register.wait_for(id, timeout)
     }
 
     /// The user of a Synapse access token (U-2 … U-8).
