@@ -59,6 +59,7 @@ pub(crate) fn acquire_synapse_lock(
     }
     let (mut wait, longest) = LOCK_RETRY;
     let until = Instant::now() + LOCK_PATIENCE;
+    let mut is_told = false;
     loop {
         let lock = {
             let _writer = ctx.writer.lock();
@@ -74,6 +75,17 @@ pub(crate) fn acquire_synapse_lock(
             )));
         }
         ctx.check_cancelled()?;
+        if !std::mem::replace(&mut is_told, true)
+            && let Some((who, lapses)) = homeserver::lock_holder(&ctx.db, ctx.room)?
+        {
+            log::warn!(
+                "room {}: waiting for the homeserver's lock on it, which {} holds. If that was killed, the lock lapses at {}; \
+                 if it runs, it renews the lock until it is done with the room",
+                ctx.room,
+                crate::ids::Escaped(&who),
+                lapses.as_date()
+            );
+        }
         ctx.rest(wait);
         wait = (wait * 2).min(longest);
     }

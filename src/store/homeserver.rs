@@ -159,19 +159,37 @@ pub fn is_open_elsewhere(database: &Path) -> Result<bool, Error> {
 
 fn fresh_lock_row(db: &Db, now: Millis) -> Result<Option<String>, Error> {
     const FRESH: &str = "
-        SELECT EXISTS (SELECT 1 FROM worker_read_write_locks
-                        WHERE last_renewed_ts > $1 AND instance_name <> $2)";
+        SELECT max(last_renewed_ts) FROM worker_read_write_locks
+         WHERE last_renewed_ts > $1 AND instance_name <> $2";
     if !db.catalog().has("worker_read_write_locks") {
         return Ok(None);
     }
-    let fresh = db.count(
+    let renewed = db.count(
         "look for locks of a homeserver",
         FRESH,
         params![(now - LOCK_TIMEOUT).0, INSTANCE_NAME],
     )?;
-    Ok((fresh > 0).then(|| {
-        "the database holds a lock that a homeserver renewed in the last two minutes".to_owned()
+    Ok((renewed > 0).then(|| {
+        format!(
+            "the database holds a lock that a homeserver renewed in the last two minutes; if that was killed, the lock \
+             lapses at {}",
+            Millis(renewed + LOCK_TIMEOUT.0).as_date()
+        )
     }))
+}
+
+/// Who holds a lock on the room, and when it lapses unless that one renews it.
+pub fn lock_holder(db: &Db, room: &RoomId) -> Result<Option<(String, Millis)>, Error> {
+    const HOLDER: &str = "
+        SELECT instance_name, last_renewed_ts FROM worker_read_write_locks
+         WHERE lock_name IN ($1, $2) AND lock_key = $3 AND instance_name <> $4
+         ORDER BY last_renewed_ts DESC";
+    db.row(
+        "look who holds the lock on the room",
+        HOLDER,
+        params![PURGE_LOCK, NEW_EVENT_LOCK, room.as_str(), INSTANCE_NAME],
+        |r| Ok((r.get(0)?, Millis(r.get::<_, i64>(1)? + LOCK_TIMEOUT.0))),
+    )
 }
 
 /// The lock that keeps other processes from purging or paginating the room (W-7).

@@ -448,6 +448,31 @@ fn a_mistake_in_a_configuration_is_named_by_its_place_and_not_by_its_text() {
     }
 }
 
+/// A homeserver that was killed leaves its locks, which lapse two minutes after it renewed them.
+#[test]
+fn what_is_waited_for_is_said_with_the_time_until_when() {
+    let home = Home::new(60, "");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.expect("after 1970").as_millis();
+    let room = sample::room_id("a");
+    home.sql(&format!(
+        "INSERT INTO worker_read_write_locks (lock_name, lock_key, instance_name, write_lock, token, last_renewed_ts)
+              VALUES ('purge_pagination_lock', '{room}', 'master', TRUE, 'abc', {})",
+        now - 114_000
+    ));
+    purge(&home, 20, &[]).assert_ended(3, "if that was killed, the lock lapses at 20");
+    let waited = purge(&home, 20, &["--offline", "assume"]);
+    waited.assert_ended(
+        0,
+        "waiting for the homeserver's lock on it, which master holds",
+    );
+    assert!(
+        waited.err.contains("the lock lapses at 20"),
+        "{}",
+        waited.err
+    );
+}
+
 #[test]
 fn what_cannot_be_written_is_a_failure() {
     let home = Home::new(10, "");
