@@ -76,7 +76,8 @@ impl Kind {
                 let mut config = site.in_batches_of(5);
                 config.retention.default_policy = Policy {
                     min_lifetime: None,
-                    max_lifetime: Some(Millis(1)),
+                    // The shortest that is carried out; the events are a day old.
+                    max_lifetime: Some(Millis(60 * 60 * 1000)),
                 };
                 config
             }
