@@ -30,6 +30,8 @@ class Template:
         self.groups = StateGroups(self.database)
         self.bodies = self._bodies()
         self.shapes = {room["room_id"]: room["shape"] for room in self.manifest["rooms"]}
+        table = self.tables["event_forward_extremities"]
+        self.extremities = {row[table.columns.index("event_id")] for row in table.rows}
         self.admin_token = self.manifest["admin"]["access_token"]
 
     def _bodies(self) -> dict[str, str]:
@@ -69,10 +71,18 @@ class Case:
         # Rooms whose purge the judge could not finish (defect D).
         self.judge_failed: dict[str, str] = {}
         # The judge's history with its defects, and the one that was promised.
-        self.judged = History(self.template.events, Rules(SERVER_NAME, "G" in self.release.defects, True))
-        self.promised = History(self.template.events, Rules(SERVER_NAME))
+        self.judged = self._history(local_by_event_id="G" in self.release.defects, forgets_redactions=True, purges_by_arrival=True)
+        # P-51: beside a Synapse that cannot be told, forward extremities stay.
+        kept = frozenset(self.template.extremities if self.plan.beside else ())
+        self.promised = self._history(extremities_kept=kept)
         # Ours without P-21: what stays here stays because it is local, what stays in `promised` only, for its target.
-        self.without_p21 = History(self.template.events, Rules(SERVER_NAME, forgets_redactions=True))
+        self.without_p21 = self._history(extremities_kept=kept, forgets_redactions=True)
+        # Ours without R-50, and without P-51: what is otherwise in `promised`, is so by that rule.
+        self.without_r50 = self._history(extremities_kept=kept, purges_by_arrival=True)
+        self.without_p51 = self._history()
+
+    def _history(self, **rules) -> History:
+        return History(self.template.events, Rules(SERVER_NAME, **rules))
 
     def complain(self, text: str):
         self.problems.append(text)
@@ -106,8 +116,10 @@ class Case:
             elif verdict == judge.FAILED:
                 self.judge_failed[order.room_id] = reason
             if code == 0:
-                self._advance(self.promised, order)
-                self._advance(self.without_p21, order)
+                for history in (self.promised, self.without_p21, self.without_p51):
+                    self._advance(history, order)
+            if code == 0 or verdict == judge.DONE:
+                self._advance(self.without_r50, order)
             agreed = code == 0 and verdict == judge.DONE or code == 1 and verdict != judge.DONE
             if not agreed and not deviations.excuse(self, Outcome(order, code == 0, reason)):
                 self.complain(
@@ -122,7 +134,7 @@ class Case:
         else:
             cut = history.cut_before_ts(order.room_id, order.before_ts)
         if cut is not None:
-            history.purge(order.room_id, cut, order.delete_local)
+            history.purge(order.room_id, cut, order.delete_local, order.before_ts)
 
     def foreign_key_failure(self, room_id) -> bool:
         return "FOREIGN KEY" in self.judge_failed.get(room_id, "").upper()
@@ -138,6 +150,8 @@ class Case:
         self.keeper_tables = rows.read_all(kept)
         self.keeper_groups = StateGroups(kept)
         self.keeper_events = read_events(kept)
+        # What deviations.py has worked out already of this result.
+        self.worked_out = {}
 
     def compare_rows(self, deviations):
         """Every row that differs must be explained; whatever is not is a complaint."""

@@ -103,6 +103,14 @@ def judge_finds_no_event(case, outcome):
     return outcome.done and "no event to be purged" in outcome.reason and outcome.purge.before_ts is not None
 
 
+@deviation("T", of=OUTCOME)
+def nothing_has_expired(case, outcome):
+    """R-50: where no event has expired by its own time the room is left alone; the judge takes what lies below some event
+    that arrived early, as what was backfilled seems to have."""
+    ts = outcome.purge.before_ts
+    return not outcome.done and ts is not None and case.promised.cut_before_ts(outcome.purge.room_id, ts) is None
+
+
 @deviation("D")
 def judge_stopped_by_foreign_keys(case, difference):
     """P-19: the newest arrival lies below the cut; the judge's purge fails on it, ours does the work (promises.py looks)."""
@@ -126,6 +134,136 @@ def redactions_of_survivors_stay(case, difference):
         return False
     target = case.promised.events[event_id].redacts
     return event_id not in case.without_p21.events and target in case.promised.events and _unharmed(case, difference)
+
+
+def _otherwise_by(case, rule) -> set:
+    """The events that meet another fate by our promise than they would without that rule."""
+    if rule not in case.worked_out:
+        without = {"T": case.without_r50, "P-51": case.without_p51}[rule]
+        case.worked_out[rule] = {
+            event_id for event_id in case.template.events if case.promised.fate_of(event_id) != without.fate_of(event_id)
+        }
+    return case.worked_out[rule]
+
+
+def _is_as_promised(case, difference, event_id) -> bool:
+    """Rows of an event that stays in the timeline are those of the template; of an outlier that the judge has deleted as
+    well, the flag apart; of an event that goes there are none."""
+    fate = case.promised.fate_of(event_id)
+    if fate == "in the timeline":
+        columns = case.template.tables[difference.table].columns
+        kept = difference.keeper
+        return kept is not None and tuple(kept[column] for column in columns) in case.template.tables[difference.table].rows
+    if fate == "outlier" and difference.table in ("events", "event_to_state_groups"):
+        return True
+    return difference.kept_by_synapse_only or fate == "outlier" and _unharmed(case, difference)
+
+
+def _row_by(case, difference, rule) -> bool:
+    event_id = difference.row.get("event_id")
+    if difference.table not in ROWS_OF_AN_EVENT | {"event_to_state_groups"} or event_id not in _otherwise_by(case, rule):
+        return False
+    return _is_as_promised(case, difference, event_id)
+
+
+def _gap_by(case, difference, rule) -> bool:
+    """A backward extremity that is one, or none, because the event or one that follows it meets another fate."""
+    if difference.table != "event_backward_extremities" or difference.changed():
+        return False
+    event_id, otherwise = difference.row["event_id"], _otherwise_by(case, rule)
+    edges = case.template.tables["event_edges"]
+    child, parent = edges.columns.index("event_id"), edges.columns.index("prev_event_id")
+    followers = {row[child] for row in edges.rows if row[parent] == event_id}
+    is_gap = _points_at(case, event_id) and case.promised.fate_of(event_id) != "in the timeline"
+    return is_gap == difference.kept_by_keeper_only and bool(otherwise & {event_id, *followers})
+
+
+def _group_by(case, difference, rule) -> bool:
+    """A state group of an event that meets another fate, or one that such a group rests on."""
+    if difference.table not in ("state_groups", "state_groups_state", "state_group_edges"):
+        return False
+    if difference.changed():
+        return False
+    groups = case.keeper_groups if difference.kept_by_keeper_only else case.synapse_groups
+    key = rule, difference.kept_by_keeper_only
+    if key not in case.worked_out:
+        events = _otherwise_by(case, rule) & groups.of_event.keys()
+        case.worked_out[key] = {group for event in events for group in groups.path(groups.of_event[event])}
+    return difference.row.get("id", difference.row.get("state_group")) in case.worked_out[key]
+
+
+@deviation("T")
+def what_has_not_expired_stays(case, difference):
+    """R-50: by time, an event stays in the timeline that has not expired, and so does the newest that has; the judge takes
+    what lies below the newest arrival."""
+    return _row_by(case, difference, "T")
+
+
+@deviation("T")
+def gaps_lie_below_what_has_not_expired(case, difference):
+    """R-50, P-9: the marks of gaps lie where the timeline ends, which is elsewhere."""
+    return _gap_by(case, difference, "T")
+
+
+@deviation("T")
+def what_has_not_expired_keeps_its_state(case, difference):
+    """R-50: with its state."""
+    return _group_by(case, difference, "T")
+
+
+def _counted_by(case, difference, rule) -> bool:
+    """Counts of unread events that differ by no more than the events that meet another fate."""
+    columns = {"notif_count": "notif", "unread_count": "unread"}
+    if difference.table != "event_push_summary" or not difference.changed() or not difference.changed() <= columns.keys():
+        return False
+    for column in difference.changed():
+        more = _waiting_by(case, rule, case.keeper_tables, case.synapse_tables, difference.row, columns[column])
+        fewer = _waiting_by(case, rule, case.synapse_tables, case.keeper_tables, difference.row, columns[column])
+        if not -fewer <= (difference.keeper[column] or 0) - (difference.synapse[column] or 0) <= more:
+            return False
+    return True
+
+
+def _waiting_by(case, rule, tables, other, summary, kind) -> int:
+    """How many events that only one of the results has, because of a rule, wait for the user of a row of summaries."""
+    table, events = tables["event_push_actions"], other["events"]
+    held = {row[events.columns.index("event_id")] for row in events.rows}
+    waiting = (dict(zip(table.columns, row)) for row in table.rows)
+    return sum(
+        bool(row[kind]) and all(row[column] == summary[column] for column in ("user_id", "room_id", "thread_id"))
+        and row["event_id"] in _otherwise_by(case, rule) and row["event_id"] not in held
+        for row in waiting
+    )
+
+
+@deviation("T")
+def what_has_not_expired_still_notifies(case, difference):
+    """R-50, P-14: what stays is still counted as unread, what goes besides is not."""
+    return _counted_by(case, difference, "T")
+
+
+@deviation("P-51")
+def extremities_still_notify(case, difference):
+    """P-51, P-14: so it is with forward extremities."""
+    return _counted_by(case, difference, "P-51")
+
+
+@deviation("P-51")
+def extremities_stay_beside(case, difference):
+    """P-51: beside a Synapse that cannot be told, forward extremities stay in the timeline; the judge tells itself."""
+    return _row_by(case, difference, "P-51")
+
+
+@deviation("P-51")
+def gaps_lie_below_extremities(case, difference):
+    """P-51, P-9: what such an extremity follows is a gap."""
+    return _gap_by(case, difference, "P-51")
+
+
+@deviation("P-51")
+def extremities_keep_their_state(case, difference):
+    """P-51: with their state."""
+    return _group_by(case, difference, "P-51")
 
 
 @deviation("H", defect="H")

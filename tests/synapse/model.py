@@ -22,11 +22,9 @@ class Event:
     redacts: str | None
     origin_server_ts: int = 0
 
-    def is_younger_than(self, ts: int | None) -> bool:
-        """Received live after that time; or backfilled after it, and sent after it as well."""
-        if ts is None or (self.received_ts or 0) <= ts:
-            return False
-        return self.stream_ordering > 0 or self.origin_server_ts > ts
+    def has_expired(self, ts: int) -> bool:
+        """R-50: received before that time; of what was backfilled it is enough that it was sent before it."""
+        return self.received_ts < ts or (self.stream_ordering < 0 and self.origin_server_ts < ts)
 
 
 def read_events(database) -> dict[str, Event]:
@@ -49,6 +47,10 @@ class Rules:
     local_by_event_id: bool = False
     # Defect E: a redaction goes although what it redacts stays.
     forgets_redactions: bool = False
+    # Defect T: by time, what lies below the newest arrival goes, also what has not expired.
+    purges_by_arrival: bool = False
+    # Forward extremities that stay where they are, because a Synapse runs that remembers them (P-51).
+    extremities_kept: frozenset = frozenset()
 
     def is_local(self, event: Event) -> bool:
         name = event.event_id if self.local_by_event_id else event.sender
@@ -70,7 +72,17 @@ class History:
         return self.events[event_id].depth
 
     def cut_before_ts(self, room_id: str, ts: int) -> int | None:
-        """R-23 and R-21: the depth of the anchor, which itself survives; None when there is no anchor."""
+        """R-50: the depth of the newest expired event, which itself survives; None where nothing has expired.
+
+        With defect T by R-23 and R-21: of the newest event up to the first one that arrived at that time.
+        """
+        if not self.rules.purges_by_arrival:
+            expired = [
+                event
+                for event in self.events.values()
+                if event.room_id == room_id and event.has_expired(ts) and not event.outlier and not event.rejected
+            ]
+            return max(expired, key=lambda event: event.stream_ordering).depth if expired else None
         reached = [event.stream_ordering for event in self.events.values() if event.stream_ordering > 0 and event.received_ts >= ts]
         limit = min(reached) if reached else max(event.stream_ordering for event in self.events.values()) + 1
         anchors = [
@@ -80,17 +92,21 @@ class History:
         ]
         return max(anchors, key=lambda event: event.stream_ordering).depth if anchors else None
 
-    def purge(self, room_id: str, cut: int, delete_local: bool, keep_received_after: int | None = None):
-        """P-4 and P-5, with P-21 unless the rules forget it; without what is promised to be too young."""
+    def purge(self, room_id: str, cut: int, delete_local: bool, ts: int | None = None):
+        """P-4 and P-5, with P-21 unless the rules forget it; by time without what has not expired (R-50)."""
 
         def deletable(event):
             return not event.is_state and (delete_local or not self.rules.is_local(event))
+
+        def stays(event):
+            is_young = ts is not None and not self.rules.purges_by_arrival and not event.has_expired(ts)
+            return is_young or event.event_id in self.rules.extremities_kept
 
         selected = {
             event.event_id
             for event in self.events.values()
             if event.room_id == room_id and event.depth < cut and (not event.outlier or deletable(event))
-            and not event.is_younger_than(keep_received_after)
+            and not stays(event)
         }
         doomed = {event_id for event_id in selected if deletable(self.events[event_id])}
         if not self.rules.forgets_redactions:
@@ -111,6 +127,10 @@ class History:
     def _must_stay(self, event_id, doomed) -> bool:
         target = self.events[event_id].redacts
         return target is not None and target in self.events and target not in doomed
+
+    def fate_of(self, event_id) -> str:
+        event = self.events.get(event_id)
+        return "gone" if event is None else "outlier" if event.outlier else "in the timeline"
 
     def of_room(self, room_id) -> dict[str, Event]:
         return {event_id: event for event_id, event in self.events.items() if event.room_id == room_id}

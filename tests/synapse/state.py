@@ -33,6 +33,14 @@ class StateGroups:
             self._resolved[member] = state
         return state
 
+    def path(self, group) -> list:
+        """The group and those that it rests on."""
+        path = []
+        while group is not None and group not in path:
+            path.append(group)
+            group = self._parents.get(group)
+        return path
+
     def unreferenced(self) -> set:
         return self.rooms.keys() - set(self.of_event.values())
 
