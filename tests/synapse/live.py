@@ -16,8 +16,10 @@ from aftermath import page_to_the_end
 from client import Refused, quote
 from keeper import Keeper
 from model import read_events
+from peer import Peer
 from plans import SPARED, Purge
 from releases import python_of
+from rooms import Room
 from server import Server
 
 NAME = "live"
@@ -127,6 +129,7 @@ def troubles(template, scratch):
             yield f"somebody waited {crowd.longest:.1f} s to say something"
         if "roomkeeper" not in crowd.held:
             yield f"roomkeeper's lock was never seen, only those of {crowd.held}"
+        yield from loose_ends_stay(server, hand, template)
         admin = server.client(template.admin_token)
         for room in rooms:
             seen = set(page_to_the_end(admin, f"/_synapse/admin/v1/rooms/{quote(room)}/messages", "b"))
@@ -141,6 +144,43 @@ def troubles(template, scratch):
             flush=True,
         )
     yield from afterwards(template, home, crowd)
+
+
+class Returning(Peer):
+    """The remote server of the template once more: its key is known, its first transactions have been used."""
+
+    def _introduce(self, verify_key):
+        self._transactions = 1_000
+
+
+def loose_ends_stay(server, hand, template):
+    """P-51: this Synapse remembers the room's forward extremities. They stay with their events, and so people can go on."""
+    (frayed,) = [room for room in template.manifest["rooms"] if room["shape"] == "frayed"]
+    room = Room("frayed", frayed["version"], frayed["room_id"], None)
+    said = {
+        body: event_id for event_id, body in template.bodies.items()
+        if event_id in template.events and template.events[event_id].room_id == room.room_id
+    }
+    with Returning(server) as eve:
+        # A room is remembered from the first event that comes to it on.
+        late = eve.say(room, "one more loose end", after=said["onwards 0"])
+    code, text = hand.purge(Purge(room.room_id, True, before_event=said["the newest"]))
+    if code != 0:
+        yield f"frayed: exit {code}: {text[-500:]}"
+    events = read_events(server.database)
+    for what, event_id in (("the late one", late), ("the old one", said["a loose end"])):
+        if event_id not in events or events[event_id].outlier:
+            yield f"frayed: {what} of the loose ends did not stay in the timeline"
+    if said["onwards 1"] in events:
+        yield "frayed: nothing was purged"
+    client = server.client(template.manifest["accounts"]["ann"]["access_token"])
+    for n in range(3):
+        path = f"/_matrix/client/v3/rooms/{quote(room.room_id)}/send/m.room.message/frayed-{n}"
+        try:
+            client.put(path, {"msgtype": "m.text", "body": f"after the purge {n}"})
+        except Refused as refused:
+            yield f"frayed: message {n} after the purge: {refused}"
+    client.close()
 
 
 def let_synapse_purge(server, template, rooms, troubles):
