@@ -7,8 +7,6 @@
 //! ROOMKEEPER_CAMPAIGN=full cargo test --release --test full_disk -- --nocapture   # a database of some 270 MiB, 40 sizes
 //! ```
 
-#[path = "sample/mod.rs"]
-#[allow(dead_code)]
 mod sample;
 
 use std::fs::{self, File};
