@@ -3,8 +3,6 @@
 //! Root may write everywhere, so the program runs as somebody else here (`setpriv`); read-only file systems are mounted,
 //! where this process may. What could not be tested for want of either is said. Files have no subject on PostgreSQL.
 
-#[path = "sample/mod.rs"]
-#[allow(dead_code)]
 mod sample;
 
 use std::collections::BTreeMap;
@@ -207,7 +205,7 @@ fn assert_log_is_read(directory: &Path, about: &str) {
         access: Access::ReadOnlyFile,
         ..OpenOptions::default()
     };
-    let db = Db::open(&directory.join("homeserver.db"), &options).expect("opens");
+    let db = Db::open(directory.join("homeserver.db"), &options).expect("opens");
     let creator = db
         .row("ask", "SELECT creator FROM rooms", &[], |r| {
             r.get::<_, String>(0)
