@@ -430,7 +430,7 @@ fn attend(keeper: &Keeper, id: &JobId, json: bool) -> Result<JobRecord, Error> {
     }
     bar.clear();
     match keeper.wait(id) {
-        Err(Error::JobFailed(_)) => keeper.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone())),
+        Err(Error::JobFailed { .. }) => keeper.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone())),
         outcome => outcome,
     }
 }

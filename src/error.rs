@@ -91,9 +91,14 @@ pub enum Error {
     /// Somebody cancelled the job.
     #[error("cancelled")]
     Cancelled,
-    /// The job that was waited for failed; this is what its status says.
-    #[error("{0}")]
-    JobFailed(String),
+    /// The job that was waited for failed.
+    #[error("{text}")]
+    JobFailed {
+        /// What its status says.
+        text: String,
+        /// Which error ended it, by [`Error::code`]; none where the ledger does not know.
+        code: Option<String>,
+    },
     /// A daemon that was asked refused or failed.
     #[error("{said}")]
     Remote {
@@ -324,6 +329,20 @@ impl StoreError {
     }
 }
 
+/// The HTTP status for whoever waited for a job that failed (H-63): 500 is for nothing that the same request may do when it
+/// is sent again.
+fn status_of_failed_job(code: Option<&str>) -> u16 {
+    match code {
+        Some(
+            "busy" | "cancelled" | "disconnected" | "index_damaged" | "ledger_locked" | "no_space"
+            | "refused" | "stopping",
+        ) => 503,
+        Some("partial_state") => 409,
+        Some("room_busy" | "task_left" | "users_still_joined" | "would_empty_room") => 400,
+        _ => 500,
+    }
+}
+
 impl Error {
     /// A parameter error with the given Matrix code.
     pub fn bad(errcode: &'static str, message: impl Into<String>) -> Self {
@@ -377,9 +396,11 @@ impl Error {
             // Others were in the way, or the database was away: the same may succeed the next time (H-63).
             Self::NoSpace(_) => (503, "M_UNKNOWN", EXIT_FAILED),
             Self::Store { source, .. } if source.may_pass() => (503, "M_UNKNOWN", EXIT_FAILED),
-            Self::JobFailed(_) | Self::Store { .. } | Self::Bug(_) => {
-                (500, "M_UNKNOWN", EXIT_FAILED)
+            Self::JobFailed { code, .. } => {
+                let status = status_of_failed_job(code.as_deref());
+                (status, "M_UNKNOWN", EXIT_FAILED)
             }
+            Self::Store { .. } | Self::Bug(_) => (500, "M_UNKNOWN", EXIT_FAILED),
         };
         Class {
             status,
@@ -405,7 +426,7 @@ impl Error {
             Self::QueueFull => "queue_full",
             Self::Stopping => "stopping",
             Self::Cancelled => "cancelled",
-            Self::JobFailed(_) => "job_failed",
+            Self::JobFailed { .. } => "job_failed",
             Self::Remote { .. } => "remote",
             Self::NoSuchJob(_) => "no_such_job",
             Self::NoSuchRoom(_) => "no_such_room",

@@ -42,7 +42,7 @@ impl RoomLocks {
         }
     }
 
-    /// The room alone, if nobody has it or waits for it now: for a second room beside one that is held.
+    /// The room alone, if nobody has it or waits for it now: for a second room beside one that is held (L-12).
     pub fn try_write(&self, room: &RoomId) -> Option<RoomWrite> {
         let guard = Some(self.of(room).try_write_arc()?);
         let room = room.clone();

@@ -2,7 +2,7 @@
 //! cannot be used.
 //!
 //! SQLite reads a database that has a write-ahead log with the help of a file `-shm` beside it, and makes both files where
-//! they are not there. What only reads must not need that. Whether somebody is at work is seen from the files beside it:
+//! they are not there. What only reads must not need that (S-33). Whether somebody is at work is seen from the files beside it:
 //! a process that has such a database open keeps both.
 
 use std::ffi::OsString;

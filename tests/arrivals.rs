@@ -223,7 +223,7 @@ const WAYS: [Way; 2] = [
 fn assert_ended(outcome: Result<roomkeeper::job::Progress, Error>, is_beside: bool, about: &str) {
     match outcome {
         Ok(_) if is_beside => {}
-        Err(Error::JobFailed(said)) if !is_beside => assert_eq!(
+        Err(Error::JobFailed { text: said, .. }) if !is_beside => assert_eq!(
             said, "400: topological_ordering is greater than forward extremities",
             "{about}"
         ),

@@ -22,7 +22,7 @@ fn two_batches_equal_one_rewrite_state_tables_included() {
         let about = format!("seed {seed}, {ask:?}");
         let (offline, beside, hurried) = (rewrite.copy(), rewrite.copy(), rewrite.copy());
         let rewritten = rewrite.purge(&ask);
-        if let Err(Error::JobFailed(said)) = &rewritten {
+        if let Err(Error::JobFailed { text: said, .. }) = &rewritten {
             assert!(said.starts_with("400"), "{about}: {said}");
             return;
         }
@@ -165,7 +165,9 @@ fn a_dry_run_says_exactly_what_the_purge_then_removes() {
         let purged = site.purge_with(site.in_batches_of(rng.random_range(3..=100)), &ask);
         let (planned, purged) = match (planned, purged) {
             (Ok(planned), Ok(purged)) => (planned, purged),
-            (Err(e), Err(Error::JobFailed(said))) => return assert_eq!(e.status_text(), said),
+            (Err(e), Err(Error::JobFailed { text: said, .. })) => {
+                return assert_eq!(e.status_text(), said);
+            }
             (planned, purged) => panic!("{about}: {planned:?}, {purged:?}"),
         };
         assert_eq!(planned.rows_removed, purged.rows_removed, "{about}");

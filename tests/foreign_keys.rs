@@ -209,7 +209,7 @@ fn a_key_of_any_shape_is_kept() {
             let is_there = site.number("SELECT count(*) FROM events WHERE event_id = '$m12'") == 1;
             match (outcome, shape.end) {
                 (Ok(_), End::Done) => assert!(!is_there, "{about}"),
-                (Err(Error::JobFailed(said)), End::Stops) => {
+                (Err(Error::JobFailed { text: said, .. }), End::Stops) => {
                     assert!(is_there, "{about}: {said}");
                     let names = ["FOREIGN KEY", "NOT NULL", "23503", "23502", "23001"];
                     assert!(names.iter().any(|n| said.contains(n)), "{about}: {said}");

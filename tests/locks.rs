@@ -85,7 +85,7 @@ fn a_lock_that_is_lost_while_state_groups_are_collected_stops_the_job() {
             );
             let before = site.tables();
             let said = match site.purge_with(way(&site), &ask) {
-                Err(Error::JobFailed(said)) => said,
+                Err(Error::JobFailed { text: said, .. }) => said,
                 other => panic!("{about}: {other:?}"),
             };
             assert!(

@@ -329,7 +329,7 @@ fn a_lock_that_is_lost_stops_the_job_before_its_next_transaction() {
     // A batch that had looked already may still commit.
     std::thread::sleep(Duration::from_millis(10));
     let said = match keeper.wait(&id) {
-        Err(Error::JobFailed(said)) => said,
+        Err(Error::JobFailed { text: said, .. }) => said,
         other => panic!("{other:?}"),
     };
     assert!(said.contains("lock on the room was lost"), "{said}");

@@ -302,7 +302,7 @@ fn a_key_that_refuses_is_found_in_sets_as_well() {
         .site
         .purge_with(example.site.beside(1_000, 60_000), &example.ask)
     {
-        Err(Error::JobFailed(said)) => said,
+        Err(Error::JobFailed { text: said, .. }) => said,
         other => panic!("{other:?}"),
     };
     assert!(said.contains("23503"), "{said}");

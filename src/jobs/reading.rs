@@ -1,4 +1,4 @@
-//! Reading the ledger without owning it.
+//! Reading the ledger without owning it (S-33).
 
 use std::path::Path;
 

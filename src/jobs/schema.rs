@@ -1,6 +1,6 @@
 //! The ledger's tables, and how a ledger of an earlier version gets them.
 //!
-//! The number in `user_version` says which version a ledger has. A newer one is refused; an older one is brought up to
+//! The number in `user_version` says which version a ledger has. A newer one is refused (S-32); an older one is brought up to
 //! date in one transaction, which goes by the tables and columns that are there: four shapes of version 1 were in use.
 //! To add something: raise [`VERSION`], put what a new ledger has into [`TABLES`], and if an older one needs more than
 //! a table that was not there before, say so in [`bring_up_to_date`].

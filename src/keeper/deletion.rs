@@ -163,13 +163,10 @@ impl Keeper {
         let id = guard.id().clone();
         self.submit(guard, Work::DeleteRoom(deletion))?;
         match self.wait(&id) {
-            Err(Error::JobFailed(text)) => {
-                let job = register.get(&id)?;
-                let code = job.and_then(|job| job.error_code);
-                match code.as_deref() == Some(Error::UsersStillJoined.code()) {
-                    true => Err(Error::UsersStillJoined),
-                    false => Err(Error::JobFailed(text)),
-                }
+            Err(Error::JobFailed { code, .. })
+                if code.as_deref() == Some(Error::UsersStillJoined.code()) =>
+            {
+                Err(Error::UsersStillJoined)
             }
             Err(Error::Stopping) => {
                 // Whoever asked hears that nothing was done, and so it must stay.

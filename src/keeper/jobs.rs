@@ -95,18 +95,22 @@ impl Keeper {
         let job = self.job(id)?.ok_or_else(|| Error::NoSuchJob(id.clone()))?;
         match job.state {
             State::Complete => Ok(job),
-            State::Failed => Err(Error::JobFailed(job.error.unwrap_or_default())),
+            State::Failed => Err(Error::JobFailed {
+                text: job.error.unwrap_or_default(),
+                code: job.error_code,
+            }),
             State::Paused => Err(Error::Refused(format!(
                 "job {id} is paused: `roomkeeper jobs --continue {id}` goes on with it"
             ))),
             State::Queued | State::Running | State::Waiting if self.is_stopping() => {
                 Err(Error::Stopping)
             }
-            State::Queued | State::Running | State::Waiting => Err(Error::JobFailed(
-                "it ended early, and that could not be written into the ledger (the log says why): it is taken up again \
-                 at the next start"
+            State::Queued | State::Running | State::Waiting => Err(Error::JobFailed {
+                text: "it ended early, and that could not be written into the ledger (the log says why): it is taken up \
+                       again at the next start"
                     .into(),
-            )),
+                code: None,
+            }),
         }
     }
 

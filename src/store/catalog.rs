@@ -144,7 +144,7 @@ impl Catalog {
         tables.into_iter().collect()
     }
 
-    /// Refuses what we must not write to (V-1, V-2, V-9); warns of what is newer but compatible.
+    /// Refuses what we must not write to (V-1, V-2, V-9, V-10); warns of what is newer but compatible.
     ///
     /// # Errors
     /// [`Error::Refused`] with what was found and what to do.

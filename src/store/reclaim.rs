@@ -2,7 +2,8 @@
 //!
 //! The copy lies beside the database, or, where its disk has no room, in a directory on another disk (`via`). Then the
 //! database's name becomes a link to the copy, which frees the old file's space, and the copy is brought home. At every
-//! moment the name leads to one whole database: the old file, the copy that the link leads to, or the new file.
+//! moment the name leads to one whole database: the old file, the copy that the link leads to, or the new file. Nobody can read the
+//! copy who could not read the original (S-36).
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};

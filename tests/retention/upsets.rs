@@ -21,7 +21,7 @@ fn one_broken_room_stops_no_other_and_is_told_of() {
     let id = keeper
         .purge_history_for_rooms_in_range(None, Some(days(30)))
         .expect("begun");
-    assert!(matches!(keeper.wait(&id), Err(Error::JobFailed(_))));
+    assert!(matches!(keeper.wait(&id), Err(Error::JobFailed { .. })));
     let run = keeper.job(&id).expect("read").expect("on record");
     assert_eq!(run.state, State::Failed);
     assert_eq!(run.progress["rooms_failed"], 1);
@@ -122,7 +122,7 @@ fn a_cancelled_run_begins_no_more_rooms() {
         .expect("begun");
     keeper.cancel(&id).expect("asked");
     match keeper.wait(&id) {
-        Err(Error::JobFailed(said)) => assert_eq!(said, "cancelled"),
+        Err(Error::JobFailed { text: said, .. }) => assert_eq!(said, "cancelled"),
         outcome => panic!("{outcome:?}"),
     }
     keeper.stop();

@@ -17,7 +17,7 @@ pub struct ErrorResponse {
     pub retry_after_ms: Option<u32>,
 }
 
-/// What browsers need to hear before a page of another origin may use an answer, whatever it says (H-63). Tokens come in a
+/// What browsers need to hear before a page of another origin may use an answer, whatever it says (H-9, H-63). Tokens come in a
 /// header and never by cookie, so there is nothing to take advantage of.
 pub const CROSS_ORIGIN: [(&str, &str); 3] = [
     ("Access-Control-Allow-Origin", "*"),
