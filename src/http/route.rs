@@ -321,10 +321,9 @@ mod tests {
             "/_roomkeeper/v1/jobs/",
             "/_roomkeeper/v1/health/",
         ] {
-            let expected = if path == "/_roomkeeper/v1/jobs/" {
-                Err(405)
-            } else {
-                Err(404)
+            let expected = match path {
+                "/" | "/_roomkeeper/v1/jobs/" => Err(405),
+                _ => Err(404),
             };
             assert_eq!(found("POST", path), expected, "{path}");
         }

@@ -410,7 +410,7 @@ mod tests {
             "larger-than=1024",
             "inactive=1d",
             "inactive=1500ms",
-            "inactive=0ms",
+            "inactive=0s",
             "messages-older-than=90m",
             "name=old-*",
             "version=10",
