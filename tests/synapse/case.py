@@ -8,7 +8,7 @@ import beside
 import database
 import judge
 import rows
-from keeper import Keeper
+from keeper import NOTHING_TO_DO, Keeper
 from model import History, Rules, read_events
 from plans import purges_of
 from releases import Release, python_of
@@ -96,7 +96,7 @@ class Case:
 
     def trust_keeper(self):
         """Without a judge: what roomkeeper did counts as allowed, promises.py and aftermath.py remain."""
-        self.verdicts = [(judge.DONE if code == 0 else judge.REFUSED, "") for code, _ in self.answers]
+        self.verdicts = [(judge.DONE if code == 0 and NOTHING_TO_DO not in said else judge.REFUSED, "") for code, said in self.answers]
 
     def let_keeper_purge(self):
         self.keeper = self.template.copy(self.scratch / f"{self.plan.name}-roomkeeper")
@@ -115,13 +115,17 @@ class Case:
                 self._advance(self.judged, order)
             elif verdict == judge.FAILED:
                 self.judge_failed[order.room_id] = reason
-            if code == 0:
+            nothing_to_do = code == 0 and NOTHING_TO_DO in said
+            done = code == 0 and not nothing_to_do
+            if nothing_to_do and self.promised.cut_before_ts(order.room_id, order.before_ts) is not None:
+                self.complain(f"{self.name_of(order.room_id)}: purge of {order}: something has expired, and roomkeeper says: {said}")
+            if done:
                 for history in (self.promised, self.without_p21, self.without_p51):
                     self._advance(history, order)
-            if code == 0 or verdict == judge.DONE:
+            if done or verdict == judge.DONE:
                 self._advance(self.without_r50, order)
-            agreed = code == 0 and verdict == judge.DONE or code == 1 and verdict != judge.DONE
-            if not agreed and not deviations.excuse(self, Outcome(order, code == 0, reason)):
+            agreed = code in (0, 1) and done == (verdict == judge.DONE)
+            if not agreed and not deviations.excuse(self, Outcome(order, done, reason)):
                 self.complain(
                     f"{self.name_of(order.room_id)}: purge of {order}: Synapse {verdict} ({reason}),"
                     f" roomkeeper exit {code} ({said[-500:]})"

@@ -18,6 +18,10 @@ def binary() -> Path:
     raise SystemExit(f"no roomkeeper at {' or '.join(map(str, candidates))}: build it first, or set ROOMKEEPER")
 
 
+# What roomkeeper says, with exit code 0, where a purge by time finds nothing that old; Synapse refuses such a purge.
+NOTHING_TO_DO = "nothing was to be done"
+
+
 def environment(home: Path) -> dict:
     """Where there is no file for it to lie beside, the ledger is in the server's directory."""
     return {**os.environ, "STATE_DIRECTORY": str(home)}
