@@ -128,6 +128,13 @@ fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
     let blocked = home.run(&["block", "!a:b"]);
     assert!(blocked.out.contains("nobody can join it"), "{blocked:?}");
     let room = sample::room_id("a");
+    // A dry run refuses what the run would refuse (E-18): without a key nobody could leave.
+    let plan = home.run(&["delete-room", &room, "--no-purge", "--dry-run"]);
+    plan.assert_ended(3, "no signing key is configured");
+    home.configure(
+        "",
+        "signing_key: 'ed25519 a_test AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8'",
+    );
     let plan = home.run(&["delete-room", &room, "--no-purge", "--dry-run"]);
     plan.assert_ended(0, "");
     assert!(
