@@ -190,7 +190,7 @@ fn with_nothing_free_everything_can_be_read_and_a_reserve_is_what_a_purge_needs(
     assert!(!disk.succeeds(&["messages", &room]).is_empty());
     assert!(disk.succeeds(&["jobs", "--json"]).contains("complete"));
     disk.succeeds(&planned);
-    disk.succeeds(&["delete-room", &room, "--dry-run"]);
+    disk.succeeds(&["delete-room", &room, "--force-purge", "--dry-run"]);
     assert!(
         disk.path("roomkeeper.reserve").exists(),
         "reading needs no reserve"

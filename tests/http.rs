@@ -602,7 +602,6 @@ fn who_may_not_ask_learns_nothing_from_the_order_of_checks() {
 fn paths_that_are_not_ours_are_unrecognized() {
     let daemon = Daemon::start();
     for path in [
-        "/",
         "/_matrix/client/v3/sync",
         "/_roomkeeper/v1",
         "/_synapse/admin/v1/purge_history",
@@ -923,6 +922,17 @@ fn no_token_and_no_body_is_ever_logged() {
     }
 }
 
+/// The daemon's configuration, for another database: one roomkeeper at a time works on each (S-34).
+fn on_a_database_of_its_own(daemon: &Daemon) -> (tempfile::TempDir, Config) {
+    let directory = tempfile::tempdir().unwrap();
+    let database = directory.path().join("homeserver.db");
+    schema::create(&database).unwrap();
+    let mut config = daemon.keeper.config().clone();
+    config.ledger = directory.path().join("ledger");
+    config.database = database.into();
+    (directory, config)
+}
+
 #[test]
 fn a_door_without_an_address_or_with_an_impossible_token_does_not_open() {
     let daemon = Daemon::start();
@@ -931,14 +941,12 @@ fn a_door_without_an_address_or_with_an_impossible_token_does_not_open() {
         |config| config.admin_token = Some(Secret::new("two words")),
         |config| config.admin_token = Some(Secret::new("")),
     ] {
-        let mut config = daemon.keeper.config().clone();
-        config.ledger = config.ledger.with_extension("other");
+        let (_directory, mut config) = on_a_database_of_its_own(&daemon);
         change(&mut config);
         let refused = http::serve(Keeper::open(config).unwrap()).err().unwrap();
         assert_eq!(refused.class().exit, 2, "{refused}");
     }
-    let mut config = daemon.keeper.config().clone();
-    config.ledger = config.ledger.with_extension("other");
+    let (_directory, mut config) = on_a_database_of_its_own(&daemon);
     config.listen = vec![Listen::Tcp(daemon.address)];
     let refused = http::serve(Keeper::open(config).unwrap())
         .err()
