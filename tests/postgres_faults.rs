@@ -265,7 +265,8 @@ fn deadlocks() -> i64 {
         .number("SELECT sum(deadlocks)::BIGINT FROM pg_stat_database")
 }
 
-/// W-1 … W-8: each has a ledger of its own, so only the homeserver's lock rows keep them apart.
+/// S-34: each has a ledger of its own, and the second is refused while the first is at work. W-1 … W-8: a room is held by
+/// one lock row at most.
 #[test]
 fn two_roomkeepers_never_purge_one_room_at_once() {
     let Some(example) = Example::new(seed()) else {
@@ -276,8 +277,9 @@ fn two_roomkeepers_never_purge_one_room_at_once() {
     wait_for_batches(&first, &id, 1);
     let mut config = example.slowly();
     config.ledger = example.site.directory().join("another.ledger");
-    let second = Keeper::open(config).expect("opens beside the first");
-    let other = example.start(&second);
+    let refused = Keeper::open(config.clone()).err().expect("one at a time");
+    assert_eq!(refused.class().exit, 3, "{refused}");
+    assert!(refused.to_string().contains("at work"), "{refused}");
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -293,13 +295,15 @@ fn two_roomkeepers_never_purge_one_room_at_once() {
             }
         });
         while !first.wait_for(&id, Duration::from_millis(1)) {
-            assert_eq!(batches_of(&second, &other), 0, "both purge");
+            assert!(Keeper::open(config.clone()).is_err(), "both are at work");
         }
-        second.wait(&other).expect("complete");
         done.store(true, Ordering::SeqCst);
     });
     first.wait(&id).expect("complete");
     first.stop();
+    let second = Keeper::open(config).expect("opens after the first");
+    let other = example.start(&second);
+    second.wait(&other).expect("complete");
     second.stop();
     example.assert_done("after two");
     assert_eq!(example.site.tables().sizes()["worker_read_write_locks"], 0);

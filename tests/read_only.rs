@@ -168,7 +168,7 @@ fn commands() -> Vec<Vec<String>> {
             &sample::token(40),
             "--dry-run",
         ]),
-        words(&["delete-room", &room, "--dry-run"]),
+        words(&["delete-room", &room, "--force-purge", "--dry-run"]),
         words(&["retention", "plan"]),
     ]
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::db::{Access, Db, OpenOptions};
+use super::db::{Access, Db, Engine, OpenOptions};
 use super::read_limit::ReadLimit;
 use crate::database::Database;
 use crate::error::Error;
@@ -66,7 +66,10 @@ impl Connections {
             }
         }
         let is_disconnected = answer.as_ref().is_err_and(Error::is_disconnected);
-        if !is_disconnected {
+        // A server hears of an interrupt over a connection of its own. It may come late, and would end the next reading here.
+        let may_be_interrupted =
+            db.engine() == Engine::Postgres && limit.is_some_and(|limit| limit.is_over());
+        if !is_disconnected && !may_be_interrupted {
             self.put_back(db);
         }
         answer
