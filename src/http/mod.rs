@@ -1,7 +1,7 @@
 //! HTTP: Synapse's paths, and a few of our own, over TCP and Unix sockets.
 //!
 //! A request passes the [`server`], which speaks HTTP with clients; then the [`handlers`], whose threads take requests one
-//! by one; then the [`route`] to one file per endpoint. Endpoints translate: words of [`wire`] into calls of the
+//! by one; then the [`route`] to one file per endpoint. Endpoints translate: words of [`json`] into calls of the
 //! [`Keeper`](crate::Keeper), and its answers back. They decide nothing themselves.
 
 pub mod auth;

@@ -175,7 +175,7 @@ pub fn reclaim(config: &Config) -> Result<Reclaimed, Error> {
 /// The same with the copy in a directory on another disk, where the database's own has no room for it.
 ///
 /// # Errors
-/// As [`reclaim`].
+/// As [`reclaim()`].
 pub fn reclaim_via(config: &Config, directory: &Path) -> Result<Reclaimed, Error> {
     if config.database.file().is_none() {
         return Err(Error::Config(

@@ -158,7 +158,7 @@ pub fn of_room(db: &Db, room: &RoomId) -> Result<Vec<i64>, Error> {
     db.rows(doing, GROUPS, params![room.as_str()], |r| r.get(0))
 }
 
-/// Counts the rows of the room's groups, and the orphans that [`forget_orphans`] would forget.
+/// Counts the rows of the room's groups, and the orphans that [`forget_orphans`](super::forget_orphans) would forget.
 pub fn count_of_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     const GROUPS: &str = "SELECT count(*) FROM state_groups WHERE room_id = $1";
     const ENTRIES: &str = "
