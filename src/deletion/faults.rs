@@ -57,9 +57,9 @@ fn example() -> Site {
 
 /// One run of the job that the ledger has, or of a new one; interrupted at a call of SQLite, if that is said. Answers how
 /// many calls there were, too.
-fn life(ctx: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
-    let raw = RawFile::open(&ctx.database).expect("opens");
-    let ledger = Ledger::open(&ctx.config().ledger).expect("opens");
+fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
+    let raw = RawFile::open(&site.database).expect("opens");
+    let ledger = Ledger::open(&site.config().ledger).expect("opens");
     let clock = Arc::new(ManualClock::at(NOW));
     let register = Arc::new(JobRegistry::new(ledger, clock.clone()));
     let request = Request {
@@ -83,7 +83,7 @@ fn life(ctx: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
     };
     let guard = guard.expect("the room is free");
     guard.start().expect("noted");
-    let mut db = Db::open(&ctx.database, &OpenOptions::default()).expect("opens");
+    let mut db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
     let wants_to_stop = Arc::new(AtomicBool::new(false));
     let calls = Arc::new(AtomicI64::new(0));
     let (stop, count) = (wants_to_stop.clone(), calls.clone());
@@ -110,7 +110,7 @@ fn life(ctx: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
     let mut job = JobContext {
         db,
         room: &room,
-        server_name: &ctx.server_name,
+        server_name: &site.server_name,
         server_state: ServerState::Stopped,
         limits: BatchLimits {
             events_offline: 2,
@@ -155,8 +155,8 @@ fn a_shutdown_stopped_at_any_step_is_taken_up_again_to_the_same_end() {
     let seed = seed();
     println!("ROOMKEEPER_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let ctx = example();
-    let undisturbed = ctx.copy();
+    let site = example();
+    let undisturbed = site.copy();
     let (end, calls) = life(&undisturbed, None);
     let end = sorted(end.expect("nothing disturbs it"));
     assert_eq!(end.kicked_users.len(), 6);
@@ -171,25 +171,25 @@ fn a_shutdown_stopped_at_any_step_is_taken_up_again_to_the_same_end() {
     let mut interrupted = 0;
     for at in chosen {
         let about = format!("ROOMKEEPER_SEED={seed}, call {at}");
-        let ctx = ctx.copy();
-        let (outcome, _) = life(&ctx, Some(at));
+        let site = site.copy();
+        let (outcome, _) = life(&site, Some(at));
         interrupted += i32::from(outcome.is_err());
-        assert_sound(&ctx, &about);
-        let (finished, _) = life(&ctx, None);
+        assert_sound(&site, &about);
+        let (finished, _) = life(&site, None);
         let finished = finished.unwrap_or_else(|e| panic!("{about}: cannot go on: {e}"));
         // A run that had ended all the same was begun anew: then there is nobody left to move.
         if outcome.is_err() {
             assert_eq!(sorted(finished), end, "{about}");
-            assert_same(&tables, &ctx.tables(), &about);
+            assert_same(&tables, &site.tables(), &about);
         }
     }
     assert!(interrupted > 0);
 }
 
-fn assert_sound(ctx: &Site, about: &str) {
-    let db = Db::open(&ctx.database, &OpenOptions::default()).expect("opens");
+fn assert_sound(site: &Site, about: &str) {
+    let db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
     let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
     assert!(violations.is_empty(), "{about}: {violations:#?}");
-    let tables: Tables = ctx.tables();
+    let tables: Tables = site.tables();
     assert!(!tables.rows("events").is_empty());
 }

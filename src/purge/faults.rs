@@ -64,9 +64,9 @@ struct Seen {
 }
 
 /// Runs the job that the ledger has, or a new one.
-fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<(), Error>, Seen) {
-    let raw = RawFile::open(&ctx.database).expect("opens");
-    let ledger = Ledger::open(&ctx.config().ledger).expect("opens");
+fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<(), Error>, Seen) {
+    let raw = RawFile::open(&site.database).expect("opens");
+    let ledger = Ledger::open(&site.config().ledger).expect("opens");
     let clock = Arc::new(ManualClock::at(NOW));
     let register = Arc::new(JobRegistry::new(ledger, clock.clone()));
     let request = Request {
@@ -96,12 +96,12 @@ fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<
         },
         ..OpenOptions::default()
     };
-    let mut db = Db::open(&ctx.database, &options).expect("opens");
+    let mut db = Db::open(&site.database, &options).expect("opens");
     homeserver::release_leftover_locks(&mut db).expect("released");
     let wants_to_stop = Arc::new(AtomicBool::new(false));
     let seen: Arc<Mutex<Seen>> = Arc::default();
     let (stop, noted) = (wants_to_stop.clone(), seen.clone());
-    let database = ctx.database.clone();
+    let database = site.database.clone();
     let mut now = 0;
     let watched = move || {
         now += 1;
@@ -126,7 +126,7 @@ fn life(ctx: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result<
     let mut ctx = JobContext {
         db,
         room,
-        server_name: &ctx.server_name,
+        server_name: &site.server_name,
         server_state: way.server_state,
         limits: way.limits,
         overwrite_deleted: true,
@@ -161,7 +161,7 @@ fn but_locks(tables: Tables) -> Tables {
 
 /// A purge, and everything that may be found when it was disturbed.
 struct Example {
-    ctx: Site,
+    site: Site,
     ask: Ask,
     way: Way,
     seen: Seen,
@@ -176,7 +176,7 @@ impl Example {
             events: 18..24,
             may_be_long: false,
         };
-        let ctx = Site::random(seed, &recipe);
+        let site = Site::random(seed, &recipe);
         let limits = BatchLimits {
             events: 6,
             millis: 60_000,
@@ -186,8 +186,8 @@ impl Example {
             ..BatchLimits::default()
         };
         let mut example = Self {
-            ask: deepest_cut(&ctx.tables()),
-            ctx,
+            ask: deepest_cut(&site.tables()),
+            site,
             way: Way {
                 server_state,
                 limits,
@@ -195,7 +195,7 @@ impl Example {
             seen: Seen::default(),
             sound: RefCell::default(),
         };
-        let undisturbed = example.ctx.copy();
+        let undisturbed = example.site.copy();
         let (outcome, seen) = example.live(&undisturbed, Fate::Observed);
         outcome.expect("nothing disturbs it");
         assert_sound(&undisturbed, "undisturbed");
@@ -205,9 +205,9 @@ impl Example {
         example
     }
 
-    fn live(&self, ctx: &Site, fate: Fate) -> (Result<(), Error>, Seen) {
+    fn live(&self, site: &Site, fate: Fate) -> (Result<(), Error>, Seen) {
         let room = RoomId::new(&*self.ask.room);
-        life(ctx, &room, self.ask.below, self.way, fate)
+        life(site, &room, self.ask.below, self.way, fate)
     }
 
     /// All calls of SQLite; or one of every statement, be it a commit or a checkpoint.
@@ -234,10 +234,10 @@ impl Example {
 
     /// Disturbs one run and looks at what it left; then finishes.
     fn try_fate(&self, fate: Fate, about: &str) {
-        let ctx = self.ctx.copy();
-        let (outcome, _) = self.live(&ctx, fate);
+        let site = self.site.copy();
+        let (outcome, _) = self.live(&site, fate);
         let end = self.seen.points.last().expect("the end");
-        let found = but_locks(ctx.tables());
+        let found = but_locks(site.tables());
         let about = format!("{about}, {fate:?}, {outcome:?}");
         let fails = matches!(fate, Fate::Fail(_));
         let point = self.seen.points.iter().position(|point| *point == found);
@@ -248,21 +248,21 @@ impl Example {
         );
         // The same rows are sound once and for all.
         if point.is_none_or(|point| self.sound.borrow_mut().insert(point)) {
-            assert_sound(&ctx, &about);
+            assert_sound(&site, &about);
         }
-        let (finished, _) = self.live(&ctx, Fate::Undisturbed);
+        let (finished, _) = self.live(&site, Fate::Undisturbed);
         finished.unwrap_or_else(|e| panic!("{about}: cannot go on: {e}"));
-        let found = but_locks(ctx.tables());
+        let found = but_locks(site.tables());
         if fails {
             // A job that failed tidies up, so state was stored anew once more than otherwise.
             let but = |tables: &Tables| tables.clone().without(STATE);
             assert_same(&but(end), &but(&found), &about);
             assert_eq!(Graph::of_events(end), Graph::of_events(&found), "{about}");
-            assert_sound(&ctx, &about);
+            assert_sound(&site, &about);
         } else {
             assert_same(end, &found, &about);
         }
-        let ledger = Ledger::open(&ctx.config().ledger).expect("opens");
+        let ledger = Ledger::open(&site.config().ledger).expect("opens");
         let room = self.ask.room.as_str();
         let noted = (
             ledger.candidates(room).expect("read"),
@@ -275,8 +275,8 @@ impl Example {
     }
 }
 
-fn assert_sound(ctx: &Site, about: &str) {
-    let mut db = Db::open(&ctx.database, &OpenOptions::default()).expect("opens");
+fn assert_sound(site: &Site, about: &str) {
+    let mut db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
     homeserver::release_leftover_locks(&mut db).expect("released");
     let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
     assert!(violations.is_empty(), "{about}: {violations:#?}");
