@@ -4,6 +4,7 @@ mod deletion;
 mod job_context;
 mod jobs;
 pub mod lookups;
+mod measures;
 mod messages;
 mod ownership;
 mod put_back;
@@ -53,6 +54,7 @@ use crate::store::work_lock::WorkLock;
 use crate::time::Millis;
 
 pub use self::deletion::DeleteStatus;
+pub use self::measures::Measures;
 pub use self::ownership::identity_of;
 pub use self::rooms::{RoomQuery, RoomReport, rooms};
 pub use self::viewer::{Viewer, check_offline, reclaim, reclaim_via, recorded_jobs};

@@ -12,6 +12,7 @@ pub mod batch;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod counters;
 pub mod database;
 pub mod deletion;
 pub mod endpoints;

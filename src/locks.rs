@@ -6,11 +6,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::lock_api::{ArcRwLockReadGuard, ArcRwLockWriteGuard};
 use parking_lot::{Mutex, RawRwLock, RwLock};
 
+use crate::counters::{COUNTERS, Wait};
 use crate::ids::RoomId;
 
 /// The locks of all rooms that somebody holds or waits for.
@@ -36,8 +37,11 @@ const SWEEP_ABOVE: usize = 64;
 impl RoomLocks {
     /// Waits for the room alone, in order of arrival.
     pub fn write(&self, room: &RoomId) -> RoomWrite {
+        let asked = Instant::now();
+        let guard = Some(self.of(room).write_arc());
+        COUNTERS.wait(Wait::Room).observe(asked.elapsed());
         RoomWrite {
-            guard: Some(self.of(room).write_arc()),
+            guard,
             room: room.clone(),
         }
     }

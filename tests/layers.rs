@@ -21,6 +21,7 @@ const LAYERS: &[&[&str]] = &[
         "batch",
         "endpoints",
         "database",
+        "counters",
     ],
     // Grammar.
     &["error", "point", "policy", "locks", "event"],

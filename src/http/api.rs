@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::auth::{Authenticator, loggable};
 use super::handlers::{Request, Response};
@@ -12,6 +12,7 @@ use super::json::ApiError;
 use super::route::{self, Found};
 use super::server::limits::Limits;
 use crate::config::Secret;
+use crate::counters::{COUNTERS, add};
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::keeper::Keeper;
@@ -102,10 +103,15 @@ impl Api {
             query,
             who: OnceCell::new(),
         };
+        let mut refused = None;
+        let mut refuse = |error: ApiError| {
+            refused = Some(error.errcode);
+            error.to_response()
+        };
         let response = match found {
             Found::Endpoint(endpoint, parameters) => {
                 ctx.parameters = parameters;
-                endpoint(self, &ctx).unwrap_or_else(|failure| failure.to_response())
+                endpoint(self, &ctx).unwrap_or_else(&mut refuse)
             }
             // A browser asks before it sends, and wherever it will send to.
             Found::OtherMethods(_) | Found::Nothing if ctx.request.method == "OPTIONS" => {
@@ -116,12 +122,13 @@ impl Api {
                 }
             }
             Found::OtherMethods(methods) => {
-                let mut response = ApiError::unrecognized(405).to_response();
+                let mut response = refuse(ApiError::unrecognized(405));
                 response.headers.push(("Allow", methods.join(", ")));
                 response
             }
-            Found::Nothing => ApiError::unrecognized(404).to_response(),
+            Found::Nothing => refuse(ApiError::unrecognized(404)),
         };
+        count(&ctx.request, response.status, refused, begun.elapsed());
         let level = if path_is_quiet(&ctx.request.target) {
             log::Level::Debug
         } else {
@@ -165,9 +172,20 @@ impl Api {
     }
 }
 
+/// Adds a request to the counters of this process.
+fn count(request: &Request, status: u16, refused: Option<&str>, took: Duration) {
+    let class = route::class(&request.method, &request.target).text();
+    let status = status.to_string();
+    add(&COUNTERS.requests, (class, &status), 1);
+    COUNTERS.request_time.observe(took);
+    if let Some(errcode) = refused {
+        add(&COUNTERS.request_errors, (errcode, ""), 1);
+    }
+}
+
 /// Asked every few seconds by whoever watches us.
 fn path_is_quiet(target: &str) -> bool {
-    target == "/_roomkeeper/v1/health"
+    ["/_roomkeeper/v1/health", "/metrics"].contains(&target)
 }
 
 impl Context {

@@ -18,6 +18,7 @@ mod http_server;
 mod jobs;
 mod lookups;
 mod messages;
+mod metrics;
 mod page;
 mod plan;
 mod private;

@@ -6,8 +6,8 @@
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Api, Context, block, delete_room, health, jobs, lookups, messages, page, plan, purge_history,
-    room_report, rooms,
+    Api, Context, block, delete_room, health, jobs, lookups, messages, metrics, page, plan,
+    purge_history, room_report, rooms,
 };
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
@@ -159,6 +159,7 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("POST", "/_roomkeeper/v1/jobs/{id}/continue", jobs::go_on),
     ("POST", "/_roomkeeper/v1/jobs/resume", jobs::resume),
     ("GET", "/_roomkeeper/v1/health", health::get),
+    ("GET", "/metrics", metrics::get),
     ("GET", "/", page::get),
 ];
 

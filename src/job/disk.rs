@@ -127,6 +127,11 @@ impl Reserve {
         }
     }
 
+    /// What it holds now, in bytes: nothing once it was given up.
+    pub fn bytes(&self) -> u64 {
+        fs::metadata(&self.0).map_or(0, |found| found.len())
+    }
+
     /// Gives the file up; answers whether there was one.
     pub fn release(&self) -> bool {
         let is_gone = fs::remove_file(&self.0).is_ok();

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::JobContext;
+use crate::counters::{COUNTERS, Wait};
 use crate::error::Error;
 use crate::store::db::Db;
 use crate::store::homeserver::{self, SynapseLock};
@@ -58,7 +59,8 @@ pub(crate) fn acquire_synapse_lock(
         return Ok(None);
     }
     let (mut wait, longest) = LOCK_RETRY;
-    let until = Instant::now() + LOCK_PATIENCE;
+    let asked = Instant::now();
+    let until = asked + LOCK_PATIENCE;
     let mut is_told = false;
     loop {
         let lock = {
@@ -66,6 +68,7 @@ pub(crate) fn acquire_synapse_lock(
             SynapseLock::try_acquire(&mut ctx.db, names, ctx.room, ctx.clock)?
         };
         if lock.is_some() {
+            COUNTERS.wait(Wait::Homeserver).observe(asked.elapsed());
             return Ok(lock);
         }
         if Instant::now() > until {

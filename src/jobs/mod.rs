@@ -2,6 +2,7 @@
 //! starts.
 
 pub mod alarm;
+mod counts;
 mod kept;
 pub mod ledger;
 pub mod pool;
@@ -9,5 +10,6 @@ pub mod reading;
 mod record;
 pub mod register;
 pub mod removed;
+mod running;
 pub mod schedule;
 mod schema;

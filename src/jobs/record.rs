@@ -28,7 +28,8 @@ pub enum State {
 }
 
 impl State {
-    pub(super) fn text(self) -> &'static str {
+    /// As it is written.
+    pub fn text(self) -> &'static str {
         match self {
             Self::Queued => "queued",
             Self::Running => "running",

@@ -6,13 +6,15 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
 use super::ledger::{Ended, JobRecord, Ledger, State, Subject};
+pub use super::running::{Interrupt, RunningJob};
+use crate::counters::{COUNTERS, add};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::time::{Clock, Millis};
@@ -22,69 +24,6 @@ const LOOK_UP_EVERY: Duration = Duration::from_millis(200);
 
 /// How often the commits of many small jobs are made sure of.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
-
-/// What stops a statement that is running now.
-pub type Interrupt = Box<dyn Fn() + Send>;
-
-/// A job that has not ended, as others see it.
-pub struct RunningJob {
-    /// Its id.
-    pub id: JobId,
-    /// Its kind, as the ledger has it.
-    pub kind: String,
-    /// As it was accepted.
-    record: JobRecord,
-    cancelled: AtomicBool,
-    paused: AtomicBool,
-    has_removed: AtomicBool,
-    reached_cleanup: AtomicBool,
-    interrupt: Mutex<Option<Interrupt>>,
-    progress: Mutex<Value>,
-}
-
-impl RunningJob {
-    /// Whether somebody asked for the job to end.
-    pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::SeqCst)
-    }
-
-    /// Whether somebody asked for it to be left where it is.
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
-    }
-
-    /// Whether it has noted something that it removed (S-30).
-    pub fn has_removed(&self) -> bool {
-        self.has_removed.load(Ordering::SeqCst)
-    }
-
-    /// It has.
-    pub fn set_has_removed(&self) {
-        self.has_removed.store(true, Ordering::SeqCst);
-    }
-
-    /// Says by what the job's present statement can be stopped; `None` while it must not be.
-    pub fn set_interrupt(&self, interrupt: Option<Interrupt>) {
-        *self.interrupt.lock() = interrupt;
-    }
-
-    /// Stops the present statement, if it may be stopped.
-    pub fn interrupt(&self) {
-        if let Some(interrupt) = &*self.interrupt.lock() {
-            interrupt();
-        }
-    }
-
-    /// Publishes how far the job is.
-    pub fn set_progress(&self, progress: Value) {
-        *self.progress.lock() = progress;
-    }
-
-    /// How far the job is.
-    pub fn progress(&self) -> Value {
-        self.progress.lock().clone()
-    }
-}
 
 #[derive(Default)]
 struct Busy {
@@ -215,17 +154,7 @@ impl JobRegistry {
         if busy.by_subject.contains_key(subject) {
             return Err(Error::RoomBusy { room });
         }
-        let live = Arc::new(RunningJob {
-            id: record.id.clone(),
-            kind: record.kind.clone(),
-            record: record.clone(),
-            cancelled: AtomicBool::new(false),
-            paused: AtomicBool::new(false),
-            has_removed: AtomicBool::new(false),
-            reached_cleanup: AtomicBool::new(false),
-            interrupt: Mutex::new(None),
-            progress: Mutex::new(record.progress.clone()),
-        });
+        let live = Arc::new(RunningJob::of(record));
         busy.by_subject.insert(subject.clone(), live.clone());
         Ok(JobGuard {
             register: self.clone(),
@@ -419,6 +348,9 @@ impl JobRegistry {
         ended: Ended<'_>,
         note: impl FnOnce(&Ledger) -> Result<(), Error>,
     ) {
+        live.count_what_is_removed(ended.progress);
+        let code = ended.error.map_or("", |(_, code)| code);
+        add(&COUNTERS.jobs_ended, (&live.kind, code), 1);
         let mut busy = self.busy.lock();
         if let Err(e) = note(&self.ledger) {
             log::error!(

@@ -96,7 +96,7 @@ struct Runs {
 }
 
 /// What the ledger calls a job's interval: another interval or range is another job.
-fn name(interval: Millis, range: &LifetimeRange) -> String {
+pub(super) fn name(interval: Millis, range: &LifetimeRange) -> String {
     let bound = |bound: Option<Millis>| bound.map_or("-".to_owned(), |ms| ms.0.to_string());
     format!(
         "retention {} {} {}",

@@ -16,6 +16,7 @@ use super::reclaim::lasting_path;
 use super::sqlite;
 pub(crate) use super::value::params;
 pub use super::value::{Bind, Params, Row, RowResult, Value};
+use crate::counters::{COUNTERS, Wait};
 use crate::database::Database;
 use crate::error::{Context, Error, StoreError};
 use crate::sqlite_file::Unchanged;
@@ -408,11 +409,15 @@ impl Db {
         work: &mut impl FnMut(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
         trace_hook("BEGIN IMMEDIATE");
+        let asked = Instant::now();
         let outcome = match &self.conn {
             Conn::Sqlite(conn) => conn.execute_batch("BEGIN IMMEDIATE").context(doing),
             #[cfg(feature = "postgres")]
             Conn::Postgres(link) => link.begin(postgres::Transaction::Write).context(doing),
         };
+        // From here on others wait for us, where they want the same.
+        COUNTERS.wait(Wait::Database).observe(asked.elapsed());
+        let begun = outcome.is_ok().then(Instant::now);
         let outcome = outcome.and_then(|()| work(self)).and_then(|done| {
             trace_hook("COMMIT");
             match &self.conn {
@@ -423,6 +428,9 @@ impl Db {
             Ok(done)
         });
         self.rollback_if_open();
+        if let Some(begun) = begun {
+            COUNTERS.transactions.observe(begun.elapsed());
+        }
         outcome
     }
 

@@ -34,6 +34,15 @@ pub fn reclaimable_bytes(db: &Db) -> Result<u64, Error> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
+/// Bytes of the whole database, where a server has it.
+pub fn server_bytes(db: &Db) -> Result<Option<u64>, Error> {
+    if db.engine() != Engine::Postgres {
+        return Ok(None);
+    }
+    let bytes = db.count("measure the database", DATABASE_SIZE, &[])?;
+    Ok(u64::try_from(bytes).ok())
+}
+
 /// The tables of this role, largest first, as the server quotes their names.
 const OWN_TABLES: &str = "-- PostgreSQL
     SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
@@ -60,10 +69,7 @@ const DATABASE_SIZE: &str = "-- PostgreSQL
 /// else can read meanwhile. At any moment a table is as before or done; what has no room stays as it was.
 pub fn vacuum(db: &Db) -> Result<Reclaimed, Error> {
     let doing = "write the tables anew";
-    let size = || -> Result<u64, Error> {
-        let bytes = db.count("measure the database", DATABASE_SIZE, &[])?;
-        Ok(u64::try_from(bytes).unwrap_or(0))
-    };
+    let size = || Ok::<_, Error>(server_bytes(db)?.unwrap_or(0));
     let bytes_before = size()?;
     let own = db.rows(doing, OWN_TABLES, &[], |r| r.get::<_, String>(0))?;
     let others = db.count(doing, OTHERS_TABLES, &[])?;

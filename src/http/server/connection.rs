@@ -13,6 +13,7 @@ use super::error_response::ErrorResponse;
 use super::head::{BodyLength, Head, Scan};
 use super::limits::{Limits, MAX_HEAD};
 use super::listen::{Origin, Stream};
+use crate::counters::{COUNTERS, add};
 use crate::http::auth::TOKEN_PARAMETER;
 
 /// A whole request, ready for a handler.
@@ -47,6 +48,12 @@ impl Request {
         token.map(|(_, value)| value).hash(&mut hasher);
         hasher.finish()
     }
+}
+
+/// Counts a client that no handler sees.
+pub(super) fn count(error_response: ErrorResponse) {
+    let status = error_response.status.to_string();
+    add(&COUNTERS.turned_away, (&status, ""), 1);
 }
 
 /// What came of a call.
@@ -286,6 +293,7 @@ impl Connection {
 
     /// Sends an answer of the server's own, and then ends the connection.
     pub fn refuse(&mut self, error_response: ErrorResponse, limits: &Limits, now: Instant) -> Step {
+        count(error_response);
         self.answer(error_response.to_bytes(), true, limits, now)
     }
 
@@ -296,6 +304,9 @@ impl Connection {
             Stage::Body(..) | Stage::Waiting(_) => true,
             _ => false,
         };
+        if is_asking {
+            count(error_response);
+        }
         if is_asking && self.sent == self.output.len() {
             let _ = self.stream.write(&error_response.to_bytes());
         }

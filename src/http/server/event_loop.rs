@@ -5,17 +5,19 @@ use std::hash::RandomState;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Backend;
-use super::connection::{Connection, Step};
+use super::connection::{self, Connection, Step};
 use super::error_response::ErrorResponse;
 use super::handler_request::{HandlerRequest, Link, to_bytes};
 use super::limits::{Limits, MAX_HEAD};
 use super::listen::{Listener, Stream};
 use super::request_class::{InFlight, RequestClass};
+use crate::counters::COUNTERS;
 use crate::http::handlers::Response;
 use crate::store::read_limit::ReadLimit;
 
@@ -123,6 +125,9 @@ impl EventLoop {
             self.expire(now);
             self.dispatch(now);
             self.make_room_in_memory(now);
+            let (waiting, open) = (self.waiting.len(), self.connections.len());
+            COUNTERS.requests_waiting.store(waiting as u64, Relaxed);
+            COUNTERS.connections.store(open as u64, Relaxed);
             if let Some(count) = self.evicted.due(now) {
                 log::warn!("http: {count} slow or idle connections were closed to make room");
             }
@@ -243,6 +248,7 @@ impl EventLoop {
             None
         };
         if crowded.is_some() && !self.evict(crowded) {
+            connection::count(ErrorResponse::BUSY);
             let _ = stream.write(&ErrorResponse::BUSY.to_bytes());
             return;
         }

@@ -18,6 +18,17 @@ pub enum RequestClass {
     Long,
 }
 
+impl RequestClass {
+    /// Its name.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Quick => "quick",
+            Self::Slow => "slow",
+            Self::Long => "long",
+        }
+    }
+}
+
 /// How many requests are in each class.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InFlight {
