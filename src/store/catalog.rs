@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::db::Db;
+use super::tables;
 use crate::error::Error;
 
 /// The oldest schema we work on: the full snapshot that Synapse 1.66–1.79 ship (V-2).
@@ -134,7 +135,7 @@ impl Catalog {
     /// Foreign keys on events and rooms of tables that we know nothing of (V-5): they may stop a delete.
     pub fn unknown_references(&self) -> impl Iterator<Item = &Reference> {
         let references = self.references.iter();
-        references.filter(|r| !KNOWN_REFERRING.contains(&r.table.as_str()))
+        references.filter(|r| !refers_by_right(&r.table))
     }
 
     /// The tables of these keys, in alphabetical order.
@@ -204,36 +205,5 @@ impl Catalog {
 
 /// Whether a table of Synapse's own has this name and foreign keys that our rules know.
 pub(super) fn refers_by_right(table: &str) -> bool {
-    KNOWN_REFERRING.contains(&table)
+    tables::named(table).is_some_and(|table| table.refers)
 }
-
-/// Tables of schemas 72–94 with a foreign key to `events` or `rooms`.
-const KNOWN_REFERRING: &[&str] = &[
-    "batch_events",
-    "current_state_events",
-    "destination_rooms",
-    "destination_rooms_sticky_events_backlog",
-    "event_edges",
-    "event_failed_pull_attempts",
-    "event_forward_extremities",
-    "event_txn_id",
-    "event_txn_id_device_id",
-    "insertion_event_edges",
-    "insertion_event_extremities",
-    "insertion_events",
-    "local_current_membership",
-    "msc4242_state_dag_edges",
-    "msc4242_state_dag_forward_extremities",
-    "partial_state_events",
-    "partial_state_rooms",
-    "partial_state_rooms_servers",
-    "room_memberships",
-    "room_reports",
-    "sliding_sync_joined_rooms",
-    "sliding_sync_joined_rooms_to_recalculate",
-    "sliding_sync_membership_snapshots",
-    "sticky_events",
-    "thread_subscriptions",
-    "un_partial_stated_event_stream",
-    "un_partial_stated_room_stream",
-];

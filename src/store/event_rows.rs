@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::db::{Db, Engine, Params, params};
+use super::tables::{self, Per, Rows, Table};
 use crate::error::Error;
 
 /// Rows removed, or to be removed, by table.
@@ -29,69 +30,6 @@ pub fn add(counts: &mut RowCounts, table: &str, rows: i64) {
     }
 }
 
-/// How a table's rows are found by their event.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    /// Rows of events to delete, by `event_id`.
-    ToDelete,
-    /// Rows of all selected events, by `event_id` (P-12).
-    Selection,
-    /// Rows of events to delete, by room and event: the only index there is.
-    ToDeleteInRoom,
-    /// The events themselves.
-    Events,
-}
-
-/// What is removed, in the order of P-13 (which is also the lock order of P-26): first what has a foreign key
-/// on `events`, even where it would cascade (P-17), so that it is counted; our own additions of P-20 last.
-const TABLES: &[(&str, Rows)] = &[
-    ("event_to_state_groups", Rows::Selection),
-    ("event_edges", Rows::ToDelete),
-    ("event_txn_id", Rows::ToDelete),
-    ("event_txn_id_device_id", Rows::ToDelete),
-    ("un_partial_stated_event_stream", Rows::ToDelete),
-    ("thread_subscriptions", Rows::ToDelete),
-    ("event_forward_extremities", Rows::ToDelete),
-    ("events", Rows::Events),
-    ("event_json", Rows::ToDelete),
-    ("event_auth", Rows::ToDelete),
-    ("event_relations", Rows::ToDelete),
-    // On PostgreSQL a table like any other.
-    ("event_search", Rows::ToDelete),
-    ("rejections", Rows::ToDelete),
-    ("redactions", Rows::ToDelete),
-    ("event_push_actions", Rows::ToDeleteInRoom),
-    ("event_labels", Rows::ToDelete),
-    ("event_expiry", Rows::ToDelete),
-    ("event_push_actions_staging", Rows::ToDelete),
-];
-
-/// The same where a whole room goes (E-8, E-9, E-10): everything that belongs to an event before the event itself.
-const ROOM_TABLES: &[(&str, Rows)] = &[
-    ("event_auth", Rows::ToDelete),
-    ("event_edges", Rows::ToDelete),
-    ("event_json", Rows::ToDelete),
-    ("event_push_actions_staging", Rows::ToDelete),
-    ("event_relations", Rows::ToDelete),
-    ("event_to_state_groups", Rows::ToDelete),
-    ("event_auth_chains", Rows::ToDelete),
-    ("event_auth_chain_to_calculate", Rows::ToDelete),
-    ("redactions", Rows::ToDelete),
-    ("rejections", Rows::ToDelete),
-    ("state_events", Rows::ToDelete),
-    ("event_expiry", Rows::ToDelete),
-    ("event_labels", Rows::ToDelete),
-    ("event_txn_id", Rows::ToDelete),
-    ("event_txn_id_device_id", Rows::ToDelete),
-    ("un_partial_stated_event_stream", Rows::ToDelete),
-    ("thread_subscriptions", Rows::ToDelete),
-    ("room_memberships", Rows::ToDelete),
-    ("event_search", Rows::ToDelete),
-    ("event_forward_extremities", Rows::ToDelete),
-    ("event_push_actions", Rows::ToDeleteInRoom),
-    ("events", Rows::Events),
-];
-
 /// What is removed with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -102,22 +40,21 @@ pub enum Scope {
 }
 
 impl Scope {
-    fn tables(self) -> &'static [(&'static str, Rows)] {
+    /// The tables that lose rows, in the order in which they do; each with how its rows are found.
+    fn tables(self) -> Vec<(&'static Table, Rows)> {
+        let rows = |table: &'static Table| match self {
+            Self::History => table.purged(),
+            Self::Room => table.with_event,
+        };
+        let with_rows = |table| Some((table, rows(table)?));
         match self {
-            Self::History => TABLES,
-            Self::Room => ROOM_TABLES,
+            Self::History => tables::purged().filter_map(with_rows).collect(),
+            Self::Room => tables::with_events_of_room()
+                .filter_map(with_rows)
+                .collect(),
         }
     }
 }
-
-/// Whether rows of the table go with their events when a room goes.
-pub(super) fn goes_with_room(table: &str) -> bool {
-    ROOM_TABLES.iter().any(|(known, _)| *known == table)
-}
-
-/// Tables that hold something for nearly every event: walked from the selection, without asking how large
-/// they are.
-const PER_EVENT: &[&str] = &["event_to_state_groups", "event_edges", "event_json"];
 
 /// Counts what [`remove`] would remove.
 pub fn count(
@@ -130,7 +67,7 @@ pub fn count(
     for found in present(db, scope, room, selected)? {
         let sql = format!("SELECT count(*) FROM {}", found.found_by());
         let rows = db.count("count the rows to purge", &sql, found.params(&[&room]))?;
-        add(counts, found.table, rows);
+        add(counts, found.table.name, rows);
     }
     Ok(())
 }
@@ -152,22 +89,20 @@ pub fn remove(
         Removal::Rows => Vec::new(),
     };
     for found in present(db, scope, room, selected)? {
-        let is_taken = matches!(found.rows, Rows::Selection | Rows::ToDeleteInRoom);
+        let is_taken = matches!(found.rows, Rows::Selected | Rows::DeletedInRoom);
         if is_taken && scope == Scope::History && db.engine() == Engine::Postgres {
             continue;
         }
-        if found.rows == Rows::Events && db.are_triggers_off() {
+        if found.rows == Rows::Itself && db.are_triggers_off() {
             // They have gone before all others.
             continue;
         }
-        each(found.table)?;
-        let is_large = found.rows == Rows::Events
-            || PER_EVENT.contains(&found.table)
-            || found.table == "event_relations";
+        each(found.table.name)?;
+        let is_large = matches!(found.table.per, Per::Event | Per::ManyEvents);
         // A trigger of somebody's own must not hear of rows that stay.
-        let may_rewrite = is_large && !triggered.iter().any(|t| t == found.table);
+        let may_rewrite = is_large && !triggered.iter().any(|t| t == found.table.name);
         let rows = if removal == Removal::Rewrite && may_rewrite {
-            rewrite(db, found.table, &found.stays())?
+            rewrite(db, found.table.name, &found.stays())?
         } else {
             match db.engine() {
                 Engine::Sqlite if found.has_few() => delete_each(db, &found, &[&room])?,
@@ -180,7 +115,7 @@ pub fn remove(
                 }
             }
         };
-        add(counts, found.table, rows);
+        add(counts, found.table.name, rows);
     }
     Ok(())
 }
@@ -224,7 +159,7 @@ fn delete_each(db: &Db, found: &TableRule, room: Params<'_>) -> Result<i64, Erro
     let mut rows: Vec<i64> = db.rows(doing, &find, found.params(room), |r| r.get(0))?;
     rows.sort_unstable();
     rows.dedup();
-    let delete = format!("DELETE FROM {} WHERE rowid = $1", found.table);
+    let delete = format!("DELETE FROM {} WHERE rowid = $1", found.table.name);
     let mut deleted = 0;
     for row in rows {
         deleted += db.execute(doing, &delete, params![row])?;
@@ -274,20 +209,11 @@ pub fn rewrite(db: &Db, table: &str, stays: &str) -> Result<i64, Error> {
 
 /// Whether [`remove`] leaves no row of `table` whose `column` is the id of a deleted event.
 pub fn goes_with_its_event(table: &str, column: &str) -> bool {
+    let goes = |rows| matches!(rows, Rows::Deleted | Rows::Selected);
     column == "event_id"
-        && TABLES
-            .iter()
-            .any(|(t, rows)| *t == table && matches!(rows, Rows::ToDelete | Rows::Selection))
-}
-
-/// The tables from which a history purge removes rows.
-pub(super) fn tables_of_history() -> impl Iterator<Item = &'static str> {
-    TABLES.iter().map(|(table, _)| *table)
-}
-
-/// The tables from which the deletion of a room removes rows of its events.
-pub(super) fn tables_of_room() -> impl Iterator<Item = &'static str> {
-    ROOM_TABLES.iter().map(|(table, _)| *table)
+        && tables::named(table)
+            .and_then(Table::purged)
+            .is_some_and(goes)
 }
 
 /// SQLite: the tables that have triggers, in lower case. A rewrite would have them fire for rows that stay.
@@ -306,9 +232,9 @@ pub fn broken_foreign_keys(db: &Db) -> Result<i64, Error> {
     )
 }
 
-/// A rule of [`TABLES`] whose table exists and is not empty.
+/// A table of the list that exists and is not empty, and how its rows are found.
 struct TableRule {
-    table: &'static str,
+    table: &'static Table,
     rows: Rows,
     from_table: bool,
 }
@@ -317,7 +243,7 @@ impl TableRule {
     /// `FROM` and `WHERE` that find the rows, `t` being the table; walked from the selection's side or, where the
     /// table is the smaller one, from the table's.
     fn found_by(&self) -> String {
-        let (table, condition) = (self.table, self.condition());
+        let (table, condition) = (self.table.name, self.condition());
         if self.from_table {
             format!("{table} t CROSS JOIN rk_selected s WHERE {condition}")
         } else {
@@ -327,28 +253,28 @@ impl TableRule {
 
     /// Whether the table has rows for some events only, and is looked into for each of the selected ones.
     fn has_few(&self) -> bool {
-        !self.from_table && self.rows != Rows::Events && !PER_EVENT.contains(&self.table)
+        !self.from_table && self.table.per != Per::Event
     }
 
     /// What makes a row of the table, `t`, one of the selection's, `s`.
     fn condition(&self) -> &'static str {
         match self.rows {
-            Rows::Events => "t.stream_ordering = s.stream_ordering AND s.to_delete",
-            Rows::ToDelete => "t.event_id = s.event_id AND s.to_delete",
-            Rows::Selection => "t.event_id = s.event_id",
-            Rows::ToDeleteInRoom => "t.event_id = s.event_id AND s.to_delete AND t.room_id = $1",
+            Rows::Itself => "t.stream_ordering = s.stream_ordering AND s.to_delete",
+            Rows::Deleted => "t.event_id = s.event_id AND s.to_delete",
+            Rows::Selected => "t.event_id = s.event_id",
+            Rows::DeletedInRoom => "t.event_id = s.event_id AND s.to_delete AND t.room_id = $1",
         }
     }
 
     /// Rows are collected first and deleted in the order in which they lie in the file.
     fn delete(&self) -> String {
         match self.rows {
-            Rows::Events => "DELETE FROM events WHERE stream_ordering IN \
+            Rows::Itself => "DELETE FROM events WHERE stream_ordering IN \
                              (SELECT stream_ordering FROM rk_selected WHERE to_delete)"
                 .to_owned(),
             _ => format!(
                 "DELETE FROM {} WHERE rowid IN (SELECT t.rowid FROM {})",
-                self.table,
+                self.table.name,
                 self.found_by()
             ),
         }
@@ -358,7 +284,7 @@ impl TableRule {
     fn delete_on_postgres(&self) -> String {
         format!(
             "DELETE FROM {} t USING rk_selected s WHERE {}",
-            self.table,
+            self.table.name,
             self.condition()
         )
     }
@@ -366,17 +292,15 @@ impl TableRule {
     /// The condition under which a row stays, for [`rewrite`].
     fn stays(&self) -> String {
         let (of_event, to_delete) = match self.rows {
-            Rows::Events => ("s.stream_ordering = t.stream_ordering", " AND s.to_delete"),
-            Rows::Selection => ("s.event_id = t.event_id", ""),
-            Rows::ToDelete | Rows::ToDeleteInRoom => {
-                ("s.event_id = t.event_id", " AND s.to_delete")
-            }
+            Rows::Itself => ("s.stream_ordering = t.stream_ordering", " AND s.to_delete"),
+            Rows::Selected => ("s.event_id = t.event_id", ""),
+            Rows::Deleted | Rows::DeletedInRoom => ("s.event_id = t.event_id", " AND s.to_delete"),
         };
         format!("NOT EXISTS (SELECT 1 FROM rk_selected s WHERE {of_event}{to_delete})")
     }
 
     fn params<'a>(&self, room: Params<'a>) -> Params<'a> {
-        if self.rows == Rows::ToDeleteInRoom {
+        if self.rows == Rows::DeletedInRoom {
             room
         } else {
             &[]
@@ -387,10 +311,11 @@ impl TableRule {
 /// The rules that have anything to do here, and from which side to walk each.
 fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<TableRule>, Error> {
     let mut found = Vec::new();
-    for &(table, rows) in scope.tables() {
+    for (table, rows) in scope.tables() {
+        let name = table.name;
         // SQLite's full-text index has no key on event ids, and a way of its own.
-        let is_index = table == "event_search" && db.catalog().has("event_search_content");
-        if !db.catalog().has(table) || is_index {
+        let is_index = name == "event_search" && db.catalog().has("event_search_content");
+        if !db.catalog().has(name) || is_index {
             continue;
         }
         if db.engine() == Engine::Postgres {
@@ -402,11 +327,11 @@ fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<Table
             continue;
         }
         let mut from_table = false;
-        if !PER_EVENT.contains(&table) && rows != Rows::Events {
+        if table.per != Per::Event {
             // No table has more rows than its greatest rowid.
             let at_most = db.count(
                 "look at a table's size",
-                &format!("SELECT max(rowid) FROM {table}"),
+                &format!("SELECT max(rowid) FROM {name}"),
                 &[],
             )?;
             if at_most <= 0 {
@@ -414,8 +339,8 @@ fn present(db: &Db, scope: Scope, room: &str, selected: i64) -> Result<Vec<Table
             }
             from_table = at_most < selected;
         }
-        if rows == Rows::ToDeleteInRoom {
-            let any = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE room_id = $1)");
+        if rows == Rows::DeletedInRoom {
+            let any = format!("SELECT EXISTS (SELECT 1 FROM {name} WHERE room_id = $1)");
             if db.count("look whether a table has rows of the room", &any, &[&room])? == 0 {
                 continue;
             }

@@ -6,7 +6,7 @@
 //! the time of a purge are its triggers for foreign keys. There a role must have been granted to switch them off.
 
 use super::db::{Db, Engine, params};
-use super::event_rows;
+use super::{event_rows, tables};
 use crate::error::Error;
 
 /// Every foreign key of the file, a row for each of its columns: child, number of the key, column, parent, its column, and
@@ -58,15 +58,6 @@ const MAY_SWITCH: &str = "-- PostgreSQL
 
 const IS_SUPERUSER: &str = "-- PostgreSQL
     SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
-
-/// What a batch writes to besides what it removes with its events.
-const ALSO_WRITTEN: &[&str] = &[
-    "event_backward_extremities",
-    "event_push_summary",
-    "room_depth",
-    "sliding_sync_joined_rooms",
-    "threads",
-];
 
 /// A column that refers to `events`.
 #[derive(Clone)]
@@ -213,7 +204,10 @@ impl ForeignKeys {
 
 /// The tables from which a purge removes rows, and those that it writes to besides.
 fn written() -> impl Iterator<Item = &'static str> {
-    event_rows::tables_of_history().chain(ALSO_WRITTEN.iter().copied())
+    let written = tables::ALL
+        .iter()
+        .filter(|table| table.is_written_by_purge());
+    written.map(|table| table.name)
 }
 
 /// Whether a purge removes rows of the table, whose name is in lower case.

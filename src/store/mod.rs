@@ -50,6 +50,7 @@ pub mod space;
 mod sqlite;
 pub mod state_groups;
 pub mod state_lookup;
+pub mod tables;
 mod temp_tables;
 pub mod users;
 pub mod value;

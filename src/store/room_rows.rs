@@ -6,96 +6,11 @@
 
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
+use super::tables::{self, Holds, Otherwise, Per, Rows, Step, Table};
 use super::temp_tables::{self, Extent};
 use super::{referring, search, state_groups};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
-
-/// When the rows of a table go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// With what makes the room live: the homeserver sees no room afterwards.
-    LiveState,
-    /// After the events have gone.
-    AfterEvents,
-}
-
-/// Tables with a `room_id`, in the order of E-9 within each step; the events' own tables are
-/// [`event_rows::goes_with_room`]. Beyond E-8 these are the leftovers of E-10 and E-11.
-const TABLES: &[(&str, Step)] = &[
-    ("current_state_events", Step::LiveState),
-    ("destination_rooms", Step::LiveState),
-    ("destination_rooms_sticky_events_backlog", Step::LiveState),
-    ("event_forward_extremities", Step::LiveState),
-    ("event_failed_pull_attempts", Step::LiveState),
-    ("partial_state_events", Step::LiveState),
-    ("partial_state_rooms_servers", Step::LiveState),
-    ("partial_state_rooms", Step::LiveState),
-    ("local_current_membership", Step::LiveState),
-    ("room_memberships", Step::LiveState),
-    ("sliding_sync_joined_rooms_to_recalculate", Step::LiveState),
-    ("sliding_sync_joined_rooms", Step::LiveState),
-    ("sliding_sync_membership_snapshots", Step::LiveState),
-    ("sticky_events", Step::LiveState),
-    ("msc4242_state_dag_forward_extremities", Step::LiveState),
-    ("msc4242_state_dag_edges", Step::LiveState),
-    ("federation_inbound_events_staging", Step::LiveState),
-    ("room_aliases", Step::LiveState),
-    ("room_stats_state", Step::LiveState),
-    ("room_stats_current", Step::LiveState),
-    ("room_stats_earliest_token", Step::LiveState),
-    ("stream_ordering_to_exterm", Step::LiveState),
-    ("users_in_public_rooms", Step::LiveState),
-    ("appservice_room_list", Step::LiveState),
-    ("insertion_events", Step::LiveState),
-    ("insertion_event_extremities", Step::LiveState),
-    ("insertion_event_edges", Step::LiveState),
-    ("batch_events", Step::LiveState),
-    ("room_retention", Step::LiveState),
-    ("threads", Step::LiveState),
-    ("timeline_gaps", Step::LiveState),
-    ("room_ban_redactions", Step::LiveState),
-    ("event_backward_extremities", Step::AfterEvents),
-    ("event_push_actions", Step::AfterEvents),
-    // On PostgreSQL a table like any other.
-    ("event_search", Step::AfterEvents),
-    ("event_auth_chain_to_calculate", Step::AfterEvents),
-    ("receipts_graph", Step::AfterEvents),
-    ("receipts_linearized", Step::AfterEvents),
-    ("users_who_share_private_rooms", Step::AfterEvents),
-    ("e2e_room_keys", Step::AfterEvents),
-    ("event_push_summary", Step::AfterEvents),
-    ("pusher_throttle", Step::AfterEvents),
-    ("room_account_data", Step::AfterEvents),
-    ("room_tags", Step::AfterEvents),
-    ("event_labels", Step::AfterEvents),
-    ("un_partial_stated_room_stream", Step::AfterEvents),
-    ("thread_subscriptions", Step::AfterEvents),
-    ("room_depth", Step::AfterEvents),
-];
-
-/// Tables that keep what they say of a room (E-10): records of abuse, the block itself, and streams, which must not be
-/// rewritten. The state tables and the full-text index have files of their own.
-const KEPT: &[&str] = &[
-    "blocked_rooms",
-    "event_reports",
-    "room_reports",
-    "user_directory",
-    "current_state_delta_stream",
-    "ex_outlier_stream",
-    "room_tags_revisions",
-    "delayed_events",
-    "device_lists_changes_in_room",
-    "device_lists_changes_converted_stream_position",
-    "sliding_sync_connection_room_configs",
-    "sliding_sync_connection_streams",
-    "sliding_sync_connection_lazy_members",
-    "state_groups",
-    "state_groups_state",
-    "state_compressor_state",
-    "state_compressor_progress",
-    "rooms",
-];
 
 /// A table that we know nothing of and that has rows of the room (V-5).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -198,12 +113,17 @@ pub fn aliases(db: &Db, room: &RoomId) -> Result<Vec<String>, Error> {
 pub fn unknown(db: &Db, room: &RoomId) -> Result<Vec<Unknown>, Error> {
     let doing = "look for tables that are not known";
     let catalog = db.catalog();
-    let of_room = TABLES.iter().map(|(table, _)| *table);
-    let of_room = of_room.chain(["events", "rooms", "state_groups", "state_groups_state"]);
-    let of_room = of_room.map(|table| (table, "{row}.room_id = $1"));
-    let of_events = event_rows::tables_of_room().filter(|table| *table != "events");
+    let by_room =
+        |table: &&Table| table.by_room.is_some() || table.with_event == Some(Rows::Itself);
+    let of_room = tables::ALL
+        .iter()
+        .filter(|table| by_room(table) || has_own_room(table));
+    let of_room = of_room.map(|table| (table.name, "{row}.room_id = $1"));
+    let of_events = tables::ALL
+        .iter()
+        .filter(|table| table.with_event.is_some_and(|rows| rows != Rows::Itself));
     let by_event = "{row}.event_id IN (SELECT event_id FROM events WHERE room_id = $1)";
-    let going = of_room.chain(of_events.map(|table| (table, by_event)));
+    let going = of_room.chain(of_events.map(|table| (table.name, by_event)));
     let going = going
         .filter(|(table, _)| catalog.has(table))
         .map(|(table, condition)| (table.to_owned(), condition.to_owned()));
@@ -233,26 +153,29 @@ pub fn unknown(db: &Db, room: &RoomId) -> Result<Vec<Unknown>, Error> {
 /// The tables with rows that refer to what a history purge deletes, of the selection at hand.
 pub(super) fn unknown_of_selection(db: &Db) -> Result<Vec<Unknown>, Error> {
     let by_event = "{row}.event_id IN (SELECT event_id FROM rk_selected WHERE to_delete)";
-    let going = event_rows::tables_of_history().filter(|table| db.catalog().has(table));
-    let going = going.map(|table| (table.to_owned(), by_event.to_owned()));
+    let going = tables::purged().filter(|table| db.catalog().has(table.name));
+    let going = going.map(|table| (table.name.to_owned(), by_event.to_owned()));
     referring::find(db, going, None)
+}
+
+/// Whether rows of the room go by statements of their own, found by its id.
+fn has_own_room(table: &Table) -> bool {
+    let has_room = || {
+        table
+            .columns()
+            .any(|column| column == ("room_id", Holds::Room))
+    };
+    table.is_synapses && matches!(table.otherwise, Otherwise::Own(_)) && has_room()
 }
 
 /// Tables that name rooms or events in the way ours do, and that no rule of ours knows.
 fn unknown_tables(db: &Db) -> Vec<&str> {
     let catalog = db.catalog();
-    let is_known = |table: &str| {
-        KEPT.contains(&table)
-            || TABLES.iter().any(|(known, _)| *known == table)
-            || event_rows::goes_with_room(table)
-            // The index's own tables.
-            || table.starts_with("event_search_")
-    };
     let names_rooms =
         |table: &str| catalog.has_column(table, "room_id") || catalog.has_column(table, "event_id");
     let tables = catalog.tables();
     tables
-        .filter(|table| !is_known(table) && names_rooms(table))
+        .filter(|table| !tables::is_known(table) && names_rooms(table))
         .collect()
 }
 
@@ -262,14 +185,6 @@ pub fn delete_live_state(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Resu
     state_groups::forget_persisting(db, room, counts)?;
     delete_by_room(db, room, Step::LiveState, counts)
 }
-
-/// Tables of [`Step::LiveState`] that have a row for each member, who may be a hundred thousand.
-const PER_MEMBER: &[&str] = &[
-    "current_state_events",
-    "room_memberships",
-    "sliding_sync_membership_snapshots",
-    "users_in_public_rooms",
-];
 
 /// The current state that is no membership, and that of local users: without these it is the state of no room that the
 /// homeserver is in. Walks the room's part of the key on current state.
@@ -291,15 +206,16 @@ pub fn delete_live_state_bounded(
     state_groups::forget_persisting(db, room, counts)?;
     let rows = db.execute(doing, DELETE_LIVE_STATE, params![room.as_str()])?;
     add(counts, "current_state_events", rows);
-    for table in present(db, Step::LiveState).filter(|table| !PER_MEMBER.contains(table)) {
-        delete_rest_of_table(db, room, table, counts)?;
+    for table in present(db, Step::LiveState).filter(|table| table.per != Per::Member) {
+        delete_rest_of_table(db, room, table.name, counts)?;
     }
     Ok(())
 }
 
 /// Tables whose rows [`delete_live_state_bounded`] has left, in the order in which they go.
 pub fn left_by_live_state(db: &Db) -> impl Iterator<Item = &'static str> {
-    present(db, Step::LiveState).filter(|table| PER_MEMBER.contains(table))
+    let left = present(db, Step::LiveState).filter(|table| table.per == Per::Member);
+    left.map(|table| table.name)
 }
 
 /// Removes about `most` rows of the room from a table; answers whether there may be more. Inside a transaction.
@@ -422,11 +338,11 @@ pub fn delete_rest(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(),
 /// Tables that [`delete_rest_of_table`] takes, in its order: those that have rows of the room.
 pub fn tables_of_rest(db: &Db, room: &RoomId) -> Result<Vec<&'static str>, Error> {
     let mut tables = Vec::new();
-    for table in present(db, Step::AfterEvents) {
+    for Table { name, .. } in present(db, Step::AfterEvents) {
         // Asked whether there is one, PostgreSQL would read all of a table of which the room had a large share; asked for
         // the first of a range, it walks the index.
         let any = format!(
-            "SELECT min(room_id) IS NOT NULL FROM {table} WHERE room_id >= $1 AND room_id <= $1"
+            "SELECT min(room_id) IS NOT NULL FROM {name} WHERE room_id >= $1 AND room_id <= $1"
         );
         if db.count(
             "look whether a table has rows of the room",
@@ -434,20 +350,18 @@ pub fn tables_of_rest(db: &Db, room: &RoomId) -> Result<Vec<&'static str>, Error
             params![room.as_str()],
         )? > 0
         {
-            tables.push(table);
+            tables.push(*name);
         }
     }
     Ok(tables)
 }
 
 /// The tables of a step that the database has, SQLite's full-text index apart.
-fn present(db: &Db, when: Step) -> impl Iterator<Item = &'static str> {
+fn present(db: &Db, when: Step) -> impl Iterator<Item = &'static Table> {
     let has_index = db.catalog().has("event_search_content");
-    let tables = TABLES.iter().filter(move |(_, step)| *step == when);
-    tables
-        .map(|(table, _)| *table)
-        .filter(move |table| !(has_index && *table == "event_search"))
-        .filter(|table| db.catalog().has(table))
+    tables::by_room(when)
+        .filter(move |table| !(has_index && table.name == "event_search"))
+        .filter(|table| db.catalog().has(table.name))
 }
 
 /// As [`delete_rest`], one table: for where others wait. Inside a transaction.
@@ -465,7 +379,7 @@ pub fn delete_rest_of_table(
 
 fn delete_by_room(db: &Db, room: &RoomId, when: Step, counts: &mut RowCounts) -> Result<(), Error> {
     for table in present(db, when) {
-        delete_rest_of_table(db, room, table, counts)?;
+        delete_rest_of_table(db, room, table.name, counts)?;
     }
     Ok(())
 }
@@ -503,7 +417,9 @@ pub fn count(db: &Db, room: &RoomId) -> Result<RowCounts, Error> {
         let rows = db.count(doing, &count, params![id])?;
         add(&mut counts, "room_alias_servers", rows);
     }
-    for table in present(db, Step::LiveState).chain(present(db, Step::AfterEvents)) {
+    for &Table { name: table, .. } in
+        present(db, Step::LiveState).chain(present(db, Step::AfterEvents))
+    {
         let sql = format!("SELECT count(*) FROM {table} WHERE room_id = $1");
         // Rows that an event takes with it are among those of the room.
         counts.remove(table);
