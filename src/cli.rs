@@ -85,9 +85,10 @@ struct Global {
     /// `assume` says that no homeserver is running; none is looked for.
     #[arg(long, value_name = "HOW", global = true, conflicts_with = "beside")]
     offline: Option<Offline>,
-    /// Accept that a homeserver is running: small transactions with rests between.
-    #[arg(long, global = true)]
-    beside: bool,
+    /// Accept that a homeserver is running, and while one is, work in small transactions with rests between. `assume` says
+    /// that one is, seen or not.
+    #[arg(long, value_name = "HOW", global = true, num_args = 0..=1, require_equals = true, default_missing_value = "look")]
+    beside: Option<Beside>,
     /// Say more; twice for every batch, three times for every statement.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
@@ -95,6 +96,12 @@ struct Global {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Offline {
+    Assume,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Beside {
+    Look,
     Assume,
 }
 
@@ -307,8 +314,11 @@ fn config(global: &Global) -> Result<Config, Error> {
     };
     if global.offline.is_some() {
         config.homeserver = HomeserverPolicy::AssumeStopped;
-    } else if global.beside {
-        config.homeserver = HomeserverPolicy::AllowRunning;
+    } else if let Some(beside) = global.beside {
+        config.homeserver = match beside {
+            Beside::Look => HomeserverPolicy::AllowRunning,
+            Beside::Assume => HomeserverPolicy::AssumeRunning,
+        };
     }
     Ok(config)
 }

@@ -4,6 +4,7 @@
 mod batch_sizer;
 mod disk;
 pub(crate) mod full_text;
+mod homeserver_watch;
 mod lock;
 pub(crate) mod overwrite;
 mod progress;
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 
 pub use self::batch_sizer::{BatchSizer, ServerState};
 pub(crate) use self::disk::{DiskBudget, Reserve};
+pub use self::homeserver_watch::HomeserverWatch;
 pub(crate) use self::lock::{acquire_synapse_lock, renew_lock, renew_lock_if_due};
 pub(crate) use self::overwrite::clean_up;
 pub use self::progress::{Phase, Progress};
@@ -29,7 +31,6 @@ use crate::jobs::register::{JobRegistry, RunningJob};
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::free_pages::RawFile;
-use crate::store::homeserver::HomeserverDetector;
 use crate::store::reclaim;
 use crate::store::wal::WalGuard;
 use crate::time::Clock;
@@ -51,7 +52,7 @@ pub struct JobContext<'a> {
     pub room: &'a RoomId,
     /// The server's name.
     pub server_name: &'a str,
-    /// Offline or beside.
+    /// Whether a homeserver runs, as it was seen last: before every transaction.
     pub server_state: ServerState,
     /// Bounds of batches beside a live server.
     pub limits: BatchLimits,
@@ -71,8 +72,8 @@ pub struct JobContext<'a> {
     pub event_signing: &'a EventSigning,
     /// How a homeserver that runs beside us is asked to do what only it can do.
     pub homeserver: Option<&'a HomeserverApi>,
-    /// Looks for a homeserver that is running although it should not.
-    pub detector: Option<HomeserverDetector>,
+    /// Looks whether a homeserver runs.
+    pub watch: HomeserverWatch,
     /// The time.
     pub clock: &'a dyn Clock,
     /// The other jobs: what is done once for all rooms is left to the last of them.
@@ -107,27 +108,42 @@ impl JobContext<'_> {
         }
     }
 
-    /// Refuses to go on when a homeserver has been started meanwhile (W-22).
-    pub(crate) fn ensure_homeserver_stopped(&mut self) -> Result<(), Error> {
-        let Some(detector) = &mut self.detector else {
-            return Ok(());
-        };
-        match detector.detect(&self.db, self.clock.now())? {
-            None => Ok(()),
-            Some(sign) => Err(Error::Refused(format!(
+    /// Before a transaction: looks whether a homeserver runs, and goes on as that takes; or refuses to, where one should
+    /// not run (W-22).
+    pub(crate) fn look_for_homeserver(&mut self) -> Result<(), Error> {
+        match self.watch.detect(&self.db, self.clock.now())? {
+            Some(sign) if self.watch.refuses() => Err(Error::Refused(format!(
                 "a homeserver seems to have been started: {sign}. Everything up to here is done and whole; stop the \
                  homeserver and ask again"
             ))),
+            sign => {
+                self.adapt(sign.as_deref());
+                Ok(())
+            }
         }
     }
 
     /// Whether a homeserver runs at this moment, and then how that is known. What is done once the events have gone can be
     /// done either way, so nothing is refused here.
     pub(crate) fn running_homeserver(&mut self) -> Result<Option<String>, Error> {
-        match &mut self.detector {
-            _ if self.server_state == ServerState::Running => Ok(Some("it may be running".into())),
-            Some(detector) => detector.look(&self.db, self.clock.now()),
-            None => Ok(None),
+        let sign = self.watch.look(&self.db, self.clock.now())?;
+        if !self.watch.refuses() {
+            self.adapt(sign.as_deref());
+        }
+        Ok(sign)
+    }
+
+    fn adapt(&mut self, sign: Option<&str>) {
+        match (sign, self.server_state) {
+            (Some(sign), ServerState::Stopped) => {
+                log::info!("room {}: working beside a homeserver: {sign}", self.room);
+                self.server_state = ServerState::Running;
+            }
+            (None, ServerState::Running) => {
+                log::info!("room {}: no homeserver runs any more", self.room);
+                self.server_state = ServerState::Stopped;
+            }
+            _ => {}
         }
     }
 

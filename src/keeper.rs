@@ -128,7 +128,7 @@ struct Shared {
     room_statistics: Mutex<Option<crate::rooms::Statistics>>,
     alarm: Alarm,
     /// Last, because it must be closed after every connection (see [`RawFile`]).
-    raw: Option<RawFile>,
+    raw: Option<Arc<RawFile>>,
     /// After that: whoever comes next may not begin before everything is closed.
     work_lock: WorkLock,
 }
@@ -188,7 +188,7 @@ impl Keeper {
         }
         let (ledger, work_lock) = own_work(&config)?;
         let raw = config.database.file().map(RawFile::open).transpose()?;
-        refuse_running_homeserver(&config)?;
+        refuse_running_homeserver(&config, raw.clone())?;
         let mut db = Db::open(&config.database, &OpenOptions::default())?;
         refuse_wrong_server_name(&db, &config)?;
         homeserver::release_leftover_locks(&mut db)?;
@@ -268,7 +268,7 @@ impl Keeper {
         let keep_from = point.keep_received_from(now);
         let point = self.shared.with_reader(|db| {
             let point = points::resolve(db, room, &point, now)?;
-            ownership::refuse_own_task(db, &self.shared.config, room)?;
+            self.shared.refuse_own_task(db, room)?;
             Ok(point)
         })?;
         let request = options.request(point, keep_from);

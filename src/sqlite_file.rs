@@ -149,21 +149,28 @@ impl Unchanged {
 ///
 /// Read from `/proc/locks`, because opening and closing the file once more would drop our own locks on it.
 pub fn holder(file: &Path) -> Option<Option<u32>> {
-    let file = fs::metadata(file).ok()?;
+    holders(file).into_iter().next()
+}
+
+/// All of them.
+pub fn holders(file: &Path) -> Vec<Option<u32>> {
+    let (Ok(file), Ok(locks)) = (fs::metadata(file), fs::read_to_string("/proc/locks")) else {
+        return Vec::new();
+    };
     let id = format!(
         "{:02x}:{:02x}:{}",
         rustix::fs::major(file.dev()),
         rustix::fs::minor(file.dev()),
         file.ino()
     );
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
+    let held = locks.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         // "1: POSIX  ADVISORY  READ 1234 fe:00:5678 …"; a waiter's line has "->" after the number.
         let at = words.iter().position(|w| *w == id)?;
         let pid: i64 = words.get(at.checked_sub(1)?)?.parse().ok()?;
         (pid != i64::from(std::process::id())).then(|| u32::try_from(pid).ok().filter(|p| *p > 0))
-    })
+    });
+    held.collect()
 }
 
 /// What is missing for reading the file, as a sentence with what to do.

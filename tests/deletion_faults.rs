@@ -58,7 +58,7 @@ impl Way {
         command.arg("-c").arg(configuration);
         command.arg(match self {
             Self::AtOnce => "--offline=assume",
-            Self::Batches => "--beside",
+            Self::Batches => "--beside=assume",
         });
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         command

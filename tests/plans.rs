@@ -344,7 +344,7 @@ impl Server {
         let copy = self.directory.path().join("deletion");
         std::fs::copy(&self.database, &copy).expect("copies");
         let mut config = Config::for_sqlite(copy, sample::SERVER_NAME);
-        config.homeserver = HomeserverPolicy::AllowRunning;
+        config.homeserver = HomeserverPolicy::AssumeRunning;
         config.batch.events = 500;
         config.batch.pause = std::time::Duration::ZERO;
         let room = RoomId::new(sample::room_id("a"));
@@ -464,7 +464,7 @@ impl Server {
     fn purges(&self) -> Vec<Said> {
         let mut heard = self.purge("offline", true, |_| {});
         heard.extend(self.purge("beside", false, |config| {
-            config.homeserver = HomeserverPolicy::AllowRunning;
+            config.homeserver = HomeserverPolicy::AssumeRunning;
             config.batch.events = 100;
             config.batch.pause = std::time::Duration::ZERO;
         }));

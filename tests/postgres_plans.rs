@@ -317,7 +317,7 @@ impl Server {
         let mut config = Config::for_sqlite(&ledger, "example.org");
         config.ledger = ledger;
         config.database = self.cluster.database(&name);
-        config.homeserver = HomeserverPolicy::AllowRunning;
+        config.homeserver = HomeserverPolicy::AssumeRunning;
         config.workers = 1;
         config.batch.events = BATCH;
         config.batch.millis = 60_000;

@@ -99,6 +99,7 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
                 HomeserverPolicy::RequireStopped => "is refused",
                 HomeserverPolicy::AssumeStopped => "is not looked for",
                 HomeserverPolicy::AllowRunning => "may be running",
+                HomeserverPolicy::AssumeRunning => "is taken for running",
             }
             .into(),
         ),

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{finish, output, remote, words};
-use crate::config::{Config, HomeserverPolicy};
+use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::UserId;
@@ -99,8 +99,10 @@ pub(super) fn set_block(
     let asked = config.clone();
     let operator = config.admin_user.clone();
     // W-20: a homeserver that is not told believes what it remembers.
-    let is_unheard =
-        config.homeserver == HomeserverPolicy::AllowRunning && config.homeserver_api.is_none();
+    let is_unheard = config.homeserver_api.is_none()
+        && Viewer::open(config.clone())?
+            .running_homeserver()?
+            .is_some();
     match Keeper::open(config) {
         Err(Error::LedgerLocked(_)) => remote::set_block(&asked, &room, block)?,
         keeper if block => keeper?.block(&room, &operator)?,

@@ -49,9 +49,11 @@ pub enum HomeserverPolicy {
     RequireStopped,
     /// The operator says that none is running; do not look.
     AssumeStopped,
-    /// One may be running: small transactions with rests between, its lock rows are taken, state groups are left
-    /// to it.
+    /// One may be running. While one seems to: small transactions with rests between, its lock rows are taken, state
+    /// groups are left to it. While none does, all is as if it were required to be stopped.
     AllowRunning,
+    /// The operator says that one is running, seen or not; do not look.
+    AssumeRunning,
 }
 
 /// A place to listen for HTTP.

@@ -34,7 +34,7 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("clock_tolerance", "a duration such as 7d"),
     (
         "homeserver",
-        "{running: refuse | beside, url: …, admin_token_path: …}",
+        "{running: refuse | beside | assume, url: …, admin_token_path: …}",
     ),
 ];
 
@@ -46,7 +46,7 @@ const BATCH_KEYS: &[(&str, &str)] = &[
 
 /// The keys of `homeserver` in our block.
 const HOMESERVER_KEYS: &[(&str, &str)] = &[
-    ("running", "refuse or beside"),
+    ("running", "refuse, beside or assume"),
     ("url", "the homeserver's own address"),
     (
         "admin_token_path",
@@ -216,9 +216,10 @@ fn read_our_key(
                 Some(other) => match other.as_str() {
                     Some("refuse") => HomeserverPolicy::RequireStopped,
                     Some("beside") => HomeserverPolicy::AllowRunning,
+                    Some("assume") => HomeserverPolicy::AssumeRunning,
                     _ => {
                         let key = "roomkeeper.homeserver.running";
-                        return Err(wrong(key, other, "refuse or beside"));
+                        return Err(wrong(key, other, "refuse, beside or assume"));
                     }
                 },
             };
@@ -347,7 +348,7 @@ mod tests {
             ),
             (
                 "roomkeeper: {homeserver: {running: maybe}}",
-                "should be refuse or beside",
+                "should be refuse, beside or assume",
             ),
             ("roomkeeper: {keep_jobs: 3 days}", "is not a duration"),
             ("roomkeeper: {admin_user: root}", "a user of this server"),

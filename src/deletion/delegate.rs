@@ -1,7 +1,8 @@
 //! Beside a running homeserver: it moves the people out itself, by its own admin API, since nobody else may write its
 //! events (W-40). Its rows are ours to delete afterwards.
 
-use std::time::Duration;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -117,6 +118,20 @@ pub(super) fn shut_down(
         }
     }
     Err(refusal("it forgot the order again and again"))
+}
+
+/// How long a homeserver that was started just now gets until it listens.
+const TO_START: Duration = Duration::from_secs(60);
+
+/// Waits until the homeserver listens, but not for long: what it does not hear then is told.
+pub(super) fn wait_for(ctx: &JobContext<'_>, api: &HomeserverApi) {
+    let begun = Instant::now();
+    while TcpStream::connect(&*api.address).is_err()
+        && begun.elapsed() < TO_START
+        && ctx.check_cancelled().is_ok()
+    {
+        ctx.rest(ASK_EVERY);
+    }
 }
 
 /// Whether the homeserver refuses because it has the same order already (L-2).

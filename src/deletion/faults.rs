@@ -20,7 +20,7 @@ use crate::batch::BatchLimits;
 use crate::config::{EventSigning, Secret, SigningKey};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
-use crate::job::{JobContext, ServerState};
+use crate::job::{HomeserverWatch, JobContext, ServerState};
 use crate::jobs::ledger::{Ledger, Subject};
 use crate::jobs::register::JobRegistry;
 use crate::locks::RoomLocks;
@@ -125,7 +125,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         event_signing: &event_signing,
         homeserver: None,
         register: &register,
-        detector: None,
+        watch: HomeserverWatch::Told(ServerState::Stopped),
         clock: &*clock,
         is_one_of_many: false,
         is_stopping: &is_stopping,

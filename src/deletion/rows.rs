@@ -35,10 +35,8 @@ pub(super) fn delete(
     progress: &mut Progress,
     lock: Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
-    if ctx.server_state == ServerState::Stopped {
-        // The batches say themselves when the log is copied.
-        ctx.db.set_pragma("wal_autocheckpoint", 0)?;
-    }
+    ctx.look_for_homeserver()?;
+    copy_log(ctx)?;
     let left = room_rows::count_events(&ctx.db, ctx.room)?;
     progress.events_planned = progress.events_done + left;
     progress.phase = Phase::Events;
@@ -59,6 +57,15 @@ pub(super) fn delete(
     } else {
         work.in_batches()
     }
+}
+
+/// Offline the batches say themselves when the log is copied.
+fn copy_log(ctx: &JobContext<'_>) -> Result<(), Error> {
+    let pages = match ctx.server_state {
+        ServerState::Stopped => 0,
+        ServerState::Running => 1_000,
+    };
+    ctx.db.set_pragma("wal_autocheckpoint", pages)
 }
 
 struct Work<'a, 'b> {
@@ -93,6 +100,18 @@ impl Work<'_, '_> {
         self.ctx.server_state == ServerState::Stopped
     }
 
+    /// Looks whether a homeserver runs, and goes on as that takes.
+    fn look_for_homeserver(&mut self) -> Result<(), Error> {
+        self.ctx.look_for_homeserver()?;
+        if self.sizer.server_state() != self.ctx.server_state {
+            self.sizer = BatchSizer::new(self.ctx.server_state, self.ctx.limits)
+                .on_server(self.ctx.db.engine() == Engine::Postgres);
+            self.sizer.set_limit(self.disk.events()?);
+            copy_log(self.ctx)?;
+        }
+        Ok(())
+    }
+
     fn rows_at_once(&self) -> Result<i64, Error> {
         let most = match self.is_offline() {
             true => ROWS_OFFLINE,
@@ -111,7 +130,7 @@ impl Work<'_, '_> {
         loop {
             self.ctx.publish(self.progress);
             self.ctx.check_cancelled()?;
-            self.ctx.ensure_homeserver_stopped()?;
+            self.look_for_homeserver()?;
             match self.try_batch(&mut work) {
                 // Nothing of it happened, and its log is gone.
                 Err(e) if e.is_full() && self.ctx.release_reserve() => {}
@@ -361,7 +380,7 @@ impl Work<'_, '_> {
                 return Ok(());
             };
             self.ctx.check_cancelled()?;
-            self.ctx.ensure_homeserver_stopped()?;
+            self.look_for_homeserver()?;
             if self.store_in_full(dependent, doing)? {
                 continue;
             }

@@ -5,8 +5,9 @@
 
 use super::request::{Request, Shutdown};
 use super::{delegate, rows, shutdown};
+use crate::config::HomeserverApi;
 use crate::error::{Chain, Error};
-use crate::ids::RoomId;
+use crate::ids::{RoomId, UserId};
 use crate::job::{JobContext, Phase, Progress, ServerState, acquire_synapse_lock, clean_up};
 use crate::store::db::Db;
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
@@ -98,25 +99,31 @@ fn shut_down(
     }
     progress.phase = Phase::ShuttingDown;
     ctx.publish(progress);
-    ctx.ensure_homeserver_stopped()?;
-    let delegate = ctx
-        .homeserver
-        .filter(|_| ctx.server_state == ServerState::Running);
+    ctx.look_for_homeserver()?;
+    let sign = ctx.running_homeserver()?;
+    let delegate = delegate(ctx);
     if delegate.is_none() {
         // What is missing is said before anything is touched.
-        let means = shutdown::means(&shutdown::Setting::of(ctx), request)?;
+        let setting = shutdown::Setting {
+            homeserver: sign.as_deref(),
+            ..shutdown::Setting::of(ctx)
+        };
+        let means = shutdown::means(&setting, request)?;
         if let Some(note) = means.as_ref().and_then(|means| means.note()) {
             log::warn!("room {}: {note}", ctx.room);
             progress.notes.push(note.to_owned());
         }
     }
-    if request.block && delegate.is_none() {
-        block(ctx, request)?;
-    }
+    let is_new_block = request.block && delegate.is_none() && block(ctx, request)?;
     // The homeserver blocks rooms that it does not know as well.
     let shutdown = if delegate.is_some() || room_rows::is_known(&ctx.db, ctx.room)? {
         warn_of_other_servers(ctx, request, progress)?;
-        move_people(ctx, request, progress)?
+        match move_people(ctx, request, progress) {
+            Err(Error::Refused(why)) if ctx.running_homeserver()?.is_some() => {
+                return Err(met_in_the_middle(ctx, progress, is_new_block, &why)?);
+            }
+            moved => moved?,
+        }
     } else {
         Shutdown::default()
     };
@@ -128,8 +135,55 @@ fn shut_down(
     Ok(())
 }
 
-/// D-4: first, and whether or not the room is known.
-fn block(ctx: &mut JobContext<'_>, request: &Request) -> Result<(), Error> {
+/// The homeserver, where it runs and can be asked to move the people.
+fn delegate<'a>(ctx: &JobContext<'a>) -> Option<&'a HomeserverApi> {
+    ctx.homeserver
+        .filter(|_| ctx.server_state == ServerState::Running)
+}
+
+/// A homeserver was started in the middle of the shutdown, and nobody but that may go on: says how far it came. What is not
+/// begun is not left half done: a block goes again.
+fn met_in_the_middle(
+    ctx: &mut JobContext<'_>,
+    progress: &Progress,
+    is_new_block: bool,
+    why: &str,
+) -> Result<Error, Error> {
+    let left = room_rows::local_users_to_move(&ctx.db, ctx.room, ctx.server_name)?.len();
+    let gone = left_already(ctx, progress)?.len();
+    let new_room = match told(progress).new_room_id {
+        Some(room) if room_rows::is_known(&ctx.db, &room)? => Some(room),
+        _ => None,
+    };
+    if gone == 0 && new_room.is_none() {
+        if is_new_block {
+            let room = ctx.room;
+            let _alone = ctx.locks.write(room);
+            let _writer = ctx.writer.lock();
+            ctx.db
+                .write("take the block back", |db| blocks::remove(db, room))?;
+        }
+        return Ok(Error::Refused(format!(
+            "{why}. Nothing of the room was changed"
+        )));
+    }
+    let count = |n: usize| match n {
+        1 => "1 person".to_owned(),
+        n => format!("{n} people"),
+    };
+    let new_room = new_room.map_or(String::new(), |room| format!(", the new room is {room}"));
+    Ok(Error::Refused(format!(
+        "{why}. The shutdown stopped in the middle: {} left the room, {} still in it{new_room}; no row was deleted",
+        count(gone),
+        match left {
+            1 => "1 person is".to_owned(),
+            n => format!("{n} people are"),
+        }
+    )))
+}
+
+/// D-4: first, and whether or not the room is known. Answers whether it was not blocked before.
+fn block(ctx: &mut JobContext<'_>, request: &Request) -> Result<bool, Error> {
     let requester = request
         .requester
         .as_ref()
@@ -147,26 +201,21 @@ fn move_people(
     request: &Request,
     progress: &mut Progress,
 ) -> Result<Shutdown, Error> {
-    let before = progress.more.get(SHUTDOWN_ROOM).cloned();
-    let before = before.and_then(|on_progress| serde_json::from_value(on_progress).ok());
-    let (live, ledger) = (ctx.live, ctx.ledger);
-    let shutdown = {
-        let progress = &mut *progress;
-        let mut on_progress = |shutdown: &Shutdown| {
-            publish_shutdown(progress, shutdown)?;
-            let value = serde_json::to_value(&*progress).map_err(|e| Error::Bug(e.to_string()))?;
-            live.set_progress(value.clone());
-            ledger.progress(&live.id, &value)
-        };
-        match ctx
-            .homeserver
-            .filter(|_| ctx.server_state == ServerState::Running)
+    let asked = delegate(ctx);
+    let moved = move_by(ctx, request, progress, asked);
+    let shutdown = match (moved, delegate(ctx)) {
+        // It was started meanwhile, and moves the others itself. But it would make a new room of its own.
+        (Err(Error::Refused(why)), Some(api))
+            if asked.is_none() && told(progress).new_room_id.is_none() =>
         {
-            Some(api) => delegate::shut_down(ctx, api, request, &mut on_progress)?,
-            None => {
-                shutdown::shut_down(ctx, request, before.unwrap_or_default(), &mut on_progress)?
-            }
+            log::info!("room {}: {why}; so the homeserver is asked", ctx.room);
+            let already = left_already(ctx, progress)?;
+            delegate::wait_for(ctx, api);
+            let mut shutdown = move_by(ctx, request, progress, Some(api))?;
+            shutdown.kicked_users.splice(0..0, already);
+            shutdown
         }
+        (moved, _) => moved?,
     };
     let failed = shutdown.failed_to_kick_users.len();
     if failed > 0 && request.purge && request.force_purge {
@@ -176,6 +225,34 @@ fn move_people(
         ));
     }
     Ok(shutdown)
+}
+
+fn move_by(
+    ctx: &mut JobContext<'_>,
+    request: &Request,
+    progress: &mut Progress,
+    api: Option<&HomeserverApi>,
+) -> Result<Shutdown, Error> {
+    let before = told(progress);
+    let (live, ledger) = (ctx.live, ctx.ledger);
+    let mut on_progress = |shutdown: &Shutdown| {
+        publish_shutdown(progress, shutdown)?;
+        let value = serde_json::to_value(&*progress).map_err(|e| Error::Bug(e.to_string()))?;
+        live.set_progress(value.clone());
+        ledger.progress(&live.id, &value)
+    };
+    match api {
+        Some(api) => delegate::shut_down(ctx, api, request, &mut on_progress),
+        None => shutdown::shut_down(ctx, request, before, &mut on_progress),
+    }
+}
+
+/// Who left the room by what the shutdown did so far: more may have been told than was done.
+fn left_already(ctx: &JobContext<'_>, progress: &Progress) -> Result<Vec<UserId>, Error> {
+    let there = room_rows::local_users_to_move(&ctx.db, ctx.room, ctx.server_name)?;
+    let mut told = told(progress).kicked_users;
+    told.retain(|user| there.iter().all(|(there, _)| there != user));
+    Ok(told)
 }
 
 /// D-51.
@@ -220,6 +297,13 @@ pub(super) fn other_servers_note(servers: &[String]) -> String {
 pub(super) const OWN_CLIENTS_NOTE: &str = "people of this server see in their clients that they left only if the room is \
     shut down while the homeserver runs, and the rows go later: delete with --no-purge beside it \
     (roomkeeper.homeserver.url says how it is asked), then delete the rows";
+
+/// What the shutdown did so far, as it was told.
+fn told(progress: &Progress) -> Shutdown {
+    let told = progress.more.get(SHUTDOWN_ROOM).cloned();
+    told.and_then(|value| serde_json::from_value(value).ok())
+        .unwrap_or_default()
+}
 
 /// What the shutdown did so far, where the status finds it.
 fn publish_shutdown(progress: &mut Progress, shutdown: &Shutdown) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use crate::config::EventSigning;
 use crate::error::Error;
 use crate::event::EventError;
 use crate::ids::{RoomId, UserId};
-use crate::job::{JobContext, ServerState};
+use crate::job::JobContext;
 use crate::room_version::RoomVersion;
 use crate::store::append::{self, RoomRow};
 use crate::store::db::Db;
@@ -54,8 +54,8 @@ pub struct Setting<'a> {
     pub room: &'a RoomId,
     /// This server's name.
     pub server_name: &'a str,
-    /// Whether a homeserver runs.
-    pub server_state: ServerState,
+    /// How it is known that a homeserver runs, if one does.
+    pub homeserver: Option<&'a str>,
     /// What events are signed with.
     pub event_signing: &'a EventSigning,
     /// The time.
@@ -63,13 +63,13 @@ pub struct Setting<'a> {
 }
 
 impl<'a> Setting<'a> {
-    /// That of a job.
+    /// That of a job, when no homeserver runs.
     pub(super) fn of(ctx: &'a JobContext<'_>) -> Self {
         Self {
             db: &ctx.db,
             room: ctx.room,
             server_name: ctx.server_name,
-            server_state: ctx.server_state,
+            homeserver: None,
             event_signing: ctx.event_signing,
             clock: ctx.clock,
         }
@@ -121,12 +121,8 @@ fn find(
     row: &RoomRow,
     has_people: bool,
 ) -> Result<ShutdownResources, Error> {
-    if ctx.server_state == ServerState::Running {
-        return Err(Error::Refused(
-            "events cannot be written while a homeserver runs, which would not hear of them: stop it; or let it move the \
-             people itself (roomkeeper.homeserver.url and admin_token_path say how it is asked)"
-                .into(),
-        ));
+    if let Some(sign) = ctx.homeserver {
+        return Err(refusal_beside(sign));
     }
     let version = match has_people {
         true => Some(version_of(ctx, row)?),
@@ -147,6 +143,22 @@ fn find(
         plan(ctx.db, ctx.event_signing, request, creator)?.open(ctx.db, &author, ctx.clock)?;
     }
     Ok(ShutdownResources { author, version })
+}
+
+fn refusal_beside(sign: &str) -> Error {
+    Error::Refused(format!(
+        "events cannot be written while a homeserver runs, which would not hear of them ({sign}): stop it; or let it move \
+         the people itself (roomkeeper.homeserver.url and admin_token_path say how it is asked)"
+    ))
+}
+
+/// Before every transaction, whatever the configuration accepts.
+fn refuse_running_homeserver(ctx: &mut JobContext<'_>) -> Result<(), Error> {
+    ctx.look_for_homeserver()?;
+    match ctx.running_homeserver()? {
+        None => Ok(()),
+        Some(sign) => Err(refusal_beside(&sign)),
+    }
 }
 
 fn plan<'a>(
@@ -190,7 +202,13 @@ pub(super) fn shut_down(
     before: Shutdown,
     on_progress: ProgressSink<'_>,
 ) -> Result<Shutdown, Error> {
-    let Some(means) = means(&Setting::of(ctx), request)? else {
+    ctx.look_for_homeserver()?;
+    let sign = ctx.running_homeserver()?;
+    let setting = Setting {
+        homeserver: sign.as_deref(),
+        ..Setting::of(ctx)
+    };
+    let Some(means) = means(&setting, request)? else {
         return left_behind(ctx, before);
     };
     let people = room_rows::local_users_to_move(&ctx.db, ctx.room, ctx.server_name)?;
@@ -266,7 +284,7 @@ fn make_new_room(
         return Ok(NewRoom { room, version });
     }
     ctx.check_cancelled()?;
-    ctx.ensure_homeserver_stopped()?;
+    refuse_running_homeserver(ctx)?;
     let plan = plan(&ctx.db, ctx.event_signing, request, creator)?;
     let (clock, author, version) = (ctx.clock, &means.author, plan.version);
     let opening = plan.open(&ctx.db, author, clock)?;
@@ -293,7 +311,7 @@ fn move_batch(
     on_progress: ProgressSink<'_>,
 ) -> Result<MoveOutcome, Error> {
     ctx.check_cancelled()?;
-    ctx.ensure_homeserver_stopped()?;
+    refuse_running_homeserver(ctx)?;
     // Told before it is done: who is named here and did not leave is seen in the database.
     let mut planned = shutdown.clone();
     planned
@@ -323,7 +341,7 @@ fn finish(
     to: &NewRoom,
 ) -> Result<Vec<String>, Error> {
     ctx.check_cancelled()?;
-    ctx.ensure_homeserver_stopped()?;
+    refuse_running_homeserver(ctx)?;
     let (room, clock, message) = (ctx.room, ctx.clock, request.message());
     let requester = request.requester.as_ref().unwrap_or(creator);
     let _room = ctx.locks.write(ctx.room);

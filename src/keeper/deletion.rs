@@ -2,16 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Keeper, Shared, Viewer, Work, job_context, ownership};
+use super::{Keeper, Shared, Viewer, Work, ownership};
 use crate::config::HomeserverPolicy;
 use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdown};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
-use crate::job::{Phase, Progress, ServerState};
+use crate::job::{Phase, Progress};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
 use crate::store::db::{Access, Db};
-use crate::store::homeserver::HomeserverDetector;
 use crate::store::{blocks, room_rows, rooms};
 
 /// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
@@ -101,7 +100,7 @@ impl Keeper {
         if shared.register.is_busy(room) {
             return Err(Error::RoomBusy { room: room.clone() });
         }
-        shared.with_reader(|db| ownership::refuse_own_task(db, &shared.config, room))?;
+        shared.with_reader(|db| shared.refuse_own_task(db, room))?;
         refuse_foreign(&request, &self.shared.config.server_name)?;
         let deletion = self.deletion(request, DeletionScope::Whole);
         let params = params_of(&deletion)?;
@@ -248,6 +247,7 @@ impl Keeper {
         }
         self.shared
             .write_once("block the room", |db| blocks::add(db, room, blocker))
+            .map(drop)
     }
 
     /// Lets people join the room again.
@@ -265,11 +265,21 @@ impl Keeper {
     fn is_delegated(&self, room: &RoomId, block: bool) -> Result<bool, Error> {
         let config = &self.shared.config;
         match &config.homeserver_api {
-            Some(api) if config.homeserver == HomeserverPolicy::AllowRunning => {
+            Some(api) if self.running_homeserver()?.is_some() => {
                 deletion::set_block(api, room, block).map(|()| true)
             }
             _ => Ok(false),
         }
+    }
+
+    /// How it is known that a homeserver runs on the database at this moment, if one does; by the configuration alone where
+    /// that says so.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub fn running_homeserver(&self) -> Result<Option<String>, Error> {
+        self.shared
+            .with_reader(|db| self.shared.running_homeserver(db))
     }
 
     fn deletion(&self, mut request: Request, extent: DeletionScope) -> Deletion {
@@ -309,6 +319,12 @@ fn refuse_illegal(room: &RoomId) -> Result<(), Error> {
 }
 
 impl Shared {
+    /// L-8, E-19.
+    pub(super) fn refuse_own_task(&self, db: &Db, room: &RoomId) -> Result<(), Error> {
+        let is_running = || Ok(self.running_homeserver(db)?.is_some());
+        ownership::refuse_own_task(db, room, self.config.clock.now(), is_running)
+    }
+
     pub(super) fn delete_room(
         &self,
         guard: &JobGuard,
@@ -328,14 +344,12 @@ impl Shared {
         work: impl FnMut(&Db) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut db = Db::open(&self.config.database, &super::options(Access::Write))?;
-        if self.config.homeserver == HomeserverPolicy::RequireStopped {
-            let mut detector =
-                HomeserverDetector::new(self.config.endpoints.clone(), &self.config.database);
-            if let Some(sign) = detector.detect(&db, self.config.clock.now())? {
-                return Err(Error::Refused(format!(
-                    "a homeserver seems to have been started: {sign}. Stop it first; nothing was changed"
-                )));
-            }
+        if self.config.homeserver == HomeserverPolicy::RequireStopped
+            && let Some(sign) = self.running_homeserver(&db)?
+        {
+            return Err(Error::Refused(format!(
+                "a homeserver seems to have been started: {sign}. Stop it first; nothing was changed"
+            )));
         }
         let _writer = self.writer.lock();
         db.write(doing, work)
@@ -357,18 +371,22 @@ impl Viewer {
         refuse_illegal(room)?;
         let config = &self.config;
         refuse_foreign(request, &config.server_name)?;
-        ownership::refuse_own_task(&self.db, config, room)?;
-        let server_state = job_context::server_state_of(config);
+        let sign = self.running_homeserver()?;
+        let is_running = || Ok(sign.is_some());
+        ownership::refuse_own_task(&self.db, room, config.clock.now(), is_running)?;
         let setting = deletion::Setting {
             db: &self.db,
             room,
             server_name: &config.server_name,
-            server_state,
+            homeserver: match config.homeserver {
+                // Whoever starts it is refused, whatever it would do.
+                HomeserverPolicy::RequireStopped => None,
+                _ => sign.as_deref(),
+            },
             event_signing: &config.event_signing,
             clock: &*config.clock,
         };
-        let asks_homeserver =
-            config.homeserver_api.is_some() && server_state == ServerState::Running;
+        let asks_homeserver = config.homeserver_api.is_some() && setting.homeserver.is_some();
         let note = deletion::refuse_at_start(&setting, request, asks_homeserver)?;
         let mut plan = deletion::plan(&self.db, room, request, &config.server_name)?;
         plan.notes.extend(note);

@@ -4,9 +4,9 @@ use std::thread;
 use std::time::Instant;
 
 use super::Shared;
-use crate::config::{Config, HomeserverPolicy};
+use crate::config::HomeserverPolicy;
 use crate::error::{Chain, Error};
-use crate::job::{BUSY_TIMEOUT, JobContext, RECONNECT_PAUSE, ServerState};
+use crate::job::{BUSY_TIMEOUT, HomeserverWatch, JobContext, RECONNECT_PAUSE, ServerState};
 use crate::jobs::register::JobGuard;
 use crate::store::db::{
     Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
@@ -24,14 +24,9 @@ impl Shared {
         self.release_reserve_if_short();
         self.work_lock.ensure()?;
         let config = &self.config;
-        let server_state = self.server_state();
         let options = OpenOptions {
             access: Access::Write,
-            cache_kib: if server_state == ServerState::Stopped {
-                CACHE_OFFLINE_KIB
-            } else {
-                CACHE_BESIDE_KIB
-            },
+            cache_kib: CACHE_BESIDE_KIB,
             // Pages that become free are overwritten at the end.
             secure_delete: if config.overwrite_deleted {
                 SecureDelete::Fast
@@ -39,8 +34,6 @@ impl Shared {
                 SecureDelete::Off
             },
         };
-        let detector = (config.homeserver == HomeserverPolicy::RequireStopped)
-            .then(|| HomeserverDetector::new(config.endpoints.clone(), &config.database));
         let begun = Instant::now();
         let db = loop {
             match Db::open(&config.database, &options) {
@@ -54,49 +47,61 @@ impl Shared {
                 opened => break opened?,
             }
         };
-        Ok(self.job_context_on(db, detector, guard, is_stopping))
+        let ctx = self.job_context_on(db, self.watch(), guard, is_stopping)?;
+        if ctx.server_state == ServerState::Stopped {
+            ctx.db.set_pragma("cache_size", -CACHE_OFFLINE_KIB)?;
+        }
+        Ok(ctx)
     }
 
     /// The same on a connection that an earlier job of its kind had.
     pub(super) fn job_context_on<'a>(
         &'a self,
         db: Db,
-        detector: Option<HomeserverDetector>,
+        mut watch: HomeserverWatch,
         guard: &'a JobGuard,
         is_stopping: &'a (dyn Fn() -> bool + Sync),
-    ) -> JobContext<'a> {
+    ) -> Result<JobContext<'a>, Error> {
         let config = &self.config;
-        JobContext {
+        let sign = watch.detect(&db, config.clock.now())?;
+        Ok(JobContext {
             db,
             room: guard.room(),
             server_name: &config.server_name,
-            server_state: self.server_state(),
+            server_state: match sign {
+                // Where none should run, it is refused before the first transaction.
+                Some(_) if config.homeserver != HomeserverPolicy::RequireStopped => {
+                    ServerState::Running
+                }
+                _ => ServerState::Stopped,
+            },
             limits: config.batch,
             overwrite_deleted: config.overwrite_deleted,
             locks: &self.locks,
             writer: self.turn_to_write(),
             ledger: self.register.ledger(),
             live: guard.live(),
-            raw: self.raw.as_ref(),
+            raw: self.raw.as_deref(),
             event_signing: &config.event_signing,
             homeserver: config.homeserver_api.as_ref(),
-            detector,
+            watch,
             clock: &*config.clock,
             register: &self.register,
             is_stopping,
             is_one_of_many: false,
-        }
+        })
     }
 
-    pub(super) fn server_state(&self) -> ServerState {
-        server_state_of(&self.config)
+    /// Looks for a homeserver, as far as the configuration leaves that open.
+    pub(super) fn watch(&self) -> HomeserverWatch {
+        let config = &self.config;
+        HomeserverWatch::new(config.homeserver, || {
+            HomeserverDetector::new(config.endpoints.clone(), &config.database, self.raw.clone())
+        })
     }
-}
 
-/// As the configuration has it.
-pub(super) fn server_state_of(config: &Config) -> ServerState {
-    match config.homeserver {
-        HomeserverPolicy::AllowRunning => ServerState::Running,
-        HomeserverPolicy::RequireStopped | HomeserverPolicy::AssumeStopped => ServerState::Stopped,
+    /// How it is known that a homeserver runs at this moment, if one does.
+    pub(super) fn running_homeserver(&self, db: &Db) -> Result<Option<String>, Error> {
+        self.watch().look(db, self.config.clock.now())
     }
 }

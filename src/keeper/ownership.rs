@@ -4,6 +4,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{options, put_back};
 use crate::config::{Config, HomeserverPolicy};
@@ -12,10 +13,12 @@ use crate::ids::{Escaped, RoomId, is_server_name};
 use crate::jobs::ledger::{Ledger, unfit};
 use crate::sqlite_file;
 use crate::store::db::{Access, Db};
+use crate::store::free_pages::RawFile;
 use crate::store::homeserver::{self, HomeserverDetector};
 use crate::store::reclaim::lasting_path;
 use crate::store::work_lock::WorkLock;
 use crate::store::{removed, users};
+use crate::time::Millis;
 
 /// Becomes the owner of the ledger, and the only one at work on the database (S-34). The ledger comes first, because who
 /// has that can be asked to do the work.
@@ -130,11 +133,14 @@ fn make_directory_of(ledger: &Path) -> Result<(), Error> {
 }
 
 /// W-22: looks for signs of a running homeserver, unless the configuration says what is the case.
-pub(super) fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
+pub(super) fn refuse_running_homeserver(
+    config: &Config,
+    raw: Option<Arc<RawFile>>,
+) -> Result<(), Error> {
     if config.homeserver != HomeserverPolicy::RequireStopped {
         return Ok(());
     }
-    match sign_of_homeserver(config)? {
+    match sign_of_homeserver(config, raw)? {
         None => Ok(()),
         Some(sign) => Err(Error::Refused(format!(
             "a homeserver seems to be running on this database: {sign}. Stop it first; or accept it with --beside \
@@ -146,9 +152,13 @@ pub(super) fn refuse_running_homeserver(config: &Config) -> Result<(), Error> {
 /// The same for what needs the database for itself alone, whatever the configuration accepts.
 pub(super) fn refuse_anybody_else(config: &Config) -> Result<(), Error> {
     let sign = match config.homeserver {
+        HomeserverPolicy::AssumeRunning => Some("roomkeeper was told that one runs".to_owned()),
         HomeserverPolicy::AssumeStopped => open_elsewhere(config)?,
         HomeserverPolicy::RequireStopped | HomeserverPolicy::AllowRunning => {
-            sign_of_homeserver(config)?
+            match sign_of_homeserver(config, None)? {
+                None => open_elsewhere(config)?,
+                sign => sign,
+            }
         }
     };
     match sign {
@@ -159,17 +169,14 @@ pub(super) fn refuse_anybody_else(config: &Config) -> Result<(), Error> {
     }
 }
 
-fn sign_of_homeserver(config: &Config) -> Result<Option<String>, Error> {
-    if let Some(sign) =
-        HomeserverDetector::new(config.endpoints.clone(), &config.database).detect_without_query()
-    {
-        return Ok(Some(sign));
-    }
-    if let Some(sign) = open_elsewhere(config)? {
+fn sign_of_homeserver(config: &Config, raw: Option<Arc<RawFile>>) -> Result<Option<String>, Error> {
+    let mut detector = HomeserverDetector::new(config.endpoints.clone(), &config.database, raw);
+    // A database that cannot be opened is told of its homeserver all the same.
+    if let Some(sign) = detector.detect_without_query() {
         return Ok(Some(sign));
     }
     let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
-    HomeserverDetector::new(Default::default(), &config.database).detect(&db, config.clock.now())
+    detector.look(&db, config.clock.now())
 }
 
 fn open_elsewhere(config: &Config) -> Result<Option<String>, Error> {
@@ -198,12 +205,17 @@ pub(super) fn refuse_wrong_server_name(db: &Db, config: &Config) -> Result<(), E
 /// L-8, E-19: Synapse's own purge or deletion of the room, which it takes up again when it starts.
 ///
 /// # Errors
-/// [`Error::RoomBusy`] while a homeserver may be running; [`Error::LeftTask`] while none is.
-pub(super) fn refuse_own_task(db: &Db, config: &Config, room: &RoomId) -> Result<(), Error> {
-    let Some(task) = homeserver::own_task(db, room, config.clock.now())? else {
+/// [`Error::RoomBusy`] while a homeserver is running; [`Error::LeftTask`] while none is.
+pub(super) fn refuse_own_task(
+    db: &Db,
+    room: &RoomId,
+    now: Millis,
+    is_running: impl FnOnce() -> Result<bool, Error>,
+) -> Result<(), Error> {
+    let Some(task) = homeserver::own_task(db, room, now)? else {
         return Ok(());
     };
-    if config.homeserver == HomeserverPolicy::AllowRunning {
+    if is_running()? {
         return Err(Error::RoomBusy { room: room.clone() });
     }
     Err(Error::LeftTask(format!(

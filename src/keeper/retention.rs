@@ -18,7 +18,7 @@ use super::retention_room::{RetentionRun, RoomPurge};
 use super::{Keeper, Shared, Viewer, Work, end_early, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
-use crate::job::{Phase, Progress, clean_up};
+use crate::job::{HomeserverWatch, Phase, Progress, clean_up};
 use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
@@ -26,7 +26,7 @@ use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
 use crate::store::db::{Access, Db};
-use crate::store::homeserver::{self, HomeserverDetector};
+use crate::store::homeserver;
 use crate::time::Millis;
 
 /// The kind of a retention run in the ledger.
@@ -444,7 +444,7 @@ impl Shared {
         counters: &Counters,
         is_cancelled: &dyn Fn() -> bool,
     ) {
-        let mut kept: Option<(Db, Option<HomeserverDetector>)> = None;
+        let mut kept: Option<(Db, HomeserverWatch)> = None;
         for (due, request) in &batch.rooms {
             if self.is_stopping.load(Ordering::SeqCst) || is_cancelled() {
                 return;
@@ -477,7 +477,7 @@ impl Shared {
         due: &Due,
         request: &Request,
         counters: &Counters,
-        kept: &mut Option<(Db, Option<HomeserverDetector>)>,
+        kept: &mut Option<(Db, HomeserverWatch)>,
     ) -> Result<Option<Progress>, Error> {
         let room = &due.room_id;
         let now = self.config.clock.now();
@@ -499,7 +499,7 @@ impl Shared {
         let outcome = (|| {
             guard.start()?;
             let mut ctx = match kept.take() {
-                Some((db, detector)) => self.job_context_on(db, detector, &guard, &is_stopping),
+                Some((db, watch)) => self.job_context_on(db, watch, &guard, &is_stopping)?,
                 None => {
                     let ctx = self.job_context(&guard, &is_stopping)?;
                     let cuts = batch.rooms.iter();
@@ -512,7 +512,7 @@ impl Shared {
             let progress = purge::run(&mut ctx, &purge.request)?;
             // A rewrite leaves nothing of what was prepared on its connection.
             if !progress.rewritten {
-                *kept = Some((ctx.db, ctx.detector));
+                *kept = Some((ctx.db, ctx.watch));
             }
             Ok(progress)
         })();
@@ -575,6 +575,7 @@ impl Viewer {
         let now = config.clock.now();
         let mut plan = retention::plan(db, &config.retention, range, now, is_busy)?;
         if exact {
+            let extremities = self.extremities()?;
             for at in 0..plan.rooms.len() {
                 let due = &plan.rooms[at];
                 let request = request(due);
@@ -583,7 +584,7 @@ impl Viewer {
                     &due.room_id,
                     &request,
                     &config.server_name,
-                    self.extremities(),
+                    extremities,
                     now,
                 )?;
                 let bytes =

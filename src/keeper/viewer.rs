@@ -4,13 +4,14 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use super::ownership::{own_ledger, refuse_anybody_else, refuse_wrong_server_name};
 use super::{PurgeOptions, options};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
 use crate::ids::RoomId;
-use crate::job::overwrite;
+use crate::job::{HomeserverWatch, overwrite};
 use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::point::PurgePoint;
@@ -19,6 +20,8 @@ use crate::retention;
 use crate::sqlite_file;
 use crate::store::check::{self, Violation};
 use crate::store::db::{Access, Db, OpenOptions};
+use crate::store::free_pages::RawFile;
+use crate::store::homeserver::HomeserverDetector;
 use crate::store::named_rooms::{self, Mark};
 use crate::store::reclaim::{self, ReclaimOptions, Reclaimed};
 use crate::store::space;
@@ -29,6 +32,8 @@ use crate::store::{points, search};
 pub struct Viewer {
     pub(super) db: Db,
     pub(super) config: Config,
+    /// The file, once somebody asked who has it open. Last, because it must be closed after the connection.
+    raw: OnceLock<Option<Arc<RawFile>>>,
 }
 
 impl Viewer {
@@ -36,7 +41,11 @@ impl Viewer {
     pub fn open(config: Config) -> Result<Self, Error> {
         let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
         refuse_wrong_server_name(&db, &config)?;
-        Ok(Self { db, config })
+        Ok(Self {
+            db,
+            config,
+            raw: OnceLock::new(),
+        })
     }
 
     /// The room that words mean: an id (`!…`) or an alias of this server (`#…:server`).
@@ -87,21 +96,39 @@ impl Viewer {
         let point = points::resolve(&self.db, room, point, now)?;
         let request = options.request(point, keep_from);
         let server_name = &self.config.server_name;
-        let extremities = self.extremities();
+        let extremities = self.extremities()?;
         let mut plan = purge::plan(&self.db, room, &request, server_name, extremities, now)?;
         plan.foreign_keys = purge::foreign_key_mode(&self.db, self.config.batch.check_in_bulk)?;
         Ok(plan)
     }
 
     /// What becomes of forward extremities below the point of a purge.
-    pub(super) fn extremities(&self) -> Extremities {
-        match self.config.homeserver {
-            HomeserverPolicy::RequireStopped | HomeserverPolicy::AssumeStopped => Extremities::Go,
-            HomeserverPolicy::AllowRunning if self.config.homeserver_api.is_some() => {
-                Extremities::AskHomeserver
-            }
-            HomeserverPolicy::AllowRunning => Extremities::Stay,
+    pub(super) fn extremities(&self) -> Result<Extremities, Error> {
+        // A purge is refused then.
+        if self.config.homeserver == HomeserverPolicy::RequireStopped {
+            return Ok(Extremities::Go);
         }
+        Ok(match self.running_homeserver()? {
+            None => Extremities::Go,
+            Some(_) if self.config.homeserver_api.is_some() => Extremities::AskHomeserver,
+            Some(_) => Extremities::Stay,
+        })
+    }
+
+    /// As [`crate::keeper::Keeper::running_homeserver`].
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub fn running_homeserver(&self) -> Result<Option<String>, Error> {
+        let config = &self.config;
+        let mut watch = HomeserverWatch::new(config.homeserver, || {
+            let open = |file| RawFile::open_to_look(file).ok();
+            let raw = self
+                .raw
+                .get_or_init(|| config.database.file().and_then(open));
+            HomeserverDetector::new(config.endpoints.clone(), &config.database, raw.clone())
+        });
+        watch.look(&self.db, config.clock.now())
     }
 
     /// Refuses what depends on age while the clock may be ahead, by the database alone.

@@ -24,7 +24,7 @@ use super::{Request, run};
 use crate::batch::{BatchLimits, Rewrite};
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::job::{JobContext, ServerState};
+use crate::job::{HomeserverWatch, JobContext, ServerState};
 use crate::jobs::ledger::{Ledger, Subject};
 use crate::jobs::register::JobRegistry;
 use crate::locks::RoomLocks;
@@ -135,7 +135,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         ledger: register.ledger(),
         live: guard.live(),
         raw: Some(&raw),
-        detector: None,
+        watch: HomeserverWatch::Told(way.server_state),
         clock: &*clock,
         event_signing: &event_signing,
         homeserver: None,

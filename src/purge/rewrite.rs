@@ -51,7 +51,10 @@ pub(super) fn rewrite(
     progress.phase = Phase::Events;
     ctx.publish(progress);
     ctx.check_cancelled()?;
-    ctx.ensure_homeserver_stopped()?;
+    ctx.look_for_homeserver()?;
+    if ctx.server_state == ServerState::Running {
+        return Ok(false);
+    }
     // Work lists of this size go to a temporary file; neither setting can be changed inside a transaction.
     ctx.db.batch("set up the connection", TEMPORARY_FILES)?;
     ctx.db.set_pragma("foreign_keys", false)?;

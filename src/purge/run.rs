@@ -75,7 +75,7 @@ fn run_locked(
     mut lock: Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
     let batches = purge_events(ctx, request, progress, &mut lock).map_err(|e| ctx.map_interrupt(e));
-    if ctx.server_state == ServerState::Running && ctx.db.engine() == Engine::Sqlite {
+    if ctx.db.engine() == Engine::Sqlite {
         let_go_of_log(ctx, matches!(batches, Err(Error::Stopping)));
     }
     match &batches {
@@ -171,8 +171,7 @@ fn purge_events(
 /// does not wait for that.
 fn let_go_of_log(ctx: &JobContext<'_>, is_stopping: bool) {
     let mut writer = ctx.writer.lock();
-    writer.unpin();
-    if is_stopping {
+    if !writer.unpin() || is_stopping {
         return;
     }
     if let Err(e) = writer.checkpoint(&ctx.db) {
@@ -203,12 +202,17 @@ fn batches(
         ctx.publish(progress);
         ctx.check_cancelled()?;
         sizer.set_limit(disk.events()?);
-        let next = ctx
-            .ensure_homeserver_stopped()
-            .and_then(|()| match rewrites {
+        let next = ctx.look_for_homeserver().and_then(|()| {
+            if sizer.server_state() != ctx.server_state {
+                sizer = BatchSizer::new(ctx.server_state, ctx.limits).on_server(on_server);
+                sizer.set_limit(disk.events()?);
+                rewrites &= ctx.server_state == ServerState::Stopped;
+            }
+            match rewrites {
                 true => Ok(None),
                 false => history::depth_after(&ctx.db, ctx.room, from, below, sizer.events()),
-            });
+            }
+        });
         let next = match next {
             Err(e) if e.is_disconnected() && waited_from.elapsed() < BUSY_TIMEOUT => {
                 wait_for_server(ctx, &e);
@@ -379,8 +383,11 @@ fn batch(
 ) -> Result<Outcome, Error> {
     let room = ctx.locks.write(ctx.room);
     let mut writer = ctx.writer.lock();
-    if ctx.server_state == ServerState::Running {
-        writer.pin(&ctx.db)?;
+    match ctx.server_state {
+        ServerState::Running => writer.pin(&ctx.db)?,
+        ServerState::Stopped => {
+            writer.unpin();
+        }
     }
     let (ledger, live, clock, server_state) = (ctx.ledger, ctx.live, ctx.clock, ctx.server_state);
     let overwrites = ctx.overwrite_deleted;

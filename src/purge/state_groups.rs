@@ -54,7 +54,7 @@ pub(super) fn collect(
 ) -> Result<(), Error> {
     progress.phase = Phase::StateGroups;
     ctx.publish(progress);
-    if ctx.server_state == ServerState::Running {
+    if ctx.server_state == ServerState::Running && ctx.running_homeserver()?.is_some() {
         undecide(ctx)?;
         return leave_to_homeserver(ctx, progress, lock);
     }

@@ -13,16 +13,16 @@ pub fn blocker(db: &Db, room: &RoomId) -> Result<Option<UserId>, Error> {
     })
 }
 
-/// Blocks a room, known or not. Who blocked it first stays on record (D-4).
-pub fn add(db: &Db, room: &RoomId, user: &UserId) -> Result<(), Error> {
+/// Blocks a room, known or not; answers whether it was not blocked before. Who blocked it first stays on record (D-4).
+pub fn add(db: &Db, room: &RoomId, user: &UserId) -> Result<bool, Error> {
     const BLOCK: &str = "
         INSERT INTO blocked_rooms (room_id, user_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
-    db.execute(
+    let blocked = db.execute(
         "block the room",
         BLOCK,
         params![room.as_str(), user.as_str()],
     )?;
-    Ok(())
+    Ok(blocked > 0)
 }
 
 /// Lets people join again.

@@ -9,7 +9,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
 
 use super::db::Db;
 use crate::error::{Context, Error, StoreError};
@@ -19,27 +24,76 @@ const HEADER_FREE_LIST: std::ops::Range<usize> = 32..40;
 
 /// The file itself, opened past SQLite.
 ///
-/// Closing any descriptor of a file drops every lock that the process has on it. So this is opened before the first
-/// connection of a keeper and closed after its last.
-pub struct RawFile(File);
+/// Closing any descriptor of a file drops every lock that the process has on it. So each is opened once in a process, is
+/// handed to whoever works on it, and must be let go after the last connection to it is closed.
+pub struct RawFile {
+    file: File,
+    /// Device and number.
+    identity: (u64, u64),
+    is_writable: bool,
+}
+
+/// What is open in this process.
+static OPEN: Mutex<Vec<Weak<RawFile>>> = Mutex::new(Vec::new());
 
 impl RawFile {
-    /// Opens the database file for overwriting in place.
-    pub fn open(path: &std::path::Path) -> Result<Self, Error> {
-        let file = File::options().read(true).write(true).open(path);
-        file.map(Self).context("open the database")
+    /// Opens the database file for overwriting in place, unless this process has it open.
+    pub fn open(path: &Path) -> Result<Arc<Self>, Error> {
+        Self::shared(path, true)
+    }
+
+    /// The same for looking who else has it open, which takes no right to write.
+    pub fn open_to_look(path: &Path) -> Result<Arc<Self>, Error> {
+        Self::shared(path, false)
+    }
+
+    fn shared(path: &Path, to_write: bool) -> Result<Arc<Self>, Error> {
+        let doing = "open the database";
+        let identity = |m: std::fs::Metadata| (m.dev(), m.ino());
+        let mut open = OPEN.lock();
+        open.retain(|file| file.strong_count() > 0);
+        let there = identity(std::fs::metadata(path).context(doing)?);
+        let is_it = |file: &Arc<Self>| file.identity == there && (file.is_writable || !to_write);
+        if let Some(file) = open.iter().filter_map(Weak::upgrade).find(is_it) {
+            return Ok(file);
+        }
+        let (file, is_writable) = match File::options().read(true).write(true).open(path) {
+            Err(_) if !to_write => (File::open(path).context(doing)?, false),
+            file => (file.context(doing)?, true),
+        };
+        let made = Arc::new(Self {
+            identity: identity(file.metadata().context(doing)?),
+            file,
+            is_writable,
+        });
+        open.push(Arc::downgrade(&made));
+        Ok(made)
     }
 
     /// Whether this is still the file at `path`: a backup that was put in its place, or a file that was made anew, is not.
-    pub fn is_at(&self, path: &std::path::Path) -> bool {
-        match (self.0.metadata(), std::fs::metadata(path)) {
-            (Ok(mine), Ok(there)) => (mine.dev(), mine.ino()) == (there.dev(), there.ino()),
-            _ => false,
-        }
+    pub fn is_at(&self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|there| self.identity == (there.dev(), there.ino()))
+    }
+
+    /// Another process that holds a lock on the file, in whatever container it runs; inside, its number where it can be
+    /// known here. The kernel is asked through this descriptor: `/proc/locks` is silent of other containers, and one more
+    /// descriptor would have to be closed.
+    pub fn holder(&self) -> Option<Option<u32>> {
+        let anything = Flock {
+            start: 0,
+            length: 0,
+            pid: None,
+            typ: FlockType::WriteLock,
+            offset_type: FlockOffsetType::Set,
+        };
+        let lock = fcntl_getlk(&self.file, &anything).ok()??;
+        let pid = lock.pid.map(|pid| pid.as_raw_nonzero().get());
+        Some(pid.and_then(|pid| u32::try_from(pid).ok()))
     }
 
     fn page(&self, number: u32, buffer: &mut [u8]) -> std::io::Result<()> {
-        self.0.read_exact_at(buffer, offset(number, buffer.len()))
+        self.file
+            .read_exact_at(buffer, offset(number, buffer.len()))
     }
 }
 
@@ -123,7 +177,7 @@ impl Eraser {
         })?;
         if matches!(erased, EraseProgress::All(_)) {
             // Without the lock: syncing can take longer than others should wait.
-            file.0
+            file.file
                 .sync_data()
                 .map_err(StoreError::from)
                 .context(doing)?;
@@ -143,7 +197,7 @@ impl Eraser {
         let damaged =
             || Error::Bug("the list of free pages is damaged; nothing more was overwritten".into());
         let mut header = [0; 100];
-        file.0.read_exact_at(&mut header, 0).context(doing)?;
+        file.file.read_exact_at(&mut header, 0).context(doing)?;
         let mut list = numbers(&header[HEADER_FREE_LIST]);
         let (mut trunk, total) = (list.next().unwrap_or(0), list.next().unwrap_or(0));
         let mut seen = 0_u64;
@@ -176,7 +230,7 @@ impl Eraser {
                 is_news = true;
                 file.page(number, &mut leaf).context(doing)?;
                 if leaf != zeros {
-                    file.0
+                    file.file
                         .write_all_at(&zeros, offset(number, page_size))
                         .context(doing)?;
                     self.written += 1;
@@ -185,7 +239,7 @@ impl Eraser {
             // What a page held before it came to head a part of the list.
             if page[used..].iter().any(|byte| *byte != 0) {
                 let at = offset(trunk, page_size) + used as u64;
-                file.0.write_all_at(&zeros[used..], at).context(doing)?;
+                file.file.write_all_at(&zeros[used..], at).context(doing)?;
                 self.written += 1;
             }
             trunk = next;

@@ -3,12 +3,15 @@
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::db::{Db, Engine, params};
+use super::free_pages::RawFile;
+use super::work_lock;
 use crate::database::Database;
 use crate::endpoints::HomeserverEndpoints;
 use crate::error::{Context, Error};
@@ -35,15 +38,21 @@ pub const INSTANCE_NAME: &str = "roomkeeper";
 pub struct HomeserverDetector {
     endpoints: HomeserverEndpoints,
     database: Database,
+    raw: Option<Arc<RawFile>>,
     looked: Option<(Instant, Option<String>)>,
 }
 
 impl HomeserverDetector {
-    /// A watch over one database.
-    pub fn new(endpoints: HomeserverEndpoints, database: &Database) -> Self {
+    /// A watch over one database. Without `raw`, its file, a homeserver in another container may hold it unseen.
+    pub fn new(
+        endpoints: HomeserverEndpoints,
+        database: &Database,
+        raw: Option<Arc<RawFile>>,
+    ) -> Self {
         Self {
             endpoints,
             database: database.clone(),
+            raw,
             looked: None,
         }
     }
@@ -63,6 +72,10 @@ impl HomeserverDetector {
         let sign = match self.detect_without_query() {
             Some(sign) => Some(sign),
             None => match foreign_session(db)? {
+                None if is_standby(db)? => Some(
+                    "the database is a standby, and a homeserver may be at work on its primary"
+                        .to_owned(),
+                ),
                 None => fresh_lock_row(db, now)?,
                 sign => sign,
             },
@@ -71,7 +84,7 @@ impl HomeserverDetector {
         Ok(sign)
     }
 
-    /// Signs that need no query: the process, its listeners, its hold on the file.
+    /// Signs that need no query: the process, its hold on the file, its listeners.
     pub fn detect_without_query(&self) -> Option<String> {
         let pid_files = &self.endpoints.pid_files;
         if let Some(pid) = pid_files.iter().find_map(|file| running_pid(file)) {
@@ -79,19 +92,37 @@ impl HomeserverDetector {
                 "the homeserver's pid_file names process {pid}, which is running"
             ));
         }
+        if let Some(holder) = self.holder() {
+            return Some(match holder {
+                Some(pid) => format!("process {pid} has the database open"),
+                None => "another process has the database open".to_owned(),
+            });
+        }
         let listener = self
             .endpoints
             .listeners
             .iter()
             .find(|a| TcpStream::connect_timeout(a, CONNECT_TIMEOUT).is_ok());
-        if let Some(address) = listener {
-            return Some(format!("the homeserver's listener {address} answers"));
-        }
-        sqlite_file::holder(self.database.file()?).map(|pid| match pid {
-            Some(pid) => format!("process {pid} has the database open"),
-            None => "another process has the database open".to_owned(),
+        listener.map(|address| format!("the homeserver's listener {address} answers"))
+    }
+
+    /// Who has the file open, and is no roomkeeper: those that only read may look at it at any time.
+    fn holder(&self) -> Option<Option<u32>> {
+        let file = self.database.file()?;
+        let at_work = sqlite_file::holders(&work_lock::lock_file(file));
+        let is_ours = |pid: u32| at_work.contains(&Some(pid)) || is_roomkeeper(pid);
+        let mut listed = sqlite_file::holders(file).into_iter();
+        let foreign = listed.find(|holder| !holder.is_some_and(is_ours));
+        foreign.or_else(|| {
+            let holder = self.raw.as_ref()?.holder()?;
+            (!holder.is_some_and(is_ours)).then_some(holder)
         })
     }
+}
+
+fn is_roomkeeper(pid: u32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name.trim() == env!("CARGO_PKG_NAME"))
 }
 
 /// Who else has a session on this database of a server. Not those of ours, and not those of a person or a copy: Synapse
@@ -346,20 +377,23 @@ pub fn has_locks(db: &Db) -> bool {
     db.catalog().has("worker_read_write_locks") && db.catalog().has("worker_read_write_locks_mode")
 }
 
+/// A standby has no content of unlogged tables, and nobody writes there.
+fn is_standby(db: &Db) -> Result<bool, Error> {
+    const ON_STANDBY: &str = "-- PostgreSQL
+        SELECT count(*) WHERE pg_is_in_recovery()";
+    Ok(db.engine() == Engine::Postgres
+        && db.count("look whether this is a standby", ON_STANDBY, &[])? > 0)
+}
+
 /// Lock rows of ours that nobody renews (I-19). A younger one is that of a job which runs, or ran just now.
 pub fn leftover_locks(db: &Db, now: Millis) -> Result<i64, Error> {
     const LEFTOVER: &str = "
         SELECT count(*) FROM worker_read_write_locks WHERE instance_name = $1 AND last_renewed_ts < $2";
-    /// A standby has no content of unlogged tables.
-    const ON_STANDBY: &str = "-- PostgreSQL
-        SELECT count(*) WHERE pg_is_in_recovery()";
-    let doing = "look for locks that were left behind";
-    let is_server = db.engine() == Engine::Postgres;
-    if !has_locks(db) || is_server && db.count(doing, ON_STANDBY, &[])? > 0 {
+    if !has_locks(db) || is_standby(db)? {
         return Ok(0);
     }
     db.count(
-        doing,
+        "look for locks that were left behind",
         LEFTOVER,
         params![INSTANCE_NAME, (now - LOCK_TIMEOUT).0],
     )

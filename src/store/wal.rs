@@ -69,8 +69,8 @@ impl WalGuard {
         db.checkpoint_restart(PATIENCE)
     }
 
-    /// Lets the pin go.
-    pub fn unpin(&mut self) {
-        self.pin = None;
+    /// Lets the pin go; answers whether there was one.
+    pub fn unpin(&mut self) -> bool {
+        self.pin.take().is_some()
     }
 }

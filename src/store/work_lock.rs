@@ -119,7 +119,7 @@ impl Drop for WorkLock {
 }
 
 /// Where the lock of a database file lies.
-fn lock_file(database: &Path) -> PathBuf {
+pub fn lock_file(database: &Path) -> PathBuf {
     let canonical = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
     let mut name = canonical.into_os_string();
     name.push(".roomkeeper-lock");

@@ -7,7 +7,7 @@ use roomkeeper::store::catalog::NEWEST_SCHEMA;
 use rusqlite::Connection;
 use rustix::process::Signal;
 
-use crate::home::{Home, Ran, signal, until};
+use crate::home::{Daemon, Home, Ran, signal, until};
 use crate::sample;
 use crate::support::engine::{self, Engine};
 
@@ -122,7 +122,7 @@ fn a_damaged_file_is_told_as_what_it_is_by_check_and_left_alone_by_reclaim() {
 fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
     let home = Home::new(10, "");
     // W-20: a homeserver that runs heeds its memory.
-    let blocked = home.run(&["--beside", "block", "!a:b"]);
+    let blocked = home.run(&["--beside=assume", "block", "!a:b"]);
     blocked.assert_ended(0, "");
     assert!(blocked.out.contains("is blocked in the database"));
     let blocked = home.run(&["block", "!a:b"]);
@@ -491,6 +491,30 @@ fn what_cannot_be_written_is_a_failure() {
     }
 }
 
+/// With the README's least configuration and Synapse stopped, beside a daemon and whoever reads: neither is a homeserver.
+#[test]
+fn a_daemon_that_may_run_beside_synapse_deletes_a_room_while_that_is_stopped() {
+    let home = Home::new(10, "");
+    home.configure(
+        "homeserver: {running: beside}",
+        "signing_key: 'ed25519 a_test AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8'",
+    );
+    let daemon = Daemon::start(&home);
+    let room = sample::room_id("a");
+    let plan = home.run(&["delete-room", &room, "--block", "--dry-run", "--json"]);
+    plan.assert_ended(0, "");
+    let people = plan.json()["users_to_move"].as_object().map(|o| o.len());
+    assert!(people > Some(0), "{plan:?}");
+    let deleted = home.run(&["delete-room", &room, "--block", "--yes", "--json"]);
+    deleted.assert_ended(0, "");
+    let moved = &deleted.json()["progress"]["shutdown_room"]["kicked_users"];
+    assert_eq!(moved.as_array().map(Vec::len), people, "{deleted:?}");
+    let (status, _) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(home.events(), 0);
+    home.assert_sound();
+}
+
 #[test]
 fn an_interrupted_command_ends_with_130_and_can_go_on() {
     const EVENTS: i64 = 4_000;
@@ -503,7 +527,7 @@ fn an_interrupted_command_ends_with_130_and_can_go_on() {
         "--before-token",
         &token,
         "--delete-local-events",
-        "--beside",
+        "--beside=assume",
     ];
     let purge = home
         .command(&words)

@@ -182,10 +182,10 @@ impl Site {
         config
     }
 
-    /// Beside a homeserver, without rests.
+    /// Beside a homeserver that is not there, without rests.
     pub fn beside(&self, events: i64, millis: i64) -> Config {
         let mut config = self.config();
-        config.homeserver = HomeserverPolicy::AllowRunning;
+        config.homeserver = HomeserverPolicy::AssumeRunning;
         config.batch = BatchLimits {
             events,
             millis,
