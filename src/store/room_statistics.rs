@@ -244,10 +244,10 @@ const ARRIVALS: &str = "
 const SAMPLE: &str = "
     SELECT asked.value,
            (SELECT sum(octet_length(j.json)) FROM
-               (SELECT event_id FROM events WHERE room_id = asked.value ORDER BY topological_ordering LIMIT $1) few
+               (SELECT event_id FROM events WHERE room_id = asked.value ORDER BY topological_ordering, stream_ordering LIMIT $1) few
              CROSS JOIN event_json j WHERE j.event_id = few.event_id),
            (SELECT sum(octet_length(j.json)) FROM
-               (SELECT event_id FROM events WHERE room_id = asked.value ORDER BY topological_ordering DESC LIMIT $1) few
+               (SELECT event_id FROM events WHERE room_id = asked.value ORDER BY topological_ordering DESC, stream_ordering DESC LIMIT $1) few
              CROSS JOIN event_json j WHERE j.event_id = few.event_id)
       FROM (SELECT value FROM json_each($2)) AS asked";
 
