@@ -1,8 +1,11 @@
 //! A small blocking HTTP client: one-shot commands talk to a running daemon with it, and a deletion beside a running
 //! homeserver to that.
 //!
-//! One request, one connection, one whole answer in memory. It speaks to our own gate and to a homeserver's own
-//! listener, not to the world: no redirects, no encryption.
+//! One request, one connection, one whole answer in memory. It speaks to our own gate, to a homeserver's own listener and
+//! to its authentication service, not to the world: no redirects, and encryption for the last alone.
+
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -34,12 +37,25 @@ pub struct Client {
     address: Address,
     token: Option<String>,
     timeout: Duration,
+    /// Most bytes of an answer.
+    most: usize,
 }
 
 #[derive(Clone)]
 enum Address {
     Unix(PathBuf),
     Tcp(String),
+    #[cfg(feature = "tls")]
+    Tls(tls::Address),
+}
+
+/// What a request carries.
+struct Content<'a> {
+    /// Its `Content-Type`; JSON, as all of ours, needs none.
+    kind: Option<&'a str>,
+    bytes: String,
+    /// Headers beside.
+    headers: &'a [(&'a str, &'a str)],
 }
 
 /// What the daemon said.
@@ -106,7 +122,25 @@ impl Client {
             address,
             token,
             timeout: DEFAULT_TIMEOUT,
+            most: MAX_ANSWER,
         }
+    }
+
+    /// A client of a service at `host` and `port`, with a token; encrypted, by the authorities that this machine trusts.
+    ///
+    /// # Errors
+    /// The host has no name that a certificate could have, or there is no authority to trust.
+    #[cfg(feature = "tls")]
+    pub fn tls(host: &str, port: u16, token: impl Into<String>) -> Result<Self, ClientError> {
+        let address = tls::Address::new(host, port)?;
+        Ok(Self::to(Address::Tls(address), Some(token.into())))
+    }
+
+    /// Gives up on an answer of more bytes than this.
+    #[must_use]
+    pub fn with_most(mut self, bytes: usize) -> Self {
+        self.most = bytes.min(MAX_ANSWER);
+        self
     }
 
     /// With another time for a whole request and its answer.
@@ -156,7 +190,40 @@ impl Client {
         body: Option<&Value>,
         is_over: &dyn Fn() -> bool,
     ) -> Result<Reply, ClientError> {
-        let bytes = self.serialise(method, path, body)?;
+        let content = Content {
+            kind: None,
+            bytes: body.map(Value::to_string).unwrap_or_default(),
+            headers: &[],
+        };
+        self.exchange(method, path, &content, is_over)
+    }
+
+    /// `POST path` with a form, as browsers and OAuth have it, and headers beside.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub fn post_form(
+        &self,
+        path: &str,
+        form: String,
+        headers: &[(&str, &str)],
+    ) -> Result<Reply, ClientError> {
+        let content = Content {
+            kind: Some("application/x-www-form-urlencoded"),
+            bytes: form,
+            headers,
+        };
+        self.exchange("POST", path, &content, &|| false)
+    }
+
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        content: &Content<'_>,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Reply, ClientError> {
+        let bytes = self.serialise(method, path, content)?;
         let deadline = Deadline {
             deadline: Instant::now() + self.timeout,
             is_over,
@@ -170,7 +237,8 @@ impl Client {
             }
         };
         let mut stream = self.connect(&deadline).map_err(|e| explain(e, false))?;
-        let answer = exchange(&mut *stream, &bytes, &deadline).map_err(|e| explain(e, true))?;
+        let answer =
+            exchange(&mut *stream, &bytes, self.most, &deadline).map_err(|e| explain(e, true))?;
         parse(&answer).map_err(|what| {
             let address = self.address.to_string();
             ClientError::UnexpectedReply { address, what }
@@ -181,52 +249,66 @@ impl Client {
         &self,
         method: &str,
         path: &str,
-        body: Option<&Value>,
+        content: &Content<'_>,
     ) -> Result<Vec<u8>, ClientError> {
         let is_plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         if !path.starts_with('/') || !is_plain(path) || !is_plain(method) {
             return Err(ClientError::Unsendable("the path"));
         }
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let mut head =
-            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        let host = match &self.address {
+            Address::Unix(_) => "localhost",
+            Address::Tcp(address) => address,
+            #[cfg(feature = "tls")]
+            Address::Tls(address) => address.authority(),
+        };
+        if !is_plain(host) {
+            return Err(ClientError::Unsendable("the address"));
+        }
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        let kind = content.kind.map(|kind| ("Content-Type", kind));
+        for (name, value) in content.headers.iter().copied().chain(kind) {
+            head += &format!("{name}: {value}\r\n");
+        }
         if let Some(token) = &self.token {
             if token.is_empty() || !is_plain(token) {
                 return Err(ClientError::Unsendable("the token"));
             }
             head += &format!("Authorization: Bearer {token}\r\n");
         }
+        let body = &content.bytes;
         Ok(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes())
     }
 
     fn connect(&self, deadline: &Deadline<'_>) -> io::Result<Box<dyn Socket>> {
-        let Address::Tcp(address) = &self.address else {
-            return self.connect_to_file();
-        };
-        let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
-        loop {
-            let mut failure = io::Error::from(ErrorKind::NotFound);
-            let mut is_slow = false;
-            for address in &addresses {
-                let time = deadline.left()?.min(CONNECT_FOR);
-                match TcpStream::connect_timeout(address, time) {
-                    Ok(stream) => return Ok(Box::new(stream)),
-                    Err(error) => {
-                        is_slow |= error.kind() == ErrorKind::TimedOut;
-                        failure = error;
-                    }
-                }
-            }
-            if !is_slow {
-                return Err(failure);
+        match &self.address {
+            Address::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
+            Address::Tcp(address) => Ok(Box::new(connect_to(address, deadline)?)),
+            #[cfg(feature = "tls")]
+            Address::Tls(address) => {
+                let stream = connect_to(address.authority(), deadline)?;
+                Ok(Box::new(address.encrypted(stream)?))
             }
         }
     }
+}
 
-    fn connect_to_file(&self) -> io::Result<Box<dyn Socket>> {
-        match &self.address {
-            Address::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
-            Address::Tcp(_) => Err(ErrorKind::NotFound.into()),
+fn connect_to(address: &str, deadline: &Deadline<'_>) -> io::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = address.to_socket_addrs()?.collect();
+    loop {
+        let mut failure = io::Error::from(ErrorKind::NotFound);
+        let mut is_slow = false;
+        for address in &addresses {
+            let time = deadline.left()?.min(CONNECT_FOR);
+            match TcpStream::connect_timeout(address, time) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    is_slow |= error.kind() == ErrorKind::TimedOut;
+                    failure = error;
+                }
+            }
+        }
+        if !is_slow {
+            return Err(failure);
         }
     }
 }
@@ -268,6 +350,8 @@ impl std::fmt::Display for Address {
         match self {
             Self::Unix(path) => write!(out, "unix:{}", path.display()),
             Self::Tcp(address) => out.write_str(address),
+            #[cfg(feature = "tls")]
+            Self::Tls(address) => out.write_str(address.authority()),
         }
     }
 }
@@ -313,6 +397,7 @@ impl Deadline<'_> {
 fn exchange(
     stream: &mut dyn Socket,
     request: &[u8],
+    most: usize,
     deadline: &Deadline<'_>,
 ) -> io::Result<Vec<u8>> {
     let mut sent = 0;
@@ -334,7 +419,7 @@ fn exchange(
     }
     let mut answer = Vec::new();
     let mut chunk = [0; 16 * 1024];
-    while answer.len() <= MAX_ANSWER {
+    while answer.len() <= most {
         match deadline.wait(stream, |stream| stream.read(&mut chunk)) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&chunk[..count]),
@@ -347,7 +432,9 @@ fn exchange(
             break;
         }
     }
-    if answer.is_empty() {
+    if answer.len() > most {
+        Err(io::Error::other("the answer is longer than any should be"))
+    } else if answer.is_empty() {
         Err(ErrorKind::UnexpectedEof.into())
     } else {
         Ok(answer)

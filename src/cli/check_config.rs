@@ -115,7 +115,16 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
             "signing key",
             yes(config.event_signing.signing_key.is_some()),
         ),
-        ("tokens are kept elsewhere", yes(config.delegated_auth)),
+        (
+            "access tokens",
+            match (&config.authentication_service, config.delegated_auth) {
+                (Some(service), _) => {
+                    format!("the authentication service at {} is asked", service.url())
+                }
+                (None, true) => "kept elsewhere: only roomkeeper's own works over TCP".into(),
+                (None, false) => "looked up in the database".into(),
+            },
+        ),
         (
             "retention",
             match retention.enabled {

@@ -11,7 +11,7 @@ use super::ours::{is_meant_for_ours, read_ours};
 use super::values::{text, wrong};
 pub use super::yaml::Warning;
 use super::yaml::{self, Map, Source, Value};
-use super::{Config, event_signing, retention, secrets};
+use super::{Config, authentication, event_signing, retention, secrets};
 use crate::database::Database;
 use crate::error::Error;
 
@@ -156,6 +156,10 @@ fn read_file(file: &Path, source: &Rc<Source>) -> Result<Map, Error> {
         || keys
             .get("database")
             .and_then(|block| block.get("args")?.get("password"))
+            .is_some_and(|value| !value.is_null())
+        || keys
+            .get("matrix_authentication_service")
+            .and_then(|block| block.get("secret"))
             .is_some_and(|value| !value.is_null());
     if holds_secret && secrets::is_readable_by_everybody(file) {
         source.warn(
@@ -211,6 +215,12 @@ pub(super) fn interpret(
         config.event_signing = read;
     }
     config.delegated_auth = is_delegated(keys);
+    let block = keys.get("matrix_authentication_service");
+    if !is_elsewhere
+        && let Some(found) = or_note(&mut errors, authentication::read(block, directory))
+    {
+        config.authentication_service = found;
+    }
     config.account_validity = keys
         .get("account_validity")
         .and_then(|v| v.get("enabled"))

@@ -1,5 +1,6 @@
 //! What the configuration means. What a file says of it is read in `file` (daemon feature).
 
+mod authentication;
 mod event_signing;
 #[cfg(feature = "daemon")]
 pub mod file;
@@ -26,6 +27,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::authentication::AuthenticationService;
 pub use self::event_signing::{EventSigning, SigningKey};
 pub use self::homeserver::HomeserverApi;
 use crate::batch::BatchLimits;
@@ -126,8 +128,10 @@ pub struct Config {
     pub admin_token: Option<Secret>,
     /// Who the holder of the static token is.
     pub admin_user: UserId,
-    /// Whether the homeserver keeps its access tokens elsewhere, so that only the static one works (U-13).
+    /// Whether the homeserver keeps its access tokens elsewhere, so that they are not looked for in the database (U-13).
     pub delegated_auth: bool,
+    /// Who is asked about them then; without, only the static token works.
+    pub authentication_service: Option<AuthenticationService>,
     /// Whether accounts can expire (U-6).
     pub account_validity: bool,
     /// What this server's own events are made with, as a shutdown needs them.
@@ -185,6 +189,7 @@ impl Config {
             admin_token: None,
             admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
             delegated_auth: false,
+            authentication_service: None,
             account_validity: false,
             event_signing: EventSigning::default(),
             homeserver_api: None,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::auth::{Authenticator, loggable};
 use super::handlers::{Request, Response};
 use super::http_server::HttpServer;
+use super::introspection::Introspector;
 use super::json::ApiError;
 use super::route::{self, Found};
 use super::server::limits::Limits;
@@ -56,7 +57,10 @@ pub fn serve(keeper: Keeper) -> Result<HttpServer, Error> {
             "the admin token must be one word of visible ASCII characters".into(),
         ));
     }
-    if config.delegated_auth {
+    let service = config.authentication_service.as_ref();
+    let service = service.map(|service| Introspector::new(service, &config.server_name));
+    let service = service.transpose()?;
+    if config.delegated_auth && service.is_none() {
         log::warn!(
             "http: the homeserver keeps its access tokens elsewhere: over TCP only roomkeeper's own token works ({})",
             if static_token.is_some() {
@@ -72,6 +76,7 @@ pub fn serve(keeper: Keeper) -> Result<HttpServer, Error> {
         static_token,
         operator,
         is_delegated: config.delegated_auth,
+        service,
     };
     let api = Api {
         keeper,

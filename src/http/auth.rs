@@ -4,6 +4,7 @@ use form_urlencoded::parse;
 use subtle::ConstantTimeEq;
 
 use super::Context;
+use super::introspection::{Holder, Introspector};
 use super::json::ApiError;
 use super::server::listen::Origin;
 use crate::config::Secret;
@@ -17,9 +18,10 @@ pub struct Authenticator {
     pub static_token: Option<Secret>,
     /// Who the static token and the Unix socket speak for.
     pub operator: UserId,
-    /// Tokens are not in the database but with an authentication service, which is not asked (U-13): only the
-    /// static token works.
+    /// Tokens are not in the database but with an authentication service (U-13).
     pub is_delegated: bool,
+    /// Asks it; without, only the static token works then.
+    pub service: Option<Introspector>,
 }
 
 impl Authenticator {
@@ -71,6 +73,9 @@ impl Authenticator {
         {
             return Ok(self.operator());
         }
+        if let Some(service) = &self.service {
+            return delegated(keeper, service.holder(&token)?);
+        }
         if self.is_delegated {
             let text = "Access tokens are with the authentication service; only roomkeeper's own token works here";
             return Err(ApiError {
@@ -91,6 +96,39 @@ impl Authenticator {
             token_id: None,
         }
     }
+}
+
+/// Whoever the service named, if the homeserver knows them: a device that was logged out is gone at once, and an account
+/// that is closed or locked has no say, however long the service's word is good for.
+fn delegated(keeper: &Keeper, holder: Holder) -> Result<Requester, ApiError> {
+    let refused = |errcode, text: &str, soft_logout| ApiError {
+        soft_logout: Some(soft_logout),
+        ..ApiError::new(401, errcode, text)
+    };
+    let unknown = || refused("M_UNKNOWN_TOKEN", "Invalid access token passed.", false);
+    let account = keeper.account(&holder.user_id)?.ok_or_else(unknown)?;
+    if account.is_deactivated {
+        return Err(unknown());
+    }
+    if account.is_locked {
+        return Err(refused(
+            "M_USER_LOCKED",
+            "User account has been locked",
+            true,
+        ));
+    }
+    if let Some(device) = &holder.device_id
+        && !keeper.has_device(&holder.user_id, device)?
+    {
+        return Err(refused("M_UNKNOWN_TOKEN", "Token is not active", false));
+    }
+    Ok(Requester {
+        user_id: holder.user_id,
+        is_admin: holder.is_admin,
+        is_guest: false,
+        device_id: holder.device_id,
+        token_id: None,
+    })
 }
 
 /// Why a request has no token (U-1).

@@ -15,6 +15,7 @@ mod block;
 mod delete_room;
 mod health;
 mod http_server;
+mod introspection;
 mod jobs;
 mod lookups;
 mod messages;

@@ -30,6 +30,12 @@ impl Keeper {
         self.shared.with_reader(|db| lookups::account(db, user))
     }
 
+    /// Whether a local user has a device.
+    pub fn has_device(&self, user: &UserId, device: &str) -> Result<bool, Error> {
+        self.shared
+            .with_reader(|db| lookups::has_device(db, user, device))
+    }
+
     /// A local user's name and picture; `None` where they have no profile here.
     pub fn profile(&self, user: &UserId) -> Result<Option<Profile>, Error> {
         self.shared.with_reader(|db| lookups::profile(db, user))

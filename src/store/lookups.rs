@@ -61,6 +61,17 @@ pub fn account(db: &Db, user: &UserId) -> Result<Option<Account>, Error> {
     })
 }
 
+/// Whether a user has a device. Binds `$1` user, `$2` device. By the key on both.
+const HAS_DEVICE: &str =
+    "SELECT EXISTS (SELECT 1 FROM devices WHERE user_id = $1 AND device_id = $2)";
+
+/// Whether a user has a device.
+pub fn has_device(db: &Db, user: &UserId, device: &str) -> Result<bool, Error> {
+    let params = params![user.as_str(), device];
+    let found = db.row("look up a device", HAS_DEVICE, params, |r| r.get(0))?;
+    Ok(found.unwrap_or(false))
+}
+
 /// How a user shows themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Profile {
