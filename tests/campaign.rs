@@ -5,8 +5,10 @@
 //! ```
 //!
 //! Processes that purge, delete, keep retention policies or reclaim are killed at random moments, some of them several times in
-//! a row: after every kill the database is sound, and the next start comes to the end that it would have come to. Requests
-//! are drawn at random for every endpoint: none is answered with 500, and none leaves the database unsound.
+//! a row: after every kill the database is sound, and the next start comes to the end that it would have come to. Now and
+//! then a backup is put back in between: nothing goes from that by itself once a loss was certain, and asked to go on it
+//! comes to the same end. Requests are drawn at random for every endpoint: none is answered with 500, and none leaves the
+//! database unsound.
 //!
 //! Without these variables a small sample runs. `ROOMKEEPER_SEED` repeats a run's choices.
 #![cfg(feature = "daemon")]
@@ -21,7 +23,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,7 +32,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use roomkeeper::config::{Listen, Secret};
-use roomkeeper::jobs::ledger::Ledger;
+use roomkeeper::jobs::ledger::{JobRecord, Ledger, State};
 use roomkeeper::time::ManualClock;
 use roomkeeper::{Config, Error, Keeper, Millis, RoomId, http};
 use serde_json::{Value, json};
@@ -179,6 +181,42 @@ impl Example {
         child.wait().expect("gone")
     }
 
+    /// Puts the database back as it was, beside the ledger as it is, and starts a daemon; answers whether that waits for a
+    /// word, and then has done nothing.
+    fn put_back(&self, site: &Site) -> bool {
+        for suffix in ["", "-wal", "-shm"] {
+            let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+            let _ = std::fs::remove_file(with(&site.database));
+            if with(&self.site.database).exists() {
+                std::fs::copy(with(&self.site.database), with(&site.database)).expect("copied");
+            }
+        }
+        let mut config = self.kind.config(site);
+        config.resume = true;
+        let keeper = Keeper::open(config).expect("opens");
+        let until = Instant::now() + Duration::from_secs(60);
+        let is_settled = |job: &JobRecord| job.state.is_ended() || job.state == State::Waiting;
+        let waits = loop {
+            let jobs = keeper.jobs().expect("listed");
+            if jobs.iter().all(is_settled) {
+                break jobs.iter().any(|job| job.state == State::Waiting);
+            }
+            assert!(Instant::now() < until, "{}: {jobs:#?}", self.about());
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        keeper.stop();
+        if waits {
+            let locks = ["worker_read_write_locks", "worker_read_write_locks_mode"];
+            let but_locks = |mut tables: Tables| {
+                tables.0.retain(|name, _| !locks.contains(&name.as_str()));
+                tables
+            };
+            let backup = but_locks(self.site.tables());
+            assert_same(&backup, &but_locks(site.tables()), &self.about());
+        }
+        waits
+    }
+
     fn recover(&self, site: &Site) {
         let about = self.about();
         let status = self.start(site).wait().expect("ends");
@@ -234,7 +272,7 @@ fn a_process_that_is_killed_at_any_moment_of_any_job_goes_on_to_the_same_end() {
     let seed = seed();
     println!("ROOMKEEPER_SEED={seed}, {wanted} kills");
     let mut hits: BTreeMap<Kind, u64> = BTreeMap::new();
-    let mut tried = 0;
+    let (mut tried, mut backups, mut waited) = (0, 0, 0);
     for round in 0.. {
         let met: u64 = hits.values().sum();
         if met >= wanted {
@@ -257,10 +295,16 @@ fn a_process_that_is_killed_at_any_moment_of_any_job_goes_on_to_the_same_end() {
                 *hits.entry(kind).or_default() += u64::from(status.signal() == Some(9));
                 site.assert_sound(&example.about());
             }
+            if rng.random_ratio(1, 4) {
+                backups += 1;
+                waited += u64::from(example.put_back(&site));
+                site.assert_sound(&example.about());
+            }
             example.recover(&site);
         }
     }
     println!("kills that met a living process: {hits:?}");
+    println!("backups put back: {backups}; {waited} times somebody had to say that it goes on");
 }
 
 /// Method and path of what is asked; `{}` stands for a drawn parameter.
