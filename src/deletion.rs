@@ -21,5 +21,6 @@ mod shutdown;
 pub(crate) use delegate::set_block;
 pub use plan::{Plan, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
+pub use rows::prepare_many;
 pub use run::{DeletionScope, SHUTDOWN_ROOM, refuse_at_start, run};
 pub use shutdown::Setting;

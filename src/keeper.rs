@@ -11,11 +11,15 @@ mod put_back;
 pub mod retention;
 mod retention_room;
 mod retention_scheduler;
+pub mod room_set;
+mod room_set_plan;
+mod room_set_run;
 mod rooms;
 mod viewer;
 
 use self::ownership::{own_work, refuse_running_homeserver, refuse_wrong_server_name};
 use self::retention_scheduler::RetentionScheduler;
+use self::room_set_run::RoomSetRunner;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -56,6 +60,11 @@ use crate::time::Millis;
 pub use self::deletion::DeleteStatus;
 pub use self::measures::Measures;
 pub use self::ownership::identity_of;
+pub use self::room_set::{SetAction, SetRequest, StartedSet};
+pub use self::room_set_plan::{
+    PlannedRoom, RoomLeftAlone, RoomPlan, SetPlan, SetTotals, plan_set, rooms_of_set,
+};
+pub use self::room_set_run::RoomSetSummary;
 pub use self::rooms::{RoomQuery, RoomReport, rooms};
 pub use self::viewer::{Viewer, check_offline, reclaim, reclaim_via, recorded_jobs};
 
@@ -138,6 +147,7 @@ struct Threads {
     shared: Arc<Shared>,
     pool: Option<Arc<Pool>>,
     retention_scheduler: Option<RetentionScheduler>,
+    room_sets: Option<RoomSetRunner>,
 }
 
 /// What a job is to do: its kind and parameters in the ledger, as values.
@@ -146,6 +156,8 @@ enum Work {
     Retention(retention_room::RetentionRun),
     RetentionOfRoom(RoomId, Box<retention_room::RoomPurge>),
     DeleteRoom(deletion::Deletion),
+    RoomSet(room_set::RoomSet),
+    RoomOfSet(Box<room_set_run::RoomOfSet>),
 }
 
 impl Work {
@@ -165,6 +177,13 @@ impl Work {
             retention::RETENTION => serde_json::from_value(record.params)
                 .ok()
                 .map(Self::Retention),
+            room_set::ROOM_SET => serde_json::from_value(record.params)
+                .ok()
+                .map(Self::RoomSet),
+            room_set::PURGE_IN_SET | room_set::DELETE_IN_SET => {
+                let part = room_set_run::RoomOfSet::of_record(&record);
+                part.map(|part| Self::RoomOfSet(Box::new(part)))
+            }
             _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }
@@ -221,8 +240,10 @@ impl Keeper {
             .map_err(no_thread)?;
         let pool = Arc::new(pool);
         let retention_scheduler = RetentionScheduler::start(shared.clone(), pool.clone())?;
+        let room_sets = RoomSetRunner::start(shared.clone(), pool.clone())?;
         let threads = Arc::new(Threads {
             shared: shared.clone(),
+            room_sets: Some(room_sets),
             pool: Some(pool),
             retention_scheduler: Some(retention_scheduler),
         });
@@ -301,6 +322,10 @@ impl Keeper {
         if let Work::Retention(run) = work {
             return self.run_retention(guard, run);
         }
+        if let Work::RoomSet(set) = work {
+            let runner = self.threads.room_sets.as_ref().ok_or(Error::Stopping)?;
+            return runner.run(guard, set);
+        }
         let shared = self.shared.clone();
         // The guard outlives a refusal, so that it can be withdrawn.
         let slot = Arc::new(Mutex::new(Some(guard)));
@@ -331,7 +356,7 @@ impl Keeper {
     fn take_up(&self, is_wanted: impl Fn(State) -> bool) -> Result<Vec<JobId>, Error> {
         let mut resumed = Vec::new();
         for record in self.shared.register.ledger().unended()? {
-            if !is_wanted(record.state) {
+            if !is_wanted(record.state) || self.shared.leave_to_set(&record)? {
                 continue;
             }
             let id = record.id.clone();
@@ -517,7 +542,12 @@ impl Shared {
                 self.finish_room_purge(&guard, room, purge, &is_stopping)
             }
             // Runs have a thread of their own.
-            Work::Retention(_) => Err(Error::Bug("a worker was given a retention run".into())),
+            Work::Retention(_) | Work::RoomSet(_) => {
+                Err(Error::Bug("a worker was given a job of many rooms".into()))
+            }
+            Work::RoomOfSet(part) => self
+                .work_on_room(&guard, part, &mut None, None)
+                .map(|done| format!("{} events deleted", done.events_deleted)),
             Work::DeleteRoom(deletion) => self.delete_room(&guard, deletion, &is_stopping),
         });
         match outcome {
@@ -574,6 +604,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.begin_to_stop();
         let (retention_scheduler, pool) = (self.retention_scheduler.take(), self.pool.take());
+        let room_sets = self.room_sets.take();
         let done = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {
             let (joined, shared) = (done.clone(), &self.shared);
@@ -583,8 +614,9 @@ impl Drop for Threads {
                     thread::sleep(INTERRUPT_AGAIN);
                 }
             });
-            // It waits for workers, and holds on to their pool.
+            // They wait for workers, and hold on to their pool.
             drop(retention_scheduler);
+            drop(room_sets);
             drop(pool);
             done.store(true, Ordering::SeqCst);
         });

@@ -28,6 +28,14 @@ const ROWS_OFFLINE: i64 = 1_000_000;
 /// How long a room that somebody else works on is left to them before it is tried for again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// Prepares a connection for the deletions of many rooms, one after the other.
+///
+/// # Errors
+/// Those of the database.
+pub fn prepare_many<'a>(db: &Db, rooms: impl Iterator<Item = &'a RoomId>) -> Result<(), Error> {
+    search::note_rooms(db, rooms)
+}
+
 /// Deletes every row of the room, from wherever an earlier run left it.
 pub(super) fn delete(
     ctx: &mut JobContext<'_>,
@@ -110,6 +118,19 @@ impl Work<'_, '_> {
             copy_log(self.ctx)?;
         }
         Ok(())
+    }
+
+    /// Which documents of the index are the room's: found by one walk for each room, or for many of them.
+    fn note_documents(&self, room: &RoomId) -> Result<(), Error> {
+        match self.ctx.is_one_of_many {
+            true => search::note_one_of_rooms(&self.ctx.db, room),
+            false => search::note_room(&self.ctx.db, room),
+        }
+    }
+
+    /// Whether the index may be built anew from what remains; not for each of many rooms.
+    fn may_rebuild_index(&self) -> bool {
+        self.is_offline() && !self.sizer.is_limited() && !self.ctx.is_one_of_many
     }
 
     fn rows_at_once(&self) -> Result<i64, Error> {
@@ -228,8 +249,8 @@ impl Work<'_, '_> {
     /// A small room in one transaction; answers whether it was done.
     fn at_once(&mut self) -> Result<bool, Error> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
-        search::note_room(&self.ctx.db, &room)?;
-        let offline = self.is_offline() && !self.sizer.is_limited();
+        self.note_documents(&room)?;
+        let offline = self.may_rebuild_index();
         let done = self.batch(|db, rows, in_time| {
             refuse_while_joined(db, &room, server, force)?;
             room_rows::delete_live_state(db, &room, rows)?;
@@ -315,8 +336,8 @@ impl Work<'_, '_> {
 
     fn remove_documents(&mut self, room: &RoomId) -> Result<(), Error> {
         let most = self.rows_at_once()?;
-        let offline = self.is_offline() && !self.sizer.is_limited();
-        search::note_room(&self.ctx.db, room)?;
+        let offline = self.may_rebuild_index();
+        self.note_documents(room)?;
         loop {
             let more = self.whole_batch(|db, rows, _| {
                 let (removed, more) = search::remove_room(db, room, most, offline)?;

@@ -79,6 +79,9 @@ pub struct Progress {
     pub more: Map<String, Value>,
 }
 
+/// Notes of parts that are told: each room may have others.
+const MOST_NOTES: usize = 20;
+
 /// Whether there is nothing to tell.
 fn is_zero(n: &i64) -> bool {
     *n == 0
@@ -91,6 +94,22 @@ impl Progress {
             *self.rows_removed.entry(table.clone()).or_default() += count;
         }
         self.events_deleted = self.rows_removed.get("events").copied().unwrap_or(0);
+    }
+
+    /// Adds what a part of the job did that was a job of its own.
+    pub fn add_part(&mut self, part: &Self) {
+        self.batches += part.batches;
+        self.local_messages_kept += part.local_messages_kept;
+        self.extremities_kept += part.extremities_kept;
+        self.state_groups_freed += part.state_groups_freed;
+        self.state_groups_marked += part.state_groups_marked;
+        self.longest_transaction_ms = self.longest_transaction_ms.max(part.longest_transaction_ms);
+        self.add_rows(&part.rows_removed);
+        for note in &part.notes {
+            if self.notes.len() < MOST_NOTES && !self.notes.contains(note) {
+                self.notes.push(note.clone());
+            }
+        }
     }
 
     /// Works out how fast it goes and how long it will take; `done_before` events were dealt with before `started`.

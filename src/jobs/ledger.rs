@@ -244,9 +244,9 @@ impl Ledger {
     /// Takes back a job that could not be queued.
     pub fn cancel_enqueue(&self, id: &JobId) -> Result<(), Error> {
         let run = || {
-            self.conn
-                .lock()
-                .execute("DELETE FROM job WHERE id = $1", [id.as_str()])
+            let conn = self.conn.lock();
+            conn.execute("DELETE FROM job WHERE id = $1", [id.as_str()])?;
+            Self::forget_room_sets(&conn)
         };
         run().context("take a job out of the ledger").map(drop)
     }
@@ -384,9 +384,12 @@ impl Ledger {
     pub fn forget(&self, now: Millis, keep: Millis) -> Result<usize, Error> {
         let ended_by = now - keep.max(REMEMBER_ENDED_FOR);
         let run = || {
-            self.conn
-                .lock()
-                .execute("DELETE FROM job WHERE ended_ms <= $1", [ended_by.0])
+            let conn = self.conn.lock();
+            let forgotten = conn.execute("DELETE FROM job WHERE ended_ms <= $1", [ended_by.0])?;
+            if forgotten > 0 {
+                Self::forget_room_sets(&conn)?;
+            }
+            Ok::<_, rusqlite::Error>(forgotten)
         };
         run().context("forget old jobs")
     }

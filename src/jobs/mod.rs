@@ -10,6 +10,7 @@ pub mod reading;
 mod record;
 pub mod register;
 pub mod removed;
+pub mod room_sets;
 mod running;
 pub mod schedule;
 mod schema;

@@ -66,6 +66,9 @@ pub enum Subject {
     /// Every room whose lifetime is in a range.
     #[serde(rename = "lifetimes")]
     Lifetimes(LifetimeRange),
+    /// Rooms that were chosen, in words: `3 rooms (empty, not public)`.
+    #[serde(rename = "rooms")]
+    Rooms(String),
     /// The whole server.
     #[serde(rename = "server")]
     Server {},
@@ -76,7 +79,7 @@ impl Subject {
     pub fn room(&self) -> Option<&RoomId> {
         match self {
             Self::Room(room) => Some(room),
-            Self::Lifetimes(_) | Self::Server {} => None,
+            Self::Lifetimes(_) | Self::Rooms(_) | Self::Server {} => None,
         }
     }
 
@@ -89,6 +92,7 @@ impl Subject {
                 "lifetimes",
                 format!("{}..{}", bound(range.shortest), bound(range.longest)),
             ),
+            Self::Rooms(words) => ("rooms", words.clone()),
             Self::Server {} => ("server", String::new()),
         }
     }
@@ -100,6 +104,7 @@ impl Subject {
                 shortest: bound(shortest),
                 longest: bound(longest),
             }),
+            ("rooms", _) => Self::Rooms(text.to_owned()),
             ("server", _) => Self::Server {},
             _ => Self::Room(RoomId::from(text)),
         }
@@ -112,6 +117,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Room(room) => write!(f, "room {room}"),
             Self::Lifetimes(range) => write!(f, "rooms with {range}"),
+            Self::Rooms(words) => f.write_str(words),
             Self::Server {} => f.write_str("the server"),
         }
     }
@@ -124,7 +130,7 @@ pub struct JobRecord {
     pub id: JobId,
     /// What it does: `purge_history`, …
     pub kind: String,
-    /// What it does it to: `room_id`, `lifetimes` or `server`.
+    /// What it does it to: `room_id`, `lifetimes`, `rooms` or `server`.
     #[serde(flatten)]
     pub subject: Subject,
     /// Where it is in its life.

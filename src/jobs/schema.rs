@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use crate::error::Error;
 
 /// The version that this roomkeeper writes.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// "rkeL": in the header of every ledger since version 2.
 const APPLICATION_ID: i64 = 0x726b_654c;
@@ -71,6 +71,13 @@ const TABLES: &[(&str, &str)] = &[
         "CREATE TABLE IF NOT EXISTS removed (
             seq INTEGER PRIMARY KEY, job TEXT NOT NULL, event_id TEXT, stream_ordering INTEGER, room_id TEXT,
             greatest INTEGER, stage INTEGER NOT NULL)",
+    ),
+    (
+        "room_of_set",
+        // The rooms that a job on a set of rooms was given, in their order, and what became of each: done, skipped or failed.
+        "CREATE TABLE IF NOT EXISTS room_of_set (
+            job TEXT NOT NULL, place INTEGER NOT NULL, room_id TEXT NOT NULL, events INTEGER NOT NULL, outcome TEXT,
+            PRIMARY KEY (job, place)) WITHOUT ROWID",
     ),
 ];
 

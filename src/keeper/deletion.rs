@@ -14,13 +14,13 @@ use crate::store::db::{Access, Db};
 use crate::store::{blocks, room_rows, rooms};
 
 /// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
-const SHUTDOWN_AND_PURGE_ROOM: &str = "shutdown_and_purge_room";
+pub(super) const SHUTDOWN_AND_PURGE_ROOM: &str = "shutdown_and_purge_room";
 
 /// The kind of a deletion that is waited for (H-42); no status tells of it.
-const DELETE_ROOM: &str = "delete_room";
+pub(super) const DELETE_ROOM: &str = "delete_room";
 
 /// The kind of a deletion of rows alone, waited for as well.
-const PURGE_ROOM: &str = "purge_room";
+pub(super) const PURGE_ROOM: &str = "purge_room";
 
 /// A deletion, as a job.
 pub(super) struct Deletion {
@@ -290,7 +290,7 @@ impl Keeper {
 }
 
 /// D-6.
-fn refuse_foreign(request: &Request, server_name: &str) -> Result<(), Error> {
+pub(super) fn refuse_foreign(request: &Request, server_name: &str) -> Result<(), Error> {
     match &request.new_room_user_id {
         Some(user) if !user.is_local(server_name) => Err(Error::bad(
             "M_UNKNOWN",

@@ -36,7 +36,8 @@ impl Keeper {
             progress: &job.progress,
             at: self.shared.config.clock.now(),
         };
-        self.shared.register.ledger().end(id, ended)
+        self.shared.register.ledger().end(id, ended)?;
+        self.shared.cancel_parts(id)
     }
 
     /// Leaves a job where it is, at the next whole point; it goes on by [`Keeper::continue_job`] alone, and not at a start.

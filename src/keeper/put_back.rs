@@ -53,7 +53,8 @@ fn sign_of_an_older_one(db: &Db, ledger: &Ledger) -> Result<Option<String>, Erro
         return Ok(None);
     };
     let greatest = removed::greatest_stream_ordering(db)?;
-    Ok(greatest.is_none_or(|now| now < seen).then(|| {
+    // A database without events has none that is greater, and was noted so.
+    Ok((greatest.unwrap_or(i64::MIN) < seen).then(|| {
         let now = greatest.map_or_else(|| "none".to_owned(), |now| now.to_string());
         format!("the number of its newest event is {now}, and jobs have seen {seen}")
     }))

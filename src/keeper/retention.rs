@@ -37,16 +37,16 @@ pub const RETENTION_PURGE: &str = "retention_purge";
 
 /// Most events of a batch, unless one room has more: for each batch the full-text index is walked once, and what it
 /// says of them is held in memory.
-const BATCH_EVENTS: i64 = 200_000;
+pub(super) const BATCH_EVENTS: i64 = 200_000;
 
 /// Most rooms of a batch: between two of them others get a worker.
 const BATCH_ROOMS: usize = 1_000;
 
 /// How often a run looks up from waiting: for a wish to stop, and to say how far it is.
-const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
+pub(super) const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
 
 /// How many rooms that failed are named in a run's record.
-const ERRORS_TOLD: usize = 100;
+pub(super) const ERRORS_TOLD: usize = 100;
 
 /// What a retention run has done, beside what every job tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,6 +154,15 @@ impl Keeper {
     }
 }
 
+/// Says that a batch is through, even when it panics.
+pub(super) struct DoneSignal(pub(super) Sender<()>);
+
+impl Drop for DoneSignal {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
 /// What a run shares with the workers that have its batches.
 struct Counters {
     summary: Mutex<(RetentionSummary, Progress)>,
@@ -166,18 +175,7 @@ impl Counters {
         let (summary, progress) = &mut *self.summary.lock();
         summary.rooms_purged += 1;
         progress.events_done += due.events;
-        progress.batches += done.batches;
-        progress.state_groups_freed += done.state_groups_freed;
-        progress.state_groups_marked += done.state_groups_marked;
-        progress.longest_transaction_ms = progress
-            .longest_transaction_ms
-            .max(done.longest_transaction_ms);
-        progress.add_rows(&done.rows_removed);
-        for note in &done.notes {
-            if !progress.notes.contains(note) {
-                progress.notes.push(note.clone());
-            }
-        }
+        progress.add_part(done);
     }
 
     fn left_alone(&self) {
@@ -422,13 +420,6 @@ impl Shared {
         counters: &Arc<Counters>,
         done: &Sender<()>,
     ) -> Result<(), SubmitError> {
-        /// Says so even when a purge panics.
-        struct DoneSignal(Sender<()>);
-        impl Drop for DoneSignal {
-            fn drop(&mut self) {
-                let _ = self.0.send(());
-            }
-        }
         let (shared, counters, batch) = (self.clone(), counters.clone(), batch.clone());
         let (live, done) = (guard.live().clone(), done.clone());
         pool.submit(Box::new(move || {

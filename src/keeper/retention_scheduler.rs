@@ -193,9 +193,13 @@ fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Rec
         }
         shared.register.write_what_is_unwritten();
         shared.register.forget_old(shared.config.keep_jobs);
-        shared
-            .register
-            .forget_complete(super::retention::RETENTION_PURGE);
+        for parts in [
+            super::retention::RETENTION_PURGE,
+            super::room_set::PURGE_IN_SET,
+            super::room_set::DELETE_IN_SET,
+        ] {
+            shared.register.forget_complete(parts);
+        }
     }
 }
 

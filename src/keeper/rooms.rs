@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Keeper, Viewer};
+use super::{Keeper, Shared, Viewer};
 use crate::config::Config;
 use crate::error::{Chain, Error};
 use crate::ids::RoomId;
@@ -15,6 +15,7 @@ use crate::rooms::{
     Policies, PolicyOf, Selectors, Sort, Statistics, StatisticsOf, Summary, Totals, select,
     summarize,
 };
+use crate::store::removed;
 use crate::time::Millis;
 
 /// Which rooms are asked after, and how they are to be told.
@@ -41,6 +42,17 @@ pub struct RoomReport {
     pub took_ms: i64,
 }
 
+/// Rooms that are meant.
+pub(super) struct Selected {
+    pub(super) rooms: Vec<Summary>,
+    /// Sums over all rooms of the server.
+    pub(super) server: Totals,
+    /// The newest event of that moment, by its stream ordering.
+    pub(super) newest_event: i64,
+    /// Rooms of which something else is to be kept now.
+    changed: Vec<RoomId>,
+}
+
 impl Viewer {
     /// What every room that is meant has and takes. `kept` is what an earlier question counted, and is what this one has
     /// counted afterwards; answers also the rooms of which something else is to be kept now. Takes no lock and writes
@@ -55,14 +67,12 @@ impl Viewer {
     ) -> Result<(RoomReport, Vec<RoomId>), Error> {
         let begun = Instant::now();
         let now = self.config.clock.now();
-        let (all, changed) = self.db.read("look at the rooms", |db| {
-            let changed = kept.refresh(db)?;
-            let mut rooms = summarize(db, kept, &self.config.server_name)?;
-            let server = Totals::of(&rooms);
-            rooms = select(db, rooms, &query.selectors, now)?;
-            Ok(((rooms, server), changed))
-        })?;
-        let (mut rooms, server) = all;
+        let Selected {
+            mut rooms,
+            server,
+            changed,
+            ..
+        } = self.selected(&query.selectors, now, kept)?;
         let selected = Totals::of(&rooms);
         let mut policies = self.policies(now)?;
         for room in &mut rooms {
@@ -78,6 +88,28 @@ impl Viewer {
             took_ms,
         };
         Ok((report, changed))
+    }
+
+    /// The rooms that are meant, all as they were at one moment. `now` is the time that ages are counted from.
+    ///
+    /// # Errors
+    /// As [`Viewer::rooms`].
+    pub(super) fn selected(
+        &self,
+        selectors: &Selectors,
+        now: Millis,
+        kept: &mut Statistics,
+    ) -> Result<Selected, Error> {
+        self.db.read("look at the rooms", |db| {
+            let changed = kept.refresh(db)?;
+            let rooms = summarize(db, kept, &self.config.server_name)?;
+            Ok(Selected {
+                server: Totals::of(&rooms),
+                rooms: select(db, rooms, selectors, now)?,
+                newest_event: removed::greatest_stream_ordering(db)?.unwrap_or(i64::MIN),
+                changed,
+            })
+        })
     }
 
     /// What the retention policies say of each room, whether or not anything carries them out.
@@ -131,6 +163,20 @@ impl Keeper {
     }
 }
 
+impl Shared {
+    /// The rooms that are meant, all as they were at one moment; what was counted is kept. `now` is the time that ages are
+    /// counted from.
+    pub(super) fn selected(&self, selectors: &Selectors, now: Millis) -> Result<Selected, Error> {
+        let ledger = self.register.ledger();
+        let mut kept = self.room_statistics.lock();
+        let statistics = kept.get_or_insert_with(|| load(ledger));
+        let viewer = Viewer::open(self.config.clone())?;
+        let mut selected = viewer.selected(selectors, now, statistics)?;
+        keep(ledger, statistics, std::mem::take(&mut selected.changed));
+        Ok(selected)
+    }
+}
+
 /// What every room that is meant has and takes, for one who keeps nothing at work. What was counted is kept in a ledger
 /// that is there already and that nobody has; otherwise it is counted anew each time, and nothing is written.
 ///
@@ -151,6 +197,16 @@ pub fn rooms(config: &Config, query: &RoomQuery) -> Result<RoomReport, Error> {
         keep(&ledger, &statistics, changed);
     }
     Ok(report)
+}
+
+/// As [`rooms`], of the rooms alone.
+pub(super) fn selected(config: &Config, selectors: &Selectors) -> Result<Selected, Error> {
+    let ledger = match config.ledger.is_file() {
+        true => Ledger::open(&config.ledger).ok(),
+        false => None,
+    };
+    let mut statistics = ledger.map(|ledger| load(&ledger)).unwrap_or_default();
+    Viewer::open(config.clone())?.selected(selectors, config.clock.now(), &mut statistics)
 }
 
 /// What cannot be read is counted anew.

@@ -238,6 +238,32 @@ impl Selectors {
         self.only.is_empty() && self.not.is_empty()
     }
 
+    /// Whether what is chosen depends on what time it is.
+    pub fn depend_on_time(&self) -> bool {
+        self.all().any(|condition| {
+            matches!(
+                condition,
+                Condition::Inactive(_) | Condition::MessagesOlderThan(_)
+            )
+        })
+    }
+
+    /// What is looked at again when the turn of a room comes that was chosen before: whatever may have changed by what
+    /// people do in it. That it was named, that it stood in a space, and its size are as they were when it was chosen.
+    pub fn to_look_at_again(&self) -> Self {
+        let is_kept = |condition: &&Condition| {
+            !matches!(condition, Condition::Room(_) | Condition::LargerThan(_))
+        };
+        let only = self.only.iter().filter(is_kept);
+        Self {
+            only: only
+                .filter(|condition| !matches!(condition, Condition::Space(_)))
+                .cloned()
+                .collect(),
+            not: self.not.iter().filter(is_kept).cloned().collect(),
+        }
+    }
+
     fn all(&self) -> impl Iterator<Item = &Condition> {
         self.only.iter().chain(&self.not)
     }
@@ -257,43 +283,89 @@ pub fn select(
     now: Millis,
 ) -> Result<Vec<Summary>, Error> {
     let known: BTreeSet<RoomId> = rooms.iter().map(|room| room.room_id.clone()).collect();
-    let mut looked_up = Vec::new();
-    for condition in selectors.all() {
-        looked_up.push(match condition {
-            Condition::Room(named) => Rooms::of([room_of(db, named, &known)?]),
-            Condition::Space(named) => Rooms::of(in_space(db, room_of(db, named, &known)?)?),
+    let (mut only, mut not) = (Tests::default(), Tests::default());
+    for condition in &selectors.only {
+        only.add(db, condition, &known, now)?;
+    }
+    for condition in &selectors.not {
+        not.add(db, condition, &known, now)?;
+    }
+    let is_meant = |room: &Summary| only.hold(room, now) && not.deny(room, now);
+    Ok(rooms.into_iter().filter(is_meant).collect())
+}
+
+/// Conditions with what they had to look up. However many rooms are named, each room is looked up once.
+#[derive(Default)]
+struct Tests<'a> {
+    /// The rooms that are named, where any is.
+    named: Option<Rooms>,
+    /// Of each of these kinds one must hold.
+    one_of: Vec<Vec<(&'a Condition, Rooms)>>,
+    /// All of these must hold.
+    each: Vec<(&'a Condition, Rooms)>,
+}
+
+impl<'a> Tests<'a> {
+    fn add(
+        &mut self,
+        db: &Db,
+        condition: &'a Condition,
+        known: &BTreeSet<RoomId>,
+        now: Millis,
+    ) -> Result<(), Error> {
+        let found = match condition {
+            Condition::Room(named) => {
+                let room = room_of(db, named, known)?;
+                self.named.get_or_insert_default().0.insert(room);
+                return Ok(());
+            }
+            Condition::Space(named) => Rooms::of(in_space(db, room_of(db, named, known)?)?),
             Condition::Inactive(age) => {
                 let after = Expiry::find(db, now - *age, now)?.live_before;
                 Rooms::of(room_statistics::joined_since(db, after - 1)?)
             }
             _ => Rooms::default(),
-        });
-    }
-    let (only, not) = looked_up.split_at(selectors.only.len());
-    let only: Vec<_> = selectors.only.iter().zip(only).collect();
-    let not: Vec<_> = selectors.not.iter().zip(not).collect();
-    let is_meant = |room: &Summary| {
-        only.iter().all(|(condition, _)| {
-            let of_kind = only
-                .iter()
-                .filter(|(other, _)| other.kind() == condition.kind());
+        };
+        if !matches!(
+            condition,
+            Condition::Name(_) | Condition::Version(_) | Condition::Space(_)
+        ) {
             // What cannot be said twice must hold each time.
-            match condition {
-                Condition::Room(_)
-                | Condition::Name(_)
-                | Condition::Version(_)
-                | Condition::Space(_) => of_kind
-                    .clone()
-                    .any(|(other, found)| holds(other, found, room, now) == Some(true)),
-                _ => of_kind
-                    .clone()
-                    .all(|(other, found)| holds(other, found, room, now) == Some(true)),
-            }
-        }) && not
-            .iter()
-            .all(|(condition, found)| holds(condition, found, room, now) == Some(false))
-    };
-    Ok(rooms.into_iter().filter(is_meant).collect())
+            self.each.push((condition, found));
+            return Ok(());
+        }
+        let alike = self
+            .one_of
+            .iter_mut()
+            .find(|of| of[0].0.kind() == condition.kind());
+        match alike {
+            Some(alike) => alike.push((condition, found)),
+            None => self.one_of.push(vec![(condition, found)]),
+        }
+        Ok(())
+    }
+
+    fn hold(&self, room: &Summary, now: Millis) -> bool {
+        let is_so = |(condition, found): &(&Condition, Rooms)| {
+            holds(condition, found, room, now) == Some(true)
+        };
+        self.named
+            .as_ref()
+            .is_none_or(|named| named.0.contains(&room.room_id))
+            && self.one_of.iter().all(|alike| alike.iter().any(is_so))
+            && self.each.iter().all(is_so)
+    }
+
+    fn deny(&self, room: &Summary, now: Millis) -> bool {
+        let named = self.named.as_ref();
+        named.is_none_or(|named| !named.0.contains(&room.room_id))
+            && self
+                .one_of
+                .iter()
+                .flatten()
+                .chain(&self.each)
+                .all(|(condition, found)| holds(condition, found, room, now) == Some(false))
+    }
 }
 
 /// What a condition had to look up.

@@ -412,6 +412,18 @@ pub struct Description {
     pub room_type: Option<String>,
 }
 
+/// Binds `$1` room, `$2` stream ordering. Walks `events_room_stream`.
+const HAS_NEWER: &str = "
+    SELECT EXISTS (SELECT 1 FROM events WHERE room_id = $1 AND stream_ordering > $2)";
+
+/// Whether anything came into a room after an event.
+pub fn has_newer(db: &Db, room: &RoomId, stream: i64) -> Result<bool, Error> {
+    let found = db.row(DOING, HAS_NEWER, params![room.as_str(), stream], |row| {
+        row.get(0)
+    })?;
+    Ok(found.unwrap_or(false))
+}
+
 const ROOMS: &str = "SELECT room_id, is_public, room_version FROM rooms";
 
 const ALIASES: &str = "SELECT room_id, min(room_alias) FROM room_aliases GROUP BY room_id";

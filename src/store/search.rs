@@ -13,6 +13,7 @@ const TEMPORARY_TABLE: &str = "
         stream_ordering INTEGER NOT NULL, docid INTEGER NOT NULL,
         PRIMARY KEY (stream_ordering, docid)) WITHOUT ROWID;
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_search_seen (docid INTEGER NOT NULL);
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_search_rooms_seen (docid INTEGER NOT NULL);
     DELETE FROM rk_search;
     DELETE FROM rk_search_seen;
     INSERT INTO rk_search_seen (docid) VALUES (-9223372036854775808);";
@@ -193,7 +194,7 @@ impl Documents {
 
 /// Binds `$1` docid after which to look, `$2` room. Walks the content table once.
 const NOTE_ROOM: &str = "
-    INSERT INTO rk_search (stream_ordering, docid)
+    INSERT OR IGNORE INTO rk_search (stream_ordering, docid)
     SELECT 0, c.docid FROM event_search_content c WHERE c.docid > $1 AND c.c1room_id = $2";
 
 /// The last of the next `$1` documents that are noted.
@@ -213,6 +214,67 @@ pub fn note_room(db: &Db, room: &RoomId) -> Result<(), Error> {
         db.execute(doing, NOTE_ROOM, params![i64::MIN, room.as_str()])?;
         let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
         db.execute(doing, SET_SEEN, params![newest])?;
+    }
+    Ok(())
+}
+
+const TEMPORARY_ROOMS: &str = "
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_search_rooms (room_id TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_search_of_rooms (
+        room_id TEXT NOT NULL, docid INTEGER NOT NULL, PRIMARY KEY (room_id, docid)) WITHOUT ROWID;
+    DELETE FROM rk_search_rooms;
+    DELETE FROM rk_search_of_rooms;
+    DELETE FROM rk_search_rooms_seen;";
+
+/// Binds `$1` room.
+const ADD_ROOM: &str = "INSERT OR IGNORE INTO rk_search_rooms (room_id) VALUES ($1)";
+
+/// Walks the content table once.
+const NOTE_ROOMS: &str = "
+    INSERT INTO rk_search_of_rooms (room_id, docid)
+    SELECT c.c1room_id, c.docid
+      FROM event_search_content c
+     CROSS JOIN rk_search_rooms r
+     WHERE r.room_id = c.c1room_id";
+
+/// Binds `$1` the newest document.
+const ADD_ROOMS_SEEN: &str = "INSERT INTO rk_search_rooms_seen (docid) VALUES ($1)";
+
+/// Binds `$1` the newest document.
+const LOWER_ROOMS_SEEN: &str = "UPDATE rk_search_rooms_seen SET docid = min(docid, $1)";
+
+/// Binds `$1` room.
+const NOTE_ONE_OF_ROOMS: &str = "
+    INSERT INTO rk_search (stream_ordering, docid)
+    SELECT 0, docid FROM rk_search_of_rooms WHERE room_id = $1";
+
+const ROOMS_SEEN: &str = "SELECT docid FROM rk_search_rooms_seen";
+
+/// Notes the documents of many rooms that are to go, one after the other, in one walk; outside a write transaction.
+pub fn note_rooms<'a>(db: &Db, rooms: impl Iterator<Item = &'a RoomId>) -> Result<(), Error> {
+    let doing = "read the full-text index";
+    if !is_present(db) {
+        return Ok(());
+    }
+    db.batch("make the temporary tables", TEMPORARY_TABLE)?;
+    db.batch("make the temporary tables", TEMPORARY_ROOMS)?;
+    for room in rooms {
+        db.execute(doing, ADD_ROOM, params![room.as_str()])?;
+    }
+    db.execute(doing, NOTE_ROOMS, &[])?;
+    let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+    db.execute(doing, ADD_ROOMS_SEEN, params![newest])?;
+    Ok(())
+}
+
+/// As [`note_room`], for one of the rooms that [`note_rooms`] noted on this connection.
+pub fn note_one_of_rooms(db: &Db, room: &RoomId) -> Result<(), Error> {
+    let doing = "read the full-text index";
+    if is_present(db) {
+        db.batch("make the temporary tables", TEMPORARY_TABLE)?;
+        db.execute(doing, NOTE_ONE_OF_ROOMS, params![room.as_str()])?;
+        let seen = db.count(doing, ROOMS_SEEN, &[])?;
+        db.execute(doing, SET_SEEN, params![seen])?;
     }
     Ok(())
 }
@@ -237,8 +299,10 @@ pub fn remove_room(
         return Ok((0, false));
     }
     let last = db.count(doing, LAST_OF_NEXT, params![most])?;
-    let left = db.count(doing, "SELECT count(*) FROM event_search_docsize", &[])? - noted;
-    let rebuild = may_rebuild && noted <= most && (left as f64) < noted as f64 * REBUILD_BELOW;
+    let rebuild = may_rebuild && noted <= most && {
+        let left = db.count(doing, "SELECT count(*) FROM event_search_docsize", &[])? - noted;
+        (left as f64) < noted as f64 * REBUILD_BELOW
+    };
     let table = if rebuild {
         "event_search_content"
     } else {
@@ -257,6 +321,7 @@ pub fn remove_room(
     // Numbers above the newest remaining document will be used again.
     let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
     db.execute(doing, SET_SEEN, params![newest])?;
+    db.execute(doing, LOWER_ROOMS_SEEN, params![newest])?;
     Ok((removed, noted > most))
 }
 

@@ -62,6 +62,17 @@ const OTHERS_TABLES: &str = "-- PostgreSQL
        AND n.nspname NOT IN ('pg_catalog', 'information_schema')
        AND NOT pg_has_role(c.relowner, 'USAGE')";
 
+/// Bytes that the database takes, free pages included.
+pub fn database_bytes(db: &Db) -> Result<u64, Error> {
+    let bytes = match db.engine() {
+        Engine::Sqlite => db
+            .pragma("page_count")?
+            .saturating_mul(db.pragma("page_size")?),
+        Engine::Postgres => db.count("measure the database", DATABASE_SIZE, &[])?,
+    };
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
+
 const DATABASE_SIZE: &str = "-- PostgreSQL
     SELECT pg_database_size(current_database())";
 

@@ -1,0 +1,776 @@
+//! Carrying a set of rooms out: a job of its own, and a job for each room.
+//!
+//! The rooms are handed to the workers in batches, a bounded number at a time; each room is purged or deleted by a job like
+//! any other, so that one that is busy is skipped and one that fails stops nobody. What became of a room is in the ledger
+//! before its job ends, together with the sums, so that a set that was interrupted goes on with the next room and counts
+//! none twice.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::retention::{BATCH_EVENTS, DoneSignal, ERRORS_TOLD, LOOK_UP_EVERY, RoomError};
+use super::room_set::{Action, DELETE_IN_SET, PURGE_IN_SET, RoomSet};
+use super::room_set_plan::{is_of_room, why};
+use super::{Shared, end_early, ownership};
+use crate::deletion::{self, DeletionScope, SHUTDOWN_ROOM, Shutdown};
+use crate::error::{Chain, Error};
+use crate::ids::{JobId, RoomId};
+use crate::job::{Phase, Progress, clean_up};
+use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
+use crate::jobs::pool::{Pool, SubmitError};
+use crate::jobs::register::{JobGuard, RunningJob};
+use crate::jobs::room_sets::{RoomLeft, RoomOutcome};
+use crate::point::Point;
+use crate::purge;
+use crate::rooms::{Condition, Selectors};
+use crate::store::db::Db;
+use crate::store::expiry::Expiry;
+use crate::store::homeserver::HomeserverDetector;
+use crate::store::{points, room_statistics};
+use crate::time::Millis;
+
+/// Most rooms of a batch: between two of them others get a worker.
+const BATCH_ROOMS: usize = 250;
+
+/// Sets that may wait for their turn.
+const MOST_WAITING: usize = 64;
+
+/// Why a room that was chosen is left alone.
+const NO_LONGER_FITS: &str = "it is not any more what it was chosen for";
+
+/// What a set has done, beside what every job tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RoomSetSummary {
+    /// Rooms that were chosen.
+    pub rooms_planned: i64,
+    /// Of these, rooms purged or deleted.
+    pub rooms_done: i64,
+    /// Rooms left alone.
+    pub rooms_skipped: i64,
+    /// Rooms that could not be purged or deleted.
+    pub rooms_failed: i64,
+    /// Users of this server that were moved out, counted once for each room.
+    pub people_moved: i64,
+    /// Which were left alone, and why; no more than a hundred.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<RoomError>,
+    /// Which failed, and why; no more than a hundred.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<RoomError>,
+}
+
+/// One room of a set: the parameters of its job in the ledger.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct RoomOfSet {
+    set: JobId,
+    #[serde(flatten)]
+    work: RoomWork,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RoomWork {
+    Purge(purge::Request),
+    Deletion(deletion::Request),
+}
+
+impl RoomOfSet {
+    pub(super) fn of_record(record: &JobRecord) -> Option<Self> {
+        match record.kind.as_str() {
+            PURGE_IN_SET | DELETE_IN_SET => serde_json::from_value(record.params.clone()).ok(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn set(&self) -> &JobId {
+        &self.set
+    }
+}
+
+/// The thread that sets run in, one after the other; dropping it ends and joins it. It is no worker, so that it can wait
+/// for workers without holding one.
+pub(super) struct RoomSetRunner {
+    orders: Option<Sender<(JobGuard, RoomSet)>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl RoomSetRunner {
+    pub(super) fn start(shared: Arc<Shared>, pool: Arc<Pool>) -> Result<Self, Error> {
+        let (orders, taken): (_, Receiver<(JobGuard, RoomSet)>) = bounded(MOST_WAITING);
+        let thread = thread::Builder::new()
+            .name("room-sets".into())
+            .spawn(move || {
+                let _watched = shared.alarm.watch("room-sets");
+                for (guard, set) in taken {
+                    shared.run_set(&pool, guard, &set);
+                }
+            })
+            .map_err(|e| Error::Store {
+                doing: "start a thread",
+                source: e.into(),
+            })?;
+        Ok(Self {
+            orders: Some(orders),
+            thread: Some(thread),
+        })
+    }
+
+    /// Runs a set as soon as those before it have ended.
+    pub(super) fn run(&self, guard: JobGuard, set: RoomSet) -> Result<(), Error> {
+        let Some(orders) = &self.orders else {
+            return Err(Error::Stopping);
+        };
+        match orders.try_send((guard, set)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full((guard, _))) => {
+                guard.cancel_enqueue();
+                Err(Error::QueueFull)
+            }
+            Err(TrySendError::Disconnected((guard, _))) => {
+                guard.suspend();
+                Err(Error::Stopping)
+            }
+        }
+    }
+}
+
+impl Drop for RoomSetRunner {
+    fn drop(&mut self) {
+        drop(self.orders.take());
+        if self.thread.take().is_some_and(|t| t.join().is_err()) {
+            log::error!("the thread of room sets died");
+        }
+    }
+}
+
+/// A connection that one room's job leaves to the next.
+type Kept = Option<(Db, Option<HomeserverDetector>)>;
+
+/// What a set shares with the workers that have its batches.
+struct Counters {
+    set: JobId,
+    live: Arc<RunningJob>,
+    summary: Mutex<(RoomSetSummary, Progress)>,
+    /// The jobs of rooms that run now.
+    running: Mutex<Vec<JobId>>,
+    /// What ended the set before its last room.
+    broken: Mutex<Option<Error>>,
+}
+
+impl Counters {
+    fn progress(&self, of: &(RoomSetSummary, Progress)) -> Value {
+        let (summary, progress) = of;
+        let mut told = progress.clone();
+        if let Ok(Value::Object(more)) = serde_json::to_value(summary) {
+            told.more = more;
+        }
+        serde_json::to_value(&told).unwrap_or_default()
+    }
+
+    fn publish(&self) {
+        let told = self.progress(&self.summary.lock());
+        self.live.set_progress(told);
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.lock().is_some()
+    }
+
+    /// What is no fault of a room ends the set: what is left of it can be asked for again.
+    fn break_off(&self, error: Error) {
+        self.broken.lock().get_or_insert(error);
+    }
+}
+
+/// What became of one room.
+enum Turn {
+    Done(Box<Progress>),
+    /// There was nothing to do, or somebody else has it.
+    Skipped(String),
+    Failed(String),
+}
+
+/// Rooms that one worker takes one after the other.
+struct Batch {
+    set: Arc<RoomSet>,
+    rooms: Vec<RoomLeft>,
+}
+
+impl Shared {
+    /// Carries a set out, and says in the ledger how it ended.
+    fn run_set(self: &Arc<Self>, pool: &Arc<Pool>, guard: JobGuard, set: &RoomSet) {
+        let live = guard.live().clone();
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
+        if is_stopping() {
+            return guard.suspend();
+        }
+        log::info!("{guard} begins");
+        let outcome = guard
+            .start()
+            .and_then(|()| self.run_rooms_of_set(pool, &guard, set));
+        let outcome = match outcome {
+            Err(e) if e.is_interrupt() && is_stopping() => Err(Error::Stopping),
+            Err(e) if e.is_interrupt() && live.is_cancelled() => Err(Error::Cancelled),
+            outcome => outcome,
+        };
+        match outcome {
+            Ok(summary) if summary.rooms_failed == 0 => {
+                log::info!("{guard} is complete: {} rooms", summary.rooms_done);
+                guard.end(None);
+            }
+            Ok(summary) => {
+                let first = summary.errors.first();
+                let first =
+                    first.map_or_else(String::new, |e| format!("; {}: {}", e.room_id, e.error));
+                let said = format!(
+                    "{} of {} rooms failed{first}",
+                    summary.rooms_failed, summary.rooms_planned
+                );
+                log::error!("{guard} failed: {said}");
+                guard.end(Some((&said, "rooms_failed")));
+            }
+            Err(e) => end_early(guard, &self.tell_full_disk(e)),
+        }
+    }
+
+    fn run_rooms_of_set(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        guard: &JobGuard,
+        set: &RoomSet,
+    ) -> Result<RoomSetSummary, Error> {
+        let ledger = self.register.ledger();
+        if ledger.count_room_set(guard.id())? != set.rooms {
+            return Err(Error::Refused(
+                "it was interrupted while it was written down, so which rooms were chosen is not known; nothing was done. \
+                 Ask again"
+                    .into(),
+            ));
+        }
+        let mut progress: Progress =
+            serde_json::from_value(guard.live().progress()).unwrap_or_default();
+        let summary = serde_json::from_value(std::mem::take(&mut progress.more).into());
+        let mut summary: RoomSetSummary = summary.unwrap_or_default();
+        summary.rooms_planned = set.rooms;
+        progress.phase = Phase::Events;
+        let counters = Arc::new(Counters {
+            set: guard.id().clone(),
+            live: guard.live().clone(),
+            summary: Mutex::new((summary, progress)),
+            running: Mutex::default(),
+            broken: Mutex::default(),
+        });
+        counters.publish();
+        let stay = || {
+            if self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused() {
+                Err(Error::Stopping)
+            } else if guard.live().is_cancelled() {
+                Err(Error::Cancelled)
+            } else {
+                Ok(())
+            }
+        };
+        self.finish_parts(&counters, &|| stay().is_err())?;
+        let set = Arc::new(set.clone());
+        let most = self.config.workers.div_ceil(2);
+        let (done, ended) = unbounded::<()>();
+        let (mut running, mut place, mut is_over) = (0, 0, false);
+        let mut next: Option<Batch> = None;
+        while running > 0 || !is_over {
+            if stay().is_err() || counters.is_broken() {
+                is_over = true;
+                next = None;
+                let is_paused = guard.live().is_paused();
+                for id in counters.running.lock().iter() {
+                    match is_paused {
+                        true => self.register.pause(id),
+                        false => self.register.cancel(id),
+                    };
+                }
+            }
+            while running < most && !is_over {
+                if next.is_none() {
+                    next = batch(ledger.rooms_left(guard.id(), place, BATCH_ROOMS)?, &set);
+                }
+                let Some(batch) = next.take() else {
+                    is_over = true;
+                    break;
+                };
+                let after = batch.rooms.last().map_or(place, |room| room.place + 1);
+                match self.submit_set_batch(pool, batch, &counters, &done) {
+                    Ok(()) => {
+                        running += 1;
+                        place = after;
+                    }
+                    Err(SubmitError::Full) => break,
+                    Err(SubmitError::Closed) => is_over = true,
+                }
+            }
+            if ended.recv_timeout(LOOK_UP_EVERY).is_ok() {
+                running -= 1;
+            }
+        }
+        if let Some(e) = counters.broken.lock().take() {
+            stay()?;
+            return Err(e);
+        }
+        stay()?;
+        // What was left to the end: the rooms share one index and one log.
+        let mut told: Progress =
+            serde_json::from_value(guard.live().progress()).unwrap_or_default();
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused();
+        let mut ctx = self.job_context(guard, &is_stopping)?;
+        clean_up(&mut ctx, &mut told).map_err(|e| ctx.map_interrupt(e))?;
+        ctx.publish(&told);
+        Ok(counters.summary.lock().0.clone())
+    }
+
+    /// Has a worker take a batch, which says when it is through.
+    fn submit_set_batch(
+        self: &Arc<Self>,
+        pool: &Pool,
+        batch: Batch,
+        counters: &Arc<Counters>,
+        done: &Sender<()>,
+    ) -> Result<(), SubmitError> {
+        let (shared, counters, done) = (self.clone(), counters.clone(), done.clone());
+        pool.submit(Box::new(move || {
+            let _says = DoneSignal(done);
+            let through = catch_unwind(AssertUnwindSafe(|| shared.take_batch(&batch, &counters)));
+            match through {
+                Ok(Ok(())) | Ok(Err(Error::Stopping | Error::Cancelled)) => {}
+                Ok(Err(e)) => counters.break_off(e),
+                Err(_) => counters.break_off(Error::Bug("a batch of rooms panicked".into())),
+            }
+        }))
+    }
+
+    /// Takes the rooms of a batch one after the other, on one connection.
+    fn take_batch(self: &Arc<Self>, batch: &Batch, counters: &Counters) -> Result<(), Error> {
+        let rooms = || batch.rooms.iter().map(|left| &left.room);
+        let cuts = match &batch.set.action {
+            Action::PurgeHistory { before_ts, .. } => Some(self.cuts(rooms(), *before_ts)?),
+            Action::DeleteRoom { .. } => None,
+        };
+        let prepare = |db: &Db| match &cuts {
+            Some((points, _)) => {
+                let cuts = rooms().zip(points);
+                let cuts =
+                    cuts.filter_map(|(room, point)| Some((room, point.as_ref()?.topological)));
+                purge::prepare_many(db, cuts)
+            }
+            None => deletion::prepare_many(db, rooms()),
+        };
+        let mut kept: Kept = None;
+        let mut fits = Fits::new(&batch.set);
+        for (at, left) in batch.rooms.iter().enumerate() {
+            let live = &counters.live;
+            if self.is_stopping.load(Ordering::SeqCst)
+                || live.is_paused()
+                || live.is_cancelled()
+                || counters.is_broken()
+            {
+                return Ok(());
+            }
+            let room = &left.room;
+            let work = match (&batch.set.action, &cuts) {
+                (Action::DeleteRoom { request }, _) => Ok(RoomWork::Deletion(request.clone())),
+                (
+                    Action::PurgeHistory {
+                        before_ts,
+                        delete_local_events,
+                    },
+                    Some((points, expiry)),
+                ) => points[at]
+                    .map(|point| {
+                        RoomWork::Purge(purge::Request {
+                            point,
+                            delete_local_events: *delete_local_events,
+                            keep_received_after: Some(*before_ts - Millis(1)),
+                            expiry: Some(*expiry),
+                        })
+                    })
+                    .ok_or(Error::NothingThatOld),
+                (Action::PurgeHistory { .. }, None) => Err(Error::Bug("no cuts".into())),
+            };
+            let looked =
+                work.and_then(|work| self.look_at_turn(room, &mut fits).map(|fit| (work, fit)));
+            match looked {
+                Ok((work, true)) => {
+                    self.take_room(left, work, &mut kept, &prepare, counters)?;
+                }
+                Ok((_, false)) => {
+                    let turn = Turn::Skipped(NO_LONGER_FITS.to_owned());
+                    self.note_turn(counters, left.place, room, turn)?;
+                }
+                Err(e) => self.note_turn(counters, left.place, room, turn_of(e)?)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Where each room is cut, and what has expired.
+    fn cuts<'a>(
+        &self,
+        rooms: impl Iterator<Item = &'a RoomId>,
+        before_ts: Millis,
+    ) -> Result<(Vec<Option<Point>>, Expiry), Error> {
+        let now = self.config.clock.now();
+        self.with_reader(|db| {
+            let expiry = Expiry::find(db, before_ts, now)?;
+            let points = rooms.map(|room| points::anchor(db, room, &expiry));
+            Ok((points.collect::<Result<_, _>>()?, expiry))
+        })
+    }
+
+    /// Whether a room is still one of those that were meant.
+    fn look_at_turn(&self, room: &RoomId, fits: &mut Fits) -> Result<bool, Error> {
+        self.with_reader(|db| ownership::refuse_own_task(db, &self.config, room))?;
+        fits.fits(self, room)
+    }
+
+    /// Purges or deletes one room, as a job.
+    fn take_room(
+        &self,
+        left: &RoomLeft,
+        work: RoomWork,
+        kept: &mut Kept,
+        prepare: &dyn Fn(&Db) -> Result<(), Error>,
+        counters: &Counters,
+    ) -> Result<(), Error> {
+        let kind = match &work {
+            RoomWork::Purge(_) => PURGE_IN_SET,
+            RoomWork::Deletion(_) => DELETE_IN_SET,
+        };
+        let part = RoomOfSet {
+            set: counters.set.clone(),
+            work,
+        };
+        let params = serde_json::to_value(&part).map_err(|e| Error::Bug(e.to_string()))?;
+        let subject = Subject::Room(left.room.clone());
+        match self.register.enqueue(kind, &subject, params) {
+            Ok(guard) => self.do_part(guard, left, &part, kept, prepare, counters),
+            Err(e) => self.note_turn(counters, left.place, &left.room, turn_of(e)?),
+        }
+    }
+
+    fn do_part(
+        &self,
+        guard: JobGuard,
+        left: &RoomLeft,
+        part: &RoomOfSet,
+        kept: &mut Kept,
+        prepare: &dyn Fn(&Db) -> Result<(), Error>,
+        counters: &Counters,
+    ) -> Result<(), Error> {
+        let id = guard.id().clone();
+        counters.running.lock().push(id.clone());
+        let worked = catch_unwind(AssertUnwindSafe(|| {
+            self.work_on_room(&guard, part, kept, Some(prepare))
+        }));
+        counters.running.lock().retain(|running| *running != id);
+        let room = &left.room;
+        match worked {
+            Ok(Ok(done)) => {
+                // First what became of the room: a part that is found without an end is not begun again then.
+                self.note_turn(counters, left.place, room, Turn::Done(Box::new(done)))?;
+                guard.end_part(None);
+            }
+            Ok(Err(Error::Stopping)) => {
+                let is_all = self.is_stopping.load(Ordering::SeqCst) || counters.live.is_paused();
+                guard.suspend();
+                if !is_all {
+                    let turn = Turn::Skipped("somebody paused it".to_owned());
+                    self.note_turn(counters, left.place, room, turn)?;
+                }
+            }
+            // The set is cancelled, and the room with it.
+            Ok(Err(e @ Error::Cancelled)) if counters.live.is_cancelled() => {
+                guard.end_part(Some((&e.status_text(), e.code())));
+            }
+            Ok(Err(e)) => {
+                let e = self.tell_full_disk(e);
+                log::error!("{guard} failed: {}", Chain(&e));
+                let (text, code) = (e.status_text(), e.code());
+                let is_of_room = is_of_room(&e) || matches!(e, Error::Cancelled | Error::Bug(_));
+                if is_of_room || may_be_of_room(&e) {
+                    let turn = Turn::Failed(text.clone());
+                    self.note_turn(counters, left.place, room, turn)?;
+                    guard.end_part(Some((&text, code)));
+                } else {
+                    guard.end_part(Some((&text, code)));
+                    return Err(e);
+                }
+            }
+            Err(_) => {
+                let turn = Turn::Failed("the job stopped without saying why".to_owned());
+                self.note_turn(counters, left.place, room, turn)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what is to be done with one room. The connection outlives it, unless it failed. Without `prepare` no other room
+    /// follows.
+    pub(super) fn work_on_room(
+        &self,
+        guard: &JobGuard,
+        part: &RoomOfSet,
+        kept: &mut Kept,
+        prepare: Option<&dyn Fn(&Db) -> Result<(), Error>>,
+    ) -> Result<Progress, Error> {
+        let live = guard.live().clone();
+        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
+        guard.start()?;
+        let mut ctx = match kept.take() {
+            Some((db, detector)) => self.job_context_on(db, detector, guard, &is_stopping),
+            None => {
+                let ctx = self.job_context(guard, &is_stopping)?;
+                if let Some(prepare) = prepare {
+                    prepare(&ctx.db)?;
+                }
+                ctx
+            }
+        };
+        ctx.is_one_of_many = prepare.is_some();
+        let done = match &part.work {
+            RoomWork::Purge(request) => purge::run(&mut ctx, request),
+            RoomWork::Deletion(request) => deletion::run(&mut ctx, request, DeletionScope::Whole),
+        };
+        let progress = done.map_err(|e| match e.is_busy() && is_stopping() {
+            // It waited for somebody else, and is not to wait any longer.
+            true => Error::Stopping,
+            false => e,
+        })?;
+        // A rewrite leaves nothing of what was prepared on its connection.
+        if !progress.rewritten {
+            *kept = Some((ctx.db, ctx.detector));
+        }
+        Ok(progress)
+    }
+
+    /// Writes down what became of a room, and how far the set is with that.
+    fn note_turn(
+        &self,
+        counters: &Counters,
+        place: i64,
+        room: &RoomId,
+        turn: Turn,
+    ) -> Result<(), Error> {
+        let told = |list: &mut Vec<RoomError>, error: String| {
+            if list.len() < ERRORS_TOLD {
+                list.push(RoomError {
+                    room_id: room.clone(),
+                    error,
+                });
+            }
+        };
+        let mut of = counters.summary.lock();
+        let (summary, progress) = &mut *of;
+        let outcome = match turn {
+            Turn::Done(done) => {
+                summary.rooms_done += 1;
+                summary.people_moved += people_moved(&done);
+                progress.events_planned += done.events_planned;
+                progress.events_done += done.events_done;
+                progress.add_part(&done);
+                RoomOutcome::Done
+            }
+            Turn::Skipped(why) => {
+                log::info!("room {room}: left alone by set {}: {why}", counters.set);
+                summary.rooms_skipped += 1;
+                told(&mut summary.skipped, why);
+                RoomOutcome::Skipped
+            }
+            Turn::Failed(why) => {
+                summary.rooms_failed += 1;
+                told(&mut summary.errors, why);
+                RoomOutcome::Failed
+            }
+        };
+        let value = counters.progress(&of);
+        counters.live.set_progress(value.clone());
+        let ledger = self.register.ledger();
+        ledger.note_room_outcome(&counters.set, place, outcome, &value)
+    }
+
+    /// Finishes what a set that was interrupted was in the middle of, whatever those rooms are by now: a room of which some
+    /// rows are gone has no life any more.
+    fn finish_parts(&self, counters: &Counters, is_over: &dyn Fn() -> bool) -> Result<(), Error> {
+        let ledger = self.register.ledger();
+        for record in ledger.unended_parts(&counters.set)? {
+            if is_over() {
+                return Ok(());
+            }
+            let (Some(part), Some(room)) = (RoomOfSet::of_record(&record), record.subject.room())
+            else {
+                continue;
+            };
+            // Somebody had it go on alone.
+            let Ok(guard) = self.register.requeue(&record) else {
+                continue;
+            };
+            let Some(place) = ledger.place_of_room(&counters.set, room)? else {
+                guard.end_part(None);
+                continue;
+            };
+            if record.state != State::Queued {
+                ledger.set_state(guard.id(), State::Queued)?;
+            }
+            log::info!("{guard} goes on where it was interrupted");
+            let left = RoomLeft {
+                place,
+                room: room.clone(),
+                events: 0,
+            };
+            let prepare = |db: &Db| match &part.work {
+                RoomWork::Purge(request) => {
+                    purge::prepare_many(db, std::iter::once((room, request.point.topological)))
+                }
+                RoomWork::Deletion(_) => deletion::prepare_many(db, std::iter::once(room)),
+            };
+            match self.do_part(guard, &left, &part, &mut None, &prepare, counters) {
+                Err(Error::Stopping | Error::Cancelled) => return Ok(()),
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A part of a set is taken up by its set alone; one whose set has ended is over as well. Answers whether a record is
+    /// such a part.
+    pub(super) fn leave_to_set(&self, record: &JobRecord) -> Result<bool, Error> {
+        let Some(part) = RoomOfSet::of_record(record) else {
+            return Ok(false);
+        };
+        let ledger = self.register.ledger();
+        let set = ledger.get(part.set())?;
+        if set.is_none_or(|set| set.state.is_ended()) && !self.register.is_live(&record.id) {
+            let why = "interrupted, and the set of rooms that it was part of has ended";
+            log::warn!("{} of {} is given up: {why}", record.id, record.subject);
+            let ended = Ended {
+                error: Some((why, "set_ended")),
+                progress: &record.progress,
+                at: self.config.clock.now(),
+            };
+            ledger.end(&record.id, ended)?;
+        }
+        Ok(true)
+    }
+
+    /// Ends the parts of a set that was cancelled while it did not run.
+    pub(super) fn cancel_parts(&self, set: &JobId) -> Result<(), Error> {
+        let ledger = self.register.ledger();
+        for record in ledger.unended_parts(set)? {
+            if self.register.cancel(&record.id) {
+                continue;
+            }
+            let cancelled = Error::Cancelled;
+            let ended = Ended {
+                error: Some((&cancelled.to_string(), cancelled.code())),
+                progress: &record.progress,
+                at: self.config.clock.now(),
+            };
+            ledger.end(&record.id, ended)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a room's error makes of its turn; what is no fault of a room ends the batch.
+fn turn_of(e: Error) -> Result<Turn, Error> {
+    match e {
+        Error::NothingThatOld | Error::RoomBusy { .. } | Error::LeftTask(_) => {
+            Ok(Turn::Skipped(why(&e)))
+        }
+        e if is_of_room(&e) => Ok(Turn::Failed(e.status_text())),
+        e => Err(e),
+    }
+}
+
+/// Whether what a database said may be about this room's rows: a trigger or a constraint of somebody's. Where the disk is
+/// full, the file damaged or the server gone the next room would fare no better.
+fn may_be_of_room(e: &Error) -> bool {
+    matches!(e, Error::Store { .. }) && !e.is_full() && !e.is_disconnected() && !e.is_damage()
+}
+
+fn people_moved(done: &Progress) -> i64 {
+    let told = done.more.get(SHUTDOWN_ROOM).cloned();
+    let shutdown: Option<Shutdown> = told.and_then(|told| serde_json::from_value(told).ok());
+    let moved = shutdown.map_or(0, |shutdown| shutdown.kicked_users.len());
+    i64::try_from(moved).unwrap_or(i64::MAX)
+}
+
+/// The next rooms of a set that go to one worker.
+fn batch(mut rooms: Vec<RoomLeft>, set: &Arc<RoomSet>) -> Option<Batch> {
+    let mut events = 0;
+    let end = rooms.iter().position(|room| {
+        events += room.events;
+        events > BATCH_EVENTS
+    });
+    if let Some(end) = end {
+        rooms.truncate(end.max(1));
+    }
+    (!rooms.is_empty()).then(|| Batch {
+        set: set.clone(),
+        rooms,
+    })
+}
+
+/// Which rooms are still what they were chosen for. Looked up for all of them at once; again as soon as something came into
+/// a room since.
+struct Fits {
+    selectors: Selectors,
+    decided: Millis,
+    /// Those that fit, and the newest event of the moment when that was so.
+    known: Option<(std::collections::HashSet<RoomId>, i64)>,
+}
+
+impl Fits {
+    fn new(set: &RoomSet) -> Self {
+        Self {
+            selectors: set.selectors.clone(),
+            decided: set.decided_ms,
+            known: None,
+        }
+    }
+
+    fn fits(&mut self, shared: &Shared, room: &RoomId) -> Result<bool, Error> {
+        if self.selectors.is_everything() {
+            return Ok(true);
+        }
+        if let Some((_, newest)) = &self.known
+            && shared.with_reader(|db| room_statistics::has_newer(db, room, *newest))?
+        {
+            self.known = None;
+        }
+        let known = match self.known.take() {
+            Some(known) => known,
+            None => self.look(shared)?,
+        };
+        let (fitting, _) = self.known.insert(known);
+        Ok(fitting.contains(room))
+    }
+
+    fn look(&mut self, shared: &Shared) -> Result<(std::collections::HashSet<RoomId>, i64), Error> {
+        let selected = match shared.selected(&self.selectors, self.decided) {
+            // A space that is gone has no rooms.
+            Err(Error::BadRequest { errcode, .. }) if errcode == "M_NOT_FOUND" => {
+                let is_space = |condition: &Condition| matches!(condition, Condition::Space(_));
+                self.selectors.not.retain(|condition| !is_space(condition));
+                shared.selected(&self.selectors, self.decided)
+            }
+            selected => selected,
+        }?;
+        let rooms = selected.rooms.into_iter().map(|room| room.room_id);
+        Ok((rooms.collect(), selected.newest_event))
+    }
+}
