@@ -9,6 +9,7 @@ mod messages;
 mod output;
 mod remote;
 mod retention;
+mod room_set;
 mod rooms;
 mod serve;
 mod timeline;
@@ -25,7 +26,7 @@ use crate::database::Database;
 use crate::error::{Chain, Context, EXIT_FAILED, Error};
 use crate::ids::{EventId, JobId};
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::{self, Keeper, PurgeOptions, Viewer};
+use crate::keeper::{self, Keeper, PurgeOptions, SetAction, Viewer};
 use crate::point::{Point, PurgePoint};
 use crate::store::schema;
 use crate::time::{Millis, When, check_timestamp, parse_duration_with_unit, parse_when};
@@ -109,11 +110,11 @@ enum Beside {
 enum Command {
     /// The daemon.
     Serve,
-    /// Purge a room's history before a point; what lies at the point stays.
+    /// Purge a room's history before a point, or that of many rooms; what lies at the point stays.
     PurgeHistory(PurgeHistory),
     /// What every room has and takes: size, members, activity, policy; reads, and takes no lock.
     Rooms(rooms::Rooms),
-    /// Delete a room: block it, move its people out, remove every row of it.
+    /// Delete a room, or many: block it, move its people out, remove every row of it.
     DeleteRoom(deletion::DeleteRoom),
     /// Let nobody join a room, known or not.
     Block {
@@ -161,8 +162,10 @@ enum Command {
 #[derive(Args)]
 #[command(group(ArgGroup::new("point").required(true).args(["before", "before_event", "before_ts", "before_token", "older_than"])))]
 struct PurgeHistory {
-    /// The room's id, or an alias of it.
-    room: String,
+    /// The room's id, or an alias of it; or choose rooms by what they are.
+    room: Option<String>,
+    #[command(flatten)]
+    choice: room_set::Choice,
     /// Up to the room's last event received by then: 2026-01-01, 2026-01-01T12:00Z, or so long ago: 90d.
     #[arg(long, value_name = "TIME")]
     before: Option<String>,
@@ -367,7 +370,15 @@ fn purge_history(
         ..PurgeOptions::default()
     };
     let point = wanted.point()?;
-    let room = words::known_room(&config, &wanted.room)?;
+    if let Some(selectors) = wanted.choice.selectors(wanted.room.as_deref())? {
+        let action = SetAction::PurgeHistory {
+            point,
+            delete_local_events: wanted.delete_local_events,
+        };
+        let request = wanted.choice.request(selectors, action);
+        return room_set::run(config, request, wanted.dry_run, global.yes, json);
+    }
+    let room = words::known_room(&config, wanted.room.as_deref().unwrap_or_default())?;
     let cut = match words::cut_at(&config, &room, &point) {
         Err(Error::NothingThatOld) => {
             output::nothing_to_do(json, &room, "nothing in it is that old");

@@ -12,6 +12,7 @@ pub mod retention;
 mod retention_room;
 mod retention_scheduler;
 pub mod room_set;
+mod room_set_part;
 mod room_set_plan;
 mod room_set_run;
 mod rooms;
@@ -157,7 +158,7 @@ enum Work {
     RetentionOfRoom(RoomId, Box<retention_room::RoomPurge>),
     DeleteRoom(deletion::Deletion),
     RoomSet(room_set::RoomSet),
-    RoomOfSet(Box<room_set_run::RoomOfSet>),
+    RoomOfSet(Box<room_set_part::RoomOfSet>),
 }
 
 impl Work {
@@ -181,7 +182,7 @@ impl Work {
                 .ok()
                 .map(Self::RoomSet),
             room_set::PURGE_IN_SET | room_set::DELETE_IN_SET => {
-                let part = room_set_run::RoomOfSet::of_record(&record);
+                let part = room_set_part::RoomOfSet::of_record(&record);
                 part.map(|part| Self::RoomOfSet(Box::new(part)))
             }
             _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),

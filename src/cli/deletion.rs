@@ -5,17 +5,19 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{finish, output, remote, words};
+use super::{finish, output, remote, room_set, words};
 use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::UserId;
-use crate::keeper::{Keeper, Viewer};
+use crate::keeper::{Keeper, SetAction, Viewer};
 
 #[derive(Args)]
 pub(super) struct DeleteRoom {
-    /// The room's id, or an alias of it.
-    room: String,
+    /// The room's id, or an alias of it; or choose rooms by what they are.
+    room: Option<String>,
+    #[command(flatten)]
+    choice: room_set::Choice,
     /// Let nobody join the room any more; done first.
     #[arg(long)]
     block: bool,
@@ -37,6 +39,9 @@ pub(super) struct DeleteRoom {
     /// Only say who would be moved and which rows would go; reads, and takes no lock.
     #[arg(long)]
     dry_run: bool,
+    /// The clock is right, although nothing says so: for this command. It matters where rooms are chosen by an age.
+    #[arg(long)]
+    trust_clock: bool,
 }
 
 impl DeleteRoom {
@@ -54,13 +59,19 @@ impl DeleteRoom {
 }
 
 pub(super) fn delete_room(
-    config: Config,
+    mut config: Config,
     wanted: &DeleteRoom,
     is_said: bool,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     let request = wanted.request();
-    let (room, _) = words::any_room(&config, &wanted.room)?;
+    config.check_clock &= !wanted.trust_clock;
+    if let Some(selectors) = wanted.choice.selectors(wanted.room.as_deref())? {
+        let action = SetAction::DeleteRoom(request);
+        let request = wanted.choice.request(selectors, action);
+        return room_set::run(config, request, wanted.dry_run, is_said, as_json);
+    }
+    let (room, _) = words::any_room(&config, wanted.room.as_deref().unwrap_or_default())?;
     if wanted.dry_run {
         let plan = Viewer::open(config)?.plan_deletion(&room, &request)?;
         output::deletion_plan(as_json, &plan);

@@ -12,7 +12,9 @@ use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::ids::{Escaped, RoomId, UserId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
+use crate::keeper::RoomSetSummary;
 use crate::keeper::retention::{RETENTION, RETENTION_PURGE, RetentionSummary};
+use crate::keeper::room_set::{DELETE_IN_SET, PURGE_IN_SET, ROOM_SET};
 use crate::purge::{self, Plan};
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
@@ -253,6 +255,29 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
         for failed in &summary.errors {
             say(&format!("  {}: {}", failed.room_id, failed.error));
         }
+    } else if job.kind == ROOM_SET {
+        let summary: RoomSetSummary =
+            serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
+        say(&format!(
+            "{} of {} is {}",
+            job.params["action"].as_str().unwrap_or_default(),
+            job.subject,
+            state(job)
+        ));
+        say(&format!(
+            "{} done of {}; {} left alone, {} failed; {} moved out",
+            summary.rooms_done,
+            count(summary.rooms_planned, "room"),
+            summary.rooms_skipped,
+            summary.rooms_failed,
+            count(summary.people_moved, "local user"),
+        ));
+        for left in &summary.skipped {
+            say(&format!("  {}  left alone: {}", left.room_id, left.error));
+        }
+        for failed in &summary.errors {
+            say(&format!("  {}  failed: {}", failed.room_id, failed.error));
+        }
     } else {
         say(&format!(
             "{} of {} is {}",
@@ -328,8 +353,9 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[JobRecord]) {
     if records.is_empty() {
         say("no jobs on record");
     }
-    // What a retention run did stands in its own line.
-    let is_told = |job: &&JobRecord| job.kind != RETENTION_PURGE || job.state != State::Complete;
+    // What a retention run, or a set of rooms, did stands in its own line.
+    const PARTS: [&str; 3] = [RETENTION_PURGE, PURGE_IN_SET, DELETE_IN_SET];
+    let is_told = |job: &&JobRecord| !PARTS.contains(&&*job.kind) || job.state != State::Complete;
     for job in records.iter().filter(is_told) {
         let progress = progress_of(job);
         say(&format!(
@@ -345,7 +371,8 @@ pub fn jobs(as_json: bool, views: &[Value], records: &[JobRecord]) {
     let untold = records.iter().filter(|job| !is_told(job)).count();
     if untold > 0 {
         say(&format!(
-            "and {untold} purges of rooms by retention runs, all complete; --json shows them"
+            "and {} of single rooms by retention runs and sets, all complete; --json shows them",
+            count(untold as u64, "job")
         ));
     }
 }

@@ -18,7 +18,7 @@ use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, Viewer};
+use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, SetAction, SetRequest, Viewer};
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::time::Millis;
@@ -185,6 +185,46 @@ pub(super) fn delete_room(
     let started = answer(client.request("DELETE", &path, Some(&body)))?;
     let id = started.get("delete_id").and_then(Value::as_str);
     follow(&client, id.unwrap_or_default(), as_json)
+}
+
+/// Has the daemon purge or delete a set of rooms, and waits for it; nothing where no room is meant.
+pub(super) fn start_set(
+    config: &Config,
+    request: &SetRequest,
+    as_json: bool,
+) -> Result<Option<ExitCode>, Error> {
+    let client = daemon(config)?;
+    let mut body = match &request.action {
+        SetAction::PurgeHistory {
+            point,
+            delete_local_events,
+        } => {
+            let mut body = json!({
+                "action": "purge_history", "delete_local_events": delete_local_events,
+            });
+            match point {
+                PurgePoint::OlderThan(age) => body["older_than"] = format!("{}ms", age.0).into(),
+                point => {
+                    let before = point.keep_received_from(config.clock.now());
+                    body["purge_up_to_ts"] = before.map(|ts| ts.0).into();
+                }
+            }
+            body
+        }
+        SetAction::DeleteRoom(request) => json!({
+            "action": "delete_room", "block": request.block, "purge": request.purge,
+            "force_purge": request.force_purge, "new_room_user_id": request.new_room_user_id,
+            "room_name": request.room_name, "message": request.message,
+        }),
+    };
+    body["selectors"] = serde_json::to_value(&request.selectors).unwrap_or_default();
+    body["all_rooms"] = request.all_rooms.into();
+    body["rooms"] = serde_json::to_value(&request.among).unwrap_or_default();
+    let started = answer(client.post("/_roomkeeper/v1/sets", &body))?;
+    match started.get("job_id").and_then(Value::as_str) {
+        Some(id) => follow(&client, id, as_json).map(Some),
+        None => Ok(None),
+    }
 }
 
 /// Has the daemon block a room, or unblock it.

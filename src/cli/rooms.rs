@@ -14,7 +14,7 @@ use crate::store::space::human;
 use crate::time::Millis;
 
 /// Which rooms are meant. Options of different kinds must all hold.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 #[command(next_help_heading = "Which rooms")]
 pub(super) struct Which {
     /// This room, by its id or alias; repeatable, `-` reads them from stdin, one a line.
@@ -65,6 +65,11 @@ pub(super) struct Which {
 }
 
 impl Which {
+    /// Whether any rooms were named, or any sort of them.
+    pub(super) fn is_said(&self) -> bool {
+        *self != Self::default()
+    }
+
     /// What was said.
     ///
     /// # Errors

@@ -63,7 +63,7 @@ fn wanted(api: &Api, ctx: &Context) -> Result<(RoomId, Request), ApiError> {
 }
 
 /// What the body asks. The flags are judged in this order (H-40).
-fn request(body: &Map<String, Value>, requester: UserId) -> Result<Request, ApiError> {
+pub(super) fn request(body: &Map<String, Value>, requester: UserId) -> Result<Request, ApiError> {
     Ok(Request {
         requester: Some(requester),
         block: flag(body, "block", false)?,

@@ -25,6 +25,7 @@ mod plan;
 mod private;
 mod purge_history;
 mod room_report;
+mod room_sets;
 mod rooms;
 
 pub use self::api::{Api, Context, serve};

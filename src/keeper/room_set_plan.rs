@@ -254,7 +254,8 @@ impl Viewer {
                 before_ts,
                 delete_local_events,
             } => {
-                ownership::refuse_own_task(&self.db, &self.config, room)?;
+                let is_running = || Ok(self.running_homeserver()?.is_some());
+                ownership::refuse_own_task(&self.db, room, self.config.clock.now(), is_running)?;
                 let options = PurgeOptions {
                     delete_local_events: *delete_local_events,
                     ..PurgeOptions::default()

@@ -17,23 +17,22 @@ use serde_json::Value;
 
 use super::retention::{BATCH_EVENTS, DoneSignal, ERRORS_TOLD, LOOK_UP_EVERY, RoomError};
 use super::room_set::{Action, DELETE_IN_SET, PURGE_IN_SET, RoomSet};
+use super::room_set_part::{Fits, Kept, Prepare, RoomOfSet, RoomWork};
 use super::room_set_plan::{is_of_room, why};
-use super::{Shared, end_early, ownership};
-use crate::deletion::{self, DeletionScope, SHUTDOWN_ROOM, Shutdown};
+use super::{Shared, end_early};
+use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::{Phase, Progress, clean_up};
-use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
+use crate::jobs::ledger::{State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::{JobGuard, RunningJob};
 use crate::jobs::room_sets::{RoomLeft, RoomOutcome};
 use crate::point::Point;
 use crate::purge;
-use crate::rooms::{Condition, Selectors};
 use crate::store::db::Db;
 use crate::store::expiry::Expiry;
-use crate::store::homeserver::HomeserverDetector;
-use crate::store::{points, room_statistics};
+use crate::store::points;
 use crate::time::Millis;
 
 /// Most rooms of a batch: between two of them others get a worker.
@@ -65,34 +64,6 @@ pub struct RoomSetSummary {
     /// Which failed, and why; no more than a hundred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<RoomError>,
-}
-
-/// One room of a set: the parameters of its job in the ledger.
-#[derive(Clone, Serialize, Deserialize)]
-pub(super) struct RoomOfSet {
-    set: JobId,
-    #[serde(flatten)]
-    work: RoomWork,
-}
-
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum RoomWork {
-    Purge(purge::Request),
-    Deletion(deletion::Request),
-}
-
-impl RoomOfSet {
-    pub(super) fn of_record(record: &JobRecord) -> Option<Self> {
-        match record.kind.as_str() {
-            PURGE_IN_SET | DELETE_IN_SET => serde_json::from_value(record.params.clone()).ok(),
-            _ => None,
-        }
-    }
-
-    pub(super) fn set(&self) -> &JobId {
-        &self.set
-    }
 }
 
 /// The thread that sets run in, one after the other; dropping it ends and joins it. It is no worker, so that it can wait
@@ -150,9 +121,6 @@ impl Drop for RoomSetRunner {
         }
     }
 }
-
-/// A connection that one room's job leaves to the next.
-type Kept = Option<(Db, Option<HomeserverDetector>)>;
 
 /// What a set shares with the workers that have its batches.
 struct Counters {
@@ -433,7 +401,7 @@ impl Shared {
 
     /// Whether a room is still one of those that were meant.
     fn look_at_turn(&self, room: &RoomId, fits: &mut Fits) -> Result<bool, Error> {
-        self.with_reader(|db| ownership::refuse_own_task(db, &self.config, room))?;
+        self.with_reader(|db| self.refuse_own_task(db, room))?;
         fits.fits(self, room)
     }
 
@@ -443,7 +411,7 @@ impl Shared {
         left: &RoomLeft,
         work: RoomWork,
         kept: &mut Kept,
-        prepare: &dyn Fn(&Db) -> Result<(), Error>,
+        prepare: Prepare<'_>,
         counters: &Counters,
     ) -> Result<(), Error> {
         let kind = match &work {
@@ -468,7 +436,7 @@ impl Shared {
         left: &RoomLeft,
         part: &RoomOfSet,
         kept: &mut Kept,
-        prepare: &dyn Fn(&Db) -> Result<(), Error>,
+        prepare: Prepare<'_>,
         counters: &Counters,
     ) -> Result<(), Error> {
         let id = guard.id().clone();
@@ -516,45 +484,6 @@ impl Shared {
             }
         }
         Ok(())
-    }
-
-    /// Does what is to be done with one room. The connection outlives it, unless it failed. Without `prepare` no other room
-    /// follows.
-    pub(super) fn work_on_room(
-        &self,
-        guard: &JobGuard,
-        part: &RoomOfSet,
-        kept: &mut Kept,
-        prepare: Option<&dyn Fn(&Db) -> Result<(), Error>>,
-    ) -> Result<Progress, Error> {
-        let live = guard.live().clone();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
-        guard.start()?;
-        let mut ctx = match kept.take() {
-            Some((db, detector)) => self.job_context_on(db, detector, guard, &is_stopping),
-            None => {
-                let ctx = self.job_context(guard, &is_stopping)?;
-                if let Some(prepare) = prepare {
-                    prepare(&ctx.db)?;
-                }
-                ctx
-            }
-        };
-        ctx.is_one_of_many = prepare.is_some();
-        let done = match &part.work {
-            RoomWork::Purge(request) => purge::run(&mut ctx, request),
-            RoomWork::Deletion(request) => deletion::run(&mut ctx, request, DeletionScope::Whole),
-        };
-        let progress = done.map_err(|e| match e.is_busy() && is_stopping() {
-            // It waited for somebody else, and is not to wait any longer.
-            true => Error::Stopping,
-            false => e,
-        })?;
-        // A rewrite leaves nothing of what was prepared on its connection.
-        if !progress.rewritten {
-            *kept = Some((ctx.db, ctx.detector));
-        }
-        Ok(progress)
     }
 
     /// Writes down what became of a room, and how far the set is with that.
@@ -644,45 +573,6 @@ impl Shared {
         }
         Ok(())
     }
-
-    /// A part of a set is taken up by its set alone; one whose set has ended is over as well. Answers whether a record is
-    /// such a part.
-    pub(super) fn leave_to_set(&self, record: &JobRecord) -> Result<bool, Error> {
-        let Some(part) = RoomOfSet::of_record(record) else {
-            return Ok(false);
-        };
-        let ledger = self.register.ledger();
-        let set = ledger.get(part.set())?;
-        if set.is_none_or(|set| set.state.is_ended()) && !self.register.is_live(&record.id) {
-            let why = "interrupted, and the set of rooms that it was part of has ended";
-            log::warn!("{} of {} is given up: {why}", record.id, record.subject);
-            let ended = Ended {
-                error: Some((why, "set_ended")),
-                progress: &record.progress,
-                at: self.config.clock.now(),
-            };
-            ledger.end(&record.id, ended)?;
-        }
-        Ok(true)
-    }
-
-    /// Ends the parts of a set that was cancelled while it did not run.
-    pub(super) fn cancel_parts(&self, set: &JobId) -> Result<(), Error> {
-        let ledger = self.register.ledger();
-        for record in ledger.unended_parts(set)? {
-            if self.register.cancel(&record.id) {
-                continue;
-            }
-            let cancelled = Error::Cancelled;
-            let ended = Ended {
-                error: Some((&cancelled.to_string(), cancelled.code())),
-                progress: &record.progress,
-                at: self.config.clock.now(),
-            };
-            ledger.end(&record.id, ended)?;
-        }
-        Ok(())
-    }
 }
 
 /// What a room's error makes of its turn; what is no fault of a room ends the batch.
@@ -723,54 +613,4 @@ fn batch(mut rooms: Vec<RoomLeft>, set: &Arc<RoomSet>) -> Option<Batch> {
         set: set.clone(),
         rooms,
     })
-}
-
-/// Which rooms are still what they were chosen for. Looked up for all of them at once; again as soon as something came into
-/// a room since.
-struct Fits {
-    selectors: Selectors,
-    decided: Millis,
-    /// Those that fit, and the newest event of the moment when that was so.
-    known: Option<(std::collections::HashSet<RoomId>, i64)>,
-}
-
-impl Fits {
-    fn new(set: &RoomSet) -> Self {
-        Self {
-            selectors: set.selectors.clone(),
-            decided: set.decided_ms,
-            known: None,
-        }
-    }
-
-    fn fits(&mut self, shared: &Shared, room: &RoomId) -> Result<bool, Error> {
-        if self.selectors.is_everything() {
-            return Ok(true);
-        }
-        if let Some((_, newest)) = &self.known
-            && shared.with_reader(|db| room_statistics::has_newer(db, room, *newest))?
-        {
-            self.known = None;
-        }
-        let known = match self.known.take() {
-            Some(known) => known,
-            None => self.look(shared)?,
-        };
-        let (fitting, _) = self.known.insert(known);
-        Ok(fitting.contains(room))
-    }
-
-    fn look(&mut self, shared: &Shared) -> Result<(std::collections::HashSet<RoomId>, i64), Error> {
-        let selected = match shared.selected(&self.selectors, self.decided) {
-            // A space that is gone has no rooms.
-            Err(Error::BadRequest { errcode, .. }) if errcode == "M_NOT_FOUND" => {
-                let is_space = |condition: &Condition| matches!(condition, Condition::Space(_));
-                self.selectors.not.retain(|condition| !is_space(condition));
-                shared.selected(&self.selectors, self.decided)
-            }
-            selected => selected,
-        }?;
-        let rooms = selected.rooms.into_iter().map(|room| room.room_id);
-        Ok((rooms.collect(), selected.newest_event))
-    }
 }
