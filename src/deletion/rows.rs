@@ -25,6 +25,9 @@ const ROWS_BESIDE: i64 = 2_000;
 /// The same when nobody waits; bounds the log.
 const ROWS_OFFLINE: i64 = 1_000_000;
 
+/// Bytes of log that many small rooms may leave before it is emptied.
+const LOG_OF_MANY: u64 = 4 << 20;
+
 /// How long a room that somebody else works on is left to them before it is tried for again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -219,7 +222,12 @@ impl Work<'_, '_> {
             .wal_path()
             .and_then(|wal| fs::metadata(wal).ok())
             .map_or(0, |m| m.len());
-        if server_state == ServerState::Stopped {
+        // Many small rooms share the log, where the disk has room for it.
+        let shares_log = result.is_ok()
+            && ctx.is_one_of_many
+            && !self.sizer.is_limited()
+            && wal_bytes < LOG_OF_MANY;
+        if server_state == ServerState::Stopped && !shares_log {
             let emptied = ctx.db.checkpoint();
             if result.is_ok() {
                 emptied?;

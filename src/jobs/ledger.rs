@@ -69,6 +69,27 @@ pub struct Ended<'a> {
     pub at: Millis,
 }
 
+const INSERT: &str = "write the job into the ledger";
+
+fn insert(conn: &Connection, job: &JobRecord) -> rusqlite::Result<usize> {
+    let (kind, subject) = job.subject.columns();
+    conn.execute(
+        "INSERT INTO job (id, kind, subject_kind, subject, params, state, asked_by, progress, created_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        params![
+            job.id.as_str(),
+            job.kind,
+            kind,
+            subject,
+            job.params.to_string(),
+            job.state.text(),
+            job.asked_by,
+            job.progress.to_string(),
+            job.created_ms.0
+        ],
+    )
+}
+
 const END: &str = "note a job's end in the ledger";
 
 fn note_end(conn: &Connection, id: &JobId, ended: Ended<'_>) -> rusqlite::Result<usize> {
@@ -220,25 +241,15 @@ impl Ledger {
 
     /// Writes a new job down. It is there before anything starts.
     pub fn insert(&self, job: &JobRecord) -> Result<(), Error> {
-        let (kind, subject) = job.subject.columns();
-        let run = || {
-            self.conn.lock().execute(
-                "INSERT INTO job (id, kind, subject_kind, subject, params, state, asked_by, progress, created_ms)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-                params![
-                    job.id.as_str(),
-                    job.kind,
-                    kind,
-                    subject,
-                    job.params.to_string(),
-                    job.state.text(),
-                    job.asked_by,
-                    job.progress.to_string(),
-                    job.created_ms.0
-                ],
-            )
-        };
-        run().context("write the job into the ledger").map(drop)
+        let noted = insert(&self.conn.lock(), job);
+        noted.context(INSERT).map(drop)
+    }
+
+    /// The same for a part of another job, which is begun again by that one where power that fails takes this back. What
+    /// the part notes for certain makes this certain as well.
+    pub fn insert_part(&self, job: &JobRecord) -> Result<(), Error> {
+        let noted = self.with_relaxed_sync(|conn| insert(conn, job));
+        noted.context(INSERT).map(drop)
     }
 
     /// Takes back a job that could not be queued.

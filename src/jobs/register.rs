@@ -69,6 +69,29 @@ impl JobRegistry {
         subject: &Subject,
         params: Value,
     ) -> Result<JobGuard, Error> {
+        self.enqueue_by(kind, subject, params, Ledger::insert)
+    }
+
+    /// As [`JobRegistry::enqueue`], for a part of another job that stands in the ledger (see [`Ledger::insert_part`]).
+    ///
+    /// # Errors
+    /// As [`JobRegistry::enqueue`].
+    pub fn enqueue_part(
+        self: &Arc<Self>,
+        kind: &str,
+        subject: &Subject,
+        params: Value,
+    ) -> Result<JobGuard, Error> {
+        self.enqueue_by(kind, subject, params, Ledger::insert_part)
+    }
+
+    fn enqueue_by(
+        self: &Arc<Self>,
+        kind: &str,
+        subject: &Subject,
+        params: Value,
+        insert: fn(&Ledger, &JobRecord) -> Result<(), Error>,
+    ) -> Result<JobGuard, Error> {
         let record = JobRecord {
             id: JobId::random(),
             kind: kind.to_owned(),
@@ -86,7 +109,7 @@ impl JobRegistry {
         };
         self.write_what_is_unwritten();
         let guard = self.claim(&record)?;
-        match self.ledger.insert(&record) {
+        match insert(&self.ledger, &record) {
             Ok(()) => Ok(guard),
             Err(e) => {
                 guard.forget();

@@ -424,7 +424,7 @@ impl Shared {
         };
         let params = serde_json::to_value(&part).map_err(|e| Error::Bug(e.to_string()))?;
         let subject = Subject::Room(left.room.clone());
-        match self.register.enqueue(kind, &subject, params) {
+        match self.register.enqueue_part(kind, &subject, params) {
             Ok(guard) => self.do_part(guard, left, &part, kept, prepare, counters),
             Err(e) => self.note_turn(counters, left.place, &left.room, turn_of(e)?),
         }
