@@ -115,7 +115,7 @@ pub struct Table {
     pub held: Option<&'static str>,
     /// The column without which that is not asked.
     pub held_needs: Option<&'static str>,
-    /// Whether Synapse's own foreign keys on `events` or `rooms` start here, and our rules know them.
+    /// Whether foreign keys of Synapse's own start here, on `events`, `rooms` or `partial_state_rooms`: our rules know them.
     pub refers: bool,
 }
 

@@ -33,6 +33,8 @@ class Release:
     defects: frozenset = frozenset()
     # Only our result is looked at, Synapse's own purge is not asked for.
     smoke_only: bool = False
+    # Only its tables are looked at, of a server that was started and has nothing in it.
+    catalogue_only: bool = False
     # Whether there is `/_synapse/admin/v1/rooms/…/messages`.
     admins_page: bool = True
     # Whether a shutdown has those join the new room who were only invited to the old one (seen of 1.100 and 1.128, not of 1.79 and 1.163).
@@ -57,6 +59,7 @@ RELEASES = {
         Release("1.100.0", 84, _MIDDLE_PINS, frozenset(_UNTIL_1_100), invited_join=True),
         Release("1.128.0", 91, _MIDDLE_PINS, frozenset(_UNTIL_1_128), invited_join=True),
         Release("1.163.2", 94),
+        Release("1.164.0rc3", 95, catalogue_only=True),
     )
 }
 
