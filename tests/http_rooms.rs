@@ -302,3 +302,102 @@ also_on_postgres! {
     rooms_are_listed_in_pages_in_any_order,
     scripts_send_what_they_like_in_paths_queries_and_content_types,
 }
+
+#[test]
+fn a_set_of_rooms_is_planned_and_deleted_and_what_is_misspelt_is_refused() {
+    let daemon = Daemon::start(7);
+    let post = |body: Value| {
+        daemon
+            .client
+            .post("/_roomkeeper/v1/sets", &body)
+            .expect("answered")
+    };
+    for (body, status, errcode) in [
+        (json!({"action": "delete_room"}), 400, "M_MISSING_PARAM"),
+        (
+            json!({"action": "delete_room", "selectors": {"not": ["empty"]}}),
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (
+            json!({"action": "delete_room", "selectors": {"only": ["emty"]}}),
+            400,
+            "M_INVALID_PARAM",
+        ),
+        (
+            json!({"action": "delete_room", "selector": {"only": ["empty"]}}),
+            400,
+            "M_BAD_JSON",
+        ),
+        (
+            json!({"action": "delete_room", "selectors": {"only": ["room=!none:x"]}}),
+            400,
+            "M_NOT_FOUND",
+        ),
+        (
+            json!({"action": "purge_history", "all_rooms": true}),
+            400,
+            "M_BAD_JSON",
+        ),
+    ] {
+        let reply = post(body.clone());
+        assert_eq!(
+            (reply.status, reply.body["errcode"].as_str()),
+            (status, Some(errcode)),
+            "{body}"
+        );
+    }
+    let nobody = daemon.client.get("/_roomkeeper/v1/sets").expect("answered");
+    assert_eq!(nobody.status, 405);
+    let before = daemon.site.tables();
+    let spared = &daemon.rooms[0];
+    let mut body = json!({
+        "action": "delete_room", "selectors": {"only": ["empty"], "not": [format!("room={spared}")]},
+        "dry_run": true, "limit": 1,
+    });
+    let plan = post(body.clone());
+    assert_eq!(plan.status, 200, "{:?}", plan.body);
+    let others = daemon.rooms.len() - 1;
+    assert_eq!(plan.body["totals"]["rooms"], others, "{:?}", plan.body);
+    assert_eq!(
+        plan.body["rooms"].as_array().map(Vec::len),
+        Some(1.min(others))
+    );
+    assert_eq!(
+        before.difference(&daemon.site.tables()),
+        "",
+        "a plan reads only"
+    );
+    body["dry_run"] = false.into();
+    let started = post(body);
+    assert_eq!(
+        (started.status, &started.body["rooms"]),
+        (200, &others.into()),
+        "{:?}",
+        started.body
+    );
+    let id = started.body["job_id"].as_str().expect("a job").to_owned();
+    let done = daemon.keeper.wait(&id.as_str().into()).expect("done");
+    assert_eq!(done.asked_by, None);
+    let job = daemon
+        .client
+        .get(&format!("/_roomkeeper/v1/jobs/{id}"))
+        .expect("answered");
+    assert_eq!((job.status, &job.body["state"]), (200, &"complete".into()));
+    assert_eq!(job.body["progress"]["rooms_done"], others);
+    assert_eq!(job.body["kind"], "room_set");
+    assert!(
+        job.body["rooms"]
+            .as_str()
+            .is_some_and(|words| words.contains("empty")),
+        "{:?}",
+        job.body
+    );
+    let left = daemon.site.tables();
+    let left: Vec<&str> = left
+        .rows("rooms")
+        .iter()
+        .map(|r| r.word("room_id"))
+        .collect();
+    assert_eq!(left, [spared.as_str()]);
+}

@@ -609,3 +609,35 @@ also_on_postgres! {
     errors_are_json_where_json_was_asked_for,
     an_interrupted_command_ends_with_130_and_can_go_on,
 }
+
+#[test]
+fn a_set_of_rooms_is_given_to_the_daemon_that_is_at_work() {
+    let home = Home::new(120, "");
+    home.sql("DELETE FROM current_state_events");
+    home.sql("DELETE FROM local_current_membership");
+    let daemon = Daemon::start(&home);
+    let before = home.events();
+    let refused = home.run(&["delete-room", "--empty"]);
+    refused.assert_ended(130, "say --yes");
+    let words = [
+        "purge-history",
+        "--all-rooms",
+        "--before",
+        "2100-01-01",
+        "--delete-local-events",
+        "--yes",
+    ];
+    let purged = home.run(&words);
+    assert_eq!(purged.code, Some(0), "{purged:?}");
+    assert!(purged.err.contains("a daemon"), "{purged:?}");
+    assert!(home.events() < before, "{purged:?}");
+    let deleted = home.run(&["--json", "delete-room", "--empty", "--force-purge", "--yes"]);
+    assert_eq!(deleted.code, Some(0), "{deleted:?}");
+    assert_eq!(deleted.json()["progress"]["rooms_failed"], 0, "{deleted:?}");
+    assert_eq!(home.events(), 0, "{deleted:?}");
+    let again = home.run(&["delete-room", "--empty", "--yes"]);
+    assert_eq!(again.code, Some(0), "{again:?}");
+    assert!(again.out.contains("no room is meant"), "{again:?}");
+    daemon.terminate();
+    home.assert_sound();
+}
