@@ -1,8 +1,12 @@
 //! The invariants I-1 … I-19 of a database (behaviour.md section 11.1). Reads only.
 
+use std::sync::LazyLock;
+
 use serde::Serialize;
 
+use super::catalog::Catalog;
 use super::db::{Db, Engine, Value};
+use super::tables::{self, Table};
 use super::{homeserver, search};
 use crate::error::{Chain, Error};
 use crate::time::Millis;
@@ -29,6 +33,55 @@ struct Rule {
     meaning: &'static str,
     /// Tables and columns (`table.column`) without which the rule says nothing.
     needs: &'static [&'static str],
+    query: &'static str,
+}
+
+/// I-13 of every table of the list that has rows of events: meaning and query.
+static HELD: LazyLock<Vec<(&'static Table, String, String)>> = LazyLock::new(|| {
+    let rule = |table: &'static Table| {
+        let meaning = format!("every {} belongs to an event that is held", table.held?);
+        let query = format!(
+            "SELECT t.event_id FROM {} t
+              WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
+            table.name
+        );
+        Some((table, meaning, query))
+    };
+    tables::ALL.iter().filter_map(rule).collect()
+});
+
+/// The rules that say something of a database, by their numbers.
+fn rules_of(catalog: &Catalog, of_engine: &'static [Rule]) -> Vec<Asked> {
+    let has = |need: &&str| match need.split_once('.') {
+        Some((table, column)) => catalog.has_column(table, column),
+        None => catalog.has(need),
+    };
+    let rules = RULES.iter().chain(of_engine);
+    let rules = rules.filter(|rule| rule.needs.iter().all(has));
+    let rules = rules.map(|rule| Asked {
+        id: rule.id,
+        meaning: rule.meaning,
+        query: rule.query,
+    });
+    let held = HELD.iter().filter(|(table, ..)| {
+        let needs = table.held_needs;
+        catalog.has(table.name) && needs.is_none_or(|column| catalog.has_column(table.name, column))
+    });
+    let held = held.map(|(_, meaning, query)| Asked {
+        id: "I-13",
+        meaning,
+        query,
+    });
+    let mut asked: Vec<Asked> = rules.chain(held).collect();
+    let number = |id: &str| id.trim_start_matches("I-").parse().unwrap_or(u32::MAX);
+    asked.sort_by_key(|rule| number(rule.id));
+    asked
+}
+
+/// A rule that is put to a database.
+struct Asked {
+    id: &'static str,
+    meaning: &'static str,
     query: &'static str,
 }
 
@@ -244,73 +297,10 @@ const RULES: &[Rule] = &[
     },
     Rule {
         id: "I-13",
-        meaning: "every relation belongs to an event that is held",
-        needs: &["event_relations"],
-        query: "SELECT t.event_id FROM event_relations t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
         meaning: "every full-text document belongs to an event that is held",
         needs: &["event_search_content.c0event_id"],
         query: "SELECT t.c0event_id FROM event_search_content t
                  WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.c0event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every text of the full-text index belongs to an event that is held",
-        needs: &["event_search.vector"],
-        query: "SELECT t.event_id FROM event_search t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every push action belongs to an event that is held",
-        needs: &["event_push_actions"],
-        query: "SELECT t.event_id FROM event_push_actions t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every rejection belongs to an event that is held",
-        needs: &["rejections"],
-        query: "SELECT t.event_id FROM rejections t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every redaction is held",
-        needs: &["redactions"],
-        query: "SELECT t.event_id FROM redactions t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every row of the auth graph belongs to an event that is held",
-        needs: &["event_auth"],
-        query: "SELECT t.event_id FROM event_auth t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every auth chain position belongs to an event that is held",
-        needs: &["event_auth_chains"],
-        query: "SELECT t.event_id FROM event_auth_chains t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every state event is held",
-        needs: &[],
-        query: "SELECT t.event_id FROM state_events t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
-    },
-    Rule {
-        id: "I-13",
-        meaning: "every membership belongs to an event that is held",
-        needs: &["room_memberships"],
-        query: "SELECT t.event_id FROM room_memberships t
-                 WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.event_id = t.event_id)",
     },
     Rule {
         id: "I-14",
@@ -403,17 +393,11 @@ pub fn check(
         }
         outcome => outcome,
     };
-    let of_engine = match db.engine() {
+    let of_engine: &'static [Rule] = match db.engine() {
         Engine::Sqlite => RULES_OF_FILES,
         Engine::Postgres => &[],
     };
-    for rule in RULES.iter().chain(of_engine) {
-        if !rule.needs.iter().all(|need| match need.split_once('.') {
-            Some((table, column)) => db.catalog().has_column(table, column),
-            None => db.catalog().has(need),
-        }) {
-            continue;
-        }
+    for rule in rules_of(db.catalog(), of_engine) {
         each(rule.id, rule.meaning);
         let (mut rows, mut example) = (0, String::new());
         let asked = db.for_each("check the database", rule.query, &[], |row| {

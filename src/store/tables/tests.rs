@@ -3,7 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::Connection;
 
 use super::*;
-use crate::store::schema;
+use crate::store::db::{Db, OpenOptions};
+use crate::store::{check, schema};
+use crate::time::Millis;
 
 /// Our own schema, as the tests have it: columns by table.
 fn catalogue(conn: &Connection) -> BTreeMap<String, BTreeSet<String>> {
@@ -174,4 +176,54 @@ fn a_history_purge_removes_rows_in_its_order() {
         .collect();
     assert_eq!(kept, of_p_13);
     assert_eq!(order.first(), Some(&"event_to_state_groups"));
+}
+
+/// `check` misses no row of which the list says that its event is held, and takes none for one that is.
+#[test]
+fn check_names_every_table_whose_rows_lack_their_event() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("homeserver.db");
+    schema::create(&path).expect("made");
+    let held = || ALL.iter().filter(|table| table.held.is_some());
+    // The index of a file has no table of that shape.
+    let of_files = || held().filter(|table| table.held_needs.is_none());
+    assert_eq!((held().count(), of_files().count()), (9, 8));
+    let conn = Connection::open(&path).expect("opens");
+    conn.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON")
+        .expect("off");
+    for table in of_files() {
+        let mut statement = conn
+            .prepare(
+                r#"SELECT name FROM pragma_table_info($1) WHERE "notnull" OR name = 'event_id'"#,
+            )
+            .expect("prepared");
+        let names = statement.query_map([table.name], |r| r.get::<_, String>(0));
+        let names: Vec<String> = names
+            .expect("a list")
+            .map(|name| name.expect("a name"))
+            .collect();
+        let values = vec!["1"; names.len()].join(", ");
+        let names = names.join(", ");
+        let sql = format!("INSERT INTO {} ({names}) VALUES ({values})", table.name);
+        conn.execute(&sql, [])
+            .unwrap_or_else(|e| panic!("{sql}: {e}"));
+    }
+    drop(conn);
+    let db = Db::open(&path, &OpenOptions::default()).expect("opens");
+    let found = check::check(&db, Millis(0), |_, _| ()).expect("checked");
+    let told: BTreeMap<&str, i64> = found
+        .iter()
+        .filter(|v| v.rule == "I-13")
+        .map(|v| (v.meaning, v.rows))
+        .collect();
+    let meanings: Vec<String> = of_files()
+        .map(|table| {
+            format!(
+                "every {} belongs to an event that is held",
+                table.held.expect("held")
+            )
+        })
+        .collect();
+    let expected: BTreeMap<&str, i64> = meanings.iter().map(|m| (m.as_str(), 1)).collect();
+    assert_eq!(told, expected);
 }
