@@ -121,6 +121,8 @@ pub struct PurgeStatus {
 pub struct Keeper {
     shared: Arc<Shared>,
     threads: Arc<Threads>,
+    /// For whom it speaks; jobs have it in their records.
+    asked_by: Option<Arc<str>>,
 }
 
 /// What jobs need. Jobs hold this and never the threads, so that no thread can be left to join itself.
@@ -248,7 +250,11 @@ impl Keeper {
             pool: Some(pool),
             retention_scheduler: Some(retention_scheduler),
         });
-        let keeper = Self { shared, threads };
+        let keeper = Self {
+            shared,
+            threads,
+            asked_by: None,
+        };
         if keeper.shared.config.resume {
             keeper.take_up(|state| state == State::Queued)?;
         }
@@ -261,6 +267,19 @@ impl Keeper {
         if let Some(file) = self.shared.config.database.file() {
             Reserve::beside(file).make();
         }
+    }
+
+    /// The same keeper, in whose jobs' records stands who asked for them.
+    #[must_use]
+    pub fn on_behalf_of(&self, who: &str) -> Self {
+        Self {
+            asked_by: Some(who.into()),
+            ..self.clone()
+        }
+    }
+
+    fn asked_by(&self) -> Option<&str> {
+        self.asked_by.as_deref()
     }
 
     /// What the keeper was opened with.
@@ -297,10 +316,10 @@ impl Keeper {
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
         self.shared.release_reserve_if_short();
         let subject = Subject::Room(room.clone());
-        let guard = self
-            .shared
-            .register
-            .enqueue(PURGE_HISTORY, &subject, params);
+        let guard =
+            self.shared
+                .register
+                .enqueue_for(self.asked_by(), PURGE_HISTORY, &subject, params);
         let guard = guard.map_err(|e| self.shared.tell_full_disk(e))?;
         let id = guard.id().clone();
         log::info!("room {room}: purge {id} up to {point} is queued");

@@ -91,6 +91,7 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
         ("database", config.database.to_string()),
         ("ledger", config.ledger.display().to_string()),
         ("listen", list(listen.collect())),
+        ("trusted proxies", config.trusted_proxies.len().to_string()),
         ("admin token", yes(config.admin_token.is_some())),
         ("admin user", config.admin_user.to_string()),
         (

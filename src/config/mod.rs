@@ -7,6 +7,7 @@ pub mod file;
 mod homeserver;
 #[cfg(feature = "daemon")]
 mod located;
+mod network;
 #[cfg(feature = "daemon")]
 mod ours;
 #[cfg(feature = "daemon")]
@@ -30,6 +31,7 @@ use std::sync::Arc;
 pub use self::authentication::AuthenticationService;
 pub use self::event_signing::{EventSigning, SigningKey};
 pub use self::homeserver::HomeserverApi;
+pub use self::network::Network;
 use crate::batch::BatchLimits;
 use crate::database::Database;
 use crate::endpoints::HomeserverEndpoints;
@@ -124,6 +126,8 @@ pub struct Config {
     pub resume: bool,
     /// Where the daemon listens.
     pub listen: Vec<Listen>,
+    /// The proxies whose word about their clients counts (`X-Forwarded-For`).
+    pub trusted_proxies: Vec<Network>,
     /// The static admin token, if there is one (U-14).
     pub admin_token: Option<Secret>,
     /// Who the holder of the static token is.
@@ -186,6 +190,7 @@ impl Config {
             endpoints: HomeserverEndpoints::default(),
             resume: false,
             listen: Vec::new(),
+            trusted_proxies: Vec::new(),
             admin_token: None,
             admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
             delegated_auth: false,

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
-use super::{Config, HomeserverApi, HomeserverPolicy, Listen, Secret, secrets};
+use super::{Config, HomeserverApi, HomeserverPolicy, Listen, Network, Secret, secrets};
 use crate::error::Error;
 use crate::ids::UserId;
 
@@ -20,6 +20,10 @@ const OUR_KEYS: &[(&str, &str)] = &[
     (
         "admin_token_path",
         "a file that holds the static admin token",
+    ),
+    (
+        "trusted_proxies",
+        "a list of addresses and networks: \"127.0.0.1\", \"10.0.0.0/8\"",
     ),
     ("admin_user", "the user id the static token stands for"),
     ("ledger", "a file for roomkeeper's own bookkeeping"),
@@ -58,6 +62,7 @@ const HOMESERVER_KEYS: &[(&str, &str)] = &[
 /// (K-6), so that a copy never reaches the live server.
 const OF_THE_SERVER: &[&str] = &[
     "listen",
+    "trusted_proxies",
     "admin_token_path",
     "ledger",
     "homeserver",
@@ -146,6 +151,7 @@ fn read_our_key(
 ) -> Result<(), Error> {
     match key {
         "listen" => config.listen = listen(value, directory)?,
+        "trusted_proxies" => config.trusted_proxies = trusted_proxies(value)?,
         "admin_token_path" => {
             let path = directory.join(string("roomkeeper.admin_token_path", value)?);
             config.admin_token = Some(secret("roomkeeper.admin_token_path", &path)?);
@@ -274,6 +280,21 @@ fn listen(value: &Value, directory: &Path) -> Result<Vec<Listen>, Error> {
         .collect()
 }
 
+fn trusted_proxies(value: &Value) -> Result<Vec<Network>, Error> {
+    let key = "roomkeeper.trusted_proxies";
+    let Some(list) = value.as_list() else {
+        return Err(wrong(key, value, "a list of addresses and networks"));
+    };
+    let read = |entry: &Value| {
+        let network = Network::parse(&string(key, entry)?);
+        network.ok_or_else(|| {
+            let wanted = "an address, or a network without bits beside it: 127.0.0.1, 10.0.0.0/8";
+            wrong(key, entry, wanted)
+        })
+    };
+    list.iter().map(|entry| read(entry)).collect()
+}
+
 /// Reads a file that holds nothing but a secret. The secret is in no message.
 fn secret(key: &str, path: &Path) -> Result<Secret, Error> {
     secrets::refuse_open(key, path)?;
@@ -357,6 +378,10 @@ mod tests {
                 "a user of this server",
             ),
             ("roomkeeper: 5", "roomkeeper is 5"),
+            (
+                "roomkeeper: {trusted_proxies: [10.0.0.1/8]}",
+                "a network without bits beside it",
+            ),
             (
                 "roomkeeper: {listen: ['nowhere']}",
                 "host:port or unix:/path",

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,8 @@ use super::introspection::Introspector;
 use super::json::ApiError;
 use super::route::{self, Found};
 use super::server::limits::Limits;
-use crate::config::Secret;
+use super::server::listen::Origin;
+use crate::config::{Network, Secret};
 use crate::counters::{COUNTERS, add};
 use crate::error::Error;
 use crate::ids::UserId;
@@ -24,6 +26,7 @@ pub struct Api {
     /// What does the work.
     pub keeper: Keeper,
     authenticator: Authenticator,
+    trusted_proxies: Vec<Network>,
 }
 
 /// One request on its way to an endpoint.
@@ -78,9 +81,11 @@ pub fn serve(keeper: Keeper) -> Result<HttpServer, Error> {
         is_delegated: config.delegated_auth,
         service,
     };
+    let trusted_proxies = config.trusted_proxies.clone();
     let api = Api {
         keeper,
         authenticator,
+        trusted_proxies,
     };
     let handler = Arc::new(move |request| api.answer(request));
     let limits = Limits {
@@ -141,7 +146,7 @@ impl Api {
         };
         log::log!(
             level,
-            "http: {} {} by {} over {} -> {} took_ms={}",
+            "http: {} {} by {} over {} -> {} took_ms={}{}",
             ctx.request.method,
             loggable(&ctx.request.target),
             ctx.who
@@ -152,6 +157,10 @@ impl Api {
             ctx.request.origin.as_str(),
             response.status,
             begun.elapsed().as_millis(),
+            match ctx.request.peer {
+                Some(_) => format!(" from={}", self.client(&ctx)),
+                None => String::new(),
+            },
         );
         response
     }
@@ -170,11 +179,49 @@ impl Api {
         Ok(who.into())
     }
 
+    /// The keeper on behalf of who asks, for what starts jobs: who it was, and from where, stands in their records.
+    pub fn keeper_for(&self, ctx: &Context, who: &UserId) -> Keeper {
+        let from = match ctx.request.origin {
+            Origin::Unix => "by the socket".to_owned(),
+            Origin::Tcp => format!("from {}", self.client(ctx)),
+        };
+        self.keeper.on_behalf_of(&format!("{who} {from}"))
+    }
+
+    /// From where somebody asks: who is at the other end, or whom a proxy that is trusted speaks for. Of what proxies say
+    /// after each other, only the part counts that trusted ones said.
+    fn client(&self, ctx: &Context) -> String {
+        let Some(peer) = ctx.request.peer else {
+            return "an unknown address".to_owned();
+        };
+        let entries = ctx.request.forwarded_for.iter();
+        let entries = entries.flat_map(|value| value.split(','));
+        let mut client = peer;
+        for entry in entries.rev() {
+            if !self.trusted_proxies.iter().any(|one| one.contains(client)) {
+                break;
+            }
+            match address_of(entry.trim()) {
+                Some(address) => client = address,
+                None => return format!("an unknown address behind {client}"),
+            }
+        }
+        client.to_string()
+    }
+
     /// Who asks, if they are a server admin. The first thing every endpoint for admins does (H-7).
     pub fn admin(&self, ctx: &Context) -> Result<UserId, ApiError> {
         let who = self.authenticator.admin(&self.keeper, ctx)?;
         Ok(ctx.who.get_or_init(|| who).clone())
     }
+}
+
+/// An address, with a port or without: `192.0.2.1`, `192.0.2.1:5`, `::1`, `[::1]:5`.
+fn address_of(text: &str) -> Option<IpAddr> {
+    let bare = text.trim_start_matches('[').trim_end_matches(']');
+    let address = bare.parse().ok();
+    let address = address.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))?;
+    Some(address.to_canonical())
 }
 
 /// Adds a request to the counters of this process.

@@ -13,15 +13,17 @@ use crate::ids::{RoomId, UserId};
 
 /// Deletes a room and answers what its shutdown did, when all is over (v1).
 pub fn now(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
-    let (room, request) = wanted(api, ctx)?;
-    let shutdown = api.keeper.delete_room(&room, request)?;
+    let (who, room, request) = wanted(api, ctx)?;
+    let keeper = api.keeper_for(ctx, &who);
+    let shutdown = keeper.delete_room(&room, request)?;
     Ok(json::json(200, &shutdown))
 }
 
 /// Starts a deletion and answers its id at once (v2).
 pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
-    let (room, request) = wanted(api, ctx)?;
-    let id = api.keeper.shutdown_and_purge_room(&room, request)?;
+    let (who, room, request) = wanted(api, ctx)?;
+    let keeper = api.keeper_for(ctx, &who);
+    let id = keeper.shutdown_and_purge_room(&room, request)?;
     Ok(json::json(200, &json!({"delete_id": id})))
 }
 
@@ -55,11 +57,11 @@ pub fn status(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     }
 }
 
-fn wanted(api: &Api, ctx: &Context) -> Result<(RoomId, Request), ApiError> {
+fn wanted(api: &Api, ctx: &Context) -> Result<(UserId, RoomId, Request), ApiError> {
     let requester = api.admin(ctx)?;
     let body = json::object(&ctx.request.body, Body::Required)?;
-    let request = request(&body, requester)?;
-    Ok((RoomId::from(ctx.parameter(0)), request))
+    let request = request(&body, requester.clone())?;
+    Ok((requester, RoomId::from(ctx.parameter(0)), request))
 }
 
 /// What the body asks. The flags are judged in this order (H-40).

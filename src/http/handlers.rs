@@ -1,6 +1,7 @@
 //! The handlers: `tiny_http` on a private socket, and the threads that take requests from it one by one.
 
 use std::io::Read;
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use subtle::ConstantTimeEq;
 use super::private::PrivateDir;
 use super::server::Backend;
 use super::server::error_response::ErrorResponse;
-use super::server::handler_request::ORIGIN_HEADER;
+use super::server::handler_request::{FORWARDED_HEADER, ORIGIN_HEADER};
 use super::server::limits::MAX_BODY;
 use super::server::listen::Origin;
 use crate::store::read_limit::ReadLimit;
@@ -29,6 +30,10 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Through what kind of listener it came.
     pub origin: Origin,
+    /// Who was at the other end, over TCP.
+    pub peer: Option<IpAddr>,
+    /// The values of all `X-Forwarded-For` headers, in their order.
+    pub forwarded_for: Vec<String>,
     /// How long what only reads may take, and whether somebody still waits for it.
     pub limit: Arc<ReadLimit>,
 }
@@ -148,22 +153,23 @@ impl HandlerThread {
     }
 
     fn serve(&self, mut received: tiny_http::Request) {
-        let Some((origin, number)) = self.origin(&received) else {
+        let Some((origin, number, peer)) = self.origin(&received) else {
             log::error!("http: a request on the private socket did not come through the server");
             return;
         };
-        let authorization = received
-            .headers()
-            .iter()
-            .filter(|header| header.field.equiv("Authorization"));
+        let values = |name: &'static str| {
+            let headers = received.headers().iter();
+            let headers = headers.filter(move |header| header.field.equiv(name));
+            headers.map(|header| header.value.as_str().to_owned())
+        };
         let mut request = Request {
             method: received.method().as_str().to_owned(),
             target: received.url().to_owned(),
-            authorization: authorization
-                .map(|header| header.value.as_str().to_owned())
-                .collect(),
+            authorization: values("Authorization").collect(),
             body: Vec::new(),
             origin,
+            peer,
+            forwarded_for: values(FORWARDED_HEADER).collect(),
             limit: match self.backend.answers.limit(number) {
                 Some(limit) => limit,
                 None => return, // It was given up.
@@ -191,8 +197,8 @@ impl HandlerThread {
         self.backend.answers.put(number, response);
     }
 
-    /// What the server says about a request, and its number; `None` when it does not come from the server.
-    fn origin(&self, request: &tiny_http::Request) -> Option<(Origin, u64)> {
+    /// What the server says about a request, its number, and who sent it; `None` when it does not come from the server.
+    fn origin(&self, request: &tiny_http::Request) -> Option<(Origin, u64, Option<IpAddr>)> {
         let header = request
             .headers()
             .iter()
@@ -201,10 +207,12 @@ impl HandlerThread {
         if !bool::from(secret.as_bytes().ct_eq(self.backend.secret.as_bytes())) {
             return None;
         }
-        let (origin, number) = rest.split_once(' ')?;
+        let mut words = rest.split(' ');
+        let (origin, number) = (words.next()?, words.next()?);
         let origin = [Origin::Tcp, Origin::Unix]
             .into_iter()
             .find(|known| known.as_str() == origin)?;
-        Some((origin, number.parse().ok()?))
+        let peer = words.next().and_then(|peer| peer.parse().ok());
+        Some((origin, number.parse().ok()?, peer))
     }
 }

@@ -65,7 +65,7 @@ pub fn run(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let mut refused = None;
     for range in ranges(&api.keeper.config().retention, &wanted)? {
         match api
-            .keeper
+            .keeper_for(ctx, &who)
             .purge_history_for_rooms_in_range(range.shortest, range.longest)
         {
             Ok(id) => {

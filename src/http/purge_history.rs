@@ -15,16 +15,16 @@ use crate::time::Millis;
 
 /// Starts a purge and answers its id at once.
 pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
-    api.admin(ctx)?;
+    let who = api.admin(ctx)?;
     let body = json::object(&ctx.request.body, Body::Optional)?;
     let point = point(ctx.parameters.get(1).map(String::as_str), &body)?;
     let options = PurgeOptions {
         delete_local_events: json::truthy(body.get("delete_local_events")),
         ..PurgeOptions::default()
     };
-    let id = api
-        .keeper
-        .purge_history(&RoomId::from(ctx.parameter(0)), point, options)?;
+    let id =
+        api.keeper_for(ctx, &who)
+            .purge_history(&RoomId::from(ctx.parameter(0)), point, options)?;
     Ok(json::json(200, &json!({"purge_id": id})))
 }
 

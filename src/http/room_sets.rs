@@ -56,7 +56,7 @@ pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
         let plan = api.keeper.plan_set(&request, most.min(MOST_TOLD))?;
         return Ok(json::json(200, &plan));
     }
-    let started = api.keeper.start_set(&request)?;
+    let started = api.keeper_for(ctx, &who).start_set(&request)?;
     if let Some(id) = &started.job_id {
         log::info!("room set {id}: {who} asks for it");
     }

@@ -69,7 +69,21 @@ impl JobRegistry {
         subject: &Subject,
         params: Value,
     ) -> Result<JobGuard, Error> {
-        self.enqueue_by(kind, subject, params, Ledger::insert)
+        self.enqueue_for(None, kind, subject, params)
+    }
+
+    /// As [`JobRegistry::enqueue`], with who asked for it in the record.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn enqueue_for(
+        self: &Arc<Self>,
+        asked_by: Option<&str>,
+        kind: &str,
+        subject: &Subject,
+        params: Value,
+    ) -> Result<JobGuard, Error> {
+        self.enqueue_by(asked_by, (kind, subject, params), Ledger::insert)
     }
 
     /// As [`JobRegistry::enqueue`], for a part of another job that stands in the ledger (see [`Ledger::insert_part`]).
@@ -82,14 +96,13 @@ impl JobRegistry {
         subject: &Subject,
         params: Value,
     ) -> Result<JobGuard, Error> {
-        self.enqueue_by(kind, subject, params, Ledger::insert_part)
+        self.enqueue_by(None, (kind, subject, params), Ledger::insert_part)
     }
 
     fn enqueue_by(
         self: &Arc<Self>,
-        kind: &str,
-        subject: &Subject,
-        params: Value,
+        asked_by: Option<&str>,
+        (kind, subject, params): (&str, &Subject, Value),
         insert: fn(&Ledger, &JobRecord) -> Result<(), Error>,
     ) -> Result<JobGuard, Error> {
         let record = JobRecord {
@@ -100,7 +113,7 @@ impl JobRegistry {
             error: None,
             error_code: None,
             waits: None,
-            asked_by: None,
+            asked_by: asked_by.map(str::to_owned),
             params,
             progress: Value::Null,
             created_ms: self.clock.now(),
@@ -128,6 +141,7 @@ impl JobRegistry {
         kind: &str,
         subject: &Subject,
         params: &Value,
+        asked_by: Option<&str>,
         give_up: impl Fn() -> bool,
     ) -> Result<JobGuard, Error> {
         loop {
@@ -135,7 +149,7 @@ impl JobRegistry {
             if give_up() {
                 return Err(Error::Stopping);
             }
-            match self.enqueue(kind, subject, params.clone()) {
+            match self.enqueue_for(asked_by, kind, subject, params.clone()) {
                 Err(Error::RoomBusy { .. }) => {}
                 admitted => return admitted,
             }

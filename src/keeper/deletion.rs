@@ -106,9 +106,10 @@ impl Keeper {
         let params = params_of(&deletion)?;
         shared.release_reserve_if_short();
         let subject = Subject::Room(room.clone());
-        let guard = shared
-            .register
-            .enqueue(SHUTDOWN_AND_PURGE_ROOM, &subject, params);
+        let guard =
+            shared
+                .register
+                .enqueue_for(self.asked_by(), SHUTDOWN_AND_PURGE_ROOM, &subject, params);
         let guard = guard.map_err(|e| shared.tell_full_disk(e))?;
         let id = guard.id().clone();
         log::info!("room {room}: deletion {id} is queued");
@@ -158,7 +159,8 @@ impl Keeper {
         let params = params_of(&deletion)?;
         let register = &self.shared.register;
         let subject = Subject::Room(room.clone());
-        let guard = register.enqueue_when_free(kind, &subject, &params, || self.is_stopping())?;
+        let (asked_by, is_stopping) = (self.asked_by(), || self.is_stopping());
+        let guard = register.enqueue_when_free(kind, &subject, &params, asked_by, is_stopping)?;
         let id = guard.id().clone();
         self.submit(guard, Work::DeleteRoom(deletion))?;
         match self.wait(&id) {

@@ -127,7 +127,7 @@ impl Keeper {
             range,
             scheduled: false,
         };
-        let guard = self.shared.enqueue_retention(run)?;
+        let guard = self.shared.enqueue_retention(run, self.asked_by())?;
         let id = guard.id().clone();
         self.run_retention(guard, run)?;
         Ok(id)
@@ -213,12 +213,15 @@ impl Shared {
     pub(super) fn enqueue_retention(
         self: &Arc<Self>,
         run: RetentionRun,
+        asked_by: Option<&str>,
     ) -> Result<JobGuard, Error> {
         let params = serde_json::to_value(run).map_err(|e| Error::Bug(e.to_string()))?;
         let subject = Subject::Lifetimes(run.range);
         self.release_reserve_if_short();
         let Some((first, others)) = self.interrupted(&subject)? else {
-            return self.register.enqueue(RETENTION, &subject, params);
+            return self
+                .register
+                .enqueue_for(asked_by, RETENTION, &subject, params);
         };
         let guard = self.register.requeue(&first)?;
         log::info!("{guard} goes on where it was interrupted");

@@ -150,7 +150,7 @@ impl Runs {
                 );
                 continue;
             }
-            match shared.enqueue_retention(run) {
+            match shared.enqueue_retention(run, None) {
                 Ok(guard) => {
                     ran.push(guard.id().clone());
                     shared.note_run(job.range, now);

@@ -238,7 +238,7 @@ impl Keeper {
         let params = serde_json::to_value(&set).map_err(|e| Error::Bug(e.to_string()))?;
         shared.release_reserve_if_short();
         let guard = shared
-            .enqueue_set(&request.words(rooms.len()), &params)
+            .enqueue_set(self.asked_by(), &request.words(rooms.len()), &params)
             .map_err(|e| shared.tell_full_disk(e))?;
         let rooms: Vec<(RoomId, i64)> = rooms
             .into_iter()
@@ -260,13 +260,19 @@ impl Keeper {
 
 impl Shared {
     /// Two sets can have the same words, and be of other rooms.
-    fn enqueue_set(&self, words: &str, params: &serde_json::Value) -> Result<JobGuard, Error> {
+    fn enqueue_set(
+        &self,
+        asked_by: Option<&str>,
+        words: &str,
+        params: &serde_json::Value,
+    ) -> Result<JobGuard, Error> {
         for number in 1..=MOST_ALIKE {
             let subject = Subject::Rooms(match number {
                 1 => words.to_owned(),
                 number => format!("{words} #{number}"),
             });
-            match self.register.enqueue(ROOM_SET, &subject, params.clone()) {
+            let register = &self.register;
+            match register.enqueue_for(asked_by, ROOM_SET, &subject, params.clone()) {
                 Err(Error::RoomBusy { .. }) => {}
                 enqueued => return enqueued,
             }

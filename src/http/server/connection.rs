@@ -3,6 +3,7 @@
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::io::{ErrorKind, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
@@ -25,12 +26,16 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Through what kind of listener it came.
     pub origin: Origin,
+    /// Who is at the other end, over TCP.
+    pub peer: Option<IpAddr>,
 }
 
 impl Request {
     /// Bytes held.
     pub fn held(&self) -> usize {
-        let authorization = self.head.authorization.iter().map(String::capacity);
+        let authorization = self.head.authorization.iter();
+        let authorization = authorization.chain(&self.head.forwarded_for);
+        let authorization = authorization.map(String::capacity);
         self.body.capacity() + self.head.target.capacity() + authorization.sum::<usize>()
     }
 
@@ -416,6 +421,7 @@ impl Connection {
                 None => std::mem::take(&mut self.input),
             },
             origin: self.origin,
+            peer: self.stream.peer(),
         };
         self.enter(Stage::Waiting(Some(request)), limits.wait, now);
         Step::Complete

@@ -27,9 +27,12 @@ use crate::store::read_limit::ReadLimit;
 const SCRATCH: usize = 64 * 1024;
 
 /// The header by which the handlers know that a request went through the server, by what kind of listener it came, and
-/// where its answer goes: `<secret> tcp <number>` or `<secret> unix <number>`. What a client sends under this name never gets
+/// where its answer goes: `<secret> tcp <number> <peer>` or `<secret> unix <number>`. What a client sends under this name never gets
 /// past the server.
 pub const ORIGIN_HEADER: &str = "X-Roomkeeper-Origin";
+
+/// The header by which proxies say whom they speak for.
+pub const FORWARDED_HEADER: &str = "X-Forwarded-For";
 
 /// Where handlers leave their answers, by the numbers of the requests.
 #[derive(Debug)]
@@ -200,9 +203,15 @@ fn serialise(request: &Request, secret: &str, number: u64) -> Vec<u8> {
     for value in &head.authorization {
         bytes += &format!("Authorization: {value}\r\n");
     }
+    for value in &head.forwarded_for {
+        bytes += &format!("{FORWARDED_HEADER}: {value}\r\n");
+    }
     let (origin, length) = (request.origin.as_str(), request.body.len());
-    bytes +=
-        &format!("{ORIGIN_HEADER}: {secret} {origin} {number}\r\nContent-Length: {length}\r\n\r\n");
+    let peer = request.peer.map(|peer| format!(" {peer}"));
+    let peer = peer.unwrap_or_default();
+    bytes += &format!(
+        "{ORIGIN_HEADER}: {secret} {origin} {number}{peer}\r\nContent-Length: {length}\r\n\r\n"
+    );
     let mut bytes = bytes.into_bytes();
     bytes.extend_from_slice(&request.body);
     bytes
@@ -327,6 +336,7 @@ mod tests {
             method: "POST".into(),
             target: "/a?b".into(),
             authorization: vec!["Bearer t".into()],
+            forwarded_for: vec!["a, 192.0.2.1".into()],
             body: BodyLength::Known(2),
             expects_continue: true,
             close: false,
@@ -335,10 +345,12 @@ mod tests {
             head,
             body: b"{}".to_vec(),
             origin: Origin::Tcp,
+            peer: Some([127, 0, 0, 1].into()),
         };
         assert_eq!(
             String::from_utf8(serialise(&request, "SECRET", 7)).expect("text"),
-            "POST /a?b HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer t\r\nX-Roomkeeper-Origin: SECRET tcp 7\r\n\
+            "POST /a?b HTTP/1.1\r\nHost: server\r\nAuthorization: Bearer t\r\n\
+             X-Forwarded-For: a, 192.0.2.1\r\nX-Roomkeeper-Origin: SECRET tcp 7 127.0.0.1\r\n\
              Content-Length: 2\r\n\r\n{}"
         );
     }

@@ -35,6 +35,8 @@ pub struct Head {
     pub target: String,
     /// The values of all `Authorization` headers, in order. Visible ASCII, spaces and tabs.
     pub authorization: Vec<String>,
+    /// The values of all `X-Forwarded-For` headers, in order. Visible ASCII, spaces and tabs; another one is `?`.
+    pub forwarded_for: Vec<String>,
     /// How long the body is, or how it says so itself.
     pub body: BodyLength,
     /// The client waits for `100 Continue` before it sends its body.
@@ -200,6 +202,7 @@ fn origin_form(target: &str, options: bool) -> Result<String, ErrorResponse> {
 #[derive(Default)]
 struct Fields {
     authorization: Vec<String>,
+    forwarded_for: Vec<String>,
     length: Option<usize>,
     host: bool,
     coding: Option<bool>, // whether it is exactly `chunked`
@@ -249,6 +252,10 @@ impl Fields {
             self.expects_continue = true;
         } else if is("authorization") {
             self.authorization.push(ascii(value)?.to_owned());
+        } else if is("x-forwarded-for") {
+            // Somebody's word at first: it is judged when it is known who passed it on.
+            let value = ascii(value).unwrap_or("?");
+            self.forwarded_for.push(value.to_owned());
         }
         Ok(())
     }
@@ -280,6 +287,7 @@ impl Fields {
             method,
             target,
             authorization: self.authorization,
+            forwarded_for: self.forwarded_for,
             body,
             expects_continue: self.expects_continue && minor == 1 && has_body,
             close: self.close || minor == 0,

@@ -1,7 +1,7 @@
 //! The sockets clients come in by: TCP addresses and Unix socket files.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -236,6 +236,14 @@ impl AsFd for Listener {
 }
 
 impl Stream {
+    /// Who is at the other end, over TCP. An address of four that was mapped into six is told as one of four.
+    pub fn peer(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => Some(stream.peer_addr().ok()?.ip().to_canonical()),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Ends our half: the client reads the end after the answer.
     pub fn finish(&self) -> io::Result<()> {
         match self {
