@@ -19,7 +19,7 @@ use super::json::ApiError;
 use super::{Api, Context};
 use crate::counters::{BOUNDS, COUNTERS, Histogram, Labelled, Wait};
 use crate::error::Error;
-use crate::keeper::{Measures, retention::RETENTION};
+use crate::keeper::{Measures, retention::RETENTION, room_set::ROOM_SET};
 
 /// What all names begin with.
 const PREFIX: &str = "roomkeeper";
@@ -237,10 +237,15 @@ fn requests(out: &mut Writer<'_>) -> fmt::Result {
     )
 }
 
-/// By kind of job. A retention run's own sum is that of its rooms' purges, which are counted by themselves.
+/// Jobs whose own sum is that of their rooms' jobs, which are counted by themselves.
+const SUMS: [&str; 2] = [RETENTION, ROOM_SET];
+
+/// By kind of job; nothing is counted twice.
 fn by_kind(labelled: &Labelled) -> Vec<Row> {
     let rows = labelled.lock().clone();
-    let rows = rows.into_iter().filter(|((kind, _), _)| kind != RETENTION);
+    let rows = rows
+        .into_iter()
+        .filter(|((kind, _), _)| !SUMS.contains(&kind.as_str()));
     rows.map(|((kind, _), count)| (vec![("kind", kind)], count as f64))
         .collect()
 }
@@ -307,5 +312,25 @@ impl Writer<'_> {
                 .encode_histogram::<NoLabelSet>(seen.sum, seen.count(), &buckets, None)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::add;
+
+    #[test]
+    fn what_a_run_or_a_set_of_rooms_removed_is_counted_once() {
+        let labelled = Labelled::default();
+        for kind in ["purge_history", RETENTION, "retention_purge", ROOM_SET] {
+            add(&labelled, (kind, ""), 7);
+        }
+        let kinds: Vec<String> = by_kind(&labelled)
+            .into_iter()
+            .flat_map(|(labels, _)| labels)
+            .map(|(_, kind)| kind)
+            .collect();
+        assert_eq!(kinds, ["purge_history", "retention_purge"]);
     }
 }
