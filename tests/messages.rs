@@ -319,6 +319,8 @@ fn a_policy_that_is_no_number_hides_nothing_and_costs_nobody_a_page() {
     let site = Garden::new(400);
     let mut config = site.config();
     config.retention.enabled = true;
+    // What cannot be read may say that everything stays: the default does not hide it.
+    config.retention.default_policy.max_lifetime = Some(roomkeeper::Millis(1));
     let keeper = Keeper::open(config).expect("opens");
     let alice = Reader::user(&UserId::from("@alice:example.org"));
     let page = || {
@@ -336,8 +338,20 @@ fn a_policy_that_is_no_number_hides_nothing_and_costs_nobody_a_page() {
          SELECT room_id, '@alice:example.org', event_id, 'join' FROM events WHERE event_id = '$307-of-the-sample'",
     )
     .expect("a policy");
+    let say = |json: &str| {
+        let sql = format!(
+            "INSERT OR REPLACE INTO event_json (event_id, room_id, internal_metadata, json, format_version)
+             SELECT '$policy', room_id, '{{}}', '{json}', 3 FROM current_state_events WHERE event_id = '$policy'"
+        );
+        conn.execute_batch(&sql).expect("an event");
+    };
+    say(r#"{"content": {}}"#);
+    let hidden = page();
+    say("{");
     let before = page();
-    assert!(!before.is_empty());
+    assert!(before.len() > hidden.len(), "an event that is no JSON");
+    say(r#"{"content": {"max_lifetime": 99999999999999999999}}"#);
+    assert_eq!(page(), before, "a number that nobody holds");
     for (min, max) in [("'abc'", "'1d'"), ("NULL", "1.5"), ("x'00'", "x'31'")] {
         let sql = format!(
             "INSERT OR REPLACE INTO room_retention (room_id, event_id, min_lifetime, max_lifetime)

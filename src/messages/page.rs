@@ -16,6 +16,7 @@ use crate::ids::RoomId;
 use crate::policy::Retention;
 use crate::store::db::Db;
 use crate::store::pages::{self, EventRow, Groups, SqlFilter};
+use crate::store::policies::Said;
 use crate::store::{reader_access, state_lookup};
 use crate::time::Millis;
 
@@ -70,7 +71,11 @@ pub fn page(
     let seen = match (reader, read_access) {
         (Reader::User(session), Some(read_access)) => {
             let hides_before = match retention.enabled {
-                true => retention.hides_before(reader_access::policy(db, room)?.as_ref(), now),
+                true => match reader_access::policy(db, room)? {
+                    // It may say that they stay.
+                    Said::Unreadable => None,
+                    said => retention.hides_before(said.policy().as_ref(), now),
+                },
                 false => None,
             };
             let sight = VisibilityOfEvents {

@@ -4,12 +4,11 @@ use std::collections::HashSet;
 
 use super::db::{Db, params};
 use super::pages::json_list;
+use super::policies::{self, Said};
 use super::value::Json;
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::point::Point;
-use crate::policy::Policy;
-use crate::time::Millis;
 
 /// A local user's membership of a room, now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,26 +101,33 @@ pub fn erased(db: &Db, users: &[&str]) -> Result<HashSet<String>, Error> {
     Ok(erased.into_iter().collect())
 }
 
-/// The room's policy; that of the empty state key first (R-9). Binds `$1` room.
+/// The room's policy: a row before an event without one, that of the empty state key first (R-9). Binds `$1` room.
 const POLICY: &str = "
-    SELECT p.min_lifetime, p.max_lifetime
+    SELECT p.event_id IS NOT NULL, p.min_lifetime, p.max_lifetime
       FROM current_state_events s
-      JOIN room_retention p ON p.room_id = s.room_id AND p.event_id = s.event_id
+      LEFT JOIN room_retention p ON p.room_id = s.room_id AND p.event_id = s.event_id
      WHERE s.room_id = $1 AND s.type = 'm.room.retention'
-     ORDER BY s.state_key LIMIT 1";
+     ORDER BY p.event_id IS NULL, s.state_key LIMIT 1";
 
-/// The room's own retention policy, if it has one now (R-40).
-pub fn policy(db: &Db, room: &RoomId) -> Result<Option<Policy>, Error> {
+/// What the room itself says of how long its messages are shown (R-40): its row of `room_retention`. An event that has no
+/// row says nothing here, unless it cannot be read.
+pub fn policy(db: &Db, room: &RoomId) -> Result<Said, Error> {
     if !db.catalog().has("room_retention") {
-        return Ok(None);
+        return Ok(Said::Nothing);
     }
     let doing = "read the room's retention policy";
-    db.row(doing, POLICY, params![room.as_str()], |r| {
-        // What is no number says nothing.
-        let lifetime = |at| r.get::<_, Option<i64>>(at).ok().flatten().map(Millis);
-        Ok(Policy {
-            min_lifetime: lifetime(0),
-            max_lifetime: lifetime(1),
-        })
+    let found = db.row(doing, POLICY, params![room.as_str()], |r| {
+        match r.get::<_, bool>(0)? {
+            true => policies::row_says(r, 1).map(Some),
+            false => Ok(None),
+        }
+    })?;
+    Ok(match found {
+        None => Said::Nothing,
+        Some(Some(said)) => said,
+        Some(None) => match policies::of_room(db, room)? {
+            Some(Said::Unreadable) => Said::Unreadable,
+            _ => Said::Nothing,
+        },
     })
 }
