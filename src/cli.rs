@@ -3,6 +3,7 @@
 mod check_config;
 mod deletion;
 mod demo;
+mod hold;
 mod jobs;
 mod log_pipe;
 mod messages;
@@ -129,6 +130,9 @@ enum Command {
     /// What the retention policies say.
     #[command(subcommand)]
     Retention(retention::Retention),
+    /// What nobody may delete for now: rooms, users, times.
+    #[command(subcommand)]
+    Hold(hold::HoldCommand),
     /// Look at a room's timeline, as anybody sees it.
     Messages(messages::Messages),
     /// What ran, runs, and how it ended.
@@ -184,6 +188,9 @@ struct PurgeHistory {
     /// Delete local users' messages as well as remote ones.
     #[arg(long)]
     delete_local_events: bool,
+    /// Go no further than to the first message that is held, instead of around it.
+    #[arg(long)]
+    strict: bool,
     /// Only say what would be removed; reads, and takes no lock.
     #[arg(long)]
     dry_run: bool,
@@ -270,6 +277,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         Command::Block { room } => deletion::set_block(config(&cli.global)?, room, true, json),
         Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),
         Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
+        Command::Hold(wanted) => hold::hold(&config(&cli.global)?, wanted, json),
         Command::Messages(wanted) => messages::messages(config(&cli.global)?, wanted, json),
         Command::Jobs(wanted) => jobs::jobs(config(&cli.global)?, wanted, json),
         Command::Reclaim { via } => {
@@ -367,6 +375,7 @@ fn purge_history(
     let json = global.json;
     let options = PurgeOptions {
         delete_local_events: wanted.delete_local_events,
+        strict: wanted.strict,
         ..PurgeOptions::default()
     };
     let point = wanted.point()?;

@@ -27,6 +27,9 @@ pub const EXIT_REFUSED: u8 = 3;
 /// Exit code: interrupted, as a shell counts SIGINT.
 pub const EXIT_INTERRUPTED: u8 = 130;
 
+/// The error code of what a hold forbids, for clients; in the form of Matrix for one of our own.
+pub const HELD: &str = "ROOMKEEPER_HELD";
+
 /// Why something was not done, or not finished.
 ///
 /// Every transaction leaves a whole room: purged to the point asked for, to a nearer one, or not at all.
@@ -82,6 +85,12 @@ pub enum Error {
     /// No room here has that id or alias.
     #[error("{0}")]
     NoSuchRoom(String),
+    /// A hold forbids it: which room, which hold, what to do.
+    #[error("{0}")]
+    Held(String),
+    /// No hold of that name holds.
+    #[error("{0}")]
+    NoSuchHold(String),
     /// The job queue is full; nothing was started.
     #[error("too many purges are waiting; try again when one has ended")]
     QueueFull,
@@ -337,7 +346,7 @@ fn status_of_failed_job(code: Option<&str>) -> u16 {
             "busy" | "cancelled" | "disconnected" | "index_damaged" | "ledger_locked" | "no_space"
             | "refused" | "stopping",
         ) => 503,
-        Some("partial_state") => 409,
+        Some("held" | "partial_state") => 409,
         Some("room_busy" | "task_left" | "users_still_joined" | "would_empty_room") => 400,
         _ => 500,
     }
@@ -362,6 +371,7 @@ impl Error {
             Self::BadRequest { errcode, .. } => (400, *errcode, EXIT_USAGE),
             Self::EventNotFound(_)
             | Self::NothingThatOld
+            | Self::NoSuchHold(_)
             | Self::NoSuchJob(_)
             | Self::NoSuchRoom(_) => (404, "M_NOT_FOUND", EXIT_FAILED),
             Self::WrongRoom
@@ -369,6 +379,7 @@ impl Error {
             | Self::WouldEmptyRoom
             | Self::UsersStillJoined => (400, "M_UNKNOWN", EXIT_FAILED),
             Self::LeftTask(_) => (400, "M_UNKNOWN", EXIT_REFUSED),
+            Self::Held(_) => (409, HELD, EXIT_REFUSED),
             Self::QueueFull => (429, "M_LIMIT_EXCEEDED", EXIT_FAILED),
             Self::ReadTooLong => (503, "M_UNKNOWN", EXIT_FAILED),
             Self::Stopping => (503, "M_UNKNOWN", EXIT_INTERRUPTED),
@@ -385,7 +396,7 @@ impl Error {
                 let exit = match (*status, *errcode) {
                     (400, _) if is_of_the_data(said) => EXIT_FAILED,
                     (400, _) => EXIT_USAGE,
-                    (503, "M_UNKNOWN") => EXIT_REFUSED,
+                    (503, "M_UNKNOWN") | (_, HELD) => EXIT_REFUSED,
                     _ => EXIT_FAILED,
                 };
                 (*status, *errcode, exit)
@@ -398,7 +409,11 @@ impl Error {
             Self::Store { source, .. } if source.may_pass() => (503, "M_UNKNOWN", EXIT_FAILED),
             Self::JobFailed { code, .. } => {
                 let status = status_of_failed_job(code.as_deref());
-                (status, "M_UNKNOWN", EXIT_FAILED)
+                let errcode = match code.as_deref() {
+                    Some("held") => HELD,
+                    _ => "M_UNKNOWN",
+                };
+                (status, errcode, EXIT_FAILED)
             }
             Self::Store { .. } | Self::Bug(_) => (500, "M_UNKNOWN", EXIT_FAILED),
         };
@@ -423,6 +438,8 @@ impl Error {
             Self::RoomBusy { .. } => "room_busy",
             Self::WouldEmptyRoom => "would_empty_room",
             Self::UsersStillJoined => "users_still_joined",
+            Self::Held(_) => "held",
+            Self::NoSuchHold(_) => "no_such_hold",
             Self::QueueFull => "queue_full",
             Self::Stopping => "stopping",
             Self::Cancelled => "cancelled",

@@ -4,6 +4,7 @@
 mod batch_sizer;
 mod disk;
 pub(crate) mod full_text;
+pub(crate) mod held;
 mod homeserver_watch;
 mod lock;
 pub(crate) mod overwrite;
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 
 pub use self::batch_sizer::{BatchSizer, ServerState};
 pub(crate) use self::disk::{DiskBudget, Reserve};
+pub(crate) use self::held::{HoldWatch, Removes};
 pub use self::homeserver_watch::HomeserverWatch;
 pub(crate) use self::lock::{acquire_synapse_lock, renew_lock, renew_lock_if_due};
 pub(crate) use self::overwrite::clean_up;
@@ -83,6 +85,8 @@ pub struct JobContext<'a> {
     /// Whether more jobs of the same kind follow on this connection: what can be done for all of them at once is left
     /// to whoever runs them.
     pub is_one_of_many: bool,
+    /// The holds that it knows of.
+    pub(crate) holds: HoldWatch,
 }
 
 impl JobContext<'_> {
@@ -108,9 +112,10 @@ impl JobContext<'_> {
         }
     }
 
-    /// Before a transaction: looks whether a homeserver runs, and goes on as that takes; or refuses to, where one should
-    /// not run (W-22).
+    /// Before a transaction: looks whether a hold was laid on what would go, and refuses to go on then. Looks whether a
+    /// homeserver runs, and goes on as that takes; or refuses to, where one should not run (W-22).
     pub(crate) fn look_for_homeserver(&mut self) -> Result<(), Error> {
+        self.refuse_new_holds()?;
         match self.watch.detect(&self.db, self.clock.now())? {
             Some(sign) if self.watch.refuses() => Err(Error::Refused(format!(
                 "a homeserver seems to have been started: {sign}. Everything up to here is done and whole; stop the \

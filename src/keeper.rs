@@ -1,6 +1,7 @@
 //! The facade: a [`Keeper`] owns the threads, the locks and the ledger, and is what HTTP, the command line and embedders speak to.
 
 mod deletion;
+mod holds;
 mod job_context;
 mod jobs;
 pub mod lookups;
@@ -36,7 +37,8 @@ use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
-use crate::job::Reserve;
+use crate::job::held::warn_of_reviews;
+use crate::job::{Removes, Reserve};
 use crate::jobs::alarm::Alarm;
 use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
@@ -59,6 +61,7 @@ use crate::store::work_lock::WorkLock;
 use crate::time::Millis;
 
 pub use self::deletion::DeleteStatus;
+pub use self::holds::{add_hold, holds, release_hold};
 pub use self::measures::Measures;
 pub use self::ownership::identity_of;
 pub use self::room_set::{SetAction, SetRequest, StartedSet};
@@ -86,6 +89,8 @@ pub struct PurgeOptions {
     /// What was received after this stays, whatever its depth; of what was backfilled, what was also sent after it. A
     /// point that is a time or an age says so already: the earlier of the two counts.
     pub keep_received_after: Option<Millis>,
+    /// Go no further than to the first event that is held, instead of around it.
+    pub strict: bool,
 }
 
 impl PurgeOptions {
@@ -101,6 +106,7 @@ impl PurgeOptions {
             delete_local_events: self.delete_local_events,
             keep_received_after,
             expiry: None,
+            held: Vec::new(),
         }
     }
 }
@@ -232,6 +238,7 @@ impl Keeper {
             work_lock,
             config,
         });
+        warn_of_reviews(&shared.holds()?, shared.config.clock.now());
         // Keeps the file open, so that whoever looks sees that somebody is at work here.
         shared.with_reader(|_| Ok(()))?;
         shared.register.forget_old(shared.config.keep_jobs);
@@ -291,7 +298,7 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error::EventNotFound`], [`Error::WrongRoom`], [`Error::NothingThatOld`] for the point;
-    /// [`Error::RoomBusy`] while another job has the room; [`Error::Refused`] for an age while the clock may be ahead;
+    /// [`Error::RoomBusy`] while another job has the room; [`Error::Held`] where the whole room is held; [`Error::Refused`] for an age while the clock may be ahead;
     /// [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
     pub fn purge_history(
         &self,
@@ -312,6 +319,11 @@ impl Keeper {
             self.shared.refuse_own_task(db, room)?;
             Ok(point)
         })?;
+        let held = self.shared.refuse_held(room, Removes::History)?;
+        let point = match options.strict {
+            true => self.shared.before_what_is_held(room, point, &held)?,
+            false => point,
+        };
         let request = options.request(point, keep_from);
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
         self.shared.release_reserve_if_short();
@@ -334,7 +346,7 @@ impl Keeper {
         point: &PurgePoint,
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
-        Viewer::open(self.shared.config.clone())?.plan_purge(room, point, options)
+        self.viewer()?.plan_purge(room, point, options)
     }
 
     fn submit(&self, guard: JobGuard, work: Work) -> Result<(), Error> {

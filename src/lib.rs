@@ -18,6 +18,7 @@ pub mod deletion;
 pub mod endpoints;
 pub mod error;
 pub mod event;
+pub mod hold;
 #[cfg(feature = "daemon")]
 pub mod http;
 pub mod ids;

@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
         "counters",
     ],
     // Grammar.
-    &["error", "point", "policy", "locks", "event"],
+    &["error", "hold", "point", "policy", "locks", "event"],
     // Files.
     &["sqlite_file"],
     // Machines.

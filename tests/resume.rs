@@ -44,6 +44,7 @@ fn sample(seed: u64) -> (Site, Ask) {
 const OPTIONS: PurgeOptions = PurgeOptions {
     delete_local_events: true,
     keep_received_after: None,
+    strict: false,
 };
 
 fn start(keeper: &Keeper, ask: &Ask) -> Result<JobId, Error> {

@@ -132,6 +132,16 @@ pub fn plan(as_json: bool, plan: &Plan, cut: Option<&str>) {
             Escaped(&table.table)
         ));
     }
+    if plan.events_held > 0 {
+        say(&format!(
+            "{} below the point in the timeline, held by {}.",
+            match plan.events_held {
+                1 => "1 event stays".to_owned(),
+                events => format!("{events} events stay"),
+            },
+            plan.holds.join(", ")
+        ));
+    }
     if plan.extremities_kept > 0 {
         say(&purge::extremities_note(plan.extremities_kept));
     }

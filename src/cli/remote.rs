@@ -15,7 +15,8 @@ use super::serve::{Owner, owner_file};
 use crate::client::{Client, Reply};
 use crate::config::Config;
 use crate::deletion::Request;
-use crate::error::Error;
+use crate::error::{Error, HELD};
+use crate::hold::Hold;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, SetAction, SetRequest, Viewer};
@@ -39,6 +40,7 @@ const ERRCODES: &[&str] = &[
     "M_TOO_LARGE",
     "M_UNKNOWN_TOKEN",
     "M_UNRECOGNIZED",
+    HELD,
 ];
 
 /// The daemon that owns the ledger.
@@ -143,6 +145,9 @@ pub(super) fn purge_history(
         "delete_local_events".into(),
         options.delete_local_events.into(),
     );
+    if options.strict {
+        body.insert("strict".into(), true.into());
+    }
     match point {
         PurgePoint::BeforeEvent(event) => {
             body.insert("purge_up_to_event_id".into(), event.as_str().into())
@@ -225,6 +230,47 @@ pub(super) fn start_set(
         Some(id) => follow(&client, id, as_json).map(Some),
         None => Ok(None),
     }
+}
+
+/// A daemon on this database that can be asked.
+fn reachable(config: &Config) -> Option<Client> {
+    let text = fs::read_to_string(owner_file(&config.ledger)).ok()?;
+    let owner: Owner = serde_json::from_str(&text).ok()?;
+    let client = Client::unix(owner.sockets.first()?);
+    let is_it = owner.database == keeper::identity_of(config).ok()?;
+    let answers = || {
+        client
+            .get("/_roomkeeper/v1/holds")
+            .is_ok_and(|r| r.status == 200)
+    };
+    (is_it && answers()).then_some(client)
+}
+
+fn hold_of(answered: Result<Value, Error>) -> Result<Hold, Error> {
+    serde_json::from_value(answered?)
+        .map_err(|e| Error::Bug(format!("the daemon's answer is no hold: {e}")))
+}
+
+/// Has a daemon lay a hold; nothing where none can be asked.
+pub(super) fn add_hold(config: &Config, hold: &Hold) -> Option<Result<Hold, Error>> {
+    let client = reachable(config)?;
+    let mut body = json!(hold);
+    if let Some(members) = body.as_object_mut() {
+        members.remove("at_ms");
+    }
+    Some(hold_of(answer(client.post("/_roomkeeper/v1/holds", &body))))
+}
+
+/// Has a daemon release a hold; nothing where none can be asked.
+pub(super) fn release_hold(
+    config: &Config,
+    name: &str,
+    reason: &str,
+) -> Option<Result<Hold, Error>> {
+    let client = reachable(config)?;
+    let path = format!("/_roomkeeper/v1/holds/{}/release", quoted(name));
+    let body = json!({ "reason": reason });
+    Some(hold_of(answer(client.post(&path, &body))))
 }
 
 /// Has the daemon block a room, or unblock it.

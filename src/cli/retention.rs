@@ -194,7 +194,11 @@ fn show(plan: &Plan) {
         let expired = room.expired.map_or_else(String::new, |messages| {
             format!("  {}", counted(messages, "message"))
         });
-        output::say(&format!("  {}{lifetime}{expired}", room.room_id));
+        let holds = match room.holds.is_empty() {
+            true => String::new(),
+            false => format!("  {}", room.holds.join(", ")),
+        };
+        output::say(&format!("  {}{lifetime}{expired}{holds}", room.room_id));
     }
     output::say(&format!(
         "{} of {} would go, some {}; {} left alone.",
@@ -234,6 +238,7 @@ fn line(due: &Due) -> String {
         (stays.at_or_above_the_cut, "at or above the cut's depth"),
         (stays.redactions, "redactions of what stays"),
         (stays.not_expired, "not expired"),
+        (stays.held, "held"),
     ];
     let told: Vec<String> = expired
         .iter()

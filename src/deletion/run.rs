@@ -8,7 +8,9 @@ use super::{delegate, rows, shutdown};
 use crate::config::HomeserverApi;
 use crate::error::{Chain, Error};
 use crate::ids::{RoomId, UserId};
-use crate::job::{JobContext, Phase, Progress, ServerState, acquire_synapse_lock, clean_up};
+use crate::job::{
+    JobContext, Phase, Progress, Removes, ServerState, acquire_synapse_lock, clean_up,
+};
 use crate::store::db::Db;
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
 use crate::store::{blocks, room_rows};
@@ -64,6 +66,7 @@ fn run_interruptibly(
     ctx.check_cancelled()?;
     if request.purge {
         // Before anybody is moved out; and again before the first row goes.
+        ctx.heed_holds(Removes::Room)?;
         refuse_what_stops_it(ctx)?;
     }
     if extent == DeletionScope::Whole {
@@ -76,6 +79,7 @@ fn run_interruptibly(
     progress.phase = Phase::Counting;
     ctx.publish(progress);
     refuse_what_stops_it(ctx)?;
+    ctx.refuse_new_holds()?;
     let mut lock = acquire_synapse_lock(ctx, &[PURGE_LOCK, NEW_EVENT_LOCK])?;
     let deleted = rows::delete(ctx, request.force_purge, progress, lock.as_mut());
     if let Some(lock) = lock

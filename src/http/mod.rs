@@ -14,6 +14,7 @@ mod api;
 mod block;
 mod delete_room;
 mod health;
+mod holds;
 mod http_server;
 mod introspection;
 mod jobs;

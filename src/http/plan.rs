@@ -44,6 +44,7 @@ pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let point = purge_history::point(None, &body)?;
     let options = PurgeOptions {
         delete_local_events: json::truthy(body.get("delete_local_events")),
+        strict: json::truthy(body.get("strict")),
         ..PurgeOptions::default()
     };
     let plan = api

@@ -20,6 +20,7 @@ pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let point = point(ctx.parameters.get(1).map(String::as_str), &body)?;
     let options = PurgeOptions {
         delete_local_events: json::truthy(body.get("delete_local_events")),
+        strict: json::truthy(body.get("strict")),
         ..PurgeOptions::default()
     };
     let id =

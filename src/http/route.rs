@@ -6,7 +6,7 @@
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Api, Context, block, delete_room, health, jobs, lookups, messages, metrics, page, plan,
+    Api, Context, block, delete_room, health, holds, jobs, lookups, messages, metrics, page, plan,
     purge_history, room_report, room_sets, rooms,
 };
 use crate::http::handlers::Response;
@@ -159,6 +159,13 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("POST", "/_roomkeeper/v1/jobs/{id}/pause", jobs::pause),
     ("POST", "/_roomkeeper/v1/jobs/{id}/continue", jobs::go_on),
     ("POST", "/_roomkeeper/v1/jobs/resume", jobs::resume),
+    ("GET", "/_roomkeeper/v1/holds", holds::list),
+    ("POST", "/_roomkeeper/v1/holds", holds::add),
+    (
+        "POST",
+        "/_roomkeeper/v1/holds/{name}/release",
+        holds::release,
+    ),
     ("GET", "/_roomkeeper/v1/health", health::get),
     ("GET", "/metrics", metrics::get),
     ("GET", "/", page::get),

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
+use super::holds::Cached;
 pub use super::record::{JobRecord, State, Subject};
 use super::schema::{self, Found};
 use crate::error::{Context, Error, StoreError};
@@ -30,6 +31,7 @@ pub struct Ledger {
     path: PathBuf,
     /// As the table has them; nobody else can change it.
     pending_cleanup: Mutex<BTreeSet<String>>,
+    pub(super) holds: Mutex<Cached>,
 }
 
 pub(super) const RECORD: &str = "
@@ -182,11 +184,17 @@ impl Ledger {
             .prepare("SELECT name FROM duty")
             .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
             .map_err(refused)?;
-        Ok(Self {
+        let ledger = Self {
             conn: Mutex::new(conn),
             path: path.to_owned(),
             pending_cleanup: Mutex::new(pending_cleanup),
-        })
+            holds: Mutex::default(),
+        };
+        if let Err(e) = ledger.reconcile_holds() {
+            // Each of the two places holds by itself.
+            log::warn!("{}", crate::error::Chain(&e));
+        }
+        Ok(ledger)
     }
 
     /// The ledger's file.

@@ -3,6 +3,7 @@
 
 pub mod alarm;
 mod counts;
+pub mod holds;
 mod kept;
 pub mod ledger;
 pub mod pool;

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use crate::error::Error;
 
 /// The version that this roomkeeper writes.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 
 /// "rkeL": in the header of every ledger since version 2.
 const APPLICATION_ID: i64 = 0x726b_654c;
@@ -78,6 +78,12 @@ const TABLES: &[(&str, &str)] = &[
         "CREATE TABLE IF NOT EXISTS room_of_set (
             job TEXT NOT NULL, place INTEGER NOT NULL, room_id TEXT NOT NULL, events INTEGER NOT NULL, outcome TEXT,
             PRIMARY KEY (job, place)) WITHOUT ROWID",
+    ),
+    (
+        "hold",
+        // What nobody may delete, as the file beside the ledger has it too. A roomkeeper that knows nothing of this refuses
+        // the ledger, so that it deletes nothing that is held.
+        "CREATE TABLE IF NOT EXISTS hold (name TEXT PRIMARY KEY, said TEXT NOT NULL)",
     ),
 ];
 

@@ -7,7 +7,7 @@ use crate::config::HomeserverPolicy;
 use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdown};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
-use crate::job::{Phase, Progress};
+use crate::job::{Phase, Progress, Removes, held};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
 use crate::store::db::{Access, Db};
@@ -92,7 +92,7 @@ impl Keeper {
     /// Starts the deletion of a room and returns at once; the work is a job (H-41).
     ///
     /// # Errors
-    /// An illegal room id; [`Error::RoomBusy`] while another job has the room (L-2, L-8); a `new_room_user_id` of another
+    /// An illegal room id; [`Error::Held`] where rows are to go and a hold keeps any of them; [`Error::RoomBusy`] while another job has the room (L-2, L-8); a `new_room_user_id` of another
     /// server; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
     pub fn shutdown_and_purge_room(&self, room: &RoomId, request: Request) -> Result<JobId, Error> {
         refuse_illegal(room)?;
@@ -102,6 +102,9 @@ impl Keeper {
         }
         shared.with_reader(|db| shared.refuse_own_task(db, room))?;
         refuse_foreign(&request, &self.shared.config.server_name)?;
+        if request.purge {
+            shared.refuse_held(room, Removes::Room)?;
+        }
         let deletion = self.deletion(request, DeletionScope::Whole);
         let params = params_of(&deletion)?;
         shared.release_reserve_if_short();
@@ -126,6 +129,9 @@ impl Keeper {
     pub fn delete_room(&self, room: &RoomId, request: Request) -> Result<Shutdown, Error> {
         refuse_illegal(room)?;
         refuse_foreign(&request, &self.shared.config.server_name)?;
+        if request.purge {
+            self.shared.refuse_held(room, Removes::Room)?;
+        }
         let ended = self.do_and_wait(
             DELETE_ROOM,
             room,
@@ -139,6 +145,7 @@ impl Keeper {
     /// # Errors
     /// [`Error::UsersStillJoined`] while local users are joined, unless it is forced; as [`Keeper::delete_room`].
     pub fn purge_room(&self, room: &RoomId, force: bool) -> Result<JobRecord, Error> {
+        self.shared.refuse_held(room, Removes::Room)?;
         let request = Request {
             force_purge: force,
             ..Request::default()
@@ -200,7 +207,7 @@ impl Keeper {
 
     /// What such a deletion would do: who would be moved, which rows would go. Reads only.
     pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
-        Viewer::open(self.shared.config.clone())?.plan_deletion(room, request)
+        self.viewer()?.plan_deletion(room, request)
     }
 
     /// What a person should know before such a deletion begins (D-51, V-5). Reads only.
@@ -376,6 +383,9 @@ impl Viewer {
         let sign = self.running_homeserver()?;
         let is_running = || Ok(sign.is_some());
         ownership::refuse_own_task(&self.db, room, config.clock.now(), is_running)?;
+        if request.purge {
+            held::refuse(&self.db, room, &self.holds(), Removes::Room)?;
+        }
         let setting = deletion::Setting {
             db: &self.db,
             room,

@@ -89,6 +89,7 @@ impl Shared {
             register: &self.register,
             is_stopping,
             is_one_of_many: false,
+            holds: Default::default(),
         })
     }
 

@@ -18,7 +18,8 @@ use super::retention_room::{RetentionRun, RoomPurge};
 use super::{Keeper, Shared, Viewer, Work, end_early, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
-use crate::job::{HomeserverWatch, Phase, Progress, clean_up};
+use crate::job::held::warn_of_reviews;
+use crate::job::{HomeserverWatch, Phase, Progress, Removes, clean_up};
 use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
@@ -87,12 +88,13 @@ fn refuse_invalid(range: &LifetimeRange) -> Result<(), Error> {
 }
 
 /// What retention asks of the purge of one room.
-fn request(due: &Due) -> Request {
+pub(super) fn request(due: &Due) -> Request {
     Request {
         point: due.point,
         delete_local_events: true,
         keep_received_after: Some(due.cut_off_ms - Millis(1)),
         expiry: due.expiry,
+        held: Vec::new(),
     }
 }
 
@@ -100,7 +102,7 @@ impl Keeper {
     /// What a retention run of this range would do now: every room with its policy and what would go, or why it is
     /// left alone. With `exact` each purge is counted row by row, which takes as long as it sounds. Reads only.
     pub fn plan_retention(&self, range: LifetimeRange, exact: bool) -> Result<Plan, Error> {
-        let viewer = Viewer::open(self.shared.config.clone())?;
+        let viewer = self.viewer()?;
         viewer.plan_retention_beside(range, exact, &|room| self.shared.register.is_busy(room))
     }
 }
@@ -323,6 +325,7 @@ impl Shared {
         now: Millis,
     ) -> Result<RetentionSummary, Error> {
         self.refuse_clock_ahead()?;
+        warn_of_reviews(&self.holds()?, self.config.clock.now());
         let mut progress = Progress {
             phase: Phase::Counting,
             ..Progress::default()
@@ -341,11 +344,18 @@ impl Shared {
                 .set_interrupt(Some(Box::new(move || handle.interrupt())));
             let is_busy = |room: &RoomId| self.register.is_busy(room);
             let plan = retention::plan(&db, &self.config.retention, run.range, now, &is_busy);
+            let plan = plan.and_then(|mut plan| {
+                self.leave_held(&db, &mut plan)?;
+                Ok(plan)
+            });
             guard.live().set_interrupt(None);
             plan?
         };
         for left in &plan.left_alone {
-            if matches!(left.reason, Reason::Busy | Reason::BusyInHomeserver) {
+            if matches!(
+                left.reason,
+                Reason::Busy | Reason::BusyInHomeserver | Reason::Held
+            ) {
                 let (room, why) = (&left.room_id, left.reason.in_words());
                 log::warn!("room {room}: {why}, so this retention run skips it");
             }
@@ -455,6 +465,10 @@ impl Shared {
                     log::warn!("room {room}: another job has it, so this retention run skips it");
                     counters.skipped();
                 }
+                Ok(Err(e @ Error::Held(_))) => {
+                    log::warn!("{e}; this retention run skips it");
+                    counters.left_alone();
+                }
                 Ok(Err(e)) => {
                     log::error!("room {room}: its retention failed: {}", Chain(&e));
                     counters.failed(room, e.status_text());
@@ -478,6 +492,7 @@ impl Shared {
         if self.with_reader(|db| homeserver::has_own_task(db, room, now))? {
             return Err(Error::RoomBusy { room: room.clone() });
         }
+        self.refuse_held(room, Removes::History)?;
         let run = batch.run;
         let Some(request) = self.recheck(run, room, request, now.min(batch.planned_at))? else {
             return Ok(None);
@@ -568,11 +583,15 @@ impl Viewer {
         let (db, config) = (&self.db, &self.config);
         let now = config.clock.now();
         let mut plan = retention::plan(db, &config.retention, range, now, is_busy)?;
+        self.leave_held(&mut plan)?;
         if exact {
             let extremities = self.extremities()?;
             for at in 0..plan.rooms.len() {
                 let due = &plan.rooms[at];
-                let request = request(due);
+                let request = Request {
+                    held: self.held_of(&due.room_id)?,
+                    ..request(due)
+                };
                 let counted = purge::plan(
                     db,
                     &due.room_id,

@@ -364,6 +364,7 @@ impl Shared {
                             delete_local_events: *delete_local_events,
                             keep_received_after: Some(*before_ts - Millis(1)),
                             expiry: Some(*expiry),
+                            held: Vec::new(),
                         })
                     })
                     .ok_or(Error::NothingThatOld),
@@ -578,7 +579,7 @@ impl Shared {
 /// What a room's error makes of its turn; what is no fault of a room ends the batch.
 fn turn_of(e: Error) -> Result<Turn, Error> {
     match e {
-        Error::NothingThatOld | Error::RoomBusy { .. } | Error::LeftTask(_) => {
+        Error::NothingThatOld | Error::RoomBusy { .. } | Error::LeftTask(_) | Error::Held(_) => {
             Ok(Turn::Skipped(why(&e)))
         }
         e if is_of_room(&e) => Ok(Turn::Failed(e.status_text())),

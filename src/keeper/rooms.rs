@@ -115,7 +115,9 @@ impl Viewer {
     /// What the retention policies say of each room, whether or not anything carries them out.
     fn policies(&self, now: Millis) -> Result<Policies, Error> {
         let policy = &self.config.retention;
-        let plan = retention::plan(&self.db, policy, LifetimeRange::default(), now, &|_| false)?;
+        let mut plan =
+            retention::plan(&self.db, policy, LifetimeRange::default(), now, &|_| false)?;
+        self.leave_held(&mut plan)?;
         let lifetime = |own: Option<&Policy>| match policy.evaluate(&LifetimeRange::default(), own)
         {
             Decision::Due(of) | Decision::TooShort(of) => Some(of.lifetime),
@@ -156,7 +158,7 @@ impl Keeper {
         let ledger = self.shared.register.ledger();
         let mut kept = self.shared.room_statistics.lock();
         let statistics = kept.get_or_insert_with(|| load(ledger));
-        let viewer = Viewer::open(self.shared.config.clone())?;
+        let viewer = self.viewer()?;
         let (report, changed) = viewer.rooms(query, statistics)?;
         keep(ledger, statistics, changed);
         Ok(report)

@@ -6,16 +6,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use super::holds::before_what_is_held;
 use super::ownership::{own_ledger, refuse_anybody_else, refuse_wrong_server_name};
 use super::{PurgeOptions, options};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
+use crate::hold::Hold;
 use crate::ids::RoomId;
-use crate::job::{HomeserverWatch, overwrite};
+use crate::job::{HomeserverWatch, Removes, held, overwrite};
 use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::point::PurgePoint;
-use crate::purge::{self, Extremities, Plan};
+use crate::purge::{self, Extremities, Plan, Request};
 use crate::retention;
 use crate::sqlite_file;
 use crate::store::check::{self, Violation};
@@ -32,6 +34,8 @@ use crate::store::{points, search};
 pub struct Viewer {
     pub(super) db: Db,
     pub(super) config: Config,
+    /// The holds, where a keeper knows them; else they are read.
+    pub(super) known_holds: Option<Arc<Vec<Hold>>>,
     /// The file, once somebody asked who has it open. Last, because it must be closed after the connection.
     raw: OnceLock<Option<Arc<RawFile>>>,
 }
@@ -44,6 +48,7 @@ impl Viewer {
         Ok(Self {
             db,
             config,
+            known_holds: None,
             raw: OnceLock::new(),
         })
     }
@@ -85,6 +90,9 @@ impl Viewer {
     }
 
     /// As [`crate::keeper::Keeper::plan_purge`].
+    ///
+    /// # Errors
+    /// What the purge would refuse at its start, with the same sentence.
     pub fn plan_purge(
         &self,
         room: &RoomId,
@@ -93,11 +101,19 @@ impl Viewer {
     ) -> Result<Plan, Error> {
         let now = self.config.clock.now();
         let keep_from = point.keep_received_from(now);
-        let point = points::resolve(&self.db, room, point, now)?;
-        let request = options.request(point, keep_from);
+        let mut point = points::resolve(&self.db, room, point, now)?;
+        let held = held::refuse(&self.db, room, &self.holds(), Removes::History)?;
+        if options.strict {
+            point = before_what_is_held(&self.db, room, point, &held)?;
+        }
+        let request = Request {
+            held: held::events_of(&held),
+            ..options.request(point, keep_from)
+        };
         let server_name = &self.config.server_name;
         let extremities = self.extremities()?;
         let mut plan = purge::plan(&self.db, room, &request, server_name, extremities, now)?;
+        plan.holds = held::that_keep(&self.db, room, point.topological, &held)?;
         plan.foreign_keys = purge::foreign_key_mode(&self.db, self.config.batch.check_in_bulk)?;
         Ok(plan)
     }

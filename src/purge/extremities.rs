@@ -15,7 +15,7 @@ use crate::store::history::DepthRange;
 /// What the whole of `request` takes.
 pub(super) fn cut<'a>(
     ctx: &JobContext<'a>,
-    request: &Request,
+    request: &'a Request,
     expiry: Option<Expiry>,
 ) -> DepthRange<'a> {
     request.cut(

@@ -77,6 +77,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         delete_local_events: true,
         keep_received_after: None,
         expiry: None,
+        held: Vec::new(),
     };
     let guard = match register.ledger().unended().expect("read").first() {
         Some(record) => register.requeue(record),
@@ -141,6 +142,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         homeserver: None,
         register: &register,
         is_one_of_many: false,
+        holds: Default::default(),
         is_stopping: &is_stopping,
     };
     let outcome = run(&mut ctx, &request).map(drop);

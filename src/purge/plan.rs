@@ -9,7 +9,7 @@ use crate::store::db::{Db, Engine};
 use crate::store::event_rows::RowCounts;
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::forward_extremities;
-use crate::store::history::{self, Extent};
+use crate::store::history::{self, Extent, Selection};
 use crate::store::room_rows::Unknown;
 use crate::store::state_groups::{self, References, Rules};
 use crate::store::{search, space};
@@ -30,6 +30,12 @@ pub struct Plan {
     /// remembers them (P-51).
     #[serde(skip_serializing_if = "is_zero")]
     pub extremities_kept: i64,
+    /// Events below the point that would stay in the timeline because they are held.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub events_held: i64,
+    /// The holds that keep them, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub holds: Vec<String>,
     /// Events that would be deleted.
     pub events_deleted: i64,
     /// Events that would stay without being part of the timeline: state, and what must not go.
@@ -90,6 +96,8 @@ pub fn plan(
             point: request.point.to_string(),
             local_messages_kept: history::local_messages(db, &cut)?,
             extremities_kept: selected.extremities_kept,
+            events_held: selected.held,
+            holds: Vec::new(),
             events_deleted: selected.to_delete,
             events_kept_as_outliers: selected.events - selected.to_delete,
             rows_removed: RowCounts::new(),
@@ -142,6 +150,24 @@ pub fn plan(
             groups.edges_before - groups.edges_after,
         );
         Ok(plan)
+    })
+}
+
+/// What `request` would take beside what is held.
+///
+/// # Errors
+/// As [`plan`].
+pub fn selection(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+    now: Millis,
+) -> Result<Selection, Error> {
+    db.read("look at what is held", |db| {
+        let expiry = request.expiry(db, now)?;
+        let whole = request.cut(room, server_name, false, expiry);
+        history::select(db, &whole, Extent::Whole)
     })
 }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::hold::HeldEvents;
 use crate::ids::RoomId;
 use crate::point::Point;
 use crate::store::db::Db;
@@ -24,6 +25,9 @@ pub struct Request {
     /// What that means in the database, where it has been found out already.
     #[serde(skip)]
     pub expiry: Option<Expiry>,
+    /// What holds keep, found out when it is carried out or planned.
+    #[serde(skip)]
+    pub held: Vec<HeldEvents>,
 }
 
 impl Request {
@@ -37,9 +41,10 @@ impl Request {
         }
     }
 
-    /// What the whole of it takes, of what has expired; with `keep_extremities` forward extremities stay (P-51).
+    /// What the whole of it takes, of what has expired and is not held; with `keep_extremities` forward extremities stay
+    /// (P-51).
     pub(super) fn cut<'a>(
-        &self,
+        &'a self,
         room: &'a RoomId,
         server_name: &'a str,
         keep_extremities: bool,
@@ -53,6 +58,7 @@ impl Request {
             server_name,
             keep_extremities,
             expiry,
+            held: &self.held,
         }
     }
 }

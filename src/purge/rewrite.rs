@@ -41,7 +41,9 @@ pub(super) fn rewrite(
         Rewrite::WhereCheaper => ctx.db.engine() == Engine::Sqlite && is_cheaper(&ctx.db, left)?,
         Rewrite::WherePossible => true,
     };
+    // What is held stays where it is, however much of the rest goes.
     if !wanted
+        || !request.held.is_empty()
         || ctx.db.engine() != Engine::Sqlite
         || has_triggered_index(&ctx.db)?
         || event_rows::broken_foreign_keys(&ctx.db)? > 0

@@ -14,8 +14,9 @@ use super::state_groups;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, DiskBudget, JobContext, Phase, Progress, RECONNECT_PAUSE, Removing,
-    ServerState, acquire_synapse_lock, clean_up, full_text, note_removed, overwrite, renew_lock,
+    BUSY_TIMEOUT, BatchSizer, DiskBudget, JobContext, Phase, Progress, RECONNECT_PAUSE, Removes,
+    Removing, ServerState, acquire_synapse_lock, clean_up, full_text, note_removed, overwrite,
+    renew_lock,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal, RowCounts};
@@ -44,6 +45,10 @@ pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Erro
     ctx.live
         .set_interrupt(Some(Box::new(move || handle.interrupt())));
     ctx.check_cancelled()?;
+    let request = &Request {
+        held: ctx.heed_holds(Removes::History)?,
+        ..request.clone()
+    };
     let mut synapse_lock =
         acquire_synapse_lock(ctx, &[PURGE_LOCK]).map_err(|e| ctx.map_interrupt(e))?;
     let outcome = run_locked(ctx, request, &mut progress, synapse_lock.as_mut());
@@ -80,7 +85,7 @@ fn run_locked(
     }
     match &batches {
         // What is on its way out must not take long; the rest waits for the next start.
-        Err(Error::Stopping | Error::Refused(_)) => return batches,
+        Err(Error::Stopping | Error::Refused(_) | Error::Held(_)) => return batches,
         // An interrupt can end a commit that has happened all the same: what was noted before it says so.
         Err(Error::Cancelled) if !ctx.ledger.candidates(ctx.room.as_str())?.is_empty() => {}
         Err(_) if progress.batches == 0 => return batches,
@@ -135,7 +140,10 @@ fn purge_events(
     extremities::have_surplus_dropped(ctx, request)?;
     let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
     let whole = extremities::cut(ctx, request, expiry);
-    let left = history::count_timeline(&ctx.db, &whole)?;
+    let left = match request.held.is_empty() {
+        true => history::count_timeline(&ctx.db, &whole)?,
+        false => count_beside_held(ctx, &whole)?,
+    };
     progress.events_planned = progress.events_done + left;
     if ctx.server_state == ServerState::Stopped && rewrite(ctx, request, progress, left, lock)? {
         return Ok(());
@@ -167,6 +175,21 @@ fn purge_events(
     outcome
 }
 
+/// What goes where some of it is held.
+fn count_beside_held(ctx: &JobContext<'_>, whole: &DepthRange<'_>) -> Result<i64, Error> {
+    ctx.db.read("count the events to purge", |db| {
+        let selected = history::select(db, whole, Extent::Whole)?;
+        if selected.held > 0 {
+            log::info!(
+                "room {}: {} below the point are held and stay",
+                ctx.room,
+                selected.held
+            );
+        }
+        Ok(selected.events)
+    })
+}
+
 /// Lets the server's connections copy the log again, after most of it has been copied for them; a process that stops
 /// does not wait for that.
 fn let_go_of_log(ctx: &JobContext<'_>, is_stopping: bool) {
@@ -194,7 +217,7 @@ fn batches(
     let mut disk = DiskBudget::new(&ctx.db);
     let planned = progress.events_planned - progress.events_done;
     let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
-    let mut rewrites = is_one_batch(ctx, keys.as_ref(), planned)?;
+    let mut rewrites = request.held.is_empty() && is_one_batch(ctx, keys.as_ref(), planned)?;
     let (started, done_before) = (Instant::now(), progress.events_done);
     let mut from = i64::MIN;
     let mut waited_from = Instant::now();

@@ -281,6 +281,7 @@ fn carry_out_steps(
         if (ctx.is_stopping)() {
             return Err(Error::Stopping);
         }
+        ctx.refuse_new_holds()?;
         if let Some(sign) = ctx.running_homeserver()? {
             return Ok(Some(sign));
         }

@@ -59,6 +59,9 @@ pub struct Due {
     pub estimated_bytes: i64,
     /// What stays although one might expect it to go.
     pub stays: Stays,
+    /// The holds that keep some of it, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub holds: Vec<String>,
     /// What was counted row by row, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub exact: Option<Exact>,
@@ -77,6 +80,13 @@ pub struct Stays {
     pub redactions: i64,
     /// Messages below the cut that have not expired.
     pub not_expired: i64,
+    /// Events below the cut that are held.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub held: i64,
+}
+
+fn is_zero(n: &i64) -> bool {
+    *n == 0
 }
 
 /// What the purge of a room would remove, counted row by row.
@@ -108,6 +118,9 @@ pub struct LeftAlone {
     /// because everybody of this server has left (R-54; expired or not).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub expired: Option<i64>,
+    /// The holds that keep it, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub holds: Vec<String>,
 }
 
 /// Why a room is left alone.
@@ -134,6 +147,8 @@ pub enum Reason {
     Busy,
     /// The homeserver itself is purging or deleting it (L-8).
     BusyInHomeserver,
+    /// A hold keeps all that would go.
+    Held,
 }
 
 impl Reason {
@@ -159,6 +174,7 @@ impl Reason {
             }
             Self::Busy => "another job has it",
             Self::BusyInHomeserver => "the homeserver itself is purging or deleting it",
+            Self::Held => "it is held (roomkeeper hold list)",
         }
     }
 }
@@ -217,6 +233,7 @@ pub fn plan(
                     reason: Reason::LeftByAll,
                     lifetime: None,
                     expired: Some(left.messages),
+                    holds: Vec::new(),
                 });
             }
         }
@@ -252,6 +269,7 @@ pub fn plan(
                 reason,
                 lifetime: too_short,
                 expired: None,
+                holds: Vec::new(),
             });
         }
         let cuts = policies::cuts(db, &cut_offs(&wanted, now), now)?;
@@ -269,13 +287,13 @@ pub fn plan(
                 reason: Reason::NothingThatOld,
                 lifetime: None,
                 expired: None,
+                holds: Vec::new(),
             });
         }
         plan.rooms.sort_by(|a, b| {
             (a.policy.is_none(), &a.room_id).cmp(&(b.policy.is_none(), &b.room_id))
         });
-        plan.left_alone
-            .sort_by(|a, b| (a.reason, &a.room_id).cmp(&(b.reason, &b.room_id)));
+        plan.sort_left_alone();
         Ok(plan)
     })
 }
@@ -296,6 +314,46 @@ fn cut_offs(wanted: &BTreeMap<RoomId, (Option<Policy>, Lifetime)>, now: Millis) 
 }
 
 impl Plan {
+    fn sort_left_alone(&mut self) {
+        self.left_alone
+            .sort_by(|a, b| (a.reason, &a.room_id).cmp(&(b.reason, &b.room_id)));
+    }
+
+    /// Asks of every room whether it stays because it is held. `judge` may lower what goes of it, and answers the names of
+    /// the holds that keep all of it.
+    ///
+    /// # Errors
+    /// Those of `judge`.
+    pub(crate) fn leave_held(
+        &mut self,
+        mut judge: impl FnMut(&mut Due) -> Result<Vec<String>, Error>,
+    ) -> Result<(), Error> {
+        let mut rooms = Vec::with_capacity(self.rooms.len());
+        for mut due in std::mem::take(&mut self.rooms) {
+            let (events, bytes) = (due.events, due.estimated_bytes);
+            let holds = judge(&mut due)?;
+            self.events -= events;
+            self.estimated_bytes -= bytes;
+            if holds.is_empty() {
+                self.events += due.events;
+                self.estimated_bytes += due.estimated_bytes;
+                rooms.push(due);
+                continue;
+            }
+            self.left_alone.push(LeftAlone {
+                room_id: due.room_id,
+                policy: due.policy,
+                reason: Reason::Held,
+                lifetime: None,
+                expired: Some(events),
+                holds,
+            });
+        }
+        self.rooms = rooms;
+        self.sort_left_alone();
+        Ok(())
+    }
+
     fn evaluate(
         &mut self,
         cut: RoomCut,
@@ -319,6 +377,7 @@ impl Plan {
                 reason,
                 lifetime: None,
                 expired: (reason == Reason::WouldEmptyRoom).then_some(events),
+                holds: Vec::new(),
             });
             return;
         }
@@ -340,7 +399,9 @@ impl Plan {
                 at_or_above_the_cut: cut.above,
                 redactions: cut.redactions,
                 not_expired: cut.young,
+                held: 0,
             },
+            holds: Vec::new(),
             exact: None,
         });
     }

@@ -7,6 +7,7 @@ use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::expiry::{Bound, Expiry};
 use super::forward_extremities;
+use super::held;
 use super::push_actions;
 use super::redactions;
 use super::room_rows::{self, Unknown};
@@ -14,6 +15,7 @@ use super::sliding_sync;
 use super::temp_tables;
 pub use super::temp_tables::Extent;
 use crate::error::Error;
+use crate::hold::HeldEvents;
 use crate::ids::{EventId, RoomId};
 
 /// A range of depths in one room, and what may go there.
@@ -34,6 +36,8 @@ pub struct DepthRange<'a> {
     /// Whether forward extremities stay where they are, in the timeline: a homeserver that runs beside us, and that
     /// cannot be told, would write them back and then fail for want of them (P-51).
     pub keep_extremities: bool,
+    /// What holds keep: it is left out, one by one, whatever its depth.
+    pub held: &'a [HeldEvents],
 }
 
 /// What a selection holds.
@@ -45,6 +49,8 @@ pub struct Selection {
     pub to_delete: i64,
     /// Forward extremities that were left out (P-51).
     pub extremities_kept: i64,
+    /// Events that were left out because they are held.
+    pub held: i64,
 }
 
 const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
@@ -388,6 +394,7 @@ pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection
         ],
     )?;
     temp_tables::end(db, extent)?;
+    let held = held::leave_out(db, cut)?;
     let extremities_kept = match cut.keep_extremities {
         true => forward_extremities::leave_out(db, cut.room)?,
         false => 0,
@@ -408,6 +415,7 @@ pub fn select(db: &Db, cut: &DepthRange<'_>, extent: Extent) -> Result<Selection
             events: r.get(0)?,
             to_delete: r.get(1)?,
             extremities_kept,
+            held,
         })
     })?;
     Ok(counts.unwrap_or_default())
@@ -595,7 +603,9 @@ fn fill_extremities(db: &Db, cut: &DepthRange<'_>, removal: Removal) -> Result<(
     let room = cut.room.as_str();
     match removal {
         Removal::Rows => db.execute(doing, NEW_EXTREMITIES, params![room])?,
-        Removal::Rewrite if cut.expiry.is_some() || cut.keep_extremities => {
+        Removal::Rewrite
+            if cut.expiry.is_some() || cut.keep_extremities || !cut.held.is_empty() =>
+        {
             db.execute(doing, NEW_EXTREMITIES_FROM_THE_REST, params![room])?
         }
         // A whole purge leaves nothing in the timeline below the cut.

@@ -17,6 +17,7 @@ pub mod expiry;
 pub mod foreign_keys;
 pub mod forward_extremities;
 pub mod free_pages;
+pub mod held;
 pub mod history;
 pub mod homeserver;
 pub mod left_rooms;

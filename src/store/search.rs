@@ -447,6 +447,7 @@ mod tests {
             server_name: "example.org",
             expiry: None,
             keep_extremities: false,
+            held: &[],
         };
         history::select(db, &cut, Extent::Batch).expect("selected");
         documents.remove(db, true).expect("removed")

@@ -13,7 +13,7 @@ const SLIDING_SYNC_TO_DELETE: &str = "
      WHERE j.room_id = $1 AND s.to_delete";
 
 /// The newest event by arrival that outlives the whole job. Binds `$1` room, `$2` depth that survives, from `$3` on an
-/// [`Expiry`](super::expiry::Expiry), or NULL: what it does not cover stays; `$9` whether forward extremities stay. Walks
+/// [`Expiry`](super::expiry::Expiry), or NULL: what it does not cover stays; `$9` whether forward extremities stay; what is held stays. Walks
 /// `events_room_stream` backwards and stops at once: without the
 /// upper bound and the plus SQLite would sort all that survives.
 const NEWEST_SURVIVOR: &str = "
@@ -28,7 +28,12 @@ const NEWEST_SURVIVOR: &str = "
                        AND (origin_server_ts < $6
                             OR (received_ts < $6 AND stream_ordering > $8)))
                    OR $6 IS NULL, FALSE)
-            OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
+            OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1))
+            OR EXISTS (SELECT 1 FROM rk_held h
+                        WHERE coalesce(h.sender = events.sender, TRUE)
+                          AND (events.received_ts IS NULL
+                               OR events.received_ts BETWEEN h.since AND h.until
+                               OR events.origin_server_ts BETWEEN h.since AND h.until)))
        AND NOT outlier
      ORDER BY stream_ordering DESC LIMIT 1";
 
@@ -45,7 +50,12 @@ const NEWEST_BUMP: &str = "
                        AND (origin_server_ts < $6
                             OR (received_ts < $6 AND stream_ordering > $8)))
                    OR $6 IS NULL, FALSE)
-            OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1)))
+            OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1))
+            OR EXISTS (SELECT 1 FROM rk_held h
+                        WHERE coalesce(h.sender = events.sender, TRUE)
+                          AND (events.received_ts IS NULL
+                               OR events.received_ts BETWEEN h.since AND h.until
+                               OR events.origin_server_ts BETWEEN h.since AND h.until)))
        AND NOT outlier
        AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
                     'm.poll.start', 'm.beacon_info')
@@ -70,6 +80,11 @@ const BUMP_SURVIVES: &str = "
                                 OR (e.received_ts < $6 AND e.stream_ordering > $8)))
                        OR $6 IS NULL, FALSE)
                 OR ($9 AND EXISTS (SELECT 1 FROM event_forward_extremities f WHERE f.event_id = e.event_id))
+                OR EXISTS (SELECT 1 FROM rk_held h
+                            WHERE coalesce(h.sender = e.sender, TRUE)
+                              AND (e.received_ts IS NULL
+                                   OR e.received_ts BETWEEN h.since AND h.until
+                                   OR e.origin_server_ts BETWEEN h.since AND h.until))
                 OR s.event_id IS NOT NULL
                 OR NOT ($10 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $11, TRUE))))";
 

@@ -19,6 +19,8 @@ const TEMPORARY_TABLES: &str = "
         outlier BOOLEAN NOT NULL DEFAULT FALSE);
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_held (sender TEXT, since INTEGER NOT NULL, until INTEGER NOT NULL);
+    DELETE FROM rk_held;
     DELETE FROM rk_selected;
     DELETE FROM rk_extremities;";
 
@@ -32,7 +34,8 @@ const TEMPORARY_TABLES_ON_POSTGRES: &str = "-- PostgreSQL
     ALTER TABLE rk_selected ALTER stream_ordering SET STATISTICS 0, ALTER event_id SET STATISTICS 0,
         ALTER to_delete SET STATISTICS 1, ALTER outlier SET STATISTICS 1;
     CREATE TEMPORARY TABLE rk_extremities (event_id TEXT PRIMARY KEY) ON COMMIT DELETE ROWS;
-    CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY);";
+    CREATE TEMPORARY TABLE IF NOT EXISTS rk_own_extremities (event_id TEXT PRIMARY KEY);
+    CREATE TEMPORARY TABLE rk_held (sender TEXT, since BIGINT NOT NULL, until BIGINT NOT NULL) ON COMMIT DELETE ROWS;";
 
 /// How much of that is there: 0 nothing, 1 the tables, 2 the indexes as well.
 const TABLES_THERE: &str = "-- PostgreSQL

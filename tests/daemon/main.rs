@@ -8,6 +8,7 @@ mod support;
 
 mod commands;
 mod configuration;
+mod holds;
 mod home;
 mod mistakes;
 #[path = "../sample/mod.rs"]

@@ -224,6 +224,7 @@ fn a_job_takes_the_rooms_it_should_and_of_each_what_it_should() {
                 delete_local_events: true,
                 keep_received_after: Some(ts - 1),
                 keep_extremities: false,
+                held: &[],
                 server_name: &site.server_name,
             };
             let done = match model::purge(&before, &wanted) {

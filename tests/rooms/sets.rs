@@ -96,6 +96,7 @@ fn one_by_one(config: Config, request: &SetRequest, rooms: &[RoomId]) -> BTreeMa
                 let options = PurgeOptions {
                     delete_local_events: *delete_local_events,
                     keep_received_after: None,
+                    strict: false,
                 };
                 keeper.purge_history(room, point.clone(), options)
             }

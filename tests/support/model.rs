@@ -4,6 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use roomkeeper::hold::HeldEvents;
+
 use super::arrivals;
 use super::state_model::{self, Collected};
 use super::tables::{Row, Tables, Value};
@@ -17,6 +19,8 @@ pub struct Wanted<'a> {
     pub keep_received_after: Option<i64>,
     /// P-51: a homeserver runs beside us.
     pub keep_extremities: bool,
+    /// What holds keep.
+    pub held: &'a [HeldEvents],
     pub server_name: &'a str,
 }
 
@@ -95,6 +99,18 @@ fn guard(tables: &Tables, wanted: &Wanted<'_>) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Whether a hold keeps an event: by either clock, and where nobody can tell.
+pub fn is_held(event: &Row, held: &HeldEvents) -> bool {
+    let is_within = |ts: i64| held.since.0 <= ts && ts <= held.until.0;
+    let is_of = match (&held.sender, event.text("sender")) {
+        (None, _) | (Some(_), None) => true,
+        (Some(wanted), Some(sender)) => wanted.as_str() == sender,
+    };
+    let received = event.int("received_ts");
+    let sent = event.int("origin_server_ts");
+    is_of && (received.is_none_or(is_within) || sent.is_some_and(is_within))
+}
+
 /// P-4 to P-6 and P-21: what is deleted, and what becomes an outlier.
 fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
     let state: BTreeSet<&str> = tables
@@ -128,6 +144,7 @@ fn select(tables: &Tables, wanted: &Wanted<'_>) -> (Ids, Ids) {
                 .as_ref()
                 .is_none_or(|all| all.contains(e.word("event_id")))
         })
+        .filter(|e| !wanted.held.iter().any(|held| is_held(e, held)))
         .filter(|e| !(wanted.keep_extremities && extremities.contains(e.word("event_id"))))
         .collect();
     let mut deletable: Ids = below

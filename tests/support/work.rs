@@ -66,6 +66,7 @@ impl Ask {
         PurgeOptions {
             delete_local_events: self.delete_local_events,
             keep_received_after: self.keep_received_after.map(Millis),
+            strict: false,
         }
     }
 }
@@ -146,7 +147,13 @@ impl Site {
         {
             copy.on_server = self.on_server.as_ref().map(|server| server.copy());
         }
-        for suffix in ["", "-wal", ".roomkeeper", ".roomkeeper-wal"] {
+        for suffix in [
+            "",
+            "-wal",
+            ".roomkeeper",
+            ".roomkeeper-wal",
+            ".roomkeeper.holds",
+        ] {
             let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
             if with(&self.database).exists() {
                 fs::copy(with(&self.database), with(&copy.database)).expect("copied");
@@ -217,6 +224,7 @@ impl Site {
             delete_local_events: ask.delete_local_events,
             keep_received_after: ask.keep_received_after,
             keep_extremities: false,
+            held: &[],
             server_name: &self.server_name,
         }
     }
