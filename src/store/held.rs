@@ -12,11 +12,7 @@ use crate::ids::{RoomId, UserId};
 /// Whether a user is or ever was in a room. Binds `$1` user, `$2` room. Walks `room_memberships_user_id`.
 const WAS_JOINED: &str = "
     SELECT EXISTS (SELECT 1 FROM room_memberships
-                    WHERE user_id = $1 AND +room_id = $2 AND membership = 'join')";
-
-const WAS_JOINED_ON_POSTGRES: &str = "-- PostgreSQL
-    SELECT EXISTS (SELECT 1 FROM room_memberships
-                    WHERE user_id = $1 AND room_id = $2 AND membership = 'join')";
+                    WHERE user_id = $1 AND room_id || '' = $2 AND membership = 'join')";
 
 /// The rooms that a user is or ever was in. Binds `$1` user.
 const ROOMS_OF: &str =
@@ -60,10 +56,9 @@ const LOWEST_HELD: &str = "
 /// # Errors
 /// Those of the database.
 pub fn was_joined(db: &Db, user: &UserId, room: &RoomId) -> Result<bool, Error> {
-    let sql = db.text(WAS_JOINED, WAS_JOINED_ON_POSTGRES);
     let found = db.row(
         "look whether a user was in the room",
-        sql,
+        WAS_JOINED,
         params![user.as_str(), room.as_str()],
         |r| r.get::<_, bool>(0),
     )?;
