@@ -276,7 +276,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         }
         Command::Block { room } => deletion::set_block(config(&cli.global)?, room, true, json),
         Command::Unblock { room } => deletion::set_block(config(&cli.global)?, room, false, json),
-        Command::Retention(wanted) => retention::retention(config(&cli.global)?, wanted, json),
+        Command::Retention(wanted) => {
+            retention::retention(config(&cli.global)?, wanted, cli.global.yes, json)
+        }
         Command::Hold(wanted) => hold::hold(&config(&cli.global)?, wanted, json),
         Command::Messages(wanted) => messages::messages(config(&cli.global)?, wanted, json),
         Command::Jobs(wanted) => jobs::jobs(config(&cli.global)?, wanted, json),

@@ -1,10 +1,11 @@
 //! `roomkeeper retention`: what the policies would do now, and doing it.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{output, remote};
+use super::{output, remote, words};
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::jobs::ledger::{JobRecord, State};
@@ -85,6 +86,7 @@ impl Which {
 pub(super) fn retention(
     config: Config,
     wanted: &Retention,
+    is_said: bool,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     match wanted {
@@ -115,12 +117,18 @@ pub(super) fn retention(
         Retention::Run { which, trust_clock } => {
             let mut config = config;
             config.check_clock &= !trust_clock;
-            run(config, which, *trust_clock, as_json)
+            run(config, which, *trust_clock, is_said, as_json)
         }
     }
 }
 
-fn run(config: Config, which: &Which, trust_clock: bool, as_json: bool) -> Result<ExitCode, Error> {
+fn run(
+    config: Config,
+    which: &Which,
+    trust_clock: bool,
+    is_said: bool,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
     if which.is_everything() && !config.retention.enabled {
         return Err(Error::Config(
             "retention is not enabled (retention.enabled in the configuration): say which job (--job) or which lifetimes \
@@ -129,6 +137,9 @@ fn run(config: Config, which: &Which, trust_clock: bool, as_json: bool) -> Resul
         ));
     }
     let ranges = which.ranges(&config)?;
+    if words::can_ask(is_said, as_json) {
+        words::ask(&question(&config, &ranges)?, is_said, as_json)?;
+    }
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
         Err(Error::LedgerLocked(_)) if trust_clock => {
@@ -147,6 +158,26 @@ fn run(config: Config, which: &Which, trust_clock: bool, as_json: bool) -> Resul
         runs.push(super::attend(&keeper, &id, as_json)?);
     }
     Ok(ended(&runs, as_json))
+}
+
+/// What a person is asked before a run: how much would go, and where to see it.
+fn question(config: &Config, ranges: &[LifetimeRange]) -> Result<String, Error> {
+    let viewer = Viewer::open(config.clone())?;
+    // What would be refused is not asked about.
+    viewer.refuse_clock_ahead()?;
+    let (mut events, mut bytes, mut rooms) = (0, 0, BTreeSet::new());
+    for range in ranges {
+        let plan = viewer.plan_retention(*range, false)?;
+        events += plan.events;
+        bytes += plan.estimated_bytes;
+        rooms.extend(plan.rooms.into_iter().map(|due| due.room_id));
+    }
+    Ok(format!(
+        "delete what has expired by the retention policies: {} of {}, some {} (`roomkeeper retention plan` shows each room)?",
+        counted(events, "event"),
+        counted(many(rooms.len()), "room"),
+        human(u64::try_from(bytes).unwrap_or(0)),
+    ))
 }
 
 /// Shows what the runs did, and gives the exit code for it.
@@ -214,7 +245,7 @@ fn show(plan: &Plan) {
 
 fn line(due: &Due) -> String {
     let mut line = format!(
-        "{}  {} ({}{})  before {} ({})  {} events, some {}",
+        "{}  {} ({}{})  before {} ({})  {}, some {}",
         due.room_id,
         due.lifetime.lifetime.in_words(),
         match due.lifetime.source {
@@ -228,7 +259,7 @@ fn line(due: &Due) -> String {
         },
         due.cut_off_ms.as_date(),
         due.point,
-        due.events,
+        counted(due.events, "event"),
         human(u64::try_from(due.estimated_bytes).unwrap_or(0)),
     );
     let stays = &due.stays;
@@ -250,10 +281,10 @@ fn line(due: &Due) -> String {
     }
     if let Some(exact) = &due.exact {
         line.push_str(&format!(
-            "; exactly {} events with {} of JSON, and {} state groups",
-            exact.events,
+            "; exactly {} with {} of JSON, and {}",
+            counted(exact.events, "event"),
             human(u64::try_from(exact.content_bytes).unwrap_or(0)),
-            exact.state_groups
+            counted(exact.state_groups, "state group")
         ));
     }
     line

@@ -47,12 +47,17 @@ pub(super) fn any_room(config: &Config, words: &str) -> Result<(RoomId, bool), E
     }
 }
 
+/// Whether [`ask`] asks: somebody sits at a terminal, and has not said it already.
+pub(super) fn can_ask(is_said: bool, as_json: bool) -> bool {
+    !is_said && !as_json && stdin().is_terminal() && stderr().is_terminal()
+}
+
 /// Asks before something is destroyed, where somebody sits at a terminal to answer. Scripts and pipes are not asked.
 ///
 /// # Errors
 /// [`Error::Cancelled`] when the answer is no.
 pub(super) fn ask(question: &str, is_said: bool, as_json: bool) -> Result<(), Error> {
-    if is_said || as_json || !stdin().is_terminal() || !stderr().is_terminal() {
+    if !can_ask(is_said, as_json) {
         return Ok(());
     }
     output::ask(question);

@@ -1,5 +1,6 @@
 //! One-shot commands: how they end, and what they refuse.
 
+use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
@@ -252,6 +253,41 @@ fn wrong_usage_and_configuration_end_with_2() {
         .arg("check")
         .output();
     Ran::of(nothing.expect("runs")).assert_ended(2, "say which database");
+}
+
+/// Somebody sits at a terminal, and is asked before anything goes.
+#[test]
+fn a_retention_run_is_asked_about_in_a_terminal() {
+    let home = Home::new(10, "");
+    home.configure(
+        "short_lifetimes: true, check_clock: off",
+        "retention: {enabled: true, default_policy: {max_lifetime: 1s}}",
+    );
+    let at_a_terminal = |answer: &str| {
+        let program = env!("CARGO_BIN_EXE_roomkeeper");
+        let line = format!("{program} -c homeserver.yaml retention run");
+        let mut script = Command::new("script")
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .current_dir(home.path(""))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("bsdutils has it");
+        let mut keyboard = script.stdin.take().expect("piped");
+        keyboard.write_all(answer.as_bytes()).expect("typed");
+        drop(keyboard);
+        Ran::of(script.wait_with_output().expect("ends"))
+    };
+    let before = home.events();
+    let no = at_a_terminal("n\n");
+    assert_eq!(no.code, Some(130), "{}", no.out);
+    assert!(no.out.contains("of 1 room,"), "{}", no.out);
+    assert!(no.out.contains("[y/N]"), "{}", no.out);
+    assert_eq!(home.events(), before);
+    let yes = at_a_terminal("y\n");
+    assert_eq!(yes.code, Some(0), "{}", yes.out);
+    assert!(home.events() < before);
 }
 
 #[test]
