@@ -5,7 +5,7 @@ use roomkeeper::keeper::retention::RETENTION;
 use roomkeeper::policy::{LifetimeRange, PurgeJob};
 use roomkeeper::{Config, Keeper, Millis, days};
 
-use crate::town::Town;
+use crate::town::{NOW, SPAN, Town};
 
 const HOUR: Millis = Millis(3_600_000);
 
@@ -121,6 +121,85 @@ fn while_the_clock_is_ahead_a_run_takes_what_has_really_expired_and_no_more() {
     }
     let left = "SELECT count(*) FROM events";
     assert_eq!(right.ask(left), ahead.ask(left));
+}
+
+/// a run by a clock that is ahead and that nobody keeps right is refused; any other takes what has expired by it
+/// and nothing else.
+#[test]
+fn thirty_settings_of_the_clock_delete_what_has_expired_by_them_or_nothing() {
+    let settings = [
+        days(-4_000),
+        days(-400),
+        days(-30),
+        days(-8),
+        days(-1),
+        Millis(-1),
+        Millis(0),
+        days(1),
+        days(6),
+        days(7),
+        days(7) + Millis(1),
+        days(8),
+        days(30),
+        days(200),
+        days(4_000),
+    ];
+    let mut refused = 0;
+    for ahead in settings {
+        for is_kept_right in [true, false] {
+            let about = format!("{} ms ahead, kept right: {is_kept_right}", ahead.0);
+            let town = Town::new(8, 20);
+            if !is_kept_right {
+                town.clock.set_adrift();
+            }
+            let newest = Millis(town.ask("SELECT max(received_ts) FROM events"));
+            let now = newest + ahead;
+            town.clock.jump(now - NOW);
+            let young = format!(
+                "SELECT count(*) FROM events WHERE received_ts >= {}",
+                (now - days(60)).0
+            );
+            let mut config = with_jobs(&town);
+            config.retention.default_policy.max_lifetime = Some(days(60));
+            // Rooms say nothing of their own: one lifetime for all.
+            town.site.run("DELETE FROM room_retention");
+            town.site
+                .run("UPDATE events SET type = 'm.room.name' WHERE type = 'm.room.retention'");
+            town.site.run(
+                "UPDATE state_events SET type = 'm.room.name' WHERE type = 'm.room.retention'",
+            );
+            town.site.run(
+                "UPDATE current_state_events SET type = 'm.room.name' WHERE type = 'm.room.retention'",
+            );
+            let count = || town.ask("SELECT count(*) FROM events");
+            let (before, young_before) = (count(), town.ask(&young));
+            let keeper = Keeper::open(config).expect("opens");
+            let is_ahead = ahead > days(7);
+            match keeper.purge_history_for_rooms_in_range(None, None) {
+                Err(e) => {
+                    assert!(is_ahead && !is_kept_right, "{about}: {e}");
+                    assert!(e.to_string().contains("--trust-clock"), "{about}: {e}");
+                    assert_eq!(count(), before, "{about}");
+                    refused += 1;
+                }
+                Ok(id) => {
+                    assert!(!is_ahead || is_kept_right, "{about}");
+                    keeper.wait(&id).expect("done");
+                    assert_eq!(town.ask(&young), young_before, "{about}: not expired");
+                    if ahead >= days(-1) {
+                        assert!(count() < before, "{about}: something has expired");
+                    }
+                    // By a clock that is further behind than the events reach, nothing has.
+                    if ahead < days(60) - SPAN {
+                        assert_eq!(count(), before, "{about}: nothing has expired");
+                    }
+                }
+            }
+            keeper.stop();
+            town.assert_sound();
+        }
+    }
+    assert_eq!(refused, 5);
 }
 
 #[test]
