@@ -141,7 +141,7 @@ fn words(words: &[String]) -> Vec<&str> {
 
 #[test]
 fn on_a_disk_with_16_mib_free_purges_and_reclaim_bring_a_large_database_down() {
-    let events = if is_campaign() { 100_000 } else { 12_000 };
+    let events = if is_campaign() { 200_000 } else { 12_000 };
     let (_made, database) = made(events);
     let before = fs::metadata(&database).expect("there").len();
     let Some(disk) = Disk::with_free(&database, 16 * MIB) else {
