@@ -155,7 +155,8 @@ impl Work<'_, '_> {
             self.ctx.publish(self.progress);
             self.ctx.check_cancelled()?;
             self.look_for_homeserver()?;
-            match self.try_batch(&mut work) {
+            let merged = full_text::merge_in_steps(self.ctx, &self.disk);
+            match merged.and_then(|()| self.try_batch(&mut work)) {
                 // Nothing of it happened, and its log is gone.
                 Err(e) if e.is_full() && self.ctx.release_reserve() => {}
                 Err(e)

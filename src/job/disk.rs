@@ -24,6 +24,9 @@ const FIRST_PER_EVENT: u64 = 64 << 10;
 /// Log of one row that is deleted by the index, at most.
 const PER_ROW: u64 = 2 << 10;
 
+/// Log of one leaf of the full-text index that is merged: it is written, and those it was made of go. Seen: 43 kB.
+const PER_LEAF: u64 = 64 << 10;
+
 /// Below this a job begins by letting the reserve go.
 const SHORT: u64 = sqlite_file::SMALLEST_NEED;
 
@@ -67,6 +70,12 @@ impl DiskBudget {
             None => i64::MAX,
             Some(bytes) => i64::try_from(bytes / PER_ROW).unwrap_or(i64::MAX).max(1),
         })
+    }
+
+    /// Most leaves of the full-text index that one transaction merges; `None` where the disk has room for any.
+    pub fn leaves(&self) -> Result<Option<i64>, Error> {
+        let leaves = |bytes: u64| i64::try_from(bytes / PER_LEAF).unwrap_or(i64::MAX);
+        Ok(self.usable()?.map(|bytes| leaves(bytes).clamp(1, 512)))
     }
 
     /// Whether a log of this length leaves enough for the next batch.

@@ -1,7 +1,7 @@
 //! A full-text index that is damaged (P-55): it is derived data, and built again from its content, where nobody waits.
 
 use super::overwrite::add_pending;
-use super::{JobContext, Progress, ServerState};
+use super::{DiskBudget, JobContext, Progress, ServerState};
 use crate::error::Error;
 use crate::store::db::SecureDelete;
 use crate::store::{search, space};
@@ -11,6 +11,43 @@ const REBUILT: &str = "the full-text index was damaged and was built anew from i
 
 /// What a rebuild needs on the disk, in times of the texts that it reads: the new index, the log, some.
 const REBUILD_NEEDS: u64 = 4;
+
+/// From so many segments of one level on, a small disk has them merged before the next batch: two batches later FTS4
+/// would do it itself, all in one transaction.
+const MANY_SEGMENTS: i64 = 13;
+
+/// Merges the index in small steps where the disk is small and the next batches would have it merged at once (S-35).
+/// Each step is a transaction of its own and takes the writer's turn.
+///
+/// # Errors
+/// Those of the database: a disk without room for the smallest step among them.
+pub(crate) fn merge_in_steps(ctx: &mut JobContext<'_>, disk: &DiskBudget) -> Result<(), Error> {
+    let mut most = i64::MAX;
+    loop {
+        let Some(leaves) = disk.leaves()? else {
+            return Ok(());
+        };
+        let leaves = leaves.min(most);
+        if search::most_segments(&ctx.db)? < MANY_SEGMENTS {
+            return Ok(());
+        }
+        ctx.check_cancelled()?;
+        let mut writer = ctx.writer.lock();
+        let merged = ctx.db.write("merge the full-text index", |db| {
+            search::merge_some(db, leaves)
+        });
+        // What a step that failed has left of the log is needed too.
+        writer.unpin();
+        ctx.db.checkpoint()?;
+        match merged {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // A leaf holds a whole word's documents, so some are large.
+            Err(e) if e.is_full() && leaves > 1 => most = (leaves / 4).max(1),
+            Err(e) => return Err(e),
+        }
+    }
+}
 
 /// Builds the index anew where `error` says that it is damaged and nothing more is: what failed can be tried again then.
 ///

@@ -224,6 +224,12 @@ fn batches(
     loop {
         ctx.publish(progress);
         ctx.check_cancelled()?;
+        match full_text::merge_in_steps(ctx, &disk) {
+            Err(e) if e.is_full() && ctx.release_reserve() => continue,
+            Err(e) if e.is_full() => return Err(disk.full()),
+            Err(e) if e.is_index_damage() => full_text::rebuild_if_damaged(ctx, progress, e)?,
+            merged => merged?,
+        }
         sizer.set_limit(disk.events()?);
         let next = ctx.look_for_homeserver().and_then(|()| {
             if sizer.server_state() != ctx.server_state {

@@ -400,6 +400,30 @@ pub fn merge_needs(db: &Db) -> Result<u64, Error> {
     Ok(bytes.saturating_mul(TIMES).saturating_add(1 << 20))
 }
 
+/// Segments of the level of the index that has most of them. When a level has 16, FTS4 merges them all within whatever
+/// statement comes next, which takes as much log as the level has.
+pub fn most_segments(db: &Db) -> Result<i64, Error> {
+    const MOST: &str = "SELECT coalesce(max(n), 0) FROM (SELECT count(*) AS n FROM event_search_segdir GROUP BY level) levels";
+    match is_present(db) {
+        true => db.count("look at the full-text index", MOST, &[]),
+        false => Ok(0),
+    }
+}
+
+/// Merges segments of one level, no more than `leaves` leaves of them; answers whether anything was to be merged. What it
+/// says is as it was at every step.
+pub fn merge_some(db: &Db, leaves: i64) -> Result<bool, Error> {
+    const PLACES: &str = "SELECT coalesce(sum(start_block + leaves_end_block + end_block), 0) FROM event_search_segdir";
+    let doing = "merge the full-text index";
+    let before = db.count(doing, PLACES, &[])?;
+    db.execute(
+        doing,
+        "INSERT INTO event_search(event_search) VALUES ('merge=' || $1 || ',4')",
+        params![leaves],
+    )?;
+    Ok(db.count(doing, PLACES, &[])? != before)
+}
+
 /// Merges the whole index into one segment, after which no deleted word stands in it. One long statement:
 /// for when nobody waits.
 pub fn optimize(db: &Db) -> Result<(), Error> {
