@@ -5,6 +5,7 @@ mod holds;
 mod job_context;
 mod jobs;
 pub mod lookups;
+mod many_rooms;
 mod measures;
 mod messages;
 mod ownership;
@@ -564,7 +565,7 @@ impl Shared {
 
     fn run_job(&self, guard: JobGuard, work: &Work) {
         let live = guard.live().clone();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
+        let is_stopping = || self.is_suspended(&live);
         if is_stopping() {
             return guard.suspend();
         }

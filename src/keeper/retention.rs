@@ -7,19 +7,18 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::many_rooms::{BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomsSummary, with_summary};
 use super::retention_room::{RetentionRun, RoomPurge};
-use super::{Keeper, Shared, Viewer, Work, end_early, options};
+use super::{Keeper, Shared, Viewer, Work, options};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
-use crate::job::{HomeserverWatch, Phase, Progress, Removes, clean_up};
+use crate::job::{HomeserverWatch, Phase, Progress, Removes};
 use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
@@ -30,24 +29,16 @@ use crate::store::db::{Access, Db};
 use crate::store::homeserver;
 use crate::time::Millis;
 
+pub use super::many_rooms::RoomError;
+
 /// The kind of a retention run in the ledger.
 pub const RETENTION: &str = "retention";
 
 /// The kind of the purge of one room in such a run. Nobody was told its id (S-13).
 pub const RETENTION_PURGE: &str = "retention_purge";
 
-/// Most events of a batch, unless one room has more: for each batch the full-text index is walked once, and what it
-/// says of them is held in memory.
-pub(super) const BATCH_EVENTS: i64 = 200_000;
-
 /// Most rooms of a batch: between two of them others get a worker.
 const BATCH_ROOMS: usize = 1_000;
-
-/// How often a run looks up from waiting: for a wish to stop, and to say how far it is.
-pub(super) const LOOK_UP_EVERY: Duration = Duration::from_millis(100);
-
-/// How many rooms that failed are named in a run's record.
-pub(super) const ERRORS_TOLD: usize = 100;
 
 /// What a retention run has done, beside what every job tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,13 +62,16 @@ pub struct RetentionSummary {
     pub errors: Vec<RoomError>,
 }
 
-/// A room whose purge failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RoomError {
-    /// The room.
-    pub room_id: RoomId,
-    /// Why.
-    pub error: String,
+impl RoomsSummary for RetentionSummary {
+    const COULD_NOT: &'static str = "could not be purged";
+
+    fn failed(&self) -> (i64, i64, &[RoomError]) {
+        (self.rooms_failed, self.rooms_planned, &self.errors)
+    }
+
+    fn complete(&self) -> String {
+        format!("{} rooms purged", self.rooms_purged)
+    }
 }
 
 fn refuse_invalid(range: &LifetimeRange) -> Result<(), Error> {
@@ -156,15 +150,6 @@ impl Keeper {
     }
 }
 
-/// Says that a batch is through, even when it panics.
-pub(super) struct DoneSignal(pub(super) Sender<()>);
-
-impl Drop for DoneSignal {
-    fn drop(&mut self) {
-        let _ = self.0.send(());
-    }
-}
-
 /// What a run shares with the workers that have its batches.
 struct Counters {
     summary: Mutex<(RetentionSummary, Progress)>,
@@ -191,22 +176,13 @@ impl Counters {
     fn failed(&self, room: &RoomId, error: String) {
         let summary = &mut self.summary.lock().0;
         summary.rooms_failed += 1;
-        if summary.errors.len() < ERRORS_TOLD {
-            summary.errors.push(RoomError {
-                room_id: room.clone(),
-                error,
-            });
-        }
+        RoomError::tell(&mut summary.errors, room, error);
     }
 
     /// How far the run is.
     fn progress(&self) -> Progress {
         let (summary, progress) = &*self.summary.lock();
-        let mut told = progress.clone();
-        if let Ok(Value::Object(more)) = serde_json::to_value(summary) {
-            told.more = more;
-        }
-        told
+        with_summary(progress, summary)
     }
 }
 
@@ -283,38 +259,7 @@ impl Shared {
         run: RetentionRun,
         now: Millis,
     ) {
-        let live = guard.live().clone();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
-        if is_stopping() {
-            return guard.suspend();
-        }
-        log::info!("{guard} begins");
-        let outcome = guard
-            .start()
-            .and_then(|()| self.run_rooms(pool, &guard, run, now));
-        let outcome = match outcome {
-            Err(e) if e.is_interrupt() && is_stopping() => Err(Error::Stopping),
-            Err(e) if e.is_interrupt() && guard.live().is_cancelled() => Err(Error::Cancelled),
-            outcome => outcome,
-        };
-        match outcome {
-            Ok(summary) if summary.rooms_failed == 0 => {
-                log::info!("{guard} is complete: {} rooms purged", summary.rooms_purged);
-                guard.end(None);
-            }
-            Ok(summary) => {
-                let first = summary.errors.first();
-                let first =
-                    first.map_or_else(String::new, |e| format!("; {}: {}", e.room_id, e.error));
-                let said = format!(
-                    "{} of {} rooms could not be purged{first}",
-                    summary.rooms_failed, summary.rooms_planned
-                );
-                log::error!("{guard} failed: {said}");
-                guard.end(Some((&said, "rooms_failed")));
-            }
-            Err(e) => end_early(guard, &e),
-        }
+        self.run_many(guard, |guard| self.run_rooms(pool, guard, run, now));
     }
 
     fn run_rooms(
@@ -376,15 +321,7 @@ impl Shared {
         let most = self.config.workers.div_ceil(2);
         let (done, ended) = unbounded::<()>();
         let mut running = 0;
-        let stay = || {
-            if self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused() {
-                Err(Error::Stopping)
-            } else if guard.live().is_cancelled() {
-                Err(Error::Cancelled)
-            } else {
-                Ok(())
-            }
-        };
+        let stay = || self.check_goes_on(guard.live());
         while running > 0 || !batches.is_empty() {
             if stay().is_err() {
                 batches.clear();
@@ -414,12 +351,7 @@ impl Shared {
         if self.config.check_clock && self.refuse_clock_ahead().is_err() {
             counters.summary.lock().0.clock_accepted = false;
         }
-        // What the purges left to the end: they share one index and one log.
-        let mut progress = counters.progress();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused();
-        let mut ctx = self.job_context(guard, &is_stopping)?;
-        clean_up(&mut ctx, &mut progress).map_err(|e| ctx.map_interrupt(e))?;
-        publish(&progress);
+        self.clean_up_after_rooms(guard, &mut counters.progress())?;
         let summary = counters.summary.lock().0.clone();
         Ok(summary)
     }

@@ -1,7 +1,6 @@
 //! One room of a set: whether it is still what it was chosen for, and the job that purges or deletes it.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
@@ -113,7 +112,7 @@ impl Shared {
         prepare: Option<Prepare<'_>>,
     ) -> Result<Progress, Error> {
         let live = guard.live().clone();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
+        let is_stopping = || self.is_suspended(&live);
         guard.start()?;
         let mut ctx = match kept.take() {
             Some((db, watch)) => self.job_context_on(db, watch, guard, &is_stopping)?,

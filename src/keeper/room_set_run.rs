@@ -7,7 +7,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
@@ -15,15 +14,17 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::retention::{BATCH_EVENTS, DoneSignal, ERRORS_TOLD, LOOK_UP_EVERY, RoomError};
+use super::Shared;
+use super::many_rooms::{
+    BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomError, RoomsSummary, with_summary,
+};
 use super::room_set::{Action, DELETE_IN_SET, PURGE_IN_SET, RoomSet};
 use super::room_set_part::{Fits, Kept, Prepare, RoomOfSet, RoomWork};
 use super::room_set_plan::{is_of_room, why};
-use super::{Shared, end_early};
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
-use crate::job::{Phase, Progress, clean_up};
+use crate::job::{Phase, Progress};
 use crate::jobs::ledger::{State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::{JobGuard, RunningJob};
@@ -64,6 +65,18 @@ pub struct RoomSetSummary {
     /// Which failed, and why; no more than a hundred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<RoomError>,
+}
+
+impl RoomsSummary for RoomSetSummary {
+    const COULD_NOT: &'static str = "failed";
+
+    fn failed(&self) -> (i64, i64, &[RoomError]) {
+        (self.rooms_failed, self.rooms_planned, &self.errors)
+    }
+
+    fn complete(&self) -> String {
+        format!("{} rooms", self.rooms_done)
+    }
 }
 
 /// The thread that sets run in, one after the other; dropping it ends and joins it. It is no worker, so that it can wait
@@ -136,11 +149,7 @@ struct Counters {
 impl Counters {
     fn progress(&self, of: &(RoomSetSummary, Progress)) -> Value {
         let (summary, progress) = of;
-        let mut told = progress.clone();
-        if let Ok(Value::Object(more)) = serde_json::to_value(summary) {
-            told.more = more;
-        }
-        serde_json::to_value(&told).unwrap_or_default()
+        serde_json::to_value(with_summary(progress, summary)).unwrap_or_default()
     }
 
     fn publish(&self) {
@@ -175,38 +184,10 @@ struct Batch {
 impl Shared {
     /// Carries a set out, and says in the ledger how it ended.
     fn run_set(self: &Arc<Self>, pool: &Arc<Pool>, guard: JobGuard, set: &RoomSet) {
-        let live = guard.live().clone();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || live.is_paused();
-        if is_stopping() {
-            return guard.suspend();
-        }
-        log::info!("{guard} begins");
-        let outcome = guard
-            .start()
-            .and_then(|()| self.run_rooms_of_set(pool, &guard, set));
-        let outcome = match outcome {
-            Err(e) if e.is_interrupt() && is_stopping() => Err(Error::Stopping),
-            Err(e) if e.is_interrupt() && live.is_cancelled() => Err(Error::Cancelled),
-            outcome => outcome,
-        };
-        match outcome {
-            Ok(summary) if summary.rooms_failed == 0 => {
-                log::info!("{guard} is complete: {} rooms", summary.rooms_done);
-                guard.end(None);
-            }
-            Ok(summary) => {
-                let first = summary.errors.first();
-                let first =
-                    first.map_or_else(String::new, |e| format!("; {}: {}", e.room_id, e.error));
-                let said = format!(
-                    "{} of {} rooms failed{first}",
-                    summary.rooms_failed, summary.rooms_planned
-                );
-                log::error!("{guard} failed: {said}");
-                guard.end(Some((&said, "rooms_failed")));
-            }
-            Err(e) => end_early(guard, &self.tell_full_disk(e)),
-        }
+        self.run_many(guard, |guard| {
+            let done = self.run_rooms_of_set(pool, guard, set);
+            done.map_err(|e| self.tell_full_disk(e))
+        });
     }
 
     fn run_rooms_of_set(
@@ -237,15 +218,7 @@ impl Shared {
             broken: Mutex::default(),
         });
         counters.publish();
-        let stay = || {
-            if self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused() {
-                Err(Error::Stopping)
-            } else if guard.live().is_cancelled() {
-                Err(Error::Cancelled)
-            } else {
-                Ok(())
-            }
-        };
+        let stay = || self.check_goes_on(guard.live());
         self.finish_parts(&counters, &|| stay().is_err())?;
         let set = Arc::new(set.clone());
         let most = self.config.workers.div_ceil(2);
@@ -291,13 +264,8 @@ impl Shared {
             return Err(e);
         }
         stay()?;
-        // What was left to the end: the rooms share one index and one log.
-        let mut told: Progress =
-            serde_json::from_value(guard.live().progress()).unwrap_or_default();
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst) || guard.live().is_paused();
-        let mut ctx = self.job_context(guard, &is_stopping)?;
-        clean_up(&mut ctx, &mut told).map_err(|e| ctx.map_interrupt(e))?;
-        ctx.publish(&told);
+        let told = serde_json::from_value(guard.live().progress());
+        self.clean_up_after_rooms(guard, &mut told.unwrap_or_default())?;
         Ok(counters.summary.lock().0.clone())
     }
 
@@ -341,11 +309,7 @@ impl Shared {
         let mut fits = Fits::new(&batch.set);
         for (at, left) in batch.rooms.iter().enumerate() {
             let live = &counters.live;
-            if self.is_stopping.load(Ordering::SeqCst)
-                || live.is_paused()
-                || live.is_cancelled()
-                || counters.is_broken()
-            {
+            if self.check_goes_on(live).is_err() || counters.is_broken() {
                 return Ok(());
             }
             let room = &left.room;
@@ -454,7 +418,7 @@ impl Shared {
                 guard.end_part(None);
             }
             Ok(Err(Error::Stopping)) => {
-                let is_all = self.is_stopping.load(Ordering::SeqCst) || counters.live.is_paused();
+                let is_all = self.is_suspended(&counters.live);
                 guard.suspend();
                 if !is_all {
                     let turn = Turn::Skipped("somebody paused it".to_owned());
@@ -495,14 +459,6 @@ impl Shared {
         room: &RoomId,
         turn: Turn,
     ) -> Result<(), Error> {
-        let told = |list: &mut Vec<RoomError>, error: String| {
-            if list.len() < ERRORS_TOLD {
-                list.push(RoomError {
-                    room_id: room.clone(),
-                    error,
-                });
-            }
-        };
         let mut of = counters.summary.lock();
         let (summary, progress) = &mut *of;
         let outcome = match turn {
@@ -517,12 +473,12 @@ impl Shared {
             Turn::Skipped(why) => {
                 log::info!("room {room}: left alone by set {}: {why}", counters.set);
                 summary.rooms_skipped += 1;
-                told(&mut summary.skipped, why);
+                RoomError::tell(&mut summary.skipped, room, why);
                 RoomOutcome::Skipped
             }
             Turn::Failed(why) => {
                 summary.rooms_failed += 1;
-                told(&mut summary.errors, why);
+                RoomError::tell(&mut summary.errors, room, why);
                 RoomOutcome::Failed
             }
         };
