@@ -5,80 +5,34 @@ mod sample;
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use roomkeeper::config::{Listen, Network, Secret};
-use roomkeeper::http::{self, HttpServer};
-use roomkeeper::time::SystemClock;
+use roomkeeper::config::Network;
 use roomkeeper::{JobId, Keeper, PurgeOptions, PurgePoint, RoomId, UserId};
 use serde_json::Value;
-use support::work::Site;
+use support::served::{LOG, Served, listen_to_the_log};
 
 const TOKEN: &str = "static-token-0123456789";
 
-/// Everything that was logged, of all tests.
-static LOG: Mutex<String> = Mutex::new(String::new());
-
-struct Ear;
-
-impl log::Log for Ear {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        LOG.lock().push_str(&format!("{}\n", record.args()));
-    }
-
-    fn flush(&self) {}
-}
-
-struct Daemon {
-    server: Option<HttpServer>,
-    keeper: Keeper,
-    address: SocketAddr,
-    socket: PathBuf,
-    _directory: tempfile::TempDir,
-}
+struct Daemon(Served);
 
 impl Daemon {
     fn start(trusted: &[&str]) -> Self {
-        static ONCE: OnceLock<()> = OnceLock::new();
-        ONCE.get_or_init(|| {
-            log::set_boxed_logger(Box::new(Ear)).expect("the first");
-            log::set_max_level(log::LevelFilter::Info);
-        });
-        let directory = tempfile::tempdir().expect("a directory");
-        let database = directory.path().join("homeserver.db");
-        sample::create(&database, &["a"], 40);
-        let mut config = Site::at(&database, sample::SERVER_NAME).config();
-        let socket = directory.path().join("control.sock");
-        config.listen = vec![
-            Listen::Tcp(([127, 0, 0, 1], 0).into()),
-            Listen::Unix(socket.clone()),
-        ];
-        config.admin_token = Some(Secret::new(TOKEN));
-        config.admin_user = UserId::from("@root:example.org");
-        config.clock = Arc::new(SystemClock);
-        config.trusted_proxies = trusted
-            .iter()
-            .map(|text| Network::parse(text).expect("a network"))
-            .collect();
-        let keeper = Keeper::open(config).expect("opens");
-        let server = http::serve(keeper.clone()).expect("serves");
-        let address = server.addresses()[0];
-        Self {
-            server: Some(server),
-            keeper,
-            address,
-            socket,
-            _directory: directory,
-        }
+        listen_to_the_log(log::LevelFilter::Info);
+        Self(Served::start(
+            TOKEN,
+            |database| sample::create(database, &["a"], 40),
+            |config| {
+                config.admin_user = UserId::from("@root:example.org");
+                config.trusted_proxies = trusted
+                    .iter()
+                    .map(|text| Network::parse(text).expect("a network"))
+                    .collect();
+            },
+        ))
     }
 
     /// Asks for a purge, and says who stands in its record.
@@ -114,12 +68,11 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.stop();
-        }
-        self.keeper.clone().stop();
+impl Deref for Daemon {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.0
     }
 }
 

@@ -8,20 +8,19 @@ mod support;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use roomkeeper::UserId;
 use roomkeeper::client::{Client, Reply};
-use roomkeeper::config::{AuthenticationService, Listen, Secret};
-use roomkeeper::http::{self, HttpServer};
-use roomkeeper::time::SystemClock;
-use roomkeeper::{Keeper, UserId};
+use roomkeeper::config::{AuthenticationService, Secret};
 use rusqlite::Connection;
 use serde_json::{Value, json};
-use support::work::Site;
+use support::served::{LOG, Served, listen_to_the_log};
 
 const STATIC: &str = "static-token-0123456789";
 const SECRET: &str = "the-secret-of-both";
@@ -182,62 +181,38 @@ fn tokens() -> Says {
     ]))
 }
 
-struct Daemon {
-    server: Option<HttpServer>,
-    keeper: Keeper,
-    address: SocketAddr,
-    socket: PathBuf,
-    database: PathBuf,
-    _directory: tempfile::TempDir,
+/// A database with people of whom the service alone says who is an admin.
+fn people(database: &Path) {
+    sample::create(database, &["a"], 10);
+    let conn = Connection::open(database).expect("opens");
+    for (user, deactivated, locked) in
+        [("admin", 0, false), ("gone", 1, false), ("locked", 0, true)]
+    {
+        conn.execute(
+            "INSERT INTO users (name, admin, is_guest, deactivated, locked) VALUES ($1, 0, 0, $2, $3)",
+            (format!("@{user}:example.org"), deactivated, locked),
+        )
+        .expect("written");
+    }
+    conn.execute(
+        "INSERT INTO devices (user_id, device_id) VALUES ('@admin:example.org', 'HERE')",
+        [],
+    )
+    .expect("written");
 }
+
+struct Daemon(Served);
 
 impl Daemon {
     fn start(service: &Service, secret: &str) -> Self {
-        listen_to_the_log();
-        let directory = tempfile::tempdir().expect("a directory");
-        let database = directory.path().join("homeserver.db");
-        sample::create(&database, &["a"], 10);
-        let conn = Connection::open(&database).expect("opens");
-        for (user, deactivated, locked) in
-            [("admin", 0, false), ("gone", 1, false), ("locked", 0, true)]
-        {
-            // The service alone says who is an admin.
-            conn.execute(
-                "INSERT INTO users (name, admin, is_guest, deactivated, locked) VALUES ($1, 0, 0, $2, $3)",
-                (format!("@{user}:example.org"), deactivated, locked),
-            )
-            .expect("written");
-        }
-        conn.execute(
-            "INSERT INTO devices (user_id, device_id) VALUES ('@admin:example.org', 'HERE')",
-            [],
-        )
-        .expect("written");
-        drop(conn);
-        let mut config = Site::at(&database, sample::SERVER_NAME).config();
-        let socket = directory.path().join("control.sock");
-        config.listen = vec![
-            Listen::Tcp(([127, 0, 0, 1], 0).into()),
-            Listen::Unix(socket.clone()),
-        ];
-        config.admin_token = Some(Secret::new(STATIC));
-        config.admin_user = UserId::from("@root:example.org");
-        config.clock = Arc::new(SystemClock);
-        config.delegated_auth = true;
+        listen_to_the_log(log::LevelFilter::Trace);
         let url = format!("http://{}/", service.address);
         let found = AuthenticationService::at(&url, Secret::new(secret)).expect("an address");
-        config.authentication_service = Some(found);
-        let keeper = Keeper::open(config).expect("opens");
-        let server = http::serve(keeper.clone()).expect("serves");
-        let address = server.addresses()[0];
-        Self {
-            server: Some(server),
-            keeper,
-            address,
-            socket,
-            database,
-            _directory: directory,
-        }
+        Self(Served::start(STATIC, people, |config| {
+            config.admin_user = UserId::from("@root:example.org");
+            config.delegated_auth = true;
+            config.authentication_service = Some(found);
+        }))
     }
 
     fn ask(&self, token: &str, path: &str) -> Reply {
@@ -259,39 +234,12 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.stop();
-        }
-        self.keeper.clone().stop();
+impl Deref for Daemon {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.0
     }
-}
-
-/// Everything that was logged, of all tests.
-static LOG: Mutex<String> = Mutex::new(String::new());
-
-struct Ear;
-
-impl log::Log for Ear {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        LOG.lock()
-            .push_str(&format!("{} {}\n", record.level(), record.args()));
-    }
-
-    fn flush(&self) {}
-}
-
-fn listen_to_the_log() {
-    static ONCE: OnceLock<()> = OnceLock::new();
-    ONCE.get_or_init(|| {
-        log::set_boxed_logger(Box::new(Ear)).expect("the first");
-        log::set_max_level(log::LevelFilter::Trace);
-    });
 }
 
 #[test]

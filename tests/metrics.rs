@@ -10,58 +10,31 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 
-use roomkeeper::config::{Listen, Secret};
-use roomkeeper::http::{self, HttpServer};
-use roomkeeper::time::SystemClock;
-use roomkeeper::{Keeper, PurgeOptions, PurgePoint, RoomId};
-use support::work::Site;
+use roomkeeper::{PurgeOptions, PurgePoint, RoomId};
+use support::served::Served;
 
 const TOKEN: &str = "the-token-of-the-scraper";
 const DASHBOARD: &str = include_str!("../etc/grafana-dashboard.json");
 const ALERTS: &str = include_str!("../etc/prometheus-alerts.yaml");
 
-struct Daemon {
-    server: Option<HttpServer>,
-    keeper: Keeper,
-    address: SocketAddr,
-    socket: PathBuf,
-    database: PathBuf,
-    _directory: tempfile::TempDir,
-}
+struct Daemon(Served);
 
 impl Daemon {
     fn start() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let database = directory.path().join("homeserver.db");
-        sample::create(&database, &["a"], 400);
-        let mut config = Site::at(&database, sample::SERVER_NAME).config();
-        let socket = directory.path().join("control.sock");
-        config.listen = vec![
-            Listen::Tcp(([127, 0, 0, 1], 0).into()),
-            Listen::Unix(socket.clone()),
-        ];
-        config.admin_token = Some(Secret::new(TOKEN));
-        config.clock = Arc::new(SystemClock);
-        config.check_clock = false;
-        config.retention.enabled = true;
-        config.retention_jobs = true;
-        let keeper = Keeper::open(config).expect("opens");
-        let server = http::serve(keeper.clone()).expect("serves");
-        let address = server.addresses()[0];
-        Self {
-            server: Some(server),
-            keeper,
-            address,
-            socket,
-            database,
-            _directory: directory,
-        }
+        Self(Served::start(
+            TOKEN,
+            |database| sample::create(database, &["a"], 400),
+            |config| {
+                config.check_clock = false;
+                config.retention.enabled = true;
+                config.retention_jobs = true;
+            },
+        ))
     }
 
     fn ask(
@@ -98,12 +71,11 @@ impl Daemon {
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.stop();
-        }
-        self.keeper.clone().stop();
+impl Deref for Daemon {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.0
     }
 }
 

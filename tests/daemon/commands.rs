@@ -8,16 +8,9 @@ use roomkeeper::store::catalog::NEWEST_SCHEMA;
 use rusqlite::Connection;
 use rustix::process::Signal;
 
-use crate::home::{Daemon, Home, Ran, signal, until};
+use crate::home::{Daemon, Home, Ran, purge, signal, until};
 use crate::sample;
 use crate::support::engine::{self, Engine};
-
-fn purge(home: &Home, below: i64, more: &[&str]) -> Ran {
-    let (room, token) = (sample::room_id("a"), sample::token(below));
-    let mut words = vec!["purge-history", room.as_str(), "--before-token", &token];
-    words.extend_from_slice(more);
-    home.run(&words)
-}
 
 #[test]
 fn what_is_done_ends_with_0() {

@@ -1,14 +1,7 @@
 //! Holds, as they are typed and asked for over HTTP.
 
-use crate::home::{Daemon, Home, Ran};
+use crate::home::{Daemon, Home, purge};
 use crate::sample;
-
-fn purge(home: &Home, below: i64, more: &[&str]) -> Ran {
-    let (room, token) = (sample::room_id("a"), sample::token(below));
-    let mut words = vec!["purge-history", room.as_str(), "--before-token", &token];
-    words.extend_from_slice(more);
-    home.run(&words)
-}
 
 /// Holds, by the words that people type; alone, and beside a daemon that has the ledger.
 #[test]

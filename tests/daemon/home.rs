@@ -37,6 +37,14 @@ pub fn until<T>(what: &str, mut is_so: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Purges room `a` below this depth by the command.
+pub fn purge(home: &Home, below: i64, more: &[&str]) -> Ran {
+    let (room, token) = (sample::room_id("a"), sample::token(below));
+    let mut words = vec!["purge-history", room.as_str(), "--before-token", &token];
+    words.extend_from_slice(more);
+    home.run(&words)
+}
+
 /// Sends a signal to a process that we started.
 pub fn signal(child: &Child, signal: Signal) {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);

@@ -50,6 +50,12 @@ fn summary(job: &JobRecord) -> RoomSetSummary {
     serde_json::from_value(more.into()).expect("a set's summary")
 }
 
+/// Starts a set that takes some rooms.
+fn started(keeper: &Keeper, request: &SetRequest) -> JobId {
+    let started = keeper.start_set(request).expect("started");
+    started.job_id.expect("there are rooms")
+}
+
 fn ended(keeper: &Keeper, id: &JobId) -> JobRecord {
     let _ = keeper.wait(id);
     keeper.job(id).expect("read").expect("on record")
@@ -350,8 +356,7 @@ fn begun_but_held(site: &Site, config: &Config, request: &SetRequest) -> JobId {
     let other = rusqlite::Connection::open(&site.database).expect("opens");
     let keeper = Keeper::open(config).expect("opens");
     other.execute_batch("BEGIN IMMEDIATE").expect("held");
-    let started = keeper.start_set(request).expect("started");
-    let id = started.job_id.expect("there are rooms");
+    let id = started(&keeper, request);
     let begun = Instant::now();
     while parts(&keeper).is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(30), "no room's turn");
@@ -409,11 +414,7 @@ fn a_set_that_is_stopped_goes_on_with_the_next_room_and_counts_none_twice() {
     let mut config = town.config();
     config.resume = false;
     let keeper = Keeper::open(config.clone()).expect("opens");
-    let id = keeper
-        .start_set(&request)
-        .expect("started")
-        .job_id
-        .expect("rooms");
+    let id = started(&keeper, &request);
     let mut lives = 1_i64;
     let mut keeper = Some(keeper);
     loop {
@@ -467,11 +468,7 @@ fn a_set_is_paused_goes_on_and_is_cancelled_as_one() {
     let other = rusqlite::Connection::open(&town.site.database).expect("opens");
     let keeper = Keeper::open(config).expect("opens");
     other.execute_batch("BEGIN IMMEDIATE").expect("held");
-    let id = keeper
-        .start_set(&request)
-        .expect("started")
-        .job_id
-        .expect("rooms");
+    let id = started(&keeper, &request);
     while parts(&keeper).is_empty() {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -521,11 +518,7 @@ fn a_room_that_fails_and_one_that_is_busy_stop_no_other() {
     ));
     let request = every_room(SetAction::DeleteRoom(forced()));
     let keeper = Keeper::open(town.config()).expect("opens");
-    let id = keeper
-        .start_set(&request)
-        .expect("started")
-        .job_id
-        .expect("rooms");
+    let id = started(&keeper, &request);
     let job = ended(&keeper, &id);
     let did = summary(&job);
     assert_eq!(job.state, State::Failed);
@@ -542,11 +535,7 @@ fn a_room_that_fails_and_one_that_is_busy_stop_no_other() {
     // It is asked for again when the fault is gone.
     site.run("DROP TRIGGER no");
     let keeper = Keeper::open(town.config()).expect("opens");
-    let id = keeper
-        .start_set(&request)
-        .expect("started")
-        .job_id
-        .expect("rooms");
+    let id = started(&keeper, &request);
     assert_eq!(summary(&ended(&keeper, &id)).rooms_done, 1);
     keeper.stop();
     assert_eq!(town.ask("SELECT count(*) FROM events"), 0);

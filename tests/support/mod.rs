@@ -15,6 +15,8 @@ pub mod ids;
 pub mod model;
 pub mod rooms;
 pub mod samples;
+#[cfg(feature = "daemon")]
+pub mod served;
 #[cfg(feature = "postgres")]
 pub mod server;
 pub mod state_model;
