@@ -9,7 +9,7 @@ use roomkeeper::Error;
 use support::draft::{Draft, Event};
 use support::model;
 use support::rooms::Recipe;
-use support::samples::{any_cut, for_each_sample};
+use support::samples::{any_cut, count_in_samples, for_each_sample};
 use support::state_model::{Graph, STATE};
 use support::tables::assert_same;
 use support::work::{Ask, Site};
@@ -125,8 +125,8 @@ fn rows_that_cascade_from_an_event_go_with_it_and_no_others() {
 
 #[test]
 fn refilling_tables_removes_exactly_what_deleting_rows_removes() {
-    let mut rewrites = 0;
-    for_each_sample(12, |seed, rng| {
+    let rewrites = count_in_samples(12, |seed, rng| {
+        let mut rewrites = 0;
         let rows = Site::random(seed, &Recipe::default());
         let ask = any_cut(&rows.tables(), rng);
         let about = format!("seed {seed}, {ask:?}");
@@ -145,6 +145,7 @@ fn refilling_tables_removes_exactly_what_deleting_rows_removes() {
         }
         assert_same(&rows.tables(), &refilled.tables(), &about);
         refilled.assert_sound(&about);
+        rewrites
     });
     assert!(rewrites > 0, "no sample was rewritten");
 }

@@ -9,17 +9,34 @@ use super::work::{Ask, cases, seed};
 
 /// Runs `test` on so many samples; a failure names the seed that repeats it alone.
 pub fn for_each_sample(few: u64, mut test: impl FnMut(u64, &mut StdRng)) {
+    let _ = count_in_samples(few, |seed, rng| {
+        test(seed, rng);
+        1
+    });
+}
+
+/// The same, until something was counted as well: a few samples can all be of the kind in which nothing happens.
+pub fn count_in_samples(few: u64, mut test: impl FnMut(u64, &mut StdRng) -> u64) -> u64 {
+    const AT_MOST_TIMES_AS_MANY: u64 = 40;
     let first = seed();
     println!("ROOMKEEPER_SEED={first}");
-    for n in 0..cases(engine::share_of(few)) {
+    let (few, mut counted) = (cases(engine::share_of(few)), 0);
+    for n in 0..few * AT_MOST_TIMES_AS_MANY {
+        if n >= few && counted > 0 {
+            break;
+        }
         let seed = first.wrapping_add(n);
         let mut rng = StdRng::seed_from_u64(seed);
         let run = std::panic::AssertUnwindSafe(|| test(seed, &mut rng));
-        if let Err(panic) = std::panic::catch_unwind(run) {
-            eprintln!("to repeat this sample alone: ROOMKEEPER_SEED={seed} ROOMKEEPER_CASES=1");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(run) {
+            Ok(more) => counted += more,
+            Err(panic) => {
+                eprintln!("to repeat this sample alone: ROOMKEEPER_SEED={seed} ROOMKEEPER_CASES=1");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    counted
 }
 
 /// A cut somewhere in a room of the sample, mostly below its newest event.
