@@ -4,6 +4,7 @@ mod check_config;
 mod deletion;
 mod demo;
 mod hold;
+mod job_table;
 mod jobs;
 mod log_pipe;
 mod messages;
@@ -91,6 +92,9 @@ struct Global {
     /// that one is, seen or not.
     #[arg(long, value_name = "HOW", global = true, num_args = 0..=1, require_equals = true, default_missing_value = "look")]
     beside: Option<Beside>,
+    /// Say what was asked for and what went wrong, and nothing else: no progress, no notes, and nothing where it went well.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
     /// Say more; twice for every batch, three times for every statement.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
@@ -202,7 +206,10 @@ struct PurgeHistory {
 /// Runs the command line and gives its exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let _last_lines = start_logging(cli.global.verbose, matches!(cli.command, Command::Serve));
+    if cli.global.quiet {
+        output::be_quiet();
+    }
+    let _last_lines = start_logging(&cli);
     let failed = match dispatch(&cli) {
         Ok(_) if !output::has_localpart() => return ExitCode::from(EXIT_FAILED),
         Ok(code) => return code,
@@ -221,8 +228,10 @@ pub fn run() -> ExitCode {
 }
 
 /// A daemon's log stops nothing, whoever reads it; the last lines are waited for when what this gives is dropped.
-fn start_logging(verbose: u8, is_daemon: bool) -> Option<log_pipe::Flusher> {
-    let default = match (verbose, is_daemon) {
+fn start_logging(cli: &Cli) -> Option<log_pipe::Flusher> {
+    let is_daemon = matches!(cli.command, Command::Serve);
+    let default = match (cli.global.verbose, is_daemon) {
+        _ if cli.global.quiet => "error",
         (0, false) => "warn",
         (0, true) | (1, _) => "info",
         (2, _) => "debug",

@@ -58,6 +58,30 @@ impl Millis {
 }
 
 impl Millis {
+    /// A length of time as people say it, to its two largest units: `2 h 5 min`, `3 s`, `40 ms`.
+    pub fn for_people(self) -> String {
+        let units = [
+            (86_400_000, "d"),
+            (3_600_000, "h"),
+            (60_000, "min"),
+            (1_000, "s"),
+        ];
+        let length = self.0.max(0);
+        let Some(at) = units.iter().position(|(unit, _)| length >= *unit) else {
+            return format!("{length} ms");
+        };
+        let (unit, word) = units[at];
+        let rest = units
+            .get(at + 1)
+            .map(|(unit, word)| (length % units[at].0 / unit, word));
+        match rest {
+            Some((rest, smaller)) if rest > 0 => {
+                format!("{} {word} {rest} {smaller}", length / unit)
+            }
+            _ => format!("{} {word}", length / unit),
+        }
+    }
+
     /// A point in time as a date in UTC, to the second: `2026-11-23 07:14:47`.
     pub fn as_date(self) -> String {
         let seconds = self.0.div_euclid(1_000);
@@ -405,6 +429,25 @@ pub fn check_timestamp(ts: i64) -> Result<Millis, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_of_time_is_said_to_its_two_largest_units() {
+        for (ms, said) in [
+            (-5, "0 ms"),
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1_000, "1 s"),
+            (59_999, "59 s"),
+            (60_000, "1 min"),
+            (65_000, "1 min 5 s"),
+            (7_500_000, "2 h 5 min"),
+            (86_400_000, "1 d"),
+            (86_459_000, "1 d"),
+            (93_600_000, "1 d 2 h"),
+        ] {
+            assert_eq!(Millis(ms).for_people(), said);
+        }
+    }
 
     #[test]
     fn a_clock_that_is_set_forwards_hurries_nothing_and_is_believed_in_the_end() {

@@ -94,7 +94,7 @@ pub(super) fn delete_room(
     };
     // What a person should know before the first row goes.
     for note in keeper.warnings_before_deletion(&room, &request)? {
-        output::warn(&note);
+        output::note(&note);
     }
     let id = keeper.shutdown_and_purge_room(&room, request)?;
     finish(&keeper, &id, as_json)
@@ -131,13 +131,13 @@ pub(super) fn set_block(
             "room {room} is blocked: nobody can join it. It is not known here; if one of yours was meant, look at the id again"
         ));
     } else if block {
-        output::say(&format!("room {room} is blocked: nobody can join it"));
+        output::done(&format!("room {room} is blocked: nobody can join it"));
     } else if !is_known {
         output::say(&format!(
             "room {room} is not blocked. It is not known here; if one of yours was meant, look at the id again"
         ));
     } else {
-        output::say(&format!("room {room} is not blocked"));
+        output::done(&format!("room {room} is not blocked"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -156,7 +156,7 @@ pub(super) fn hold(
             if as_json {
                 output::json(&json!(laid));
             } else {
-                output::say(&format!("The hold {laid} is laid."));
+                output::done(&format!("The hold {laid} is laid."));
                 warn_of_unknown(config, &laid);
             }
         }
@@ -168,7 +168,7 @@ pub(super) fn hold(
             if as_json {
                 output::json(&json!(released));
             } else {
-                output::say(&format!("The hold {released} is released."));
+                output::done(&format!("The hold {released} is released."));
             }
         }
         HoldCommand::List { all } => {

@@ -13,8 +13,8 @@ use crate::ids::{Escaped, RoomId, UserId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::RoomSetSummary;
-use crate::keeper::retention::{RETENTION, RETENTION_PURGE, RetentionSummary};
-use crate::keeper::room_set::{DELETE_IN_SET, PURGE_IN_SET, ROOM_SET};
+use crate::keeper::retention::{RETENTION, RetentionSummary};
+use crate::keeper::room_set::ROOM_SET;
 use crate::purge::{self, Plan};
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
@@ -23,6 +23,35 @@ use crate::store::space::human;
 
 /// Whether something was said that nobody got.
 static IS_LOST: AtomicBool = AtomicBool::new(false);
+
+/// Whether only answers and failures are told.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether somebody has closed the pipe that answers go into.
+static IS_UNREAD: AtomicBool = AtomicBool::new(false);
+
+/// From now on says nothing but what was asked for, and what went wrong: no progress, no notes, and not that it went well.
+pub fn be_quiet() {
+    IS_QUIET.store(true, Ordering::SeqCst);
+}
+
+pub(super) fn is_quiet() -> bool {
+    IS_QUIET.load(Ordering::SeqCst)
+}
+
+/// Says that something went well, to people who want to hear that.
+pub fn done(text: &str) {
+    if !is_quiet() {
+        say(text);
+    }
+}
+
+/// Says something beside the answer, on stderr, to people who want to hear that.
+pub fn note(text: &str) {
+    if !is_quiet() {
+        warn(text);
+    }
+}
 
 /// Prints one JSON document.
 pub fn json(value: &Value) {
@@ -56,7 +85,8 @@ fn print(text: &str) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe && !IS_LOST.swap(true, Ordering::SeqCst) => {
             eprintln!("roomkeeper: what it says cannot be written: {e}");
         }
-        _ => {}
+        Err(_) => IS_UNREAD.store(true, Ordering::SeqCst),
+        Ok(()) => {}
     }
 }
 
@@ -65,12 +95,17 @@ pub fn has_localpart() -> bool {
     !IS_LOST.load(Ordering::SeqCst)
 }
 
+/// Whether what is said is still read.
+pub fn has_reader() -> bool {
+    !IS_UNREAD.load(Ordering::SeqCst)
+}
+
 /// What `init` made.
 pub fn created(as_json: bool, database: &Database) {
     if as_json {
         json(&json!({"database": database.to_string()}));
     } else {
-        say(&format!("made an empty database {database}"));
+        done(&format!("made an empty database {database}"));
     }
 }
 
@@ -92,7 +127,7 @@ pub fn nothing_to_do(as_json: bool, room: &RoomId, why: &str) {
     if as_json {
         json(&json!({"room_id": room, "events_deleted": 0, "nothing_to_do": why}));
     } else {
-        say(&format!("room {room}: {why}; nothing was to be done"));
+        done(&format!("room {room}: {why}; nothing was to be done"));
     }
 }
 
@@ -236,7 +271,7 @@ fn table(rows: &RowCounts) {
     }
 }
 
-fn progress_of(job: &JobRecord) -> Progress {
+pub(super) fn progress_of(job: &JobRecord) -> Progress {
     serde_json::from_value(job.progress.clone()).unwrap_or_default()
 }
 
@@ -244,6 +279,9 @@ fn progress_of(job: &JobRecord) -> Progress {
 pub fn job_done(as_json: bool, job: &JobRecord) {
     if as_json {
         json(&serde_json::to_value(job).unwrap_or_default());
+        return;
+    }
+    if is_quiet() && job.state == State::Complete {
         return;
     }
     let progress = progress_of(job);
@@ -318,15 +356,7 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
     }
 }
 
-/// A room is told by its id alone.
-fn subject(job: &JobRecord) -> String {
-    match job.subject.room() {
-        Some(room) => room.to_string(),
-        None => job.subject.to_string(),
-    }
-}
-
-fn state(job: &JobRecord) -> String {
+pub(super) fn state(job: &JobRecord) -> String {
     match (job.state, &job.error) {
         (State::Failed, Some(error)) => format!("failed: {error}"),
         (State::Failed, None) => "failed".into(),
@@ -350,40 +380,7 @@ pub fn resumed(as_json: bool, records: &[JobRecord]) {
     if as_json {
         json(&json!({"jobs": records}));
     } else if records.is_empty() {
-        say("nothing was interrupted");
-    }
-}
-
-/// The list of jobs.
-pub fn jobs(as_json: bool, views: &[Value], records: &[JobRecord]) {
-    if as_json {
-        json(&json!({"jobs": views}));
-        return;
-    }
-    if records.is_empty() {
-        say("no jobs on record");
-    }
-    // What a retention run, or a set of rooms, did stands in its own line.
-    const PARTS: [&str; 3] = [RETENTION_PURGE, PURGE_IN_SET, DELETE_IN_SET];
-    let is_told = |job: &&JobRecord| !PARTS.contains(&&*job.kind) || job.state != State::Complete;
-    for job in records.iter().filter(is_told) {
-        let progress = progress_of(job);
-        say(&format!(
-            "{}  {}  {}  {} of {}  {}",
-            job.id,
-            job.kind,
-            subject(job),
-            progress.events_done,
-            progress.events_planned,
-            state(job)
-        ));
-    }
-    let untold = records.iter().filter(|job| !is_told(job)).count();
-    if untold > 0 {
-        say(&format!(
-            "and {} of single rooms by retention runs and sets, all complete; --json shows them",
-            count(untold as u64, "job")
-        ));
+        done("nothing was interrupted");
     }
 }
 
@@ -395,9 +392,9 @@ pub fn reclaimed(as_json: bool, database: &Database, reclaimed: Reclaimed) {
     }
     let (before, after) = (human(reclaimed.bytes_before), human(reclaimed.bytes_after));
     match database {
-        Database::File(_) => say(&format!("the database file had {before} and has {after}")),
+        Database::File(_) => done(&format!("the database file had {before} and has {after}")),
         Database::Server(_) => {
-            say(&format!(
+            done(&format!(
                 "the database took {before} on its server and takes {after}"
             ));
         }
@@ -448,7 +445,8 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 impl Bar {
     /// A bar on stderr.
     pub fn new(as_json: bool) -> Self {
-        let bar = (!as_json && std::io::stderr().is_terminal()).then(|| {
+        let is_silent = as_json || is_quiet();
+        let bar = (!is_silent && std::io::stderr().is_terminal()).then(|| {
             let style =
                 ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} events, {eta} left")
                     .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -456,7 +454,7 @@ impl Bar {
         });
         Self {
             bar,
-            is_silent: as_json,
+            is_silent,
             last_line: Instant::now(),
         }
     }
@@ -500,7 +498,8 @@ pub struct Checks(Option<ProgressBar>);
 impl Checks {
     /// A line on stderr.
     pub fn new(as_json: bool) -> Self {
-        Self((!as_json && std::io::stderr().is_terminal()).then(ProgressBar::new_spinner))
+        let is_shown = !as_json && !is_quiet() && std::io::stderr().is_terminal();
+        Self(is_shown.then(ProgressBar::new_spinner))
     }
 
     /// Names a rule.

@@ -43,8 +43,14 @@ const ERRCODES: &[&str] = &[
     HELD,
 ];
 
-/// The daemon that owns the ledger.
+/// The daemon that owns the ledger; says that it is asked.
 fn daemon(config: &Config) -> Result<Client, Error> {
+    let (client, pid) = owner_of(config)?;
+    output::note(&format!("a daemon (process {pid}) is at work; asking it"));
+    Ok(client)
+}
+
+fn owner_of(config: &Config) -> Result<(Client, u32), Error> {
     let owned = Error::LedgerLocked(config.ledger.clone());
     let Ok(text) = fs::read_to_string(owner_file(&config.ledger)) else {
         return Err(owned);
@@ -62,13 +68,7 @@ fn daemon(config: &Config) -> Result<Client, Error> {
         )));
     }
     match owner.sockets.first() {
-        Some(socket) => {
-            eprintln!(
-                "roomkeeper: a daemon (process {}) is at work; asking it",
-                owner.pid
-            );
-            Ok(Client::unix(socket))
-        }
+        Some(socket) => Ok((Client::unix(socket), owner.pid)),
         None => Err(Error::Refused(format!(
             "a daemon (process {}) is at work and listens on no Unix socket: ask it over HTTP",
             owner.pid
@@ -180,7 +180,7 @@ pub(super) fn delete_room(
     let viewer = Viewer::open(config.clone());
     let warnings = viewer.and_then(|viewer| viewer.warnings_before_deletion(room, request));
     for warning in warnings.unwrap_or_default() {
-        output::warn(&warning);
+        output::note(&warning);
     }
     let body = json!({
         "block": request.block, "purge": request.purge, "force_purge": request.force_purge,
@@ -338,16 +338,15 @@ fn attend(client: &Client, id: &str, as_json: bool) -> Result<JobRecord, Error> 
     }
 }
 
-/// Has the daemon do something with a job, or with all that wait, and shows its jobs.
-pub(super) fn jobs(config: &Config, action: &Action<'_>, as_json: bool) -> Result<ExitCode, Error> {
+/// Has the daemon do something with a job, or with all that wait.
+pub(super) fn act(config: &Config, action: &Action<'_>) -> Result<(), Error> {
     let client = daemon(config)?;
     match action {
-        Action::List => {}
         Action::Resume => {
             let answered = answer(client.post("/_roomkeeper/v1/jobs/resume", &json!({})))?;
             let resumed = answered["job_ids"].as_array().map_or(0, Vec::len);
             if resumed == 0 {
-                output::warn(
+                output::note(
                     "nothing is to be resumed: the daemon has taken up what was interrupted",
                 );
             }
@@ -357,11 +356,16 @@ pub(super) fn jobs(config: &Config, action: &Action<'_>, as_json: bool) -> Resul
             answer(client.post(&path, &json!({})))?;
         }
     }
+    Ok(())
+}
+
+/// The jobs that the daemon has on record. `is_said`: that it is asked was told already.
+pub(super) fn jobs(config: &Config, is_said: bool) -> Result<Vec<JobRecord>, Error> {
+    let client = match is_said {
+        true => owner_of(config)?.0,
+        false => daemon(config)?,
+    };
     let listed = answer(client.get("/_roomkeeper/v1/jobs"))?;
-    let records: Vec<JobRecord> =
-        serde_json::from_value(listed.get("jobs").cloned().unwrap_or_default())
-            .map_err(|e| Error::Bug(format!("the daemon's answer is no list of jobs: {e}")))?;
-    let views: Vec<Value> = records.iter().map(crate::keeper::job_view).collect();
-    output::jobs(as_json, &views, &records);
-    Ok(ExitCode::SUCCESS)
+    serde_json::from_value(listed.get("jobs").cloned().unwrap_or_default())
+        .map_err(|e| Error::Bug(format!("the daemon's answer is no list of jobs: {e}")))
 }

@@ -103,7 +103,7 @@ fn nothing(as_json: bool) -> ExitCode {
     if as_json {
         output::json(&json!({"job_id": null, "rooms": 0}));
     } else {
-        output::say("no room is meant; nothing was to be done");
+        output::done("no room is meant; nothing was to be done");
     }
     ExitCode::SUCCESS
 }

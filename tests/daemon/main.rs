@@ -10,6 +10,7 @@ mod commands;
 mod configuration;
 mod holds;
 mod home;
+mod jobs;
 mod mistakes;
 #[path = "../sample/mod.rs"]
 mod sample;
