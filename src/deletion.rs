@@ -10,6 +10,8 @@ mod author;
 mod delegate;
 #[cfg(all(test, feature = "events"))]
 mod faults;
+#[cfg(all(test, feature = "events"))]
+mod flips;
 mod members;
 mod new_room;
 mod plan;

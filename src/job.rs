@@ -10,6 +10,9 @@ mod lock;
 pub(crate) mod overwrite;
 mod progress;
 pub(crate) mod removed;
+mod transaction;
+#[cfg(test)]
+pub(crate) mod workbench;
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,10 +23,12 @@ pub use self::batch_sizer::{BatchSizer, ServerState};
 pub(crate) use self::disk::{DiskBudget, Reserve};
 pub(crate) use self::held::{HoldWatch, Removes};
 pub use self::homeserver_watch::HomeserverWatch;
-pub(crate) use self::lock::{acquire_synapse_lock, renew_lock, renew_lock_if_due};
+pub(crate) use self::lock::acquire_synapse_lock;
 pub(crate) use self::overwrite::clean_up;
 pub use self::progress::{Phase, Progress};
-pub(crate) use self::removed::{Removing, note_removed};
+pub(crate) use self::transaction::{
+    Cost, Duties, Effects, Endurance, IfStarted, Limits, Log, Outcome, Scope, Why, write_once,
+};
 use crate::batch::BatchLimits;
 use crate::config::{EventSigning, HomeserverApi};
 use crate::error::Error;
@@ -33,6 +38,7 @@ use crate::jobs::register::{JobRegistry, RunningJob};
 use crate::locks::RoomLocks;
 use crate::store::db::Db;
 use crate::store::free_pages::RawFile;
+use crate::store::homeserver::SynapseLock;
 use crate::store::reclaim;
 use crate::store::wal::WalGuard;
 use crate::time::Clock;
@@ -74,6 +80,8 @@ pub struct JobContext<'a> {
     pub event_signing: &'a EventSigning,
     /// How a homeserver that runs beside us is asked to do what only it can do.
     pub homeserver: Option<&'a HomeserverApi>,
+    /// The homeserver's own lock on the room, while the job holds it.
+    pub synapse_lock: Option<SynapseLock>,
     /// Looks whether a homeserver runs.
     pub watch: HomeserverWatch,
     /// The time.

@@ -1,8 +1,8 @@
 //! One read/write lock per room (L-9): a purge holds a room alone, pages read it together.
 //!
 //! These are `parking_lot`'s locks as they are; released fairly they serve in order of arrival. The map
-//! holds weak references, so quiet rooms cost nothing. A lock is a value: what needs the room alone asks
-//! for a [`RoomWrite`], so that a purge without the lock does not compile.
+//! holds weak references, so quiet rooms cost nothing. A lock is a value: a transaction that deletes takes a
+//! [`RoomSet`], so that a purge without the lock does not compile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -25,6 +25,9 @@ pub struct RoomWrite {
     guard: Option<ArcRwLockWriteGuard<RawRwLock, ()>>,
     room: RoomId,
 }
+
+/// One room or several, held alone (L-12). Dropping it lets the next in line through.
+pub struct RoomSet(Vec<RoomWrite>);
 
 /// The room, shared with other readers.
 pub struct RoomRead {
@@ -51,6 +54,21 @@ impl RoomLocks {
         let guard = Some(self.of(room).try_write_arc()?);
         let room = room.clone();
         Some(RoomWrite { guard, room })
+    }
+
+    /// Waits for the first room alone, and tries for the others in ascending order of ids (L-12).
+    ///
+    /// # Errors
+    /// The first of the others that somebody has or waits for; none is held then.
+    pub fn write_all(&self, first: &RoomId, others: &[RoomId]) -> Result<RoomSet, RoomId> {
+        let mut held = vec![self.write(first)];
+        let mut others: Vec<&RoomId> = others.iter().filter(|room| *room != first).collect();
+        others.sort_unstable();
+        others.dedup();
+        for room in others {
+            held.push(self.try_write(room).ok_or_else(|| room.clone())?);
+        }
+        Ok(RoomSet(held))
     }
 
     /// Waits for the room among readers: after the writers that were there before, never after later ones.
@@ -86,10 +104,10 @@ impl RoomLocks {
     }
 }
 
-impl RoomWrite {
-    /// The room that is held.
-    pub fn room(&self) -> &RoomId {
-        &self.room
+impl RoomSet {
+    /// Whether the room is one of those that are held.
+    pub fn holds(&self, room: &RoomId) -> bool {
+        self.0.iter().any(|held| held.room == *room)
     }
 }
 
@@ -152,6 +170,23 @@ mod tests {
             drop(locks.write(&RoomId::new(format!("!{n}:b"))));
         }
         assert!(locks.rooms.lock().len() <= SWEEP_ABOVE + 2);
+    }
+
+    #[test]
+    fn several_rooms_are_held_all_or_none_and_nobody_waits_for_the_second() {
+        let locks = RoomLocks::default();
+        let [a, b, c] = ["!a:b", "!b:b", "!c:b"].map(RoomId::from);
+        let held = locks
+            .write_all(&b, &[c.clone(), a.clone(), b.clone(), a.clone()])
+            .unwrap_or_else(|room| panic!("{room} is free"));
+        assert!([&a, &b, &c].iter().all(|room| held.holds(room)));
+        assert!(!held.holds(&RoomId::from("!d:b")));
+        assert!(locks.try_read(&a).is_none() && locks.try_read(&c).is_none());
+        drop(held);
+        let reader = locks.read(&c);
+        assert_eq!(locks.write_all(&b, &[c.clone(), a.clone()]).err(), Some(c));
+        assert!(locks.try_write(&a).is_some() && locks.try_write(&b).is_some());
+        drop(reader);
     }
 
     #[test]

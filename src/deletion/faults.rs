@@ -125,6 +125,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         event_signing: &event_signing,
         homeserver: None,
         register: &register,
+        synapse_lock: None,
         watch: HomeserverWatch::Told(ServerState::Stopped),
         clock: &*clock,
         is_one_of_many: false,

@@ -1,19 +1,18 @@
 //! A room's rows: in one transaction where it is small; where it is large, what makes it live first, then its documents,
 //! its events and its state groups in batches, then what is left, the room's own row last.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, DiskBudget, JobContext, Phase, Progress, Removing, ServerState,
-    full_text, note_removed, overwrite, renew_lock,
+    BUSY_TIMEOUT, BatchSizer, Cost, DiskBudget, Duties, Effects, JobContext, Limits, Log, Outcome,
+    Phase, Progress, Scope, ServerState, Why, full_text,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
-use crate::store::homeserver::{self, PURGE_LOCK, SynapseLock};
 use crate::store::state_groups::{self, Dependent, Freed, Rebase};
+use crate::store::tx::{Abort, Tx};
 use crate::store::{room_rows, search};
 
 /// Events of a room that goes in one transaction when nobody waits: its log stays in the tens of megabytes.
@@ -44,7 +43,6 @@ pub(super) fn delete(
     ctx: &mut JobContext<'_>,
     force: bool,
     progress: &mut Progress,
-    lock: Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
     ctx.look_for_homeserver()?;
     copy_log(ctx)?;
@@ -56,7 +54,6 @@ pub(super) fn delete(
         force,
         sizer: BatchSizer::new(ctx.server_state, ctx.limits)
             .on_server(ctx.db.engine() == Engine::Postgres),
-        lock,
         ctx,
         progress,
         disk,
@@ -79,21 +76,22 @@ fn copy_log(ctx: &JobContext<'_>) -> Result<(), Error> {
     ctx.db.set_pragma("wal_autocheckpoint", pages)
 }
 
+/// What one transaction may do, by whether a homeserver runs as it begins.
+#[derive(Clone, Copy)]
+struct Pace {
+    is_offline: bool,
+    /// Most rows that it deletes.
+    rows: i64,
+    /// Whether the full-text index may be built anew from what remains.
+    may_rebuild: bool,
+}
+
 struct Work<'a, 'b> {
     force: bool,
     sizer: BatchSizer,
-    lock: Option<&'a mut SynapseLock>,
     ctx: &'a mut JobContext<'b>,
     progress: &'a mut Progress,
     disk: DiskBudget,
-}
-
-/// What one transaction did.
-struct Batch<T> {
-    result: T,
-    rows: RowCounts,
-    took: Duration,
-    wal_bytes: u64,
 }
 
 impl Work<'_, '_> {
@@ -131,148 +129,102 @@ impl Work<'_, '_> {
         }
     }
 
-    /// Whether the index may be built anew from what remains; not for each of many rooms.
-    fn may_rebuild_index(&self) -> bool {
-        self.is_offline() && !self.sizer.is_limited() && !self.ctx.is_one_of_many
-    }
-
-    fn rows_at_once(&self) -> Result<i64, Error> {
-        let most = match self.is_offline() {
+    fn pace(&self) -> Result<Pace, Error> {
+        let is_offline = self.is_offline();
+        let most = match is_offline {
             true => ROWS_OFFLINE,
             false => ROWS_BESIDE,
         };
-        Ok(most.min(self.disk.rows()?))
+        Ok(Pace {
+            is_offline,
+            rows: most.min(self.disk.rows()?),
+            // Not for each of many rooms.
+            may_rebuild: is_offline && !self.sizer.is_limited() && !self.ctx.is_one_of_many,
+        })
     }
 
-    /// One transaction under the room's lock, the writer's and the homeserver's; `None` when others would have waited
-    /// too long and nothing of it happened.
+    /// One transaction, tried for as long as others are in its way. Where it `may_give_up` and is not of a single event,
+    /// `None` when others would have waited too long and nothing of it happened.
     fn batch<T>(
         &mut self,
-        mut work: impl FnMut(&Db, &mut RowCounts, &mut InTime<'_>) -> Result<T, Error>,
-    ) -> Result<Option<Batch<T>>, Error> {
+        may_give_up: bool,
+        mut work: impl FnMut(&Tx<'_>, &mut RowCounts, Pace) -> Result<T, Abort>,
+    ) -> Result<Option<(T, Cost)>, Error> {
         let waited_from = Instant::now();
         loop {
             self.ctx.publish(self.progress);
-            self.ctx.check_cancelled()?;
             self.look_for_homeserver()?;
+            let pace = self.pace()?;
+            let limits = Limits {
+                deadline: self
+                    .sizer
+                    .deadline()
+                    .filter(|_| may_give_up && self.sizer.events() > 1),
+                log: match pace.is_offline {
+                    true => Log::Batches(&self.disk, LOG_OF_MANY),
+                    false => Log::Leave,
+                },
+                is_batch: true,
+                ..Limits::default()
+            };
             let merged = full_text::merge_in_steps(self.ctx, &self.disk);
-            match merged.and_then(|()| self.try_batch(&mut work)) {
+            let (ctx, progress) = (&mut *self.ctx, &mut *self.progress);
+            let work = |tx: &Tx<'_>, effects: &mut Effects| {
+                // Whatever it deletes.
+                effects.duties = Some(Duties {
+                    pages: SecureDelete::Fast,
+                    index: true,
+                });
+                let done = work(tx, &mut effects.rows, pace)?;
+                effects.events = effects.rows.get("events").copied().unwrap_or(0);
+                Ok(done)
+            };
+            match merged.and_then(|()| {
+                ctx.transaction(progress, "delete the room", Scope::Room, limits, work)
+            }) {
+                Ok(Outcome::Done(done, cost)) => return Ok(Some((done, cost))),
+                Ok(Outcome::TooLong) => return Ok(None),
+                // At another pace.
+                Ok(Outcome::Aborted(Why::ServerStateChanged)) => {}
+                Ok(outcome @ Outcome::Aborted(_)) => return outcome.done().map(Some),
                 // Nothing of it happened, and its log is gone.
-                Err(e) if e.is_full() && self.ctx.release_reserve() => {}
+                Err(e) if e.is_full() && ctx.release_reserve() => {}
                 Err(e)
                     if e.is_busy()
-                        && self.ctx.server_state == ServerState::Running
+                        && ctx.server_state == ServerState::Running
                         && waited_from.elapsed() < BUSY_TIMEOUT =>
                 {
                     log::info!(
                         "room {}: the homeserver keeps the database busy; waiting",
-                        self.ctx.room
+                        ctx.room
                     );
-                    self.ctx.rest(self.sizer.pause());
+                    ctx.rest(self.sizer.pause());
                 }
                 Err(e) if e.is_index_damage() => {
-                    full_text::rebuild_if_damaged(self.ctx, self.progress, e)?;
+                    full_text::rebuild_if_damaged(ctx, progress, e)?;
                 }
-                outcome => return outcome,
+                Err(e) => return Err(e),
             }
         }
-    }
-
-    fn try_batch<T>(
-        &mut self,
-        work: &mut impl FnMut(&Db, &mut RowCounts, &mut InTime<'_>) -> Result<T, Error>,
-    ) -> Result<Option<Batch<T>>, Error> {
-        let ctx = &mut *self.ctx;
-        let _room = ctx.locks.write(ctx.room);
-        let writer = ctx.writer.lock();
-        let (ledger, clock, server_state) = (ctx.ledger, ctx.clock, ctx.server_state);
-        let (room, job) = (ctx.room, ctx.live);
-        let (overwrites, sizer, lock) = (ctx.overwrite_deleted, &self.sizer, &mut self.lock);
-        let mut begun = Instant::now();
-        let mut gave_up = false;
-        let result = ctx.db.write("delete the room", |db| {
-            // From here on others wait for us; before, we waited for them.
-            begun = Instant::now();
-            renew_lock(db, lock, clock)?;
-            if overwrites {
-                overwrite::add_pending(ledger, SecureDelete::Fast, true)?;
-            }
-            let mut rows = RowCounts::new();
-            let mut in_time = |_: &'static str| match sizer.deadline() {
-                Some(deadline) if begun.elapsed() > deadline && sizer.events() > 1 => {
-                    gave_up = true;
-                    Err(Error::Cancelled)
-                }
-                _ => Ok(()),
-            };
-            let result = work(db, &mut rows, &mut in_time)?;
-            let removing = match rows.get("events") {
-                Some(events) if *events > 0 => Removing::Events,
-                _ if rows.contains_key("rooms") => Removing::Room(room),
-                _ => Removing::Nothing,
-            };
-            note_removed(db, ledger, job, removing)?;
-            Ok((result, rows))
-        });
-        let took = begun.elapsed();
-        if result.is_ok() {
-            ctx.note_commit();
-        }
-        let wal_bytes = ctx
-            .db
-            .wal_path()
-            .and_then(|wal| fs::metadata(wal).ok())
-            .map_or(0, |m| m.len());
-        // Many small rooms share the log, where the disk has room for it.
-        let shares_log = result.is_ok()
-            && ctx.is_one_of_many
-            && !self.sizer.is_limited()
-            && wal_bytes < LOG_OF_MANY;
-        if server_state == ServerState::Stopped && !shares_log {
-            let emptied = ctx.db.checkpoint();
-            if result.is_ok() {
-                emptied?;
-            }
-        }
-        drop(writer);
-        if result.is_err() && gave_up {
-            return Ok(None);
-        }
-        let (result, rows) = result?;
-        let progress = &mut *self.progress;
-        progress.batches += 1;
-        progress.longest_transaction_ms =
-            progress.longest_transaction_ms.max(took.as_millis() as i64);
-        progress.add_rows(&rows);
-        progress.events_done = (progress.events_done + rows.get("events").copied().unwrap_or(0))
-            .min(progress.events_planned);
-        self.ctx.save_progress(self.progress);
-        Ok(Some(Batch {
-            result,
-            rows,
-            took,
-            wal_bytes,
-        }))
     }
 
     /// A small room in one transaction; answers whether it was done.
     fn at_once(&mut self) -> Result<bool, Error> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
         self.note_documents(&room)?;
-        let offline = self.may_rebuild_index();
-        let done = self.batch(|db, rows, in_time| {
-            refuse_while_joined(db, &room, server, force)?;
-            room_rows::delete_live_state(db, &room, rows)?;
-            in_time("event_search")?;
-            let (removed, _) = search::remove_room(db, &room, i64::MAX, offline)?;
+        let done = self.batch(true, |tx, rows, pace| {
+            refuse_while_joined(tx, &room, server, force)?;
+            room_rows::delete_live_state(tx, &room, rows)?;
+            tx.entering("event_search")?;
+            let (removed, _) = search::remove_room(tx, &room, i64::MAX, pace.may_rebuild)?;
             add(rows, "event_search", removed);
-            let selected = room_rows::select_newest(db, &room, i64::MAX)?;
-            room_rows::remove_selected(db, &room, selected, rows, in_time)?;
-            in_time("state_groups")?;
-            let groups = state_groups::of_room(db, &room)?;
-            free(db, &room, &groups, i64::MAX, rows)?;
-            in_time("rooms")?;
-            room_rows::remove_room(db, &room, rows)
+            let selected = room_rows::select_newest(tx, &room, i64::MAX)?;
+            room_rows::remove_selected(tx, &room, selected, rows)?;
+            tx.entering("state_groups")?;
+            let groups = state_groups::of_room(tx, &room)?;
+            free(tx, &room, &groups, i64::MAX, rows)?;
+            tx.entering("rooms")?;
+            Ok(room_rows::remove_room(tx, &room, rows)?)
         });
         match done {
             // In smaller steps it may have room.
@@ -284,15 +236,15 @@ impl Work<'_, '_> {
     /// A large room: after the first transaction the homeserver sees no room there.
     fn in_batches(&mut self) -> Result<(), Error> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
-        let offline = self.is_offline();
-        self.whole_batch(|db, rows, _| {
-            refuse_while_joined(db, &room, server, force)?;
-            match offline {
-                true => room_rows::delete_live_state(db, &room, rows),
-                false => room_rows::delete_live_state_bounded(db, &room, rows),
+        let is_whole = self.whole_batch(|tx, rows, pace| {
+            refuse_while_joined(tx, &room, server, force)?;
+            match pace.is_offline {
+                true => room_rows::delete_live_state(tx, &room, rows)?,
+                false => room_rows::delete_live_state_bounded(tx, &room, rows)?,
             }
+            Ok(pace.is_offline)
         })?;
-        if !offline {
+        if !is_whole {
             // Rows refer to events: all of these before the first of those.
             let left: Vec<_> = room_rows::left_by_live_state(&self.ctx.db).collect();
             self.delete_rest(&room, &left)?;
@@ -306,13 +258,13 @@ impl Work<'_, '_> {
                 self.delete_rest(&room, &left)?;
             }
             // What came meanwhile is few; where it is not, all begins again.
-            let gone = self.whole_batch(|db, rows, _| {
-                if room_rows::count_events(db, &room)? > 0 {
+            let gone = self.whole_batch(|tx, rows, _| {
+                if room_rows::count_events(tx, &room)? > 0 {
                     return Ok(false);
                 }
-                let groups = state_groups::of_room(db, &room)?;
-                free(db, &room, &groups, i64::MAX, rows)?;
-                room_rows::remove_room(db, &room, rows)?;
+                let groups = state_groups::of_room(tx, &room)?;
+                free(tx, &room, &groups, i64::MAX, rows)?;
+                room_rows::remove_room(tx, &room, rows)?;
                 Ok(true)
             })?;
             if gone {
@@ -324,32 +276,30 @@ impl Work<'_, '_> {
     /// A batch that is not given up, however long it takes, and the pause after it.
     fn whole_batch<T>(
         &mut self,
-        mut work: impl FnMut(&Db, &mut RowCounts, &mut InTime<'_>) -> Result<T, Error>,
+        mut work: impl FnMut(&Tx<'_>, &mut RowCounts, Pace) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let done = self.batch(|db, rows, _| work(db, rows, &mut |_| Ok(())))?;
-        let done = done.ok_or_else(|| Error::Bug("a batch without limit was given up".into()))?;
+        let done = self.batch(false, |tx, rows, pace| Ok(work(tx, rows, pace)?))?;
+        let (done, _) =
+            done.ok_or_else(|| Error::Bug("a batch without limit was given up".into()))?;
         self.ctx.rest(self.sizer.pause());
-        Ok(done.result)
+        Ok(done)
     }
 
     /// Removes the room's rows from tables, a bounded number in each batch.
     fn delete_rest(&mut self, room: &RoomId, tables: &[&'static str]) -> Result<(), Error> {
-        let most = self.rows_at_once()?;
         for table in tables {
-            while self.whole_batch(|db, rows, _| {
-                room_rows::delete_rest_bounded(db, room, table, most, rows)
+            while self.whole_batch(|tx, rows, pace| {
+                room_rows::delete_rest_bounded(tx, room, table, pace.rows, rows)
             })? {}
         }
         Ok(())
     }
 
     fn remove_documents(&mut self, room: &RoomId) -> Result<(), Error> {
-        let most = self.rows_at_once()?;
-        let offline = self.may_rebuild_index();
         self.note_documents(room)?;
         loop {
-            let more = self.whole_batch(|db, rows, _| {
-                let (removed, more) = search::remove_room(db, room, most, offline)?;
+            let more = self.whole_batch(|tx, rows, pace| {
+                let (removed, more) = search::remove_room(tx, room, pace.rows, pace.may_rebuild)?;
                 add(rows, "event_search", removed);
                 Ok(more)
             })?;
@@ -365,35 +315,33 @@ impl Work<'_, '_> {
         loop {
             self.sizer.set_limit(self.disk.events()?);
             let events = self.sizer.events();
-            let done = self.batch(|db, rows, in_time| {
-                let selected = room_rows::select_newest(db, room, events)?;
-                room_rows::remove_selected(db, room, selected, rows, in_time)?;
-                in_time("")?;
+            let done = self.batch(true, |tx, rows, _| {
+                let selected = room_rows::select_newest(tx, room, events)?;
+                room_rows::remove_selected(tx, room, selected, rows)?;
+                tx.in_time()?;
                 Ok(selected)
             });
             let done = match done {
                 Err(e) if e.is_full() && events > 1 => None,
                 done => done?,
             };
-            let Some(batch) = done else {
+            let Some((selected, cost)) = done else {
                 self.sizer.shrink();
                 self.ctx.rest(self.sizer.pause());
                 continue;
             };
-            if batch.result < events {
+            if selected < events {
                 self.progress.seconds_left = None;
                 return Ok(());
             }
-            self.sizer
-                .observe(batch.result, batch.took, batch.wal_bytes);
-            self.disk.observe(batch.result, batch.wal_bytes);
+            self.sizer.observe(selected, cost.took, cost.wal_bytes);
+            self.disk.observe(selected, cost.wal_bytes);
             let progress = &mut *self.progress;
             progress.reckon(started, done_before);
             log::debug!(
-                "room {room}: {} of {} events, {} rows",
+                "room {room}: {} of {} events",
                 progress.events_done,
-                progress.events_planned,
-                batch.rows.values().sum::<i64>()
+                progress.events_planned
             );
             self.ctx.rest(self.sizer.pause());
         }
@@ -402,16 +350,14 @@ impl Work<'_, '_> {
     /// E-17: a group of another room that rests on one of this room gets its whole state first. Here the number of rows
     /// may grow. The other room is only tried for, since this one is held.
     fn free_dependents(&mut self) -> Result<(), Error> {
-        let doing = "store another room's state in full";
         let waited_from = Instant::now();
         loop {
             let dependents = state_groups::dependents(&self.ctx.db, self.ctx.room)?;
             let Some(dependent) = dependents.first() else {
                 return Ok(());
             };
-            self.ctx.check_cancelled()?;
             self.look_for_homeserver()?;
-            if self.store_in_full(dependent, doing)? {
+            if self.store_in_full(dependent)? {
                 continue;
             }
             if waited_from.elapsed() > BUSY_TIMEOUT {
@@ -426,50 +372,45 @@ impl Work<'_, '_> {
     }
 
     /// Answers whether the other room could be had.
-    fn store_in_full(&mut self, dependent: &Dependent, doing: &'static str) -> Result<bool, Error> {
-        let (ctx, lock) = (&mut *self.ctx, &mut self.lock);
-        let _room = ctx.locks.write(ctx.room);
-        let Some(_other) = ctx.locks.try_write(&dependent.room) else {
-            return Ok(false);
-        };
-        let _writer = ctx.writer.lock();
-        let clock = ctx.clock;
-        let mut theirs = None;
-        if homeserver::has_locks(&ctx.db) {
-            let names = &[PURGE_LOCK];
-            theirs = SynapseLock::try_acquire(&mut ctx.db, names, &dependent.room, clock)?;
-            if theirs.is_none() {
-                return Ok(false);
-            }
-        }
+    fn store_in_full(&mut self, dependent: &Dependent) -> Result<bool, Error> {
         let whole = Rebase {
             group: dependent.group,
             base: None,
         };
-        let stored = ctx.db.write(doing, |db| {
-            renew_lock(db, lock, clock)?;
-            let mut freed = Freed::default();
-            state_groups::rebase(db, &dependent.room, whole, &mut freed)
-        });
-        if let Some(theirs) = theirs {
-            theirs.release(&mut ctx.db)?;
+        let stored = self.ctx.small_transaction(
+            "store another room's state in full",
+            Scope::RoomAnd(std::slice::from_ref(&dependent.room)),
+            Limits::default(),
+            |tx| {
+                let mut freed = Freed::default();
+                Ok(state_groups::rebase(
+                    tx,
+                    &dependent.room,
+                    whole,
+                    &mut freed,
+                )?)
+            },
+        )?;
+        if let Outcome::Aborted(Why::RoomInUse(_) | Why::ServerStateChanged) = stored {
+            return Ok(false);
         }
+        stored.done()?;
         log::info!(
             "room {}: state group {} of room {} rested on this room's and was stored in full",
-            ctx.room,
+            self.ctx.room,
             dependent.group,
             dependent.room
         );
-        stored.map(|()| true)
+        Ok(true)
     }
 
     fn remove_groups(&mut self, room: &RoomId) -> Result<(), Error> {
         self.progress.phase = Phase::StateGroups;
-        let most = self.rows_at_once()?;
         let groups = state_groups::of_room(&self.ctx.db, room)?;
         let mut at = 0;
         while at < groups.len() {
-            at += self.whole_batch(|db, rows, _| free(db, room, &groups[at..], most, rows))?;
+            at +=
+                self.whole_batch(|tx, rows, pace| free(tx, room, &groups[at..], pace.rows, rows))?;
         }
         Ok(())
     }
@@ -487,9 +428,6 @@ impl Work<'_, '_> {
         ledger.done_up_to(room, i64::MAX)
     }
 }
-
-/// Hears of every table before its rows go; its error ends the work.
-type InTime<'a> = dyn FnMut(&'static str) -> Result<(), Error> + 'a;
 
 /// E-1.
 fn refuse_while_joined(db: &Db, room: &RoomId, server: &str, force: bool) -> Result<(), Error> {

@@ -6,10 +6,11 @@
 use super::request::{Request, Shutdown};
 use super::{delegate, rows, shutdown};
 use crate::config::HomeserverApi;
-use crate::error::{Chain, Error};
+use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::job::{
-    JobContext, Phase, Progress, Removes, ServerState, acquire_synapse_lock, clean_up,
+    Endurance, IfStarted, JobContext, Limits, Phase, Progress, Removes, Scope, ServerState,
+    acquire_synapse_lock, clean_up,
 };
 use crate::store::db::Db;
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
@@ -80,13 +81,9 @@ fn run_interruptibly(
     ctx.publish(progress);
     refuse_what_stops_it(ctx)?;
     ctx.refuse_new_holds()?;
-    let mut lock = acquire_synapse_lock(ctx, &[PURGE_LOCK, NEW_EVENT_LOCK])?;
-    let deleted = rows::delete(ctx, request.force_purge, progress, lock.as_mut());
-    if let Some(lock) = lock
-        && let Err(e) = lock.release(&mut ctx.db)
-    {
-        log::warn!("room {}: {}", ctx.room, Chain(&e));
-    }
+    acquire_synapse_lock(ctx, &[PURGE_LOCK, NEW_EVENT_LOCK])?;
+    let deleted = rows::delete(ctx, request.force_purge, progress);
+    ctx.release_synapse_lock();
     deleted?;
     note_what_remains(ctx, progress);
     clean_up(ctx, progress)
@@ -162,10 +159,17 @@ fn met_in_the_middle(
     if gone == 0 && new_room.is_none() {
         if is_new_block {
             let room = ctx.room;
-            let _alone = ctx.locks.write(room);
-            let _writer = ctx.writer.lock();
-            ctx.db
-                .write("take the block back", |db| blocks::remove(db, room))?;
+            let limits = Limits {
+                if_started: IfStarted::GoOn,
+                // Whoever goes on later does not know that the block is ours.
+                endures: Endurance::Always,
+                ..Limits::default()
+            };
+            let doing = "take the block back";
+            ctx.small_transaction(doing, Scope::Room, limits, |tx| {
+                Ok(blocks::remove(tx, room)?)
+            })?
+            .done()?;
         }
         return Ok(Error::Refused(format!(
             "{why}. Nothing of the room was changed"
@@ -192,11 +196,15 @@ fn block(ctx: &mut JobContext<'_>, request: &Request) -> Result<bool, Error> {
         .requester
         .as_ref()
         .ok_or_else(|| Error::Bug("a block without anybody who asked for it".into()))?;
-    let _room = ctx.locks.write(ctx.room);
-    let _writer = ctx.writer.lock();
     let room = ctx.room;
-    ctx.db
-        .write("block the room", |db| blocks::add(db, room, requester))
+    let limits = Limits {
+        if_started: IfStarted::GoOn,
+        ..Limits::default()
+    };
+    let blocked = ctx.small_transaction("block the room", Scope::Room, limits, |tx| {
+        Ok(blocks::add(tx, room, requester)?)
+    })?;
+    blocked.done().map(|(is_new, _)| is_new)
 }
 
 /// D-6 to D-11, from where an earlier run left it.

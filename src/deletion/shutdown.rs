@@ -15,7 +15,7 @@ use crate::config::EventSigning;
 use crate::error::Error;
 use crate::event::EventError;
 use crate::ids::{RoomId, UserId};
-use crate::job::JobContext;
+use crate::job::{Endurance, IfStarted, JobContext, Limits, Log, Outcome, Scope, Why};
 use crate::room_version::RoomVersion;
 use crate::store::append::{self, RoomRow};
 use crate::store::db::Db;
@@ -152,6 +152,23 @@ fn refusal_beside(sign: &str) -> Error {
     ))
 }
 
+/// Nothing is written beside a homeserver, whatever the configuration accepts.
+const WHILE_STOPPED: Limits<'_> = Limits {
+    deadline: None,
+    if_started: IfStarted::Abort,
+    endures: Endurance::UntilCancelled,
+    log: Log::Leave,
+    shows_tables: false,
+    is_batch: false,
+};
+
+fn unless_started<T>(outcome: Outcome<T>) -> Result<T, Error> {
+    match outcome {
+        Outcome::Aborted(Why::HomeserverStarted(sign)) => Err(refusal_beside(&sign)),
+        outcome => outcome.done().map(|(value, _)| value),
+    }
+}
+
 /// Before every transaction, whatever the configuration accepts.
 fn refuse_running_homeserver(ctx: &mut JobContext<'_>) -> Result<(), Error> {
     ctx.look_for_homeserver()?;
@@ -283,6 +300,7 @@ fn make_new_room(
         let room = room.clone();
         return Ok(NewRoom { room, version });
     }
+    // Here as well as in the transaction: what is told before it would not come to pass.
     ctx.check_cancelled()?;
     refuse_running_homeserver(ctx)?;
     let plan = plan(&ctx.db, ctx.event_signing, request, creator)?;
@@ -290,10 +308,11 @@ fn make_new_room(
     let opening = plan.open(&ctx.db, author, clock)?;
     shutdown.new_room_id = Some(opening.room.clone());
     on_progress(shutdown)?;
-    let _writer = ctx.writer.lock();
-    ctx.db.write("make the new room", |db| {
-        plan.write(db, &opening, author, clock)
-    })?;
+    let (doing, limits) = ("make the new room", WHILE_STOPPED);
+    ctx.small_transaction(doing, Scope::Room, limits, |tx| {
+        Ok(plan.write(tx, &opening, author, clock)?)
+    })
+    .and_then(unless_started)?;
     log::info!("room {}: its people go to {}", ctx.room, opening.room);
     Ok(NewRoom {
         room: opening.room,
@@ -326,10 +345,11 @@ fn move_batch(
         version,
         new_room: to.map(|to| (&to.room, to.version)),
     };
-    let _room = ctx.locks.write(ctx.room);
-    let _writer = ctx.writer.lock();
-    ctx.db
-        .write("move the room's people", |db| mover.move_batch(db, batch))
+    let (doing, limits) = ("move the room's people", WHILE_STOPPED);
+    let moved = ctx.small_transaction(doing, Scope::Room, limits, |tx| {
+        Ok(mover.move_batch(tx, batch)?)
+    })?;
+    unless_started(moved)
 }
 
 /// The notice and the aliases, in one transaction; answers the aliases.
@@ -344,13 +364,13 @@ fn finish(
     refuse_running_homeserver(ctx)?;
     let (room, clock, message) = (ctx.room, ctx.clock, request.message());
     let requester = request.requester.as_ref().unwrap_or(creator);
-    let _room = ctx.locks.write(ctx.room);
-    let _writer = ctx.writer.lock();
-    ctx.db.write("finish the new room", |db| {
-        if !members::has_spoken(db, &to.room, creator)? {
+    let (doing, limits) = ("finish the new room", WHILE_STOPPED);
+    let finished = ctx.small_transaction(doing, Scope::Room, limits, |tx| {
+        if !members::has_spoken(tx, &to.room, creator)? {
             let author = &means.author;
-            new_room::notify(db, author, &to.room, to.version, creator, message, clock)?;
+            new_room::notify(tx, author, &to.room, to.version, creator, message, clock)?;
         }
-        aliases::move_aliases(db, room, &to.room, requester)
-    })
+        Ok(aliases::move_aliases(tx, room, &to.room, requester)?)
+    })?;
+    unless_started(finished)
 }

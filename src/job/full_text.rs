@@ -1,7 +1,10 @@
 //! A full-text index that is damaged (P-55): it is derived data, and built again from its content, where nobody waits.
 
 use super::overwrite::add_pending;
-use super::{DiskBudget, JobContext, Progress, ServerState};
+use super::{
+    DiskBudget, Endurance, IfStarted, JobContext, Limits, Log, Outcome, Progress, Scope,
+    ServerState,
+};
 use crate::error::Error;
 use crate::store::db::SecureDelete;
 use crate::store::{search, space};
@@ -31,17 +34,19 @@ pub(crate) fn merge_in_steps(ctx: &mut JobContext<'_>, disk: &DiskBudget) -> Res
         if search::most_segments(&ctx.db)? < MANY_SEGMENTS {
             return Ok(());
         }
-        ctx.check_cancelled()?;
-        let mut writer = ctx.writer.lock();
-        let merged = ctx.db.write("merge the full-text index", |db| {
-            search::merge_some(db, leaves)
+        let limits = Limits {
+            // It takes nothing from anybody, and stands before a batch that looks.
+            if_started: IfStarted::GoOn,
+            log: Log::Empty,
+            ..Limits::default()
+        };
+        let doing = "merge the full-text index";
+        let merged = ctx.small_transaction(doing, Scope::Server, limits, |tx| {
+            Ok(search::merge_some(tx, leaves)?)
         });
-        // What a step that failed has left of the log is needed too.
-        writer.unpin();
-        ctx.db.checkpoint()?;
-        match merged {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
+        match merged.and_then(Outcome::done) {
+            Ok((true, _)) => {}
+            Ok((false, _)) => return Ok(()),
             // A leaf holds a whole word's documents, so some are large.
             Err(e) if e.is_full() && leaves > 1 => most = (leaves / 4).max(1),
             Err(e) => return Err(e),
@@ -92,9 +97,14 @@ pub(crate) fn rebuild_if_damaged(
     if ctx.overwrite_deleted {
         add_pending(ctx.ledger, SecureDelete::Fast, false)?;
     }
-    let _writer = ctx.writer.lock();
-    ctx.db
-        .write("rebuild the full-text index", search::rebuild)?;
+    let limits = Limits {
+        if_started: IfStarted::GoOn,
+        endures: Endurance::UntilStopping,
+        ..Limits::default()
+    };
+    let doing = "rebuild the full-text index";
+    ctx.small_transaction(doing, Scope::Server, limits, |tx| Ok(search::rebuild(tx)?))?
+        .done()?;
     progress.notes.push(REBUILT.to_owned());
     Ok(())
 }

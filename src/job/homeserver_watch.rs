@@ -18,6 +18,14 @@ pub enum HomeserverWatch {
         /// Whether work goes on beside one.
         may_run: bool,
     },
+    /// The looks find this, one after the other, and the last for ever.
+    #[cfg(test)]
+    Scripted {
+        /// What they find; not empty.
+        looks: std::collections::VecDeque<ServerState>,
+        /// Whether work goes on beside one.
+        may_run: bool,
+    },
 }
 
 impl HomeserverWatch {
@@ -37,7 +45,12 @@ impl HomeserverWatch {
 
     /// Whether one is refused wherever it is met.
     pub(super) fn refuses(&self) -> bool {
-        matches!(self, Self::Looking { may_run: false, .. })
+        match self {
+            Self::Told(_) => false,
+            Self::Looking { may_run, .. } => !may_run,
+            #[cfg(test)]
+            Self::Scripted { may_run, .. } => !may_run,
+        }
     }
 
     /// How it is known that a homeserver runs, if one does; a look of half a second ago is good enough.
@@ -48,6 +61,8 @@ impl HomeserverWatch {
         match self {
             Self::Told(state) => Ok(told(*state)),
             Self::Looking { detector, .. } => detector.detect(db, now),
+            #[cfg(test)]
+            Self::Scripted { looks, .. } => Ok(told(next(looks))),
         }
     }
 
@@ -59,6 +74,8 @@ impl HomeserverWatch {
         match self {
             Self::Told(state) => Ok(told(*state)),
             Self::Looking { detector, .. } => detector.look(db, now),
+            #[cfg(test)]
+            Self::Scripted { looks, .. } => Ok(told(next(looks))),
         }
     }
 }
@@ -67,5 +84,13 @@ fn told(state: ServerState) -> Option<String> {
     match state {
         ServerState::Stopped => None,
         ServerState::Running => Some("roomkeeper was told that one runs".to_owned()),
+    }
+}
+
+#[cfg(test)]
+fn next(looks: &mut std::collections::VecDeque<ServerState>) -> ServerState {
+    match looks.len() {
+        1 => looks[0],
+        _ => looks.pop_front().expect("not empty"),
     }
 }

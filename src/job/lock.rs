@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::JobContext;
 use crate::counters::{COUNTERS, Wait};
-use crate::error::Error;
+use crate::error::{Chain, Error};
 use crate::store::db::Db;
 use crate::store::homeserver::{self, SynapseLock};
 use crate::time::Clock;
@@ -16,9 +16,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10 * 60);
 const LOCK_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// W-4: a lock that was lost stops the job before its next destructive transaction.
-pub(crate) fn renew_lock(
+pub(super) fn renew_lock(
     db: &Db,
-    lock: &mut Option<&mut SynapseLock>,
+    lock: Option<&mut SynapseLock>,
     clock: &dyn Clock,
 ) -> Result<(), Error> {
     let Some(lock) = lock else {
@@ -34,42 +34,59 @@ pub(crate) fn renew_lock(
     ))
 }
 
-/// W-4 for what takes long between two transactions: renews the lock when it is time to, in a moment of its own.
-pub(crate) fn renew_lock_if_due(
-    ctx: &JobContext<'_>,
-    lock: &mut Option<&mut SynapseLock>,
-) -> Result<(), Error> {
-    if lock.as_ref().is_none_or(|lock| !lock.is_due(ctx.clock)) {
-        return Ok(());
+impl JobContext<'_> {
+    /// W-4 for what takes long between two transactions: has the connection read, and with it something by which the lock
+    /// is renewed when it is time to, in a moment of its own.
+    pub(crate) fn read_and_renew<T>(
+        &mut self,
+        work: impl FnOnce(&Db, &mut dyn FnMut() -> Result<(), Error>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let (db, lock) = (&self.db, &mut self.synapse_lock);
+        let (writer, clock) = (self.writer, self.clock);
+        work(db, &mut || {
+            if lock.as_ref().is_none_or(|lock| !lock.is_due(clock)) {
+                return Ok(());
+            }
+            let _turn = writer.lock();
+            match renew_lock(db, lock.as_mut(), clock) {
+                // The next one will do, or tell more.
+                Err(e) if e.is_busy() || e.is_disconnected() => Ok(()),
+                held => held,
+            }
+        })
     }
-    let _writer = ctx.writer.lock();
-    match renew_lock(&ctx.db, lock, ctx.clock) {
-        // The next one will do, or tell more.
-        Err(e) if e.is_busy() || e.is_disconnected() => Ok(()),
-        held => held,
+
+    /// Gives the room's lock rows back, where the job has any. What is not given back lapses.
+    pub(crate) fn release_synapse_lock(&mut self) {
+        if let Some(lock) = self.synapse_lock.take()
+            && let Err(e) = lock.release(&mut self.db)
+        {
+            log::warn!("room {}: {}", self.room, Chain(&e));
+        }
     }
 }
 
-/// Waits for the room's lock rows of these names, where the homeserver has such rows (W-6).
+/// Waits for the room's lock rows of these names, where the homeserver has such rows (W-6), and has the job hold them.
 pub(crate) fn acquire_synapse_lock(
     ctx: &mut JobContext<'_>,
     names: &'static [&'static str],
-) -> Result<Option<SynapseLock>, Error> {
+) -> Result<(), Error> {
     if !homeserver::has_locks(&ctx.db) {
-        return Ok(None);
+        return Ok(());
     }
     let (mut wait, longest) = LOCK_RETRY;
     let asked = Instant::now();
     let until = asked + LOCK_PATIENCE;
     let mut is_told = false;
     loop {
-        let lock = {
-            let _writer = ctx.writer.lock();
-            SynapseLock::try_acquire(&mut ctx.db, names, ctx.room, ctx.clock)?
+        let rooms = std::slice::from_ref(ctx.room);
+        ctx.synapse_lock = {
+            let _turn = ctx.writer.lock();
+            SynapseLock::try_acquire(&mut ctx.db, names, rooms, ctx.clock)?
         };
-        if lock.is_some() {
+        if ctx.synapse_lock.is_some() {
             COUNTERS.wait(Wait::Homeserver).observe(asked.elapsed());
-            return Ok(lock);
+            return Ok(());
         }
         if Instant::now() > until {
             return Err(Error::Refused(format!(

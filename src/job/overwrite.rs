@@ -6,7 +6,10 @@
 use std::thread;
 use std::time::Duration;
 
-use super::{JobContext, LOOK_UP_EVERY, Phase, Progress, ServerState, full_text};
+use super::{
+    Endurance, IfStarted, JobContext, LOOK_UP_EVERY, Limits, Outcome, Phase, Progress, Scope,
+    ServerState, full_text,
+};
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
 use crate::store::db::{Engine, SecureDelete};
@@ -126,12 +129,19 @@ fn merge_index(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool
         );
         return Ok(false);
     }
-    let merged = {
-        let _writer = ctx.writer.lock();
-        ctx.db.write("merge the full-text index", search::optimize)
-    };
-    match merged {
-        Ok(()) => Ok(true),
+    let merged = ctx.small_transaction(
+        "merge the full-text index",
+        Scope::Server,
+        Limits {
+            // Looked for above, where it says how large the index may be.
+            if_started: IfStarted::GoOn,
+            endures: Endurance::UntilStopping,
+            ..Limits::default()
+        },
+        |tx| Ok(search::optimize(tx)?),
+    );
+    match merged.and_then(Outcome::done) {
+        Ok(_) => Ok(true),
         // Built anew it holds no deleted word.
         Err(e) => match full_text::rebuild_if_damaged(ctx, progress, e) {
             Ok(()) => Ok(true),

@@ -7,10 +7,11 @@ use crate::config::HomeserverPolicy;
 use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdown};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
-use crate::job::{Phase, Progress, Removes, held};
+use crate::job::{self, Phase, Progress, Removes, held};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
 use crate::store::db::{Access, Db};
+use crate::store::tx::Tx;
 use crate::store::{blocks, room_rows, rooms};
 
 /// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
@@ -350,7 +351,7 @@ impl Shared {
     fn write_once<T>(
         &self,
         doing: &'static str,
-        work: impl FnMut(&Db) -> Result<T, Error>,
+        work: impl FnMut(&Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut db = Db::open(&self.config.database, &super::options(Access::Write))?;
         if self.config.homeserver == HomeserverPolicy::RequireStopped
@@ -360,8 +361,7 @@ impl Shared {
                 "a homeserver seems to have been started: {sign}. Stop it first; nothing was changed"
             )));
         }
-        let _writer = self.writer.lock();
-        db.write(doing, work)
+        job::write_once(&mut db, &self.locks, &self.writer, None, doing, work)
     }
 }
 

@@ -84,6 +84,7 @@ impl Shared {
             raw: self.raw.as_deref(),
             event_signing: &config.event_signing,
             homeserver: config.homeserver_api.as_ref(),
+            synapse_lock: None,
             watch,
             clock: &*config.clock,
             register: &self.register,

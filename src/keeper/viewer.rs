@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use super::holds::before_what_is_held;
 use super::ownership::{own_ledger, refuse_anybody_else, refuse_wrong_server_name};
 use super::{PurgeOptions, options};
@@ -13,9 +15,10 @@ use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
 use crate::hold::Hold;
 use crate::ids::RoomId;
-use crate::job::{HomeserverWatch, Removes, held, overwrite};
+use crate::job::{HomeserverWatch, Removes, held, overwrite, write_once};
 use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
+use crate::locks::RoomLocks;
 use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan, Request};
 use crate::retention;
@@ -285,10 +288,20 @@ fn merge_index_in_place(config: &Config) -> Result<bool, Error> {
         return Ok(false);
     }
     let mut db = Db::open(&config.database, &OpenOptions::default())?;
-    db.write("merge the full-text index", |db| match search::verify(db) {
-        // It is derived data, and built anew it holds no deleted word either (P-55).
-        Err(e) if e.is_index_damage() => search::rebuild(db),
-        verified => verified.and_then(|()| search::optimize(db)),
-    })?;
+    // Nobody else is at work here.
+    let (locks, writer) = (RoomLocks::default(), Mutex::default());
+    let doing = "merge the full-text index";
+    write_once(
+        &mut db,
+        &locks,
+        &writer,
+        None,
+        doing,
+        |tx| match search::verify(tx) {
+            // It is derived data, and built anew it holds no deleted word either (P-55).
+            Err(e) if e.is_index_damage() => search::rebuild(tx),
+            verified => verified.and_then(|()| search::optimize(tx)),
+        },
+    )?;
     Ok(true)
 }

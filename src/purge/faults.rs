@@ -136,6 +136,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         ledger: register.ledger(),
         live: guard.live(),
         raw: Some(&raw),
+        synapse_lock: None,
         watch: HomeserverWatch::Told(way.server_state),
         clock: &*clock,
         event_signing: &event_signing,

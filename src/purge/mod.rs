@@ -3,6 +3,8 @@
 mod extremities;
 #[cfg(test)]
 mod faults;
+#[cfg(test)]
+mod flips;
 mod plan;
 mod request;
 mod rewrite;

@@ -1,20 +1,18 @@
 //! The long batch: offline, where nearly everything goes and little stays, the whole purge is one transaction that
 //! refills the large tables instead of deleting from them.
 
-use std::time::Instant;
-
 use super::extremities;
 use super::request::Request;
 use crate::batch::Rewrite;
-use crate::error::Error;
+use crate::error::{Chain, Error};
 use crate::job::{
-    JobContext, Phase, Progress, Removing, ServerState, note_removed, overwrite, renew_lock,
+    Duties, JobContext, Limits, Log, Outcome, Phase, Progress, Scope, ServerState, Why,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
-use crate::store::event_rows::{self, Removal, RowCounts};
+use crate::store::event_rows::{self, Removal};
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::history::{self, Extent};
-use crate::store::homeserver::SynapseLock;
+use crate::store::tx::Abort;
 use crate::store::{search, sizes, space};
 
 /// Bytes of surviving rows that one rewrite may put aside and write again; bounds its log, of which it needs about
@@ -34,7 +32,6 @@ pub(super) fn rewrite(
     request: &Request,
     progress: &mut Progress,
     left: i64,
-    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<bool, Error> {
     let wanted = match ctx.limits.rewrite {
         Rewrite::Never => false,
@@ -60,7 +57,7 @@ pub(super) fn rewrite(
     // Work lists of this size go to a temporary file; neither setting can be changed inside a transaction.
     ctx.db.batch("set up the connection", TEMPORARY_FILES)?;
     ctx.db.set_pragma("foreign_keys", false)?;
-    let rewritten = rewrite_unchecked(ctx, request, progress, lock);
+    let rewritten = rewrite_unchecked(ctx, request, progress);
     ctx.db.set_pragma("foreign_keys", true)?;
     ctx.db
         .batch("set up the connection", "PRAGMA temp_store = MEMORY")?;
@@ -135,76 +132,66 @@ fn rewrite_unchecked(
     ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
-    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<bool, Error> {
     let below = request.point.topological;
     let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
     let cut = extremities::cut(ctx, request, expiry);
-    let room = ctx.locks.write(ctx.room);
-    let writer = ctx.writer.lock();
-    let (ledger, live) = (ctx.ledger, ctx.live);
-    let overwrites = ctx.overwrite_deleted;
-    let (clock, started) = (ctx.clock, Instant::now());
-    let mut local_messages = 0;
-    let rewritten = ctx.db.write("purge the events", |db| {
-        let mut look_at = |table: &'static str| {
-            progress.table = Some(table.to_owned());
-            live.set_progress(serde_json::to_value(&*progress).unwrap_or_default());
-            Ok(())
-        };
-        renew_lock(db, lock, clock)?;
-        let selected = history::select(db, &cut, Extent::Whole)?;
-        if selected.events == 0 {
-            // P-7: an empty selection touches nothing.
-            return Ok(RowCounts::new());
-        }
-        local_messages = history::local_messages(db, &cut)?;
-        let mut rows = RowCounts::new();
-        if search::is_present(db) {
-            look_at("event_search")?;
-            event_rows::add(&mut rows, "event_search", search::rewrite(db)?);
-        }
-        if overwrites {
+    let room = ctx.room;
+    let limits = Limits {
+        log: Log::Empty,
+        shows_tables: true,
+        is_batch: true,
+        ..Limits::default()
+    };
+    let planned = progress.events_planned;
+    let rewritten = ctx.transaction(
+        progress,
+        "purge the events",
+        Scope::Room,
+        limits,
+        |tx, effects| {
+            let selected = history::select(tx, &cut, Extent::Whole)?;
+            effects.events = planned;
+            if selected.events == 0 {
+                // P-7: an empty selection touches nothing.
+                return Ok(());
+            }
+            effects.local_messages = history::local_messages(tx, &cut)?;
+            if search::is_present(tx) {
+                tx.entering("event_search")?;
+                event_rows::add(&mut effects.rows, "event_search", search::rewrite(tx)?);
+            }
             // A rebuilt index knows nothing of what went; only its former pages do.
-            overwrite::add_pending(ledger, SecureDelete::Fast, false)?;
-        }
-        let removal = Removal::Rewrite;
-        let removed = history::remove(db, &cut, selected, below, removal, &mut look_at)?;
-        rows.extend(removed.rows);
-        ledger.add_candidates(room.room().as_str(), &removed.state_groups)?;
-        note_removed(db, ledger, live, Removing::Events)?;
-        if event_rows::broken_foreign_keys(db)? > 0 {
-            return Err(Error::Bug(
-                "removing the events in one rewrite would break a foreign key".into(),
-            ));
-        }
-        Ok(rows)
-    });
-    let took = started.elapsed();
-    if rewritten.is_ok() {
-        ctx.note_commit();
-    }
-    ctx.db.checkpoint()?;
-    drop(writer);
-    let rows = match rewritten {
-        Ok(rows) => rows,
-        Err(e) if matches!(e, Error::Bug(_)) || e.is_full() => {
+            effects.duties = Some(Duties {
+                pages: SecureDelete::Fast,
+                index: false,
+            });
+            let removed = history::remove(tx, &cut, selected, below, Removal::Rewrite)?;
+            effects.rows.extend(removed.rows);
+            effects.state_groups = removed.state_groups;
+            match event_rows::broken_foreign_keys(tx)? {
+                0 => Ok(()),
+                _ => Err(Abort::BreaksForeignKeys),
+            }
+        },
+    );
+    match rewritten {
+        Ok(Outcome::Done(..)) => {}
+        Ok(Outcome::Aborted(Why::BreaksForeignKeys)) => {
             log::warn!(
-                "room {}: {}; purging row by row",
-                ctx.room,
-                crate::error::Chain(&e)
+                "room {room}: removing the events in one rewrite would break a foreign key; purging row by row"
             );
             return Ok(false);
         }
+        Err(e) if e.is_full() => {
+            log::warn!("room {room}: {}; purging row by row", Chain(&e));
+            return Ok(false);
+        }
+        Ok(Outcome::Aborted(Why::ServerStateChanged)) => return Ok(false),
+        Ok(other) => return other.done().map(|_| false),
         Err(e) => return Err(e),
-    };
-    progress.table = None;
-    progress.batches += 1;
+    }
     progress.rewritten = true;
-    progress.events_done = progress.events_planned;
-    progress.longest_transaction_ms = progress.longest_transaction_ms.max(took.as_millis() as i64);
-    progress.add_rows(&rows);
-    progress.local_messages_kept += local_messages;
     extremities::tell_what_stays(progress);
     ctx.save_progress(progress);
     Ok(true)

@@ -3,8 +3,7 @@
 //! Stopping, crashing or cancelling between two batches leaves a room that is simply purged less far. What must
 //! not be forgotten (the state groups of events that are gone) is in the ledger before the batch commits.
 
-use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::extremities;
 use super::plan::{self, refuse_to_empty};
@@ -14,17 +13,18 @@ use super::state_groups;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, DiskBudget, JobContext, Phase, Progress, RECONNECT_PAUSE, Removes,
-    Removing, ServerState, acquire_synapse_lock, clean_up, full_text, note_removed, overwrite,
-    renew_lock,
+    BUSY_TIMEOUT, BatchSizer, DiskBudget, Duties, JobContext, Limits, Log, Outcome, Phase,
+    Progress, RECONNECT_PAUSE, Removes, Scope, ServerState, Why, acquire_synapse_lock, clean_up,
+    full_text, overwrite,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
-use crate::store::event_rows::{self, Removal, RowCounts};
+use crate::store::event_rows::{self, Removal};
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::history::{self, DepthRange, Extent};
-use crate::store::homeserver::{PURGE_LOCK, SynapseLock};
+use crate::store::homeserver::PURGE_LOCK;
 use crate::store::room_rows;
 use crate::store::search::{self, Documents};
+use crate::store::tx::Abort;
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
 ///
@@ -49,15 +49,10 @@ pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Erro
         held: ctx.heed_holds(Removes::History)?,
         ..request.clone()
     };
-    let mut synapse_lock =
-        acquire_synapse_lock(ctx, &[PURGE_LOCK]).map_err(|e| ctx.map_interrupt(e))?;
-    let outcome = run_locked(ctx, request, &mut progress, synapse_lock.as_mut());
+    acquire_synapse_lock(ctx, &[PURGE_LOCK]).map_err(|e| ctx.map_interrupt(e))?;
+    let outcome = run_locked(ctx, request, &mut progress);
     ctx.live.set_interrupt(None);
-    if let Some(lock) = synapse_lock
-        && let Err(e) = lock.release(&mut ctx.db)
-    {
-        log::warn!("room {}: {}", ctx.room, crate::error::Chain(&e));
-    }
+    ctx.release_synapse_lock();
     ctx.publish(&progress);
     outcome.map(|()| progress)
 }
@@ -77,9 +72,8 @@ fn run_locked(
     ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
-    mut lock: Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
-    let batches = purge_events(ctx, request, progress, &mut lock).map_err(|e| ctx.map_interrupt(e));
+    let batches = purge_events(ctx, request, progress).map_err(|e| ctx.map_interrupt(e));
     if ctx.db.engine() == Engine::Sqlite {
         let_go_of_log(ctx, matches!(batches, Err(Error::Stopping)));
     }
@@ -95,7 +89,7 @@ fn run_locked(
     if matches!(batches, Err(Error::Cancelled)) {
         ctx.live.set_interrupt(None);
     }
-    let groups = state_groups::collect(ctx, progress, &mut lock)
+    let groups = state_groups::collect(ctx, progress)
         .and_then(|()| clean_up(ctx, progress))
         .map_err(|e| ctx.map_interrupt(e));
     match (batches, groups) {
@@ -120,7 +114,6 @@ fn purge_events(
     ctx: &mut JobContext<'_>,
     request: &Request,
     progress: &mut Progress,
-    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
     let on_server = ctx.db.engine() == Engine::Postgres;
     if !on_server {
@@ -145,7 +138,7 @@ fn purge_events(
         false => count_beside_held(ctx, &whole)?,
     };
     progress.events_planned = progress.events_done + left;
-    if ctx.server_state == ServerState::Stopped && rewrite(ctx, request, progress, left, lock)? {
+    if ctx.server_state == ServerState::Stopped && rewrite(ctx, request, progress, left)? {
         return Ok(());
     }
     let documents = match search::is_present(&ctx.db) {
@@ -170,7 +163,7 @@ fn purge_events(
     if keys.is_some() {
         ctx.db.set_foreign_keys(false)?;
     }
-    let outcome = batches(ctx, request, progress, documents.as_ref(), &mut keys, lock);
+    let outcome = batches(ctx, request, progress, documents.as_ref(), &mut keys);
     ctx.db.set_foreign_keys(true)?;
     outcome
 }
@@ -208,7 +201,6 @@ fn batches(
     progress: &mut Progress,
     documents: Option<&Documents>,
     keys: &mut Option<ForeignKeys>,
-    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<(), Error> {
     let below = request.point.topological;
     let secure_delete = overwrite::choose_secure_delete(ctx)?;
@@ -264,9 +256,9 @@ fn batches(
             rewrites,
             disk: &disk,
         };
-        let batch = match batch(ctx, &cut, below, &sizer, options, lock, progress) {
-            Ok(Outcome::Done(batch)) => batch,
-            Ok(Outcome::BreaksKeys) => {
+        let (events, cost) = match batch(ctx, &cut, below, &sizer, options, progress) {
+            Ok(Outcome::Done(events, cost)) => (events, cost),
+            Ok(Outcome::Aborted(Why::BreaksForeignKeys)) => {
                 log::debug!(
                     "room {}: a foreign key needs the engine's own care",
                     ctx.room
@@ -280,6 +272,8 @@ fn batches(
                 ctx.rest(sizer.pause());
                 continue;
             }
+            Ok(Outcome::Aborted(Why::ServerStateChanged)) => continue,
+            Ok(outcome @ Outcome::Aborted(_)) => return outcome.done().map(drop),
             Err(e) if e.is_disconnected() && waited_from.elapsed() < BUSY_TIMEOUT => {
                 wait_for_server(ctx, &e);
                 continue;
@@ -315,20 +309,8 @@ fn batches(
             Err(e) => return Err(e),
         };
         waited_from = Instant::now();
-        progress.batches += 1;
-        progress.table = None;
-        progress.rewritten |= rewrites;
-        progress.events_done = (progress.events_done + batch.events).min(progress.events_planned);
-        progress.longest_transaction_ms = progress
-            .longest_transaction_ms
-            .max(batch.took.as_millis() as i64);
-        progress.add_rows(&batch.rows);
-        progress.local_messages_kept += batch.local_messages;
-        // The last one looks at everything.
-        progress.extremities_kept = batch.extremities_kept;
-        ctx.save_progress(progress);
-        sizer.observe(batch.events, batch.took, batch.wal_bytes);
-        disk.observe(batch.events, batch.wal_bytes);
+        sizer.observe(events, cost.took, cost.wal_bytes);
+        disk.observe(events, cost.wal_bytes);
         progress.reckon(started, done_before);
         log::debug!(
             "room {}: {} of {} events",
@@ -340,6 +322,7 @@ fn batches(
         from = next;
         ctx.rest(sizer.pause());
     }
+    progress.rewritten |= rewrites;
     progress.seconds_left = None;
     extremities::tell_what_stays(progress);
     Ok(())
@@ -370,24 +353,6 @@ fn refuse_partial_state(ctx: &JobContext<'_>, request: &Request) -> Result<(), E
         .map(drop)
 }
 
-#[derive(Default)]
-struct Batch {
-    events: i64,
-    extremities_kept: i64,
-    local_messages: i64,
-    rows: RowCounts,
-    took: Duration,
-    wal_bytes: u64,
-}
-
-enum Outcome {
-    Done(Batch),
-    /// Others would have waited too long; nothing of it happened.
-    TooLong,
-    /// Something refers to an event that goes, and foreign keys are off; nothing of it happened.
-    BreaksKeys,
-}
-
 /// What a batch of a job works with besides its database.
 #[derive(Clone, Copy)]
 struct BatchOptions<'a> {
@@ -401,146 +366,78 @@ struct BatchOptions<'a> {
     disk: &'a DiskBudget,
 }
 
+/// Answers how many events it dealt with.
 fn batch(
     ctx: &mut JobContext<'_>,
     cut: &DepthRange<'_>,
     keep_from_depth: i64,
     sizer: &BatchSizer,
     options: BatchOptions<'_>,
-    lock: &mut Option<&mut SynapseLock>,
     progress: &mut Progress,
-) -> Result<Outcome, Error> {
-    let room = ctx.locks.write(ctx.room);
-    let mut writer = ctx.writer.lock();
-    match ctx.server_state {
-        ServerState::Running => writer.pin(&ctx.db)?,
-        ServerState::Stopped => {
-            writer.unpin();
-        }
-    }
-    let (ledger, live, clock, server_state) = (ctx.ledger, ctx.live, ctx.clock, ctx.server_state);
-    let overwrites = ctx.overwrite_deleted;
-    let may_rebuild = server_state == ServerState::Stopped && !sizer.is_limited();
+) -> Result<Outcome<i64>, Error> {
+    let may_rebuild = ctx.server_state == ServerState::Stopped && !sizer.is_limited();
     // Whether it would be cheaper takes a look at every document: too much for one of many small purges.
     let rebuild_from = if ctx.is_one_of_many { 10_000 } else { 0 };
-    let mut begun = Instant::now();
-    let (mut gave_up, mut breaks_keys) = (false, false);
     let on_server = ctx.db.engine() == Engine::Postgres;
     let extent = match options.rewrites || (on_server && sizer.events() >= INDEXED_WHEN_FULL) {
         true => Extent::Whole,
         false => Extent::Batch,
     };
+    let limits = Limits {
+        deadline: sizer.deadline().filter(|_| sizer.events() > 1),
+        log: Log::Batches(options.disk, LOG_OF_MANY),
+        shows_tables: options.rewrites,
+        is_batch: true,
+        ..Limits::default()
+    };
     ctx.db.prefer_index_scans(!options.rewrites);
-    let wal_before = log_length(&ctx.db);
-    let result = ctx.db.write("purge the events", |db| {
-        // From here on others wait for us; before, we waited for them.
-        begun = Instant::now();
-        let mut in_time = |table: &'static str| match sizer.deadline() {
-            Some(deadline) if begun.elapsed() > deadline && sizer.events() > 1 => {
-                gave_up = true;
-                Err(Error::Cancelled)
+    let purged = ctx.transaction(
+        progress,
+        "purge the events",
+        Scope::Room,
+        limits,
+        |tx, effects| {
+            let selected = history::select(tx, cut, extent)?;
+            // The last one looks at everything.
+            effects.extremities_kept = Some(selected.extremities_kept);
+            if selected.events == 0 {
+                // P-7: an empty selection touches nothing.
+                return Ok(0);
             }
-            _ if options.rewrites => {
-                progress.table = Some(table.to_owned());
-                live.set_progress(serde_json::to_value(&*progress).unwrap_or_default());
-                Ok(())
+            tx.in_time()?;
+            effects.local_messages = history::local_messages(tx, cut)?;
+            if let Some(documents) = options.documents {
+                tx.entering("event_search")?;
+                documents.note(tx, cut.room, keep_from_depth)?;
+                let rebuilds = may_rebuild && selected.events >= rebuild_from;
+                let removed = documents.remove(tx, rebuilds)?;
+                event_rows::add(&mut effects.rows, "event_search", removed);
             }
-            _ => Ok(()),
-        };
-        renew_lock(db, lock, clock)?;
-        let selected = history::select(db, cut, extent)?;
-        if selected.events == 0 {
-            // P-7: an empty selection touches nothing.
-            return Ok(Batch {
-                extremities_kept: selected.extremities_kept,
-                ..Batch::default()
-            });
-        }
-        in_time("")?;
-        let local_messages = history::local_messages(db, cut)?;
-        let mut rows = RowCounts::new();
-        if let Some(documents) = options.documents {
-            in_time("event_search")?;
-            documents.note(db, cut.room, keep_from_depth)?;
-            event_rows::add(
-                &mut rows,
-                "event_search",
-                documents.remove(db, may_rebuild && selected.events >= rebuild_from)?,
-            );
-        }
-        if overwrites && selected.to_delete > 0 && db.engine() == Engine::Sqlite {
-            overwrite::add_pending(ledger, options.secure_delete, !rows.is_empty())?;
-        }
-        let removal = Removal::Rows;
-        let removed = history::remove(db, cut, selected, keep_from_depth, removal, &mut in_time)?;
-        rows.extend(removed.rows);
-        ledger.add_candidates(room.room().as_str(), &removed.state_groups)?;
-        note_removed(db, ledger, live, Removing::Events)?;
-        in_time("")?;
-        if let Some(keys) = options.keys
-            && keys.are_broken(db, selected.to_delete)?
-        {
-            breaks_keys = true;
-            return Err(Error::Cancelled);
-        }
-        Ok(Batch {
-            events: selected.events,
-            extremities_kept: selected.extremities_kept,
-            local_messages,
-            rows,
-            ..Batch::default()
-        })
-    });
-    let took = begun.elapsed();
-    ctx.db.prefer_index_scans(true);
-    let wal_bytes = log_length(&ctx.db);
-    if result.is_ok() {
-        ctx.note_commit();
-    }
-    match ctx.server_state {
-        _ if ctx.db.engine() == Engine::Postgres => {}
-        // Emptying it costs as much for one small room as for hundreds of them.
-        ServerState::Stopped
-            if ctx.is_one_of_many
-                && wal_bytes < LOG_OF_MANY
-                && result.is_ok()
-                && options.disk.has_room_beside(wal_bytes) => {}
-        // The log is empty again before the next batch; with readers about, it is when they have gone.
-        ServerState::Stopped => {
-            let emptied = ctx.db.checkpoint();
-            if result.is_ok() {
-                emptied?;
+            if selected.to_delete > 0 {
+                effects.duties = Some(Duties {
+                    pages: options.secure_delete,
+                    index: !effects.rows.is_empty(),
+                });
             }
-        }
-        ServerState::Running => writer.checkpoint_if_long(&ctx.db)?,
-    }
-    drop(writer);
-    if result.is_err() && breaks_keys {
-        return Ok(Outcome::BreaksKeys);
-    }
-    if result.is_err() && gave_up {
-        return Ok(Outcome::TooLong);
-    }
-    Ok(Outcome::Done(Batch {
-        took,
-        wal_bytes: match wal_bytes.saturating_sub(wal_before) {
-            // It began anew meanwhile.
-            0 => wal_bytes,
-            grown => grown,
+            let removed = history::remove(tx, cut, selected, keep_from_depth, Removal::Rows)?;
+            effects.rows.extend(removed.rows);
+            effects.state_groups = removed.state_groups;
+            tx.in_time()?;
+            if let Some(keys) = options.keys
+                && keys.are_broken(tx, selected.to_delete)?
+            {
+                return Err(Abort::BreaksForeignKeys);
+            }
+            effects.events = selected.events;
+            Ok(selected.events)
         },
-        ..result?
-    }))
+    );
+    ctx.db.prefer_index_scans(true);
+    purged
 }
-
-/// Events of a batch on a server from which it costs less to make the indexes of the selection anew.
-const INDEXED_WHEN_FULL: i64 = 4_000;
 
 /// Length at which the log is emptied between many small purges; before, their pages are written again and again.
 const LOG_OF_MANY: u64 = 128 * 1024 * 1024;
 
-/// Bytes of the write-ahead log.
-fn log_length(db: &Db) -> u64 {
-    let wal = db.wal_path();
-    wal.and_then(|w| fs::metadata(w).ok())
-        .map_or(0, |m| m.len())
-}
+/// Events of a batch on a server from which it costs less to make the indexes of the selection anew.
+const INDEXED_WHEN_FULL: i64 = 4_000;

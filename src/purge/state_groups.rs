@@ -2,17 +2,16 @@
 //! ledger, carrying it out in bounded transactions.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    DiskBudget, JobContext, Phase, Progress, ServerState, renew_lock, renew_lock_if_due,
+    DiskBudget, Endurance, IfStarted, JobContext, Limits, Log, Outcome, Phase, Progress, Scope,
+    ServerState, Why,
 };
 use crate::store::db::Db;
-use crate::store::homeserver::SynapseLock;
 use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules};
 use crate::time::Millis;
 
@@ -46,27 +45,23 @@ pub(crate) fn group_of_step(step: &str) -> Option<i64> {
 /// is the case is asked before every transaction (P-54).
 ///
 /// # Locking
-/// The homeserver's lock on the room is held on, and looked at in every transaction (W-4).
-pub(super) fn collect(
-    ctx: &mut JobContext<'_>,
-    progress: &mut Progress,
-    lock: &mut Option<&mut SynapseLock>,
-) -> Result<(), Error> {
+/// The room is taken for each transaction; the homeserver's lock on it is held on, and looked at in every one (W-4).
+pub(super) fn collect(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<(), Error> {
     progress.phase = Phase::StateGroups;
     ctx.publish(progress);
     if ctx.server_state == ServerState::Running && ctx.running_homeserver()?.is_some() {
         undecide(ctx)?;
-        return leave_to_homeserver(ctx, progress, lock);
+        return leave_to_homeserver(ctx, progress);
     }
     // What an interrupted run decided is finished first; then what this one decides.
     for decides in [false, true] {
-        if decides && !decide(ctx, progress, lock)? {
+        if decides && !decide(ctx, progress)? {
             return Ok(());
         }
-        if let Some(sign) = carry_out(ctx, progress, lock)? {
+        if let Some(sign) = carry_out(ctx, progress)? {
             undecide(ctx)?;
             let marked = progress.state_groups_marked;
-            leave_to_homeserver(ctx, progress, lock)?;
+            leave_to_homeserver(ctx, progress)?;
             let marked = progress.state_groups_marked - marked;
             log::warn!("room {}: a homeserver was started: {sign}", ctx.room);
             progress.notes.push(format!(
@@ -80,18 +75,14 @@ pub(super) fn collect(
 }
 
 /// Notes in the ledger what is to be done about the candidates; answers whether there were any.
-fn decide(
-    ctx: &mut JobContext<'_>,
-    progress: &mut Progress,
-    lock: &mut Option<&mut SynapseLock>,
-) -> Result<bool, Error> {
+fn decide(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool, Error> {
     let room = ctx.room.as_str();
     let candidates = ctx.ledger.candidates(room)?;
-    forget_compressor(ctx, progress, lock)?;
+    forget_compressor(ctx, progress)?;
     if candidates.is_empty() {
         return Ok(false);
     }
-    let plan = plan(ctx, progress, &candidates, lock)?;
+    let plan = plan(ctx, progress, &candidates)?;
     let rebases = plan.rebases.iter().map(|r| Step::Rebase {
         group: r.group,
         base: r.base,
@@ -154,10 +145,9 @@ fn in_use(ctx: &JobContext<'_>, db: &Db) -> Result<BTreeSet<i64>, Error> {
 
 /// What is to go. To find that out in a large room takes minutes.
 fn plan(
-    ctx: &JobContext<'_>,
+    ctx: &mut JobContext<'_>,
     progress: &mut Progress,
     candidates: &[i64],
-    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<Plan, Error> {
     let in_use = in_use(ctx, &ctx.db)?;
     let rules = Rules {
@@ -165,9 +155,8 @@ fn plan(
         references: References::All,
         in_use: &in_use,
     };
-    let plan = state_groups::plan(&ctx.db, candidates, rules, &mut |_| {
-        renew_lock_if_due(ctx, lock)
-    })?;
+    let plan = ctx
+        .read_and_renew(|db, renew| state_groups::plan(db, candidates, rules, &mut |_| renew()))?;
     if plan.kept_as_base > 0 {
         log::info!(
             "room {}: {} unreferenced state groups stay: without them others would need more rows",
@@ -182,14 +171,10 @@ fn plan(
     Ok(plan)
 }
 
-fn leave_to_homeserver(
-    ctx: &mut JobContext<'_>,
-    progress: &mut Progress,
-    lock: &mut Option<&mut SynapseLock>,
-) -> Result<(), Error> {
+fn leave_to_homeserver(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<(), Error> {
     let candidates = ctx.ledger.candidates(ctx.room.as_str())?;
     if candidates.is_empty() {
-        return forget_compressor(ctx, progress, lock);
+        return forget_compressor(ctx, progress);
     }
     if !ctx.db.catalog().has("state_groups_pending_deletion") {
         progress.notes.push(
@@ -197,57 +182,56 @@ fn leave_to_homeserver(
              room while the homeserver is stopped (this release of it has no way to be told of them)"
                 .into(),
         );
-        return forget_compressor(ctx, progress, lock);
+        return forget_compressor(ctx, progress);
     }
-    let plan = plan(ctx, progress, &candidates, lock)?;
-    let (clock, now) = (ctx.clock, ctx.clock.now());
+    let plan = plan(ctx, progress, &candidates)?;
+    let now = ctx.clock.now();
+    let doing = "mark state groups for deletion";
     for batch in plan.to_delete.chunks(1_000) {
-        let freed = {
-            let _writer = ctx.writer.lock();
-            ctx.db.write("mark state groups for deletion", |db| {
-                let mut freed = Freed::default();
-                renew_lock(db, lock, clock)?;
-                state_groups::mark(db, batch, now, &mut freed)?;
-                Ok(freed)
-            })?
-        };
-        freed.add_to(&mut progress.rows_removed);
+        ctx.transaction(progress, doing, Scope::Room, FINISHING, |tx, effects| {
+            let mut freed = Freed::default();
+            state_groups::mark(tx, batch, now, &mut freed)?;
+            freed.add_to(&mut effects.rows);
+            Ok(())
+        })?
+        .done()?;
         std::thread::sleep(ctx.limits.pause);
     }
     progress.state_groups_marked += plan.to_delete.len() as i64;
     ctx.ledger.decide(ctx.room.as_str(), &[])?;
     ctx.ledger.add_candidates(ctx.room.as_str(), &plan.in_use)?;
-    forget_compressor(ctx, progress, lock)
+    forget_compressor(ctx, progress)
 }
 
 /// Another program's notes of the room, where they name a group that is gone or going; Synapse's own purges leave them too.
-fn forget_compressor(
-    ctx: &mut JobContext<'_>,
-    progress: &mut Progress,
-    lock: &mut Option<&mut SynapseLock>,
-) -> Result<(), Error> {
+fn forget_compressor(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<(), Error> {
     if !state_groups::has_compressor_notes(&ctx.db, ctx.room)? {
         return Ok(());
     }
-    let (room, clock) = (ctx.room, ctx.clock);
-    let _writer = ctx.writer.lock();
-    let freed = ctx.db.write("forget what the compressor noted", |db| {
+    let (room, doing) = (ctx.room, "forget what the compressor noted");
+    ctx.transaction(progress, doing, Scope::Room, FINISHING, |tx, effects| {
         let mut freed = Freed::default();
-        renew_lock(db, lock, clock)?;
-        state_groups::forget_compressor(db, room, &mut freed)?;
-        Ok(freed)
-    })?;
-    freed.add_to(&mut progress.rows_removed);
-    Ok(())
+        state_groups::forget_compressor(tx, room, &mut freed)?;
+        freed.add_to(&mut effects.rows);
+        Ok(())
+    })?
+    .done()
+    .map(drop)
 }
+
+/// A cancelled job is tidied up like any other, and what is done either way needs no stopped homeserver.
+const FINISHING: Limits<'_> = Limits {
+    deadline: None,
+    if_started: IfStarted::GoOn,
+    endures: Endurance::UntilStopping,
+    log: Log::Leave,
+    shows_tables: false,
+    is_batch: false,
+};
 
 /// Does the steps that the ledger has for the room, and crosses each out when the database has it. A step that is
 /// done again changes nothing. Ends with a sign of life where a homeserver has been started meanwhile.
-fn carry_out(
-    ctx: &mut JobContext<'_>,
-    progress: &mut Progress,
-    lock: &mut Option<&mut SynapseLock>,
-) -> Result<Option<String>, Error> {
+fn carry_out(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<Option<String>, Error> {
     let room = ctx.room.clone();
     let steps = ctx.ledger.steps(room.as_str())?;
     if steps.is_empty() {
@@ -255,11 +239,11 @@ fn carry_out(
     }
     // Power that fails must not take back what the ledger has crossed out: nobody would look at those groups again.
     ctx.db.sync_commits(true)?;
-    let carried = carry_out_steps(ctx, progress, &room, &steps, lock);
+    let carried = carry_out_steps(ctx, progress, &room, &steps);
     ctx.db.sync_commits(false)?;
     let carried = carried?;
     if carried.is_none() {
-        forget_compressor(ctx, progress, lock)?;
+        forget_compressor(ctx, progress)?;
     }
     Ok(carried)
 }
@@ -269,75 +253,55 @@ fn carry_out_steps(
     progress: &mut Progress,
     room: &RoomId,
     steps: &[(i64, String)],
-    lock: &mut Option<&mut SynapseLock>,
 ) -> Result<Option<String>, Error> {
     let doing = "delete state groups";
-    let clock = ctx.clock;
     let parsed: Result<Vec<Step>, _> = steps.iter().map(|(_, step)| parse(step)).collect();
     let parsed = parsed?;
     let disk = DiskBudget::new(&ctx.db);
     let mut at = 0;
     while at < steps.len() {
-        if (ctx.is_stopping)() {
-            return Err(Error::Stopping);
-        }
-        ctx.refuse_new_holds()?;
-        if let Some(sign) = ctx.running_homeserver()? {
-            return Ok(Some(sign));
-        }
         let parsed = &parsed[at..];
         let in_use = in_use(ctx, &ctx.db)?;
         let room_for = disk.rows()?;
+        let is_short = room_for < ROWS_OFFLINE;
         let rows = ROWS_OFFLINE.min(room_for);
-        let mut started = Instant::now();
-        let mut freed = Freed::default();
-        let done = {
-            let _alone = ctx.locks.write(room);
-            let _writer = ctx.writer.lock();
-            ctx.db.write(doing, |db| {
-                // From here on others wait for us; before, we waited for them.
-                started = Instant::now();
-                renew_lock(db, lock, clock)?;
-                freed = Freed::default();
-                let mut done = 0;
-                for step in parsed {
-                    let Step::Rebase { group, base } = step else {
-                        break;
-                    };
-                    state_groups::rebase(
-                        db,
-                        room,
-                        Rebase {
-                            group: *group,
-                            base: *base,
-                        },
-                        &mut freed,
-                    )?;
-                    done += 1;
-                    if room_for < ROWS_OFFLINE {
-                        return Ok(done);
-                    }
-                }
-                let to_delete: Vec<i64> = parsed[done..]
-                    .iter()
-                    .map_while(|step| match step {
-                        Step::Delete { group } => Some(*group),
-                        Step::Rebase { .. } => None,
-                    })
-                    .collect();
-                Ok(done + state_groups::delete(db, room, &to_delete, &in_use, rows, &mut freed)?)
-            })?
+        let limits = Limits {
+            if_started: IfStarted::Abort,
+            log: if is_short { Log::Empty } else { Log::Leave },
+            ..FINISHING
         };
-        if room_for < ROWS_OFFLINE {
-            let _writer = ctx.writer.lock();
-            ctx.db.checkpoint()?;
-        }
+        let carried = ctx.transaction(progress, doing, Scope::Room, limits, |tx, effects| {
+            let mut freed = Freed::default();
+            let mut done = 0;
+            for step in parsed {
+                let Step::Rebase { group, base } = *step else {
+                    break;
+                };
+                state_groups::rebase(tx, room, Rebase { group, base }, &mut freed)?;
+                done += 1;
+                if is_short {
+                    break;
+                }
+            }
+            // Where room is short, the next transaction.
+            if done == 0 || !is_short {
+                let to_delete = parsed[done..].iter().map_while(|step| match step {
+                    Step::Delete { group } => Some(*group),
+                    Step::Rebase { .. } => None,
+                });
+                let to_delete: Vec<i64> = to_delete.collect();
+                done += state_groups::delete(tx, room, &to_delete, &in_use, rows, &mut freed)?;
+            }
+            effects.state_groups_freed = freed.groups;
+            freed.add_to(&mut effects.rows);
+            Ok(done)
+        })?;
+        let done = match carried {
+            Outcome::Aborted(Why::HomeserverStarted(sign)) => return Ok(Some(sign)),
+            carried => carried.done()?.0,
+        };
         at += done;
         ctx.ledger.done_up_to(room.as_str(), steps[at - 1].0)?;
-        progress.state_groups_freed += freed.groups;
-        freed.add_to(&mut progress.rows_removed);
-        let took = i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX);
-        progress.longest_transaction_ms = progress.longest_transaction_ms.max(took);
         ctx.publish(progress);
     }
     Ok(None)

@@ -128,6 +128,18 @@ impl InterruptHandle {
     }
 }
 
+/// What a transaction comes to nothing by.
+pub(super) trait Failure: From<Error> {
+    /// The error among it, which says whether to try again.
+    fn error(&self) -> Option<&Error>;
+}
+
+impl Failure for Error {
+    fn error(&self) -> Option<&Error> {
+        Some(self)
+    }
+}
+
 impl Db {
     /// Opens an existing database; never creates one.
     ///
@@ -382,49 +394,53 @@ impl Db {
     pub fn write<T>(
         &mut self,
         doing: &'static str,
-        mut work: impl FnMut(&Self) -> Result<T, Error>,
+        work: impl FnMut(&Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.attempt(doing, work)
+    }
+
+    /// The same for whatever a transaction can come to nothing by.
+    pub(super) fn attempt<T, E: Failure>(
+        &mut self,
+        doing: &'static str,
+        mut work: impl FnMut(&Self) -> Result<T, E>,
+    ) -> Result<T, E> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self.write_once(doing, &mut work) {
-                Err(e) if (e.is_busy() || e.is_disconnected()) && attempt < ATTEMPTS => {
-                    log::debug!("{e}; trying again");
-                    // A server that starts anew needs a few seconds.
-                    let most = if e.is_disconnected() {
-                        200 << attempt
-                    } else {
-                        200
-                    };
-                    std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..most)));
-                }
-                outcome => return outcome,
-            }
+            let failed = match self.attempt_once(doing, &mut work) {
+                Ok(done) => return Ok(done),
+                Err(failed) => failed,
+            };
+            let Some(e) = failed
+                .error()
+                .filter(|e| (e.is_busy() || e.is_disconnected()) && attempt < ATTEMPTS)
+            else {
+                return Err(failed);
+            };
+            log::debug!("{e}; trying again");
+            // A server that starts anew needs a few seconds.
+            let most = if e.is_disconnected() {
+                200 << attempt
+            } else {
+                200
+            };
+            std::thread::sleep(Duration::from_millis(rand::rng().random_range(20..most)));
         }
     }
 
-    fn write_once<T>(
+    fn attempt_once<T, E: Failure>(
         &mut self,
         doing: &'static str,
-        work: &mut impl FnMut(&Self) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        trace_hook("BEGIN IMMEDIATE");
+        work: &mut impl FnMut(&Self) -> Result<T, E>,
+    ) -> Result<T, E> {
         let asked = Instant::now();
-        let outcome = match &self.conn {
-            Conn::Sqlite(conn) => conn.execute_batch("BEGIN IMMEDIATE").context(doing),
-            #[cfg(feature = "postgres")]
-            Conn::Postgres(link) => link.begin(postgres::Transaction::Write).context(doing),
-        };
+        let outcome = self.begin(doing).map_err(E::from);
         // From here on others wait for us, where they want the same.
         COUNTERS.wait(Wait::Database).observe(asked.elapsed());
         let begun = outcome.is_ok().then(Instant::now);
         let outcome = outcome.and_then(|()| work(self)).and_then(|done| {
-            trace_hook("COMMIT");
-            match &self.conn {
-                Conn::Sqlite(conn) => conn.execute_batch("COMMIT").context(doing)?,
-                #[cfg(feature = "postgres")]
-                Conn::Postgres(link) => link.commit().context(doing)?,
-            }
+            self.commit(doing)?;
             Ok(done)
         });
         self.rollback_if_open();
@@ -432,6 +448,24 @@ impl Db {
             COUNTERS.transactions.observe(begun.elapsed());
         }
         outcome
+    }
+
+    fn begin(&self, doing: &'static str) -> Result<(), Error> {
+        trace_hook("BEGIN IMMEDIATE");
+        match &self.conn {
+            Conn::Sqlite(conn) => conn.execute_batch("BEGIN IMMEDIATE").context(doing),
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.begin(postgres::Transaction::Write).context(doing),
+        }
+    }
+
+    fn commit(&self, doing: &'static str) -> Result<(), Error> {
+        trace_hook("COMMIT");
+        match &self.conn {
+            Conn::Sqlite(conn) => conn.execute_batch("COMMIT").context(doing),
+            #[cfg(feature = "postgres")]
+            Conn::Postgres(link) => link.commit().context(doing),
+        }
     }
 
     /// Leaves whatever is left of a transaction.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::db::{Db, Engine, Params, params};
 use super::tables::{self, Per, Rows, Table};
+use super::tx::{Abort, Tx};
 use crate::error::Error;
 
 /// Rows removed, or to be removed, by table.
@@ -73,17 +74,15 @@ pub fn count(
 }
 
 /// Removes the rows of the selected events, in the order of P-13; on PostgreSQL a purge takes those of P-12 and P-15
-/// with what it reads of them. `each` hears of a table before it is looked at; its
-/// error ends the work.
-pub fn remove(
-    db: &Db,
+/// with what it reads of them.
+pub(super) fn remove(
+    db: &Tx<'_>,
     scope: Scope,
     room: &str,
     selected: i64,
     removal: Removal,
     counts: &mut RowCounts,
-    each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
-) -> Result<(), Error> {
+) -> Result<(), Abort> {
     let triggered = match removal {
         Removal::Rewrite => tables_with_triggers(db)?,
         Removal::Rows => Vec::new(),
@@ -97,7 +96,7 @@ pub fn remove(
             // They have gone before all others.
             continue;
         }
-        each(found.table.name)?;
+        db.entering(found.table.name)?;
         let is_large = matches!(found.table.per, Per::Event | Per::ManyEvents);
         // A trigger of somebody's own must not hear of rows that stay.
         let may_rewrite = is_large && !triggered.iter().any(|t| t == found.table.name);

@@ -14,6 +14,7 @@ use super::room_rows::{self, Unknown};
 use super::sliding_sync;
 use super::temp_tables;
 pub use super::temp_tables::Extent;
+use super::tx::{Abort, Tx};
 use crate::error::Error;
 use crate::hold::HeldEvents;
 use crate::ids::{EventId, RoomId};
@@ -526,20 +527,23 @@ pub struct Removed {
 /// Removes the selected rows and repairs what pointed at them, in the order of P-9 to P-21. `keep_from_depth` is the
 /// depth that outlives the whole job, of which this cut may be one batch.
 ///
-/// Must run in the transaction that selected. `each` hears of every table before its rows go; its error ends the work.
+/// Must run in the transaction that selected.
+///
+/// # Errors
+/// [`Abort::TooLong`] between two tables; those of the database.
 pub fn remove(
-    db: &Db,
+    db: &Tx<'_>,
     cut: &DepthRange<'_>,
     selected: Selection,
     keep_from_depth: i64,
     removal: Removal,
-    each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
-) -> Result<Removed, Error> {
+) -> Result<Removed, Abort> {
+    db.ensure_held(cut.room)?;
     let room = cut.room.as_str();
     let doing = "purge the events";
     let mut counts = RowCounts::new();
     if db.are_triggers_off() {
-        each("events")?;
+        db.entering("events")?;
         event_rows::remove_events_first(db, &mut counts)?;
     }
     if db.engine() == Engine::Sqlite {
@@ -561,7 +565,7 @@ pub fn remove(
         }
         add(&mut counts, "threads", gone);
     }
-    each("event_to_state_groups")?;
+    db.entering("event_to_state_groups")?;
     let state_groups = take_groups(db, &mut counts)?;
     event_rows::remove(
         db,
@@ -570,10 +574,9 @@ pub fn remove(
         selected.events,
         removal,
         &mut counts,
-        each,
     )?;
     if db.engine() == Engine::Postgres {
-        each("event_push_actions")?;
+        db.entering("event_push_actions")?;
         push_actions::delete(db, room, &mut counts)?;
     }
     // When the edges of events to delete have gone, hardly any edge to a selected event is left to be looked at.

@@ -238,10 +238,11 @@ const TAKE_LOCK: &str = "
     INSERT INTO worker_read_write_locks (lock_name, lock_key, instance_name, write_lock, token, last_renewed_ts)
     VALUES ($1, $2, $3, TRUE, $4, $5)";
 
-/// Write locks on one room in Synapse's own tables, where it has them.
+/// Write locks on one room, or several, in Synapse's own tables, where it has them.
 pub struct SynapseLock {
     names: &'static [&'static str],
-    room: RoomId,
+    /// In ascending order of ids (L-12).
+    rooms: Vec<RoomId>,
     token: String,
     /// When it was renewed, by the clock that nobody sets.
     renewed: Millis,
@@ -250,11 +251,11 @@ pub struct SynapseLock {
 }
 
 impl SynapseLock {
-    /// Tries once to take the locks, all of them together (W-5); `None` when somebody else holds one (W-2).
+    /// Tries once to take the locks of all the rooms together (W-5); `None` when somebody else holds one (W-2).
     pub fn try_acquire(
         db: &mut Db,
         names: &'static [&'static str],
-        room: &RoomId,
+        rooms: &[RoomId],
         clock: &dyn Clock,
     ) -> Result<Option<Self>, Error> {
         const REAP: &str = "
@@ -263,8 +264,11 @@ impl SynapseLock {
         let doing = "take the homeserver's lock on the room";
         let token = random_letters(6);
         let (now, renewed) = (clock.now(), clock.monotonic());
+        let mut rooms = rooms.to_vec();
+        rooms.sort_unstable();
+        rooms.dedup();
         let taken = db.write(doing, |db| {
-            for name in names {
+            for (room, name) in rooms.iter().flat_map(|r| names.iter().map(move |n| (r, n))) {
                 // A commit whose answer was lost may have taken it already.
                 if db.count(doing, HELD, params![name, room.as_str(), token])? == 1 {
                     continue;
@@ -285,7 +289,7 @@ impl SynapseLock {
         match taken {
             Ok(()) => Ok(Some(Self {
                 names,
-                room: room.clone(),
+                rooms,
                 token,
                 renewed,
                 connection: db.connection_number(),
@@ -295,6 +299,14 @@ impl SynapseLock {
             Err(e) if e.is_busy() && db.engine() == Engine::Postgres => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Every room, with every name.
+    fn locks(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let names = self.names;
+        self.rooms
+            .iter()
+            .flat_map(move |room| names.iter().map(move |name| (room.as_str(), *name)))
     }
 
     /// Whether it is time to renew the locks (W-4).
@@ -311,10 +323,10 @@ impl SynapseLock {
              WHERE lock_name = $2 AND lock_key = $3 AND token = $4";
         let doing = "renew the homeserver's lock on the room";
         let renews = self.is_due(clock);
-        let (room, token) = (self.room.as_str(), &self.token);
+        let token = &self.token;
         let (now, monotonic) = (clock.now(), clock.monotonic());
         let mut is_new = false;
-        for name in self.names {
+        for (room, name) in self.locks() {
             let held = if renews {
                 db.execute(doing, RENEW, params![now.0, name, room, token])?
             } else {
@@ -334,7 +346,9 @@ impl SynapseLock {
             }
         }
         if is_new {
-            log::info!("room {room}: the server had forgotten our lock on it; taken anew");
+            for room in &self.rooms {
+                log::info!("room {room}: the server had forgotten our lock on it; taken anew");
+            }
             return Ok(true);
         }
         self.connection = db.connection_number();
@@ -353,8 +367,8 @@ impl SynapseLock {
         loop {
             tries += 1;
             let released = db.write(doing, |db| {
-                for name in self.names {
-                    db.execute(doing, DELETE, params![name, self.room.as_str(), self.token])?;
+                for (room, name) in self.locks() {
+                    db.execute(doing, DELETE, params![name, room, self.token])?;
                 }
                 Ok(())
             });

@@ -53,6 +53,7 @@ pub mod state_groups;
 pub mod state_lookup;
 pub mod tables;
 mod temp_tables;
+pub mod tx;
 pub mod users;
 pub mod value;
 pub mod wal;

@@ -8,6 +8,7 @@ use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::tables::{self, Holds, Otherwise, Per, Rows, Step, Table};
 use super::temp_tables::{self, Extent};
+use super::tx::{Abort, Tx};
 use super::{referring, search, state_groups};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
@@ -302,17 +303,19 @@ const DROP_EXTREMITIES: &str = "
               AND NOT v.outlier)";
 
 /// Removes the selected events and everything that belongs to them (E-8). Must run in the transaction that selected.
-/// `each` hears of every table before its rows go; its error ends the work.
+///
+/// # Errors
+/// [`Abort::TooLong`] between two tables; those of the database.
 pub fn remove_selected(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     selected: i64,
     counts: &mut RowCounts,
-    each: &mut dyn FnMut(&'static str) -> Result<(), Error>,
-) -> Result<(), Error> {
+) -> Result<(), Abort> {
+    db.ensure_held(room)?;
     let doing = "delete the room's events";
     if db.catalog().has("event_auth_chain_links") {
-        each("event_auth_chain_links")?;
+        db.entering("event_auth_chain_links")?;
         let rows = db.execute(doing, &format!("DELETE {LINKS}"), &[])?;
         add(counts, "event_auth_chain_links", rows);
     }
@@ -323,7 +326,6 @@ pub fn remove_selected(
         selected,
         Removal::Rows,
         counts,
-        each,
     )?;
     let rows = db.execute(doing, DROP_EXTREMITIES, params![room.as_str()])?;
     add(counts, "event_backward_extremities", rows);
