@@ -7,6 +7,7 @@ extern crate self as roomkeeper;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+pub mod archive;
 pub mod batch;
 #[cfg(feature = "daemon")]
 pub mod cli;

@@ -26,7 +26,7 @@ const LAYERS: &[&[&str]] = &[
     // Grammar.
     &["error", "hold", "point", "policy", "locks", "event"],
     // Files.
-    &["sqlite_file"],
+    &["sqlite_file", "archive"],
     // Machines.
     &["client", "config", "store", "jobs"],
     // What jobs work with.
