@@ -1,5 +1,6 @@
 //! The command line: words into library calls, outcomes into text and exit codes.
 
+mod archive;
 mod check_config;
 mod deletion;
 mod demo;
@@ -137,6 +138,10 @@ enum Command {
     /// What nobody may delete for now: rooms, users, times.
     #[command(subcommand)]
     Hold(hold::HoldCommand),
+    /// Bring back what a job removed, from its archive; the homeserver must be stopped.
+    Restore(archive::Restore),
+    /// What was removed and can come back: the archives of jobs.
+    Archives(archive::Archives),
     /// Look at a room's timeline, as anybody sees it.
     Messages(messages::Messages),
     /// What ran, runs, and how it ended.
@@ -289,6 +294,12 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             retention::retention(config(&cli.global)?, wanted, cli.global.yes, json)
         }
         Command::Hold(wanted) => hold::hold(&config(&cli.global)?, wanted, json),
+        Command::Restore(wanted) => {
+            archive::restore(&config(&cli.global)?, wanted, cli.global.yes, json)
+        }
+        Command::Archives(wanted) => {
+            archive::archives(&config(&cli.global)?, wanted, cli.global.yes, json)
+        }
         Command::Messages(wanted) => messages::messages(config(&cli.global)?, wanted, json),
         Command::Jobs(wanted) => jobs::jobs(config(&cli.global)?, wanted, json),
         Command::Reclaim { via } => {

@@ -1,6 +1,7 @@
 //! What every job on a room works with: its connection, the room's locks, its sizer, its duties of overwriting, and the
 //! way it says how far it is. Which rows go is for the rooms above to say.
 
+pub(crate) mod archive;
 mod batch_sizer;
 mod disk;
 pub(crate) mod full_text;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+pub(crate) use self::archive::{GroupsFrame, JobArchive, SharedArchive, archive_events};
 pub use self::batch_sizer::{BatchSizer, ServerState};
 pub(crate) use self::disk::{DiskBudget, Reserve};
 pub(crate) use self::held::{HoldWatch, Removes};
@@ -93,6 +95,8 @@ pub struct JobContext<'a> {
     /// Whether more jobs of the same kind follow on this connection: what can be done for all of them at once is left
     /// to whoever runs them.
     pub is_one_of_many: bool,
+    /// Where what it removes is written down first, if anywhere.
+    pub(crate) archive: SharedArchive,
     /// The holds that it knows of.
     pub(crate) holds: HoldWatch,
 }

@@ -1,5 +1,6 @@
 //! The facade: a [`Keeper`] owns the threads, the locks and the ledger, and is what HTTP, the command line and embedders speak to.
 
+mod archives;
 mod deletion;
 mod holds;
 mod job_context;
@@ -10,6 +11,7 @@ mod measures;
 mod messages;
 mod ownership;
 mod put_back;
+mod restore;
 pub mod retention;
 mod retention_room;
 mod retention_scheduler;
@@ -61,10 +63,12 @@ use crate::store::wal::WalGuard;
 use crate::store::work_lock::WorkLock;
 use crate::time::Millis;
 
+pub use self::archives::{ArchiveReport, archives, shred};
 pub use self::deletion::DeleteStatus;
 pub use self::holds::{add_hold, holds, release_hold};
 pub use self::measures::Measures;
 pub use self::ownership::identity_of;
+pub use self::restore::{Restoration, RestoreRequest, restore};
 pub use self::room_set::{SetAction, SetRequest, StartedSet};
 pub use self::room_set_plan::{
     PlannedRoom, RoomLeftAlone, RoomPlan, SetPlan, SetTotals, plan_set, rooms_of_set,

@@ -287,7 +287,7 @@ impl<R: Read> Decoder<R> {
     }
 
     /// What comes next; `None` at the end.
-    pub fn next(&mut self) -> io::Result<Option<Record>> {
+    pub fn read(&mut self) -> io::Result<Option<Record>> {
         match self.byte()? {
             END => Ok(None),
             CHUNK => {
@@ -423,7 +423,7 @@ mod tests {
             let bytes = encoder.end().expect("written");
             let mut decoder = Decoder::new(&bytes[..]);
             let mut got = Vec::new();
-            while let Some(record) = decoder.next().expect("whole") {
+            while let Some(record) = decoder.read().expect("whole") {
                 match record {
                     Record::Chunk => {}
                     Record::Table(at) => {
@@ -444,7 +444,7 @@ mod tests {
                     false => bytes[at] ^= rng.random_range(1..=255u8),
                 }
                 let mut decoder = Decoder::new(&bytes[..]);
-                while let Ok(Some(_)) = decoder.next() {}
+                while let Ok(Some(_)) = decoder.read() {}
             }
         }
     }

@@ -323,7 +323,7 @@ mod tests {
             let mut records = reader.records(&frame).expect("read");
             let mut first = None;
             let mut rows = 0;
-            while let Some(record) = records.next().expect("whole") {
+            while let Some(record) = records.read().expect("whole") {
                 if let Record::Row(row) = record {
                     first.get_or_insert(row[0].int().expect("a number"));
                     rows += 1;

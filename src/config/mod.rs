@@ -1,5 +1,6 @@
 //! What the configuration means. What a file says of it is read in `file` (daemon feature).
 
+mod archive;
 mod authentication;
 mod event_signing;
 #[cfg(feature = "daemon")]
@@ -28,6 +29,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use self::archive::Archive;
 pub use self::authentication::AuthenticationService;
 pub use self::event_signing::{EventSigning, SigningKey};
 pub use self::homeserver::HomeserverApi;
@@ -108,6 +110,8 @@ pub struct Config {
     pub batch: BatchLimits,
     /// Whether deleted content is overwritten: zeros in the file, the full-text index merged, the log emptied.
     pub overwrite_deleted: bool,
+    /// Where what jobs remove is written down first; nowhere without.
+    pub archive: Option<Archive>,
     /// How long records of ended jobs are kept.
     pub keep_jobs: Millis,
     /// How long messages stay, and the jobs that see to it: the homeserver's own `retention` block.
@@ -181,6 +185,7 @@ impl Config {
             workers: WORKERS,
             batch,
             overwrite_deleted: true,
+            archive: None,
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),
             retention_jobs: false,

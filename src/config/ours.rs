@@ -7,9 +7,10 @@ use std::path::Path;
 
 use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
-use super::{Config, HomeserverApi, HomeserverPolicy, Listen, Network, Secret, secrets};
+use super::{Archive, Config, HomeserverApi, HomeserverPolicy, Listen, Network, Secret, secrets};
 use crate::error::Error;
 use crate::ids::UserId;
+use crate::time::Millis;
 
 /// The keys of our block, with what each takes.
 const OUR_KEYS: &[(&str, &str)] = &[
@@ -36,6 +37,7 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("retention_of_left_rooms", "true or false"),
     ("check_clock", "on or off"),
     ("clock_tolerance", "a duration such as 7d"),
+    ("archive", "{directory: …, keep: 30d}"),
     (
         "homeserver",
         "{running: refuse | beside | assume, url: …, admin_token_path: …}",
@@ -46,6 +48,12 @@ const OUR_KEYS: &[(&str, &str)] = &[
 const BATCH_KEYS: &[(&str, &str)] = &[
     ("events", "a number, 1 to 1000000"),
     ("millis", "a number, 10 to 60000"),
+];
+
+/// The keys of `archive` in our block.
+const ARCHIVE_KEYS: &[(&str, &str)] = &[
+    ("directory", "a directory that has room for it"),
+    ("keep", "a duration such as 30d"),
 ];
 
 /// The keys of `homeserver` in our block.
@@ -214,6 +222,9 @@ fn read_our_key(
         "clock_tolerance" => {
             config.clock_tolerance = duration_with_unit("roomkeeper.clock_tolerance", value)?
         }
+        "archive" => {
+            config.archive = Some(read_archive(value, directory)?);
+        }
         "homeserver" => {
             let block = mapping("roomkeeper.homeserver", value)?;
             refuse_unknown("roomkeeper.homeserver", block, HOMESERVER_KEYS)?;
@@ -234,6 +245,35 @@ fn read_our_key(
         _ => {}
     }
     Ok(())
+}
+
+/// Reads the block. A relative directory starts at `base`.
+fn read_archive(value: &Value, base: &Path) -> Result<Archive, Error> {
+    let block = mapping("roomkeeper.archive", value)?;
+    refuse_unknown("roomkeeper.archive", block, ARCHIVE_KEYS)?;
+    let directory = match block.get("directory") {
+        Some(directory) => string("roomkeeper.archive.directory", directory)?,
+        None => String::new(),
+    };
+    if directory.is_empty() {
+        return Err(wrong(
+            "roomkeeper.archive",
+            value,
+            "a block with a directory: {directory: /var/lib/roomkeeper/archive}",
+        ));
+    }
+    let mut archive = Archive::in_directory(base.join(directory));
+    if let Some(keep) = block.get("keep") {
+        archive.keep = duration_with_unit("roomkeeper.archive.keep", keep)?;
+        if archive.keep < Millis(60 * 60 * 1000) {
+            return Err(wrong(
+                "roomkeeper.archive.keep",
+                keep,
+                "a duration of at least an hour",
+            ));
+        }
+    }
+    Ok(archive)
 }
 
 /// Where the homeserver is, and what lets us in: both or neither.

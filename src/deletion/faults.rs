@@ -129,6 +129,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         watch: HomeserverWatch::Told(ServerState::Stopped),
         clock: &*clock,
         is_one_of_many: false,
+        archive: None,
         holds: Default::default(),
         is_stopping: &is_stopping,
     };

@@ -7,7 +7,8 @@
 //!    a lock of ours;
 //! 2. has somebody laid a hold on what would go? has a homeserver been started meanwhile?
 //! 3. BEGIN; renew the homeserver's lock on the room; the work;
-//! 4. note in the ledger what must not be forgotten: pages to overwrite, state groups to look at, what was removed;
+//! 4. before anything goes, it is in the archive, where there is one (the work sees to that, see `archive`); note in the ledger
+//!    what must not be forgotten: pages to overwrite, state groups to look at, what was removed;
 //! 5. COMMIT; have it on the disk; see to the write-ahead log; let the locks go;
 //! 6. add it to the progress, and save that.
 
@@ -301,6 +302,9 @@ impl JobContext<'_> {
             Ok((value, effects))
         });
         let wal_bytes = log_length(&self.db);
+        if result.is_ok() {
+            self.archive_committed();
+        }
         if let Ok(((_, effects), _)) = &result
             && effects.removing(room).is_some()
         {

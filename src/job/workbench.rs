@@ -88,6 +88,7 @@ impl Workbench {
             register: &self.register,
             is_stopping: &|| false,
             is_one_of_many: false,
+            archive: None,
             holds: Default::default(),
         }
     }

@@ -75,6 +75,16 @@ impl Ledger {
         noted.context(DOING).map(drop)
     }
 
+    /// What a job has removed stands again, because it was restored: that is no sign of another database.
+    pub fn is_restored(&self, job: &JobId) -> Result<(), Error> {
+        const FORGET: &str = "DELETE FROM removed WHERE job = $1";
+        self.conn
+            .lock()
+            .execute(FORGET, [job.as_str()])
+            .context(DOING)
+            .map(drop)
+    }
+
     /// What the job noted last has committed; `is_on_disk` says that it, and all before it, cannot be taken back any more.
     pub fn removed_is_committed(&self, job: &JobId, is_on_disk: bool) -> Result<(), Error> {
         const MARK: &str = "UPDATE removed SET stage = $1 WHERE job = $2 AND stage < $1";

@@ -6,7 +6,9 @@ use std::time::Instant;
 use super::Shared;
 use crate::config::HomeserverPolicy;
 use crate::error::{Chain, Error};
-use crate::job::{BUSY_TIMEOUT, HomeserverWatch, JobContext, RECONNECT_PAUSE, ServerState};
+use crate::job::{
+    BUSY_TIMEOUT, HomeserverWatch, JobArchive, JobContext, RECONNECT_PAUSE, ServerState,
+};
 use crate::jobs::register::JobGuard;
 use crate::store::db::{
     Access, CACHE_BESIDE_KIB, CACHE_OFFLINE_KIB, Db, OpenOptions, SecureDelete,
@@ -90,6 +92,10 @@ impl Shared {
             register: &self.register,
             is_stopping,
             is_one_of_many: false,
+            archive: config
+                .archive
+                .as_ref()
+                .map(|archive| JobArchive::shared(archive, guard.id(), &config.server_name)),
             holds: Default::default(),
         })
     }

@@ -193,6 +193,7 @@ fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Rec
         }
         shared.register.write_what_is_unwritten();
         shared.register.forget_old(shared.config.keep_jobs);
+        shared.expire_archives();
         for parts in [
             super::retention::RETENTION_PURGE,
             super::room_set::PURGE_IN_SET,

@@ -143,6 +143,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         homeserver: None,
         register: &register,
         is_one_of_many: false,
+        archive: None,
         holds: Default::default(),
         is_stopping: &is_stopping,
     };

@@ -7,13 +7,15 @@ use crate::batch::Rewrite;
 use crate::error::{Chain, Error};
 use crate::job::{
     Duties, JobContext, Limits, Log, Outcome, Phase, Progress, Scope, ServerState, Why,
+    archive_events,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal};
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::history::{self, Extent};
+use crate::store::search::{self, Documents};
 use crate::store::tx::Abort;
-use crate::store::{search, sizes, space};
+use crate::store::{sizes, space};
 
 /// Bytes of surviving rows that one rewrite may put aside and write again; bounds its log, of which it needs about
 /// twice that.
@@ -144,6 +146,7 @@ fn rewrite_unchecked(
         ..Limits::default()
     };
     let planned = progress.events_planned;
+    let (archive, clock) = (ctx.archive.clone(), ctx.clock);
     let rewritten = ctx.transaction(
         progress,
         "purge the events",
@@ -157,6 +160,14 @@ fn rewrite_unchecked(
                 return Ok(());
             }
             effects.local_messages = history::local_messages(tx, &cut)?;
+            if archive.is_some() {
+                let with_documents = search::is_present(tx);
+                if with_documents {
+                    Documents::new(tx)?.note(tx, room, below)?;
+                }
+                let (events, how) = (selected.events, ServerState::Stopped);
+                archive_events(&archive, tx, room, events, with_documents, how, clock.now())?;
+            }
             if search::is_present(tx) {
                 tx.entering("event_search")?;
                 event_rows::add(&mut effects.rows, "event_search", search::rewrite(tx)?);

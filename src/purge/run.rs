@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
     BUSY_TIMEOUT, BatchSizer, DiskBudget, Duties, JobContext, Limits, Log, Outcome, Phase,
-    Progress, RECONNECT_PAUSE, Removes, Scope, ServerState, Why, acquire_synapse_lock, clean_up,
-    full_text, overwrite,
+    Progress, RECONNECT_PAUSE, Removes, Scope, ServerState, Why, acquire_synapse_lock,
+    archive_events, clean_up, full_text, overwrite,
 };
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal};
@@ -52,6 +52,7 @@ pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Erro
     acquire_synapse_lock(ctx, &[PURGE_LOCK]).map_err(|e| ctx.map_interrupt(e))?;
     let outcome = run_locked(ctx, request, &mut progress);
     ctx.live.set_interrupt(None);
+    progress.notes.extend(ctx.archive_note());
     ctx.release_synapse_lock();
     ctx.publish(&progress);
     outcome.map(|()| progress)
@@ -391,6 +392,7 @@ fn batch(
         ..Limits::default()
     };
     ctx.db.prefer_index_scans(!options.rewrites);
+    let (archive, clock, server_state) = (ctx.archive.clone(), ctx.clock, ctx.server_state);
     let purged = ctx.transaction(
         progress,
         "purge the events",
@@ -409,6 +411,21 @@ fn batch(
             if let Some(documents) = options.documents {
                 tx.entering("event_search")?;
                 documents.note(tx, cut.room, keep_from_depth)?;
+            }
+            tx.in_time()?;
+            let with_documents = options.documents.is_some();
+            let (events, how) = (selected.events, server_state);
+            archive_events(
+                &archive,
+                tx,
+                cut.room,
+                events,
+                with_documents,
+                how,
+                clock.now(),
+            )?;
+            tx.in_time()?;
+            if let Some(documents) = options.documents {
                 let rebuilds = may_rebuild && selected.events >= rebuild_from;
                 let removed = documents.remove(tx, rebuilds)?;
                 event_rows::add(&mut effects.rows, "event_search", removed);

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive::Kind;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    DiskBudget, Endurance, IfStarted, JobContext, Limits, Log, Outcome, Phase, Progress, Scope,
-    ServerState, Why,
+    DiskBudget, Endurance, GroupsFrame, IfStarted, JobContext, Limits, Log, Outcome, Phase,
+    Progress, Scope, ServerState, Why,
 };
 use crate::store::db::Db;
 use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules};
@@ -185,11 +186,18 @@ fn leave_to_homeserver(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Res
         return forget_compressor(ctx, progress);
     }
     let plan = plan(ctx, progress, &candidates)?;
-    let now = ctx.clock.now();
+    let (room, archive, now) = (ctx.room, ctx.archive.clone(), ctx.clock.now());
     let doing = "mark state groups for deletion";
     for batch in plan.to_delete.chunks(1_000) {
         ctx.transaction(progress, doing, Scope::Room, FINISHING, |tx, effects| {
             let mut freed = Freed::default();
+            let mut archive = archive.as_ref().map(|archive| archive.lock());
+            let archive = archive.as_deref_mut();
+            let mut frame = GroupsFrame::begin(archive, tx, Kind::MarkedStateGroups, now)?;
+            for group in batch {
+                frame.add(tx, *group)?;
+            }
+            frame.finish(room, now)?;
             state_groups::mark(tx, batch, now, &mut freed)?;
             freed.add_to(&mut effects.rows);
             Ok(())
@@ -258,6 +266,7 @@ fn carry_out_steps(
     let parsed: Result<Vec<Step>, _> = steps.iter().map(|(_, step)| parse(step)).collect();
     let parsed = parsed?;
     let disk = DiskBudget::new(&ctx.db);
+    let (archive, clock) = (ctx.archive.clone(), ctx.clock);
     let mut at = 0;
     while at < steps.len() {
         let parsed = &parsed[at..];
@@ -290,7 +299,14 @@ fn carry_out_steps(
                     Step::Rebase { .. } => None,
                 });
                 let to_delete: Vec<i64> = to_delete.collect();
-                done += state_groups::delete(tx, room, &to_delete, &in_use, rows, &mut freed)?;
+                let mut archive = archive.as_ref().map(|archive| archive.lock());
+                let archive = archive.as_deref_mut();
+                let mut frame = GroupsFrame::begin(archive, tx, Kind::StateGroups, clock.now())?;
+                let mut each = |db: &Db, group| frame.add(db, group);
+                done += state_groups::delete(
+                    tx, room, &to_delete, &in_use, rows, &mut freed, &mut each,
+                )?;
+                frame.finish(room, clock.now())?;
             }
             effects.state_groups_freed = freed.groups;
             freed.add_to(&mut effects.rows);

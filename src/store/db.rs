@@ -349,6 +349,17 @@ impl Db {
         Ok(first)
     }
 
+    /// As [`Db::for_each`], until `each` says that it has enough.
+    pub(super) fn query_while(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: Params<'_>,
+        mut each: impl FnMut(&Row<'_>) -> RowResult<bool>,
+    ) -> Result<(), Error> {
+        self.query(doing, sql, params, &mut each)
+    }
+
     fn query(
         &self,
         doing: &'static str,

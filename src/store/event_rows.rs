@@ -42,7 +42,7 @@ pub enum Scope {
 
 impl Scope {
     /// The tables that lose rows, in the order in which they do; each with how its rows are found.
-    fn tables(self) -> Vec<(&'static Table, Rows)> {
+    pub(super) fn tables(self) -> Vec<(&'static Table, Rows)> {
         let rows = |table: &'static Table| match self {
             Self::History => table.purged(),
             Self::Room => table.with_event,

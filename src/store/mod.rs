@@ -4,6 +4,7 @@
 //! Tables and columns are found by looking at the catalogue (V-3), never guessed from a version number.
 
 pub mod append;
+pub mod archived;
 pub mod arrival_times;
 pub mod blocks;
 pub mod catalog;
@@ -39,6 +40,7 @@ mod redactions;
 mod referring;
 pub mod relations;
 pub mod removed;
+pub mod restore;
 pub mod room_rows;
 pub mod room_statistics;
 pub mod rooms;

@@ -481,7 +481,8 @@ impl Freed {
 
 /// Deletes groups, children before parents, until about `rows` rows are gone; answers how many of `groups`
 /// were dealt with. Inside a transaction. A group that something refers to after all stays, and so do those
-/// that it rests on, and one that is `in_use`; one of another room has got the number since it was decided on.
+/// that it rests on, and one that is `in_use`; one of another room has got the number since it was decided on. `each` hears
+/// of every group before it goes; its error ends the work.
 pub fn delete(
     db: &Db,
     room: &RoomId,
@@ -489,6 +490,7 @@ pub fn delete(
     in_use: &BTreeSet<i64>,
     rows: i64,
     freed: &mut Freed,
+    each: &mut dyn FnMut(&Db, i64) -> Result<(), Error>,
 ) -> Result<usize, Error> {
     let doing = "delete state groups";
     let until = freed.entries + rows;
@@ -508,6 +510,7 @@ pub fn delete(
             log::warn!("state group {group} is referred to again and stays");
             continue;
         }
+        each(db, group)?;
         delete_group(db, group, freed)?;
     }
     Ok(groups.len())

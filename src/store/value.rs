@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use crate::archive::Cell;
 use crate::error::StoreError;
 
 /// One value, borrowed.
@@ -65,6 +66,19 @@ impl Bind for String {
 impl Bind for Vec<u8> {
     fn value(&self) -> Value<'_> {
         Value::Bytes(self)
+    }
+}
+
+impl Bind for Cell<'_> {
+    fn value(&self) -> Value<'_> {
+        match self {
+            Self::Null => Value::Null,
+            Self::Int(n) => Value::Int(*n),
+            Self::Bool(b) => Value::Bool(*b),
+            Self::Real(n) => Value::Real(*n),
+            Self::Text(text) => Value::Text(text),
+            Self::Bytes(bytes) => Value::Bytes(bytes),
+        }
     }
 }
 

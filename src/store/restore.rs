@@ -1,0 +1,694 @@
+//! Putting rows back that an archive holds, frame by frame, newest first: each in one transaction that leaves a whole room.
+//!
+//! What came meanwhile stays as it is. An event that is held again keeps its present row; a number that was given out again
+//! is exchanged for a new one, for events as for state groups; a row whose owner is gone (a device, an account) stays away.
+//! Forward extremities, the current state, unread counts and streams are left as they are: people have gone on since.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use super::archived::{DEPTH, EXTREMITIES, GROUPS, OUTLIERS, columns};
+use super::db::{Db, params};
+use super::event_rows::{RowCounts, Scope, add};
+use super::tables::Rows;
+use super::value::Bind;
+use crate::archive::{Cell, Kind, Record, Records};
+use crate::error::Error;
+use crate::ids::RoomId;
+
+const DOING: &str = "restore the archive";
+
+/// Binds `$1` event. Walks the key on event id.
+const EVENT: &str = "SELECT stream_ordering, outlier FROM events WHERE event_id = $1";
+
+/// Binds `$1` stream ordering.
+const IS_GIVEN_OUT: &str = "SELECT count(*) FROM events WHERE stream_ordering = $1";
+
+const LEAST_ORDER: &str = "SELECT min(stream_ordering) FROM events";
+
+/// Binds `$1` group.
+const GROUP: &str = "SELECT room_id, event_id FROM state_groups WHERE id = $1";
+
+/// Whether something goes by the number of a group that is not there. Binds `$1` group.
+const IS_NAMED: &str = "
+    SELECT EXISTS (SELECT 1 FROM state_groups_state WHERE state_group = $1)
+        OR EXISTS (SELECT 1 FROM state_group_edges WHERE state_group = $1)
+        OR EXISTS (SELECT 1 FROM state_group_edges WHERE prev_state_group = $1)
+        OR EXISTS (SELECT 1 FROM event_to_state_groups WHERE state_group = $1)";
+
+const GREATEST_GROUP: &str = "SELECT max(id) FROM state_groups";
+
+/// Binds `$1` group, `$2` room, `$3` event.
+const INSERT_GROUP: &str = "INSERT INTO state_groups (id, room_id, event_id) VALUES ($1, $2, $3)";
+
+/// Binds `$1` group, `$2` the one that it is a delta on.
+const INSERT_EDGE: &str = "
+    INSERT INTO state_group_edges (state_group, prev_state_group)
+    SELECT $1, $2
+     WHERE NOT EXISTS (SELECT 1 FROM state_group_edges WHERE state_group = $1 AND prev_state_group = $2)";
+
+/// Binds `$1` group, `$2` room, `$3` type, `$4` state key, `$5` event.
+const INSERT_ENTRY: &str = "
+    INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES ($1, $2, $3, $4, $5)";
+
+/// Binds `$1` group.
+const KEEP_GROUP: &str = "DELETE FROM state_groups_pending_deletion WHERE state_group = $1";
+
+/// Binds `$1` event. It stayed, and its state is known again.
+const TURN_BACK: &str = "UPDATE events SET outlier = FALSE WHERE event_id = $1 AND outlier";
+
+/// Extremities of the room that are held in its timeline again. Binds `$1` room.
+const DROP_EXTREMITIES: &str = "
+    DELETE FROM event_backward_extremities
+     WHERE room_id = $1
+       AND EXISTS (SELECT 1 FROM events e
+                    WHERE e.event_id = event_backward_extremities.event_id AND NOT e.outlier)";
+
+/// What was an extremity before and is one again. Binds `$1` room, `$2` event.
+const PUT_EXTREMITY_BACK: &str = "
+    INSERT INTO event_backward_extremities (room_id, event_id)
+    SELECT $1, $2
+     WHERE NOT EXISTS (SELECT 1 FROM events h WHERE h.event_id = $2 AND NOT h.outlier)
+       AND NOT EXISTS (SELECT 1 FROM event_backward_extremities b WHERE b.room_id = $1 AND b.event_id = $2)
+       AND EXISTS (SELECT 1 FROM event_edges g
+                    CROSS JOIN events v
+                    WHERE g.prev_event_id = $2
+                      AND v.event_id = g.event_id
+                      AND v.room_id = $1
+                      AND NOT v.outlier)";
+
+/// Zero is what a purge writes that leaves no extremity. Binds `$1` depth, `$2` room.
+const LOWER_DEPTH: &str = "
+    UPDATE room_depth SET min_depth = $1
+     WHERE room_id = $2
+       AND (min_depth > $1
+            OR (min_depth = 0
+                AND NOT EXISTS (SELECT 1 FROM events e
+                                 WHERE e.room_id = $2 AND e.topological_ordering <= 0 AND NOT e.outlier)))";
+
+/// Binds `$1` room, `$2` root.
+const THREAD: &str = "SELECT topological_ordering, stream_ordering FROM threads WHERE room_id = $1 AND thread_id = $2";
+
+const INSERT_THREAD: &str = "
+    INSERT INTO threads (room_id, thread_id, latest_event_id, topological_ordering, stream_ordering)
+    VALUES ($1, $2, $3, $4, $5)";
+
+const SET_LATEST: &str = "
+    UPDATE threads SET latest_event_id = $1, topological_ordering = $2, stream_ordering = $3
+     WHERE room_id = $4 AND thread_id = $5";
+
+/// Foreign keys of a table, a row for each column: number, parent, column, and the parent's. Binds `$1` table.
+const KEYS: &str = r#"
+    SELECT id, "table", "from", coalesce("to", "from") FROM pragma_foreign_key_list($1) ORDER BY id, seq"#;
+
+/// Foreign keys are looked at when the transaction commits.
+const LATE_KEYS: &str = "PRAGMA defer_foreign_keys = ON";
+
+/// What a state group is known again by: its room, and the event that it was made for.
+type Known = (String, String);
+
+/// What an archive holds, held against a database.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// Events that come back.
+    pub events: i64,
+    /// Events that left the timeline and come back into it.
+    pub outliers: i64,
+    /// Events of the archive that are held in the timeline.
+    pub present: i64,
+    /// Events of which the archive says that they stayed, and that are gone by now.
+    pub missing: i64,
+    /// State groups that come back.
+    pub groups: i64,
+    /// State groups that are needed and neither in the archive nor in the database.
+    pub missing_groups: i64,
+    /// Rows, by table.
+    pub rows: RowCounts,
+    /// Rooms.
+    pub rooms: BTreeSet<RoomId>,
+    /// Outliers that come back with a newer frame.
+    outliers_coming: HashSet<String>,
+    taken_orders: BTreeSet<i64>,
+    least_order: i64,
+    taken_groups: BTreeSet<i64>,
+    greatest_group: i64,
+    /// Groups that come back, and what each rests on.
+    coming: HashSet<i64>,
+    edges: Vec<(i64, i64)>,
+    known: HashMap<i64, Known>,
+    needed: HashMap<i64, Known>,
+}
+
+/// The new numbers of what cannot have its former one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// State groups.
+    pub groups: BTreeMap<i64, i64>,
+    /// Stream orderings.
+    pub orders: BTreeMap<i64, i64>,
+}
+
+impl Numbers {
+    fn group(&self, group: i64) -> i64 {
+        self.groups.get(&group).copied().unwrap_or(group)
+    }
+}
+
+/// What one transaction brought back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Events that are in the timeline again.
+    pub events: i64,
+    /// State groups.
+    pub groups: i64,
+    /// Rows, by table.
+    pub rows: RowCounts,
+    /// Rows that stay away, by table: their table, or what they belong to, is gone.
+    pub left_out: RowCounts,
+}
+
+enum Item<'a> {
+    Chunk,
+    Row(&'a str, &'a [String], Vec<Cell<'static>>),
+}
+
+/// Hands out what stands in a frame.
+fn walk(
+    records: &mut Records,
+    each: &mut dyn FnMut(Item<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let damaged =
+        |why: &dyn std::fmt::Display| Error::Refused(format!("the archive is damaged: {why}"));
+    let mut at = usize::MAX;
+    while let Some(record) = records.read().map_err(|e| damaged(&e))? {
+        match record {
+            Record::Chunk => each(Item::Chunk)?,
+            Record::Table(table) => at = table,
+            Record::Row(cells) => {
+                let table = records.table(at);
+                let (name, columns) = table.ok_or_else(|| damaged(&"a row of no table"))?;
+                each(Item::Row(name, columns, cells))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A row, with its columns.
+struct Fields<'a>(&'a [String], &'a [Cell<'static>]);
+
+impl Fields<'_> {
+    fn at(&self, column: &str) -> Option<&Cell<'static>> {
+        let at = self.0.iter().position(|name| name == column)?;
+        self.1.get(at)
+    }
+
+    fn text(&self, column: &str) -> Result<&str, Error> {
+        self.at(column)
+            .and_then(Cell::text)
+            .ok_or_else(|| no_such(column))
+    }
+
+    fn int(&self, column: &str) -> Result<i64, Error> {
+        self.at(column)
+            .and_then(Cell::int)
+            .ok_or_else(|| no_such(column))
+    }
+
+    fn known(&self) -> Result<(i64, Known), Error> {
+        let known = (
+            self.text("room_id")?.to_owned(),
+            self.text("event_id")?.to_owned(),
+        );
+        Ok((self.int("id")?, known))
+    }
+}
+
+fn no_such(column: &str) -> Error {
+    Error::Refused(format!("the archive has a row without its {column}"))
+}
+
+/// The event's present number, and whether it is an outlier.
+fn event(db: &Db, id: &str) -> Result<Option<(i64, bool)>, Error> {
+    db.row(DOING, EVENT, params![id], |r| Ok((r.get(0)?, r.get(1)?)))
+}
+
+fn group(db: &Db, group: i64) -> Result<Option<Known>, Error> {
+    db.row(DOING, GROUP, params![group], |r| {
+        Ok((
+            r.get(0)?,
+            r.get::<_, Option<String>>(1)?.unwrap_or_default(),
+        ))
+    })
+}
+
+/// Looks at a frame; frames newest first. `before` has the numbers that an earlier try gave out.
+///
+/// # Errors
+/// [`Error::Refused`] where the frame is damaged inside; those of the database.
+pub fn look(
+    db: &Db,
+    records: &mut Records,
+    before: &Numbers,
+    look: &mut Look,
+) -> Result<(), Error> {
+    walk(records, &mut |item| {
+        let Item::Row(table, columns, cells) = item else {
+            return Ok(());
+        };
+        let row = Fields(columns, &cells);
+        if !table.starts_with("rk.") {
+            add(&mut look.rows, table, 1);
+        }
+        match table {
+            OUTLIERS => match event(db, row.text("event_id")?)? {
+                Some((_, true)) => look.outliers += 1,
+                Some((_, false)) => look.present += 1,
+                // A later transaction of the same job deleted it.
+                None if look.outliers_coming.contains(row.text("event_id")?) => look.outliers += 1,
+                None => look.missing += 1,
+            },
+            GROUPS => {
+                let (id, known) = row.known()?;
+                look.needed.insert(id, known);
+            }
+            "events" => {
+                let order = row.int("stream_ordering")?;
+                look.least_order = look.least_order.min(order);
+                let present = event(db, row.text("event_id")?)?;
+                let was_outlier = row.int("outlier")? != 0;
+                match present {
+                    Some((now, is_outlier)) if now == order || !is_outlier || was_outlier => {
+                        look.present += 1;
+                        return Ok(());
+                    }
+                    _ if was_outlier => {
+                        look.outliers_coming
+                            .insert(row.text("event_id")?.to_owned());
+                    }
+                    _ => look.events += 1,
+                }
+                if db.count(DOING, IS_GIVEN_OUT, params![order])? > 0 {
+                    look.taken_orders.insert(order);
+                }
+            }
+            "state_groups" => {
+                let (id, known) = row.known()?;
+                look.greatest_group = look.greatest_group.max(id);
+                let target = before.group(id);
+                match group(db, target)? {
+                    Some(stands) if stands == known => {}
+                    None if db.count(DOING, IS_NAMED, params![target])? == 0 => {
+                        look.coming.insert(id);
+                    }
+                    _ => {
+                        look.coming.insert(id);
+                        look.taken_groups.insert(id);
+                    }
+                }
+                look.known.insert(id, known);
+            }
+            "state_group_edges" => {
+                let edge = (row.int("state_group")?, row.int("prev_state_group")?);
+                look.edges.push(edge);
+            }
+            _ => {}
+        }
+        Ok(())
+    })
+}
+
+/// When every frame was looked at: what is missing is counted, and what needs a new number gets one.
+///
+/// # Errors
+/// Those of the database.
+pub fn number(db: &Db, look: &mut Look, before: &Numbers) -> Result<Numbers, Error> {
+    for (id, known) in &look.needed {
+        if look.known.get(id) != Some(known)
+            && group(db, before.group(*id))?.as_ref() != Some(known)
+        {
+            look.missing_groups += 1;
+        }
+    }
+    let mut numbers = Numbers {
+        groups: before.groups.clone(),
+        ..Numbers::default()
+    };
+    look.groups = look.coming.len() as i64;
+    // A base is older than what rests on it: with a base, what comes back on it gets a new number too.
+    look.edges.sort_unstable();
+    for (id, base) in &look.edges {
+        let is_new = |id| numbers.groups.contains_key(id) || look.taken_groups.contains(id);
+        if look.coming.contains(id) && is_new(base) {
+            look.taken_groups.insert(*id);
+        }
+    }
+    let given = before.groups.values().copied().max().unwrap_or(0);
+    let greatest = db.count(DOING, GREATEST_GROUP, &[])?;
+    let mut next = greatest.max(look.greatest_group).max(given);
+    for id in &look.taken_groups {
+        next += 1;
+        numbers.groups.insert(*id, next);
+    }
+    let least = db
+        .count(DOING, LEAST_ORDER, &[])?
+        .min(look.least_order)
+        .min(0);
+    // In their order, below all others: what is old must not look new to anybody.
+    let first = least - look.taken_orders.len() as i64;
+    let orders = look.taken_orders.iter().copied();
+    numbers.orders = orders.zip(first..).collect();
+    Ok(numbers)
+}
+
+/// How rows of a table are put back.
+struct Insert {
+    sql: String,
+    /// Places of the columns in the archive that the table still has.
+    picks: Vec<usize>,
+    keys: Vec<Key>,
+}
+
+/// A foreign key on something else than events and rooms.
+struct Key {
+    sql: String,
+    columns: Vec<String>,
+}
+
+impl Insert {
+    fn of(db: &Db, table: &str, archived: &[String]) -> Result<Option<Self>, Error> {
+        if !db.catalog().has(table) {
+            return Ok(None);
+        }
+        let present = columns(db, table)?;
+        let picks: Vec<usize> = (0..archived.len())
+            .filter(|at| present.contains(&archived[*at]))
+            .collect();
+        let names: Vec<String> = picks
+            .iter()
+            .map(|at| format!("\"{}\"", archived[*at]))
+            .collect();
+        let values: Vec<String> = (1..=picks.len()).map(|n| format!("${n}")).collect();
+        let unless_there = match table {
+            "events" | "event_json" | "event_search" => "",
+            _ => " ON CONFLICT DO NOTHING",
+        };
+        let mut keys: BTreeMap<i64, (String, Vec<(String, String)>)> = BTreeMap::new();
+        db.for_each(DOING, KEYS, params![table], |r| {
+            let key = keys.entry(r.get(0)?).or_default();
+            key.0 = r.get(1)?;
+            key.1.push((r.get(2)?, r.get(3)?));
+            Ok(())
+        })?;
+        let keys = keys
+            .into_values()
+            .filter(|(parent, _)| !["events", "rooms"].contains(&parent.to_lowercase().as_str()))
+            .map(|(parent, columns)| {
+                let is: Vec<String> = columns
+                    .iter()
+                    .enumerate()
+                    .map(|(n, (_, to))| format!("\"{to}\" = ${}", n + 1))
+                    .collect();
+                Key {
+                    sql: format!(
+                        "SELECT EXISTS (SELECT 1 FROM \"{parent}\" WHERE {})",
+                        is.join(" AND ")
+                    ),
+                    columns: columns.into_iter().map(|(from, _)| from).collect(),
+                }
+            });
+        Ok(Some(Self {
+            sql: format!(
+                "INSERT INTO {table} ({}) VALUES ({}){unless_there}",
+                names.join(", "),
+                values.join(", ")
+            ),
+            picks,
+            keys: keys.collect(),
+        }))
+    }
+
+    /// Puts a row back; answers whether it could be.
+    fn run(&self, db: &Db, row: &Fields<'_>) -> Result<bool, Error> {
+        for key in &self.keys {
+            let cells: Option<Vec<&Cell<'static>>> =
+                key.columns.iter().map(|column| row.at(column)).collect();
+            let Some(cells) = cells.filter(|cells| !cells.contains(&&Cell::Null)) else {
+                continue;
+            };
+            let bound: Vec<&dyn Bind> = cells.into_iter().map(|cell| cell as &dyn Bind).collect();
+            if db.count(DOING, &key.sql, &bound)? == 0 {
+                return Ok(false);
+            }
+        }
+        let bound: Vec<&dyn Bind> = self
+            .picks
+            .iter()
+            .map(|at| &row.1[*at] as &dyn Bind)
+            .collect();
+        Ok(db.execute(DOING, &self.sql, &bound)? > 0)
+    }
+}
+
+/// Takes the rows of an outlier away, in whose place the event itself comes back.
+fn replace_outlier(db: &Db, event: &str) -> Result<(), Error> {
+    for (table, rows) in Scope::History.tables() {
+        if rows == Rows::Itself || table.name == "event_search" || !db.catalog().has(table.name) {
+            continue;
+        }
+        let sql = format!("DELETE FROM {} WHERE event_id = $1", table.name);
+        db.execute(DOING, &sql, params![event])?;
+    }
+    db.execute(
+        DOING,
+        "DELETE FROM events WHERE event_id = $1",
+        params![event],
+    )?;
+    Ok(())
+}
+
+/// The events of a chunk, by what becomes of them.
+#[derive(Default)]
+struct Chunk {
+    inserted: HashSet<String>,
+    turned_back: HashSet<String>,
+}
+
+/// Puts the events of a frame back, in one transaction.
+///
+/// # Errors
+/// Those of the archive and of the database; nothing has come back then.
+pub fn restore_events(
+    db: &Db,
+    room: &RoomId,
+    records: &mut Records,
+    numbers: &Numbers,
+) -> Result<Restored, Error> {
+    db.batch(DOING, LATE_KEYS)?;
+    let mut restored = Restored::default();
+    let mut inserts: HashMap<String, Option<Insert>> = HashMap::new();
+    let mut chunk = Chunk::default();
+    let (mut extremities, mut depth, mut threads) = (Vec::new(), None, Vec::new());
+    walk(records, &mut |item| {
+        let Item::Row(table, columns, mut cells) = item else {
+            chunk = Chunk::default();
+            return Ok(());
+        };
+        for (column, cell) in columns.iter().zip(&mut cells) {
+            let numbers = match column.as_str() {
+                "stream_ordering" => &numbers.orders,
+                "state_group" => &numbers.groups,
+                _ => continue,
+            };
+            if let Some(new) = cell.int().and_then(|number| numbers.get(&number)) {
+                *cell = Cell::Int(*new);
+            }
+        }
+        let row = Fields(columns, &cells);
+        match table {
+            DEPTH => depth = row.at("min_depth").and_then(Cell::int),
+            EXTREMITIES => extremities.push(row.text("event_id")?.to_owned()),
+            OUTLIERS => {
+                let id = row.text("event_id")?;
+                if db.execute(DOING, TURN_BACK, params![id])? > 0 {
+                    chunk.turned_back.insert(id.to_owned());
+                    restored.events += 1;
+                }
+            }
+            "threads" => threads.push((columns.to_vec(), cells)),
+            // As people left it.
+            "event_forward_extremities" => {}
+            _ if table.starts_with("rk.") => {}
+            _ => {
+                let id = row.text("event_id")?;
+                let comes = match table {
+                    "events" => match event(db, id)? {
+                        None => true,
+                        Some((_, true)) if row.int("outlier")? == 0 => {
+                            replace_outlier(db, id)?;
+                            true
+                        }
+                        Some(_) => false,
+                    },
+                    "event_to_state_groups" => {
+                        chunk.inserted.contains(id) || chunk.turned_back.contains(id)
+                    }
+                    _ => chunk.inserted.contains(id),
+                };
+                if !comes {
+                    return Ok(());
+                }
+                let insert = match inserts.get(table) {
+                    Some(insert) => insert,
+                    None => {
+                        let insert = Insert::of(db, table, columns)?;
+                        inserts.entry(table.to_owned()).or_insert(insert)
+                    }
+                };
+                let is_back = match insert {
+                    Some(insert) => insert.run(db, &row)?,
+                    None => false,
+                };
+                if table == "events" {
+                    chunk.inserted.insert(id.to_owned());
+                    restored.events += i64::from(row.int("outlier")? == 0);
+                }
+                let counts = match is_back {
+                    true => &mut restored.rows,
+                    false => &mut restored.left_out,
+                };
+                add(counts, table, 1);
+            }
+        }
+        Ok(())
+    })?;
+    for (columns, cells) in threads {
+        restore_thread(db, &Fields(&columns, &cells), &mut restored)?;
+    }
+    db.execute(DOING, DROP_EXTREMITIES, params![room.as_str()])?;
+    for id in extremities {
+        db.execute(DOING, PUT_EXTREMITY_BACK, params![room.as_str(), id])?;
+    }
+    if let Some(depth) = depth {
+        db.execute(DOING, LOWER_DEPTH, params![depth, room.as_str()])?;
+    }
+    Ok(restored)
+}
+
+/// A thread is as new as its newest reply that is held.
+fn restore_thread(db: &Db, row: &Fields<'_>, restored: &mut Restored) -> Result<(), Error> {
+    let (room, root, latest) = (
+        row.text("room_id")?,
+        row.text("thread_id")?,
+        row.text("latest_event_id")?,
+    );
+    if !db.catalog().has("threads") {
+        return Ok(());
+    }
+    let Some((stream, _)) = event(db, latest)? else {
+        return Ok(());
+    };
+    let topological = row.int("topological_ordering")?;
+    let present = db.row(DOING, THREAD, params![room, root], |r| {
+        Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?))
+    })?;
+    match present {
+        Some(present) if present >= (topological, stream) => {}
+        Some(_) => {
+            let set = params![latest, topological, stream, room, root];
+            db.execute(DOING, SET_LATEST, set)?;
+        }
+        None => {
+            let thread = params![room, root, latest, topological, stream];
+            db.execute(DOING, INSERT_THREAD, thread)?;
+            add(&mut restored.rows, "threads", 1);
+        }
+    }
+    Ok(())
+}
+
+/// Puts the state groups of a frame back, in one transaction. `records` opens the frame: it is read twice, because a group
+/// can rest on one that stands behind it.
+///
+/// # Errors
+/// Those of the archive and of the database; nothing has come back then.
+pub fn restore_groups(
+    db: &Db,
+    records: &dyn Fn() -> Result<Records, Error>,
+    numbers: &Numbers,
+) -> Result<Restored, Error> {
+    let mut restored = Restored::default();
+    let mut back = HashSet::new();
+    let can_wait = db.catalog().has("state_groups_pending_deletion");
+    walk(&mut records()?, &mut |item| {
+        let Item::Row("state_groups", columns, cells) = item else {
+            return Ok(());
+        };
+        let (id, known) = Fields(columns, &cells).known()?;
+        let target = numbers.group(id);
+        match group(db, target)? {
+            Some(stands) if stands == known => {
+                if can_wait {
+                    db.execute(DOING, KEEP_GROUP, params![target])?;
+                }
+            }
+            Some(_) => {
+                return Err(Error::Refused(format!(
+                    "state group {target} was given out meanwhile: try again"
+                )));
+            }
+            None => {
+                db.execute(DOING, INSERT_GROUP, params![target, known.0, known.1])?;
+                back.insert(target);
+                restored.groups += 1;
+                add(&mut restored.rows, "state_groups", 1);
+            }
+        }
+        Ok(())
+    })?;
+    walk(&mut records()?, &mut |item| {
+        let Item::Row(table, columns, cells) = item else {
+            return Ok(());
+        };
+        if table != "state_group_edges" && table != "state_groups_state" {
+            return Ok(());
+        }
+        let row = Fields(columns, &cells);
+        let target = numbers.group(row.int("state_group")?);
+        if !back.contains(&target) {
+            return Ok(());
+        }
+        if table == "state_group_edges" {
+            let base = numbers.group(row.int("prev_state_group")?);
+            db.execute(DOING, INSERT_EDGE, params![target, base])?;
+        } else {
+            let entry = params![
+                target,
+                row.text("room_id")?,
+                row.text("type")?,
+                row.text("state_key")?,
+                row.text("event_id")?
+            ];
+            db.execute(DOING, INSERT_ENTRY, entry)?;
+        }
+        add(&mut restored.rows, table, 1);
+        Ok(())
+    })?;
+    Ok(restored)
+}
+
+/// Puts a frame back, in one transaction.
+///
+/// # Errors
+/// As [`restore_events`] and [`restore_groups`].
+pub fn restore(
+    db: &Db,
+    kind: Kind,
+    room: &RoomId,
+    records: &dyn Fn() -> Result<Records, Error>,
+    numbers: &Numbers,
+) -> Result<Restored, Error> {
+    match kind {
+        Kind::Events => restore_events(db, room, &mut records()?, numbers),
+        Kind::StateGroups | Kind::MarkedStateGroups => restore_groups(db, records, numbers),
+    }
+}
