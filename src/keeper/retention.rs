@@ -19,7 +19,7 @@ use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
 use crate::job::{HomeserverWatch, Phase, Progress, Removes};
-use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
+use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
 use crate::policy::LifetimeRange;
@@ -203,15 +203,9 @@ impl Shared {
         };
         let guard = self.register.requeue(&first)?;
         log::info!("{guard} goes on where it was interrupted");
-        let (ledger, now) = (self.register.ledger(), self.config.clock.now());
         for other in others {
             let why = format!("superseded by {}, which goes on", first.id);
-            let ended = Ended {
-                error: Some((&why, "superseded")),
-                progress: &other.progress,
-                at: now,
-            };
-            ledger.end(&other.id, ended)?;
+            self.register.end_recorded(&other, (&why, "superseded"))?;
         }
         Ok(guard)
     }
