@@ -13,8 +13,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::many_rooms::{BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomsSummary, with_summary};
+use super::ownership::look;
 use super::retention_room::{RetentionRun, RoomPurge};
-use super::{Keeper, Shared, Viewer, Work, options};
+use super::{Keeper, Shared, Viewer, Work};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
@@ -25,7 +26,7 @@ use crate::jobs::register::JobGuard;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
-use crate::store::db::{Access, Db};
+use crate::store::db::Db;
 use crate::store::homeserver;
 use crate::time::Millis;
 
@@ -275,21 +276,20 @@ impl Shared {
         };
         publish(&progress);
         self.finish_interrupted(&|| guard.live().is_cancelled() || guard.live().is_paused())?;
-        let plan = {
-            let db = Db::open(&self.config.database, &options(Access::ReadOnlyFile))?;
+        let plan = look(&self.config, |db| {
             let handle = db.interrupt_handle();
             guard
                 .live()
                 .set_interrupt(Some(Box::new(move || handle.interrupt())));
             let is_busy = |room: &RoomId| self.register.is_busy(room);
-            let plan = retention::plan(&db, &self.config.retention, run.range, now, &is_busy);
+            let plan = retention::plan(db, &self.config.retention, run.range, now, &is_busy);
             let plan = plan.and_then(|mut plan| {
-                self.leave_held(&db, &mut plan)?;
+                self.leave_held(db, &mut plan)?;
                 Ok(plan)
             });
             guard.live().set_interrupt(None);
-            plan?
-        };
+            plan
+        })?;
         for left in &plan.left_alone {
             if matches!(
                 left.reason,
