@@ -20,6 +20,7 @@ const ONLY_SQLITE: &[&str] = &[
     "event_search(",
     "rk_search",
     "temp.",
+    "NOT INDEXED",
     "key, value)",
 ];
 

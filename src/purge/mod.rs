@@ -10,9 +10,11 @@ mod request;
 mod rewrite;
 mod run;
 mod state_groups;
+mod sweep;
 
 pub use extremities::{extremities_note, local_messages_note};
 pub use plan::{Extremities, Plan, content_bytes, foreign_key_mode, plan, selection};
 pub use request::Request;
 pub use run::{prepare_many, run};
 pub(crate) use state_groups::group_of_step;
+pub use sweep::{RoomSweep, plan_sweep, sweep_room};

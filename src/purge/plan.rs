@@ -11,7 +11,7 @@ use crate::store::foreign_keys::ForeignKeys;
 use crate::store::forward_extremities;
 use crate::store::history::{self, Extent, Selection};
 use crate::store::room_rows::Unknown;
-use crate::store::state_groups::{self, References, Rules};
+use crate::store::state_groups::{self, References, Rules, Walk};
 use crate::store::{search, space};
 use crate::time::Millis;
 
@@ -119,36 +119,15 @@ pub fn plan(
         let rules = Rules {
             room: Some(room),
             references: References::OutsideSelection,
+            walk: Walk::Around,
             in_use: &in_use,
         };
         let candidates = history::selected_groups(db)?;
         let groups = state_groups::plan(db, &candidates, rules, &mut |_| Ok(()))?;
         plan.state_groups_freed = groups.to_delete.len() as i64;
-        add(
-            &mut plan.rows_removed,
-            "state_groups",
-            plan.state_groups_freed,
-        );
-        add(
-            &mut plan.rows_removed,
-            "state_groups_state",
-            groups.rows_before - groups.rows_after,
-        );
-        add(
-            &mut plan.rows_removed,
-            "state_groups_pending_deletion",
-            groups.pending,
-        );
-        add(
-            &mut plan.rows_removed,
-            "event_to_state_groups",
-            groups.mappings,
-        );
-        add(
-            &mut plan.rows_removed,
-            "state_group_edges",
-            groups.edges_before - groups.edges_after,
-        );
+        for (table, rows) in groups.rows_removed() {
+            add(&mut plan.rows_removed, &table, rows);
+        }
         Ok(plan)
     })
 }

@@ -13,7 +13,7 @@ use crate::job::{
     Progress, Scope, ServerState, Why,
 };
 use crate::store::db::Db;
-use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules};
+use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules, Walk};
 use crate::time::Millis;
 
 /// Rows of state that one transaction deletes offline; bounds the log.
@@ -48,21 +48,30 @@ pub(crate) fn group_of_step(step: &str) -> Option<i64> {
 /// # Locking
 /// The room is taken for each transaction; the homeserver's lock on it is held on, and looked at in every one (W-4).
 pub(super) fn collect(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<(), Error> {
+    collect_by(ctx, progress, Walk::Around)
+}
+
+/// The same, and says how far it looks around what the ledger notes.
+pub(super) fn collect_by(
+    ctx: &mut JobContext<'_>,
+    progress: &mut Progress,
+    walk: Walk,
+) -> Result<(), Error> {
     progress.phase = Phase::StateGroups;
     ctx.publish(progress);
     if ctx.server_state == ServerState::Running && ctx.running_homeserver()?.is_some() {
         undecide(ctx)?;
-        return leave_to_homeserver(ctx, progress);
+        return leave_to_homeserver(ctx, progress, walk);
     }
     // What an interrupted run decided is finished first; then what this one decides.
     for decides in [false, true] {
-        if decides && !decide(ctx, progress)? {
+        if decides && !decide(ctx, progress, walk)? {
             return Ok(());
         }
         if let Some(sign) = carry_out(ctx, progress)? {
             undecide(ctx)?;
             let marked = progress.state_groups_marked;
-            leave_to_homeserver(ctx, progress)?;
+            leave_to_homeserver(ctx, progress, walk)?;
             let marked = progress.state_groups_marked - marked;
             log::warn!("room {}: a homeserver was started: {sign}", ctx.room);
             progress.notes.push(format!(
@@ -76,14 +85,14 @@ pub(super) fn collect(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Resu
 }
 
 /// Notes in the ledger what is to be done about the candidates; answers whether there were any.
-fn decide(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool, Error> {
+fn decide(ctx: &mut JobContext<'_>, progress: &mut Progress, walk: Walk) -> Result<bool, Error> {
     let room = ctx.room.as_str();
     let candidates = ctx.ledger.candidates(room)?;
     forget_compressor(ctx, progress)?;
     if candidates.is_empty() {
         return Ok(false);
     }
-    let plan = plan(ctx, progress, &candidates)?;
+    let plan = plan(ctx, progress, &candidates, walk)?;
     let rebases = plan.rebases.iter().map(|r| Step::Rebase {
         group: r.group,
         base: r.base,
@@ -149,11 +158,13 @@ fn plan(
     ctx: &mut JobContext<'_>,
     progress: &mut Progress,
     candidates: &[i64],
+    walk: Walk,
 ) -> Result<Plan, Error> {
     let in_use = in_use(ctx, &ctx.db)?;
     let rules = Rules {
         room: Some(ctx.room),
         references: References::All,
+        walk,
         in_use: &in_use,
     };
     let plan = ctx
@@ -172,7 +183,11 @@ fn plan(
     Ok(plan)
 }
 
-fn leave_to_homeserver(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<(), Error> {
+fn leave_to_homeserver(
+    ctx: &mut JobContext<'_>,
+    progress: &mut Progress,
+    walk: Walk,
+) -> Result<(), Error> {
     let candidates = ctx.ledger.candidates(ctx.room.as_str())?;
     if candidates.is_empty() {
         return forget_compressor(ctx, progress);
@@ -185,7 +200,7 @@ fn leave_to_homeserver(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Res
         );
         return forget_compressor(ctx, progress);
     }
-    let plan = plan(ctx, progress, &candidates)?;
+    let plan = plan(ctx, progress, &candidates, walk)?;
     let (room, archive, now) = (ctx.room, ctx.archive.clone(), ctx.clock.now());
     let doing = "mark state groups for deletion";
     for batch in plan.to_delete.chunks(1_000) {

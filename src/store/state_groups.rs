@@ -4,14 +4,19 @@
 //! was a delta on one that goes, what it will be a delta on instead. The state of a group never changes, so
 //! a plan can be carried out in pieces, in order, and again after a crash, to the same end.
 
+mod group_set;
 mod in_use;
+mod indexes;
 mod of_room;
 mod resolve;
 mod tangles;
+mod unreferenced;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
+pub use self::group_set::GroupSet;
 pub use self::in_use::{Persisting, persisting};
+pub use self::indexes::{IndexesBy, verify_indexes};
 pub use self::of_room::{
     Dependent, count_of_room, delete_with_room, dependents, forget_compressor,
     forget_compressor_with_room, forget_persisting, has_compressor_notes, of_room,
@@ -19,6 +24,8 @@ pub use self::of_room::{
 use self::resolve::{Entries, States, delta, delta_length};
 pub use self::tangles::Tangles;
 use self::tangles::{bases, goes_with, keep_beneath, leave_tangles};
+pub use self::unreferenced::Unreferenced;
+use self::unreferenced::rows_of_another_room;
 use super::db::{Db, params};
 use super::event_rows::{RowCounts, add};
 use crate::error::Error;
@@ -32,6 +39,15 @@ pub enum References {
     All,
     /// Those of events outside the current selection, which a purge would leave: for a dry run.
     OutsideSelection,
+}
+
+/// How far a plan looks for groups that nothing refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// The candidates, and whatever hangs together with them (P-30).
+    Around,
+    /// The candidates alone: whoever names them names all there are, in pieces of bounded size.
+    Candidates,
 }
 
 /// A group that stays and was a delta on one that goes.
@@ -68,6 +84,23 @@ pub struct Plan {
     pub in_use: Vec<i64>,
     /// Groups that nobody can say the state of, and that are left alone with all that hangs on them.
     pub tangles: Tangles,
+}
+
+impl Plan {
+    /// Rows that go, by table.
+    pub fn rows_removed(&self) -> RowCounts {
+        let mut rows = RowCounts::new();
+        for (table, count) in [
+            ("state_groups", self.to_delete.len() as i64),
+            ("state_groups_state", self.rows_before - self.rows_after),
+            ("state_groups_pending_deletion", self.pending),
+            ("event_to_state_groups", self.mappings),
+            ("state_group_edges", self.edges_before - self.edges_after),
+        ] {
+            add(&mut rows, table, count);
+        }
+        rows
+    }
 }
 
 /// A resolved state: event ids by (type, state key).
@@ -163,6 +196,8 @@ pub struct Rules<'a> {
     pub room: Option<&'a RoomId>,
     /// Which references count.
     pub references: References,
+    /// How far it looks.
+    pub walk: Walk,
     /// Groups that stay, with all that they rest on, because an event in flight uses them (P-45).
     pub in_use: &'a BTreeSet<i64>,
 }
@@ -227,7 +262,12 @@ pub fn plan(
         }
     }
     plan.to_delete = to_delete.into_iter().rev().collect();
-    Ok(plan)
+    match plan.rows_after <= plan.rows_before {
+        true => Ok(plan),
+        false => Err(Error::Bug(
+            "letting state groups go would need more rows than it saves".into(),
+        )),
+    }
 }
 
 /// P-30: the candidates, and everything before and after them, that no event refers to; and those of them that an event
@@ -257,6 +297,9 @@ fn unreferenced(
             continue;
         }
         to_delete.insert(group);
+        if rules.walk == Walk::Candidates {
+            continue;
+        }
         let mut around = bases(db, group)?;
         around.extend(db.rows(doing, NEXT, params![group], |r| r.get::<_, i64>(0))?);
         queue.extend(around.into_iter().filter(|next| seen.insert(*next)));
@@ -403,6 +446,13 @@ pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Resu
     if !is_ours(rebase.group)? || previous(db, rebase.group)? == rebase.base {
         return Ok(());
     }
+    if rows_of_another_room(db, rebase.group, room)? > 0 {
+        log::warn!(
+            "state group {} has rows that are not of its room: it stays as it is",
+            rebase.group
+        );
+        return Ok(());
+    }
     let mut states = States::new(db);
     let mut base = rebase.base;
     let mut entries: Option<Entries> = None;
@@ -508,6 +558,10 @@ pub fn delete(
                 .is_empty();
         if is_referenced {
             log::warn!("state group {group} is referred to again and stays");
+            continue;
+        }
+        if rows_of_another_room(db, group, room)? > 0 {
+            log::warn!("state group {group} has rows that are not of its room: it stays");
             continue;
         }
         each(db, group)?;
