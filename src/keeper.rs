@@ -9,7 +9,6 @@ pub mod lookups;
 mod many_rooms;
 mod measures;
 mod messages;
-mod notifier;
 mod ownership;
 mod put_back;
 mod restore;
@@ -21,12 +20,14 @@ mod room_set_part;
 mod room_set_plan;
 mod room_set_run;
 mod rooms;
+pub mod state_sweep;
 mod viewer;
+mod work;
 
-use self::notifier::Notifier;
 use self::ownership::{own_work, refuse_running_homeserver, refuse_wrong_server_name};
 use self::retention_scheduler::RetentionScheduler;
 use self::room_set_run::RoomSetRunner;
+use self::work::Work;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
 use crate::job::{Removes, Reserve};
 use crate::jobs::alarm::Alarm;
-use crate::jobs::ledger::{JobRecord, State, Subject};
+use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
@@ -69,7 +70,6 @@ pub use self::archives::{ArchiveReport, archives, shred};
 pub use self::deletion::DeleteStatus;
 pub use self::holds::{add_hold, holds, release_hold};
 pub use self::measures::Measures;
-pub use self::notifier::is_part;
 pub use self::ownership::identity_of;
 pub use self::restore::{Restoration, RestoreRequest, restore};
 pub use self::room_set::{SetAction, SetRequest, StartedSet};
@@ -78,6 +78,7 @@ pub use self::room_set_plan::{
 };
 pub use self::room_set_run::RoomSetSummary;
 pub use self::rooms::{RoomQuery, RoomReport, rooms};
+pub use self::state_sweep::{StateSweepPlan, StateSweepSummary};
 pub use self::viewer::{Viewer, check_offline, reclaim, reclaim_via, recorded_jobs};
 
 /// The kind of a history purge in the ledger (S-16 names it so).
@@ -165,47 +166,8 @@ struct Threads {
     pool: Option<Arc<Pool>>,
     retention_scheduler: Option<RetentionScheduler>,
     room_sets: Option<RoomSetRunner>,
-    /// Last: what the others ended is told.
-    _notifier: Option<Notifier>,
-}
-
-/// What a job is to do: its kind and parameters in the ledger, as values.
-enum Work {
-    PurgeHistory(Request),
-    Retention(retention_room::RetentionRun),
-    RetentionOfRoom(RoomId, Box<retention_room::RoomPurge>),
-    DeleteRoom(deletion::Deletion),
-    RoomSet(room_set::RoomSet),
-    RoomOfSet(Box<room_set_part::RoomOfSet>),
-}
-
-impl Work {
-    /// What a job on record was to do; `None` when this roomkeeper does not know.
-    fn of_record(record: JobRecord) -> Option<Self> {
-        match record.kind.as_str() {
-            PURGE_HISTORY => serde_json::from_value(record.params)
-                .ok()
-                .map(Self::PurgeHistory),
-            retention::RETENTION_PURGE => {
-                let Subject::Room(room) = record.subject else {
-                    return None;
-                };
-                let purge = serde_json::from_value(record.params).ok();
-                purge.map(|purge| Self::RetentionOfRoom(room, purge))
-            }
-            retention::RETENTION => serde_json::from_value(record.params)
-                .ok()
-                .map(Self::Retention),
-            room_set::ROOM_SET => serde_json::from_value(record.params)
-                .ok()
-                .map(Self::RoomSet),
-            room_set::PURGE_IN_SET | room_set::DELETE_IN_SET => {
-                let part = room_set_part::RoomOfSet::of_record(&record);
-                part.map(|part| Self::RoomOfSet(Box::new(part)))
-            }
-            _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
-        }
-    }
+    /// What is about the whole server, one after the other: a sweep of days keeps no worker from a room.
+    server_work: Option<Pool>,
 }
 
 impl Keeper {
@@ -232,9 +194,7 @@ impl Keeper {
         homeserver::release_leftover_locks(&mut db)?;
         put_back::hold_jobs_of_another_database(&db, &ledger)?;
         drop(db);
-        let alarm = Alarm::default();
-        let (notifier, tell) = Notifier::start(&config, &alarm)?.unzip();
-        let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()).telling(tell));
+        let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()));
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
@@ -245,7 +205,7 @@ impl Keeper {
             queue: messages::ReaderLimit::default(),
             is_stopping: AtomicBool::new(false),
             room_statistics: Mutex::default(),
-            alarm,
+            alarm: Alarm::default(),
             raw,
             work_lock,
             config,
@@ -263,12 +223,13 @@ impl Keeper {
         let pool = Arc::new(pool);
         let retention_scheduler = RetentionScheduler::start(shared.clone(), pool.clone())?;
         let room_sets = RoomSetRunner::start(shared.clone(), pool.clone())?;
+        let server_work = Pool::new(1, QUEUE_DEPTH, &shared.alarm).map_err(no_thread)?;
         let threads = Arc::new(Threads {
             shared: shared.clone(),
+            server_work: Some(server_work),
             room_sets: Some(room_sets),
             pool: Some(pool),
             retention_scheduler: Some(retention_scheduler),
-            _notifier: notifier,
         });
         let keeper = Self {
             shared,
@@ -372,6 +333,11 @@ impl Keeper {
             return runner.run(guard, set);
         }
         let shared = self.shared.clone();
+        let pool = match work {
+            Work::StateSweep => self.threads.server_work.as_ref(),
+            _ => self.threads.pool.as_deref(),
+        };
+        let pool = pool.ok_or(Error::Stopping)?;
         // The guard outlives a refusal, so that it can be withdrawn.
         let slot = Arc::new(Mutex::new(Some(guard)));
         let taken = slot.clone();
@@ -380,7 +346,6 @@ impl Keeper {
                 shared.run_job(guard, &work);
             }
         });
-        let pool = self.threads.pool.as_ref().ok_or(Error::Stopping)?;
         let refused = match pool.submit(job) {
             Ok(()) => return Ok(()),
             Err(SubmitError::Full) => Error::QueueFull,
@@ -390,6 +355,66 @@ impl Keeper {
             guard.cancel_enqueue();
         }
         Err(refused)
+    }
+
+    /// Takes up the jobs that an earlier process left unfinished, those that wait for a person's word among them (S-30);
+    /// answers their ids. A job that cannot be taken up is ended with the reason (S-19). One that is paused stays so.
+    pub fn resume(&self) -> Result<Vec<JobId>, Error> {
+        self.take_up(|state| matches!(state, State::Queued | State::Waiting))
+    }
+
+    fn take_up(&self, is_wanted: impl Fn(State) -> bool) -> Result<Vec<JobId>, Error> {
+        let mut resumed = Vec::new();
+        for record in self.shared.register.ledger().unended()? {
+            if !is_wanted(record.state) || self.shared.leave_to_set(&record)? {
+                continue;
+            }
+            let id = record.id.clone();
+            let register = &self.shared.register;
+            let guard = match register.requeue(&record) {
+                Ok(guard) => guard,
+                // It runs already, or a retention run has finished it.
+                Err(Error::NoSuchJob(_)) => continue,
+                Err(_) if register.is_live(&id) => continue,
+                Err(e) if !matches!(e, Error::RoomBusy { .. }) => return Err(e),
+                Err(e) => {
+                    let why =
+                        "interrupted, and another job of the room was taken up again before it";
+                    log::warn!("{id} of {} is given up: {why}", record.subject);
+                    let ended = Ended {
+                        error: Some((why, e.code())),
+                        progress: &record.progress,
+                        at: self.shared.config.clock.now(),
+                    };
+                    register.ledger().end(&id, ended)?;
+                    continue;
+                }
+            };
+            if record.state != State::Queued {
+                register.ledger().set_state(&id, State::Queued)?;
+            }
+            let Some(work) = Work::of_record(record) else {
+                guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
+                continue;
+            };
+            if let Work::Retention(run) = &work
+                && !self.shared.is_still_wanted(*run)
+            {
+                log::warn!("{guard}: {}", retention_room::NO_LONGER_WANTED);
+                guard.end(Some((
+                    retention_room::NO_LONGER_WANTED,
+                    "no_longer_configured",
+                )));
+                continue;
+            }
+            log::info!("{guard} goes on where it was interrupted");
+            match self.submit(guard, work) {
+                Ok(()) => resumed.push(id),
+                // It stands in the ledger and is taken up at the next start.
+                Err(e) => log::warn!("{id} could not be taken up again: {e}"),
+            }
+        }
+        Ok(resumed)
     }
 
     /// The status of a history purge; `None` when there is no such purge, or 24 hours after its end (S-10).
@@ -516,6 +541,9 @@ impl Shared {
     }
 
     fn run_job(&self, guard: JobGuard, work: &Work) {
+        if matches!(work, Work::StateSweep) {
+            return self.run_state_sweep(guard);
+        }
         let live = guard.live().clone();
         let is_stopping = || self.is_suspended(&live);
         if is_stopping() {
@@ -527,7 +555,7 @@ impl Shared {
                 self.finish_room_purge(&guard, room, purge, &is_stopping)
             }
             // Runs have a thread of their own.
-            Work::Retention(_) | Work::RoomSet(_) => {
+            Work::Retention(_) | Work::RoomSet(_) | Work::StateSweep => {
                 Err(Error::Bug("a worker was given a job of many rooms".into()))
             }
             Work::RoomOfSet(part) => self
@@ -589,7 +617,7 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.begin_to_stop();
         let (retention_scheduler, pool) = (self.retention_scheduler.take(), self.pool.take());
-        let room_sets = self.room_sets.take();
+        let (room_sets, server_work) = (self.room_sets.take(), self.server_work.take());
         let done = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {
             let (joined, shared) = (done.clone(), &self.shared);
@@ -602,6 +630,7 @@ impl Drop for Threads {
             // They wait for workers, and hold on to their pool.
             drop(retention_scheduler);
             drop(room_sets);
+            drop(server_work);
             drop(pool);
             done.store(true, Ordering::SeqCst);
         });

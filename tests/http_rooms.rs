@@ -400,3 +400,28 @@ fn a_set_of_rooms_is_planned_and_deleted_and_what_is_misspelt_is_refused() {
         .collect();
     assert_eq!(left, [spared.as_str()]);
 }
+
+#[test]
+fn a_sweep_of_state_groups_is_planned_and_done_over_http_and_what_is_misspelt_does_nothing() {
+    let daemon = Daemon::start(5);
+    let path = "/_roomkeeper/v1/state/sweep";
+    for wrong in [json!({"dry_rum": true}), json!({"dry_run": 1}), json!([])] {
+        let (status, errcode, _) = daemon.refused("POST", path, Some(wrong.clone()));
+        assert_eq!(status, 400, "{wrong}: {errcode}");
+    }
+    let before = daemon.site.tables();
+    let plan = daemon.ask("POST", path, Some(json!({"dry_run": true})));
+    assert_eq!(plan.status, 200, "{:?}", plan.body);
+    assert_eq!(plan.body["indexes_by"], "integrity_check");
+    let started = daemon.ask("POST", path, None);
+    let id = started.body["job_id"].as_str().expect("an id").to_owned();
+    let job = daemon.keeper.wait(&id.as_str().into()).expect("swept");
+    assert_eq!(job.kind, "state_sweep");
+    assert_eq!(job.progress["rows_removed"], plan.body["rows_removed"]);
+    let told = daemon.ask("GET", &format!("/_roomkeeper/v1/jobs/{id}"), None);
+    assert_eq!(told.body["server"], json!({}));
+    assert_eq!(told.body["state"], "complete");
+    let freed = plan.body["state_groups"].as_i64().expect("a number");
+    let groups = |tables: &support::tables::Tables| tables.rows("state_groups").len() as i64;
+    assert_eq!(groups(&before) - groups(&daemon.site.tables()), freed);
+}

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::logging;
 use crate::database::Database;
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::ids::{Escaped, RoomId, UserId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::RoomSetSummary;
 use crate::keeper::retention::{RETENTION, RetentionSummary};
 use crate::keeper::room_set::ROOM_SET;
+use crate::keeper::state_sweep::STATE_SWEEP;
+use crate::keeper::{RoomSetSummary, StateSweepSummary};
 use crate::purge::{self, Plan};
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
@@ -50,7 +50,7 @@ pub fn done(text: &str) {
 /// Says something beside the answer, on stderr, to people who want to hear that.
 pub fn note(text: &str) {
     if !is_quiet() {
-        tell(log::Level::Info, text);
+        warn(text);
     }
 }
 
@@ -76,18 +76,7 @@ fn shown(text: &str) -> String {
 
 /// Says something to people alone, on stderr.
 pub fn warn(text: &str) {
-    tell(log::Level::Warn, text);
-}
-
-/// Says why nothing came of it.
-pub fn fail(text: &str) {
-    tell(log::Level::Error, text);
-}
-
-fn tell(level: log::Level, text: &str) {
-    let priority = logging::priority(level);
-    let text = shown(text).replace('\n', &format!("\n{priority}"));
-    eprintln!("{priority}roomkeeper: {text}");
+    eprintln!("roomkeeper: {}", shown(text));
 }
 
 /// A closed pipe is the reader's choice; a full disk is not, and whoever believes what was written must hear of it.
@@ -275,12 +264,26 @@ fn shutdown(shutdown: &Shutdown) {
     }
 }
 
-fn table(rows: &RowCounts) {
+/// Rows by table.
+pub fn table(rows: &RowCounts) {
     let width = rows.keys().map(String::len).max().unwrap_or(0);
     for (table, count) in rows {
         let rows = if *count == 1 { "row" } else { "rows" };
         say(&format!("  {table:width$}  {count:>12} {rows}"));
     }
+}
+
+fn sweep_summary(progress: &Progress) -> StateSweepSummary {
+    serde_json::from_value(progress.more.clone().into()).unwrap_or_default()
+}
+
+/// How much a job has done of how much, and of what.
+pub(super) fn extent(job: &JobRecord, progress: &Progress) -> (i64, i64, &'static str) {
+    if job.kind == STATE_SWEEP {
+        let summary = sweep_summary(progress);
+        return (summary.groups_done, summary.groups_planned, "state groups");
+    }
+    (progress.events_done, progress.events_planned, "events")
 }
 
 pub(super) fn progress_of(job: &JobRecord) -> Progress {
@@ -338,6 +341,23 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
         for failed in &summary.errors {
             say(&format!("  {}  failed: {}", failed.room_id, failed.error));
         }
+    } else if job.kind == STATE_SWEEP {
+        let summary = sweep_summary(&progress);
+        say(&format!("the sweep of state groups is {}", state(job)));
+        say(&format!(
+            "{} of {} had no event any more; {} swept, {} left alone, {} failed",
+            summary.groups_planned,
+            count(summary.groups_looked_at, "state group"),
+            count(summary.rooms_done, "room"),
+            summary.rooms_skipped,
+            summary.rooms_failed,
+        ));
+        for left in &summary.skipped {
+            say(&format!("  {}  left alone: {}", left.room_id, left.error));
+        }
+        for failed in &summary.errors {
+            say(&format!("  {}  failed: {}", failed.room_id, failed.error));
+        }
     } else {
         say(&format!(
             "{} of {} is {}",
@@ -347,8 +367,15 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
         ));
     }
     table(&progress.rows_removed);
+    if job.kind == STATE_SWEEP {
+        say(&format!(
+            "{} freed, {} left to the homeserver to delete; the longest transaction took {} ms",
+            count(progress.state_groups_freed, "state group"),
+            progress.state_groups_marked,
+            progress.longest_transaction_ms,
+        ));
     // A shutdown alone removes nothing, and is told above.
-    if progress.batches > 0 || !progress.more.contains_key(SHUTDOWN_ROOM) {
+    } else if progress.batches > 0 || !progress.more.contains_key(SHUTDOWN_ROOM) {
         say(&format!(
             "{} deleted in {}, the longest {} ms; {} freed",
             count(progress.events_deleted, "event"),
@@ -460,7 +487,7 @@ impl Bar {
         let is_silent = as_json || is_quiet();
         let bar = (!is_silent && std::io::stderr().is_terminal()).then(|| {
             let style =
-                ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} events, {eta} left")
+                ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {prefix}, {eta} left")
                     .unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(0).with_style(style)
         });
@@ -476,13 +503,15 @@ impl Bar {
         let progress = progress_of(job);
         let phase = serde_json::to_value(progress.phase).unwrap_or_default();
         let phase = phase.as_str().unwrap_or_default();
+        let (done, planned, what) = extent(job, &progress);
         let (planned, done) = (
-            u64::try_from(progress.events_planned).unwrap_or(0),
-            u64::try_from(progress.events_done).unwrap_or(0),
+            u64::try_from(planned).unwrap_or(0),
+            u64::try_from(done).unwrap_or(0),
         );
         if let Some(bar) = &self.bar {
             bar.set_length(planned);
             bar.set_position(done);
+            bar.set_prefix(what);
             bar.set_message(match &progress.table {
                 Some(table) => format!("{phase}: {table}"),
                 None => phase.to_owned(),
@@ -490,7 +519,7 @@ impl Bar {
         } else if !self.is_silent && self.last_line.elapsed() > LINE_EVERY {
             self.last_line = Instant::now();
             eprintln!(
-                "{phase}: {done} of {planned} events, {} a second",
+                "{phase}: {done} of {planned} {what}, {} a second",
                 progress.events_per_second
             );
         }

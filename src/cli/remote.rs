@@ -232,6 +232,14 @@ pub(super) fn start_set(
     }
 }
 
+/// Has the daemon sweep state groups, and waits for it.
+pub(super) fn sweep_state(config: &Config, as_json: bool) -> Result<ExitCode, Error> {
+    let client = daemon(config)?;
+    let started = answer(client.post("/_roomkeeper/v1/state/sweep", &json!({})))?;
+    let id = started.get("job_id").and_then(Value::as_str);
+    follow(&client, id.unwrap_or_default(), as_json)
+}
+
 /// A daemon on this database that can be asked.
 fn reachable(config: &Config) -> Option<Client> {
     let text = fs::read_to_string(owner_file(&config.ledger)).ok()?;

@@ -28,6 +28,7 @@ mod purge_history;
 mod room_report;
 mod room_sets;
 mod rooms;
+mod state;
 
 pub use self::api::{Api, Context, serve};
 pub use self::http_server::HttpServer;

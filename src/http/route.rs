@@ -7,7 +7,7 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     Api, Context, block, delete_room, health, holds, jobs, lookups, messages, metrics, page, plan,
-    purge_history, room_report, room_sets, rooms,
+    purge_history, room_report, room_sets, rooms, state,
 };
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
@@ -153,6 +153,7 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("POST", "/_roomkeeper/v1/retention", plan::run),
     ("GET", "/_roomkeeper/v1/rooms", room_report::list),
     ("POST", "/_roomkeeper/v1/sets", room_sets::start),
+    ("POST", "/_roomkeeper/v1/state/sweep", state::sweep),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -223,6 +224,8 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
     ("GET", "/_roomkeeper/v1/rooms", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/plan", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/sets", RequestClass::Slow),
+    // Reads all tables of state groups where it only plans.
+    ("POST", "/_roomkeeper/v1/state/sweep", RequestClass::Slow),
 ];
 
 /// The class of a request.

@@ -12,7 +12,6 @@ mod holds;
 mod home;
 mod jobs;
 mod mistakes;
-mod notify;
 #[path = "../sample/mod.rs"]
 mod sample;
 mod service;

@@ -268,6 +268,56 @@ impl Site {
         conn.execute_batch(sql).expect(sql);
     }
 
+    /// Has an index lose rows, as a damaged one has: `insert` is run while nobody keeps it up to date.
+    #[track_caller]
+    pub fn lose_from_index(&self, index: &str, delete: &str, insert: &str) {
+        self.run(delete);
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            let ready = |is_so: bool| {
+                let sql = format!(
+                    "UPDATE pg_index SET indisready = {is_so} WHERE indexrelid = '{index}'::regclass"
+                );
+                server.client().batch_execute(&sql).expect(&sql);
+            };
+            ready(false);
+            self.run(insert);
+            ready(true);
+            return;
+        }
+        let hidden: (String, i64, String) = {
+            let conn = Connection::open(&self.database).expect("opens");
+            let found = conn.query_row(
+                "SELECT tbl_name, rootpage, sql FROM sqlite_master WHERE name = ?",
+                [index],
+                |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
+            );
+            conn.execute_batch("PRAGMA writable_schema = ON")
+                .expect("on");
+            conn.execute("DELETE FROM sqlite_master WHERE name = ?", [index])
+                .expect("hidden");
+            found.expect("there is such an index")
+        };
+        self.run(insert);
+        let conn = Connection::open(&self.database).expect("opens");
+        conn.execute_batch("PRAGMA writable_schema = ON")
+            .expect("on");
+        conn.execute(
+            "INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql) VALUES ('index', ?, ?, ?, ?)",
+            (index, &hidden.0, hidden.1, &hidden.2),
+        )
+        .expect("shown");
+    }
+
+    /// An administrator's SQL, where the database is on a server.
+    pub fn run_as_admin(&self, sql: &str) {
+        #[cfg(feature = "postgres")]
+        if let Some(server) = &self.on_server {
+            server.client().batch_execute(sql).expect(sql);
+        }
+        let _ = sql;
+    }
+
     /// The number that a question past roomkeeper has for an answer.
     #[track_caller]
     pub fn number(&self, sql: &str) -> i64 {

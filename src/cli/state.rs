@@ -1,0 +1,100 @@
+//! `roomkeeper state`: the state groups of the whole server.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::output::{self, count};
+use super::{finish, remote, words};
+use crate::config::Config;
+use crate::error::Error;
+use crate::keeper::{Keeper, StateSweepPlan, Viewer};
+use crate::store::state_groups::IndexesBy;
+
+/// What is done with them.
+#[derive(Subcommand)]
+pub(super) enum State {
+    /// Delete every state group that no event has any more; beside a running homeserver it is told of them instead.
+    Sweep(Sweep),
+}
+
+#[derive(Args)]
+pub(super) struct Sweep {
+    /// Only say what would go; reads, and takes no lock.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Does it, by the daemon where one is at work.
+pub(super) fn state(
+    config: Config,
+    State::Sweep(wanted): &State,
+    is_said: bool,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    if wanted.dry_run {
+        show(&Viewer::open(config)?.plan_state_sweep()?, as_json);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let question =
+        "delete every state group of this server that no event has? --dry-run says which";
+    words::ask(question, is_said, as_json)?;
+    let asked = config.clone();
+    let keeper = match Keeper::open(config) {
+        Err(Error::LedgerLocked(_)) => return remote::sweep_state(&asked, as_json),
+        keeper => keeper?,
+    };
+    let id = keeper.sweep_state()?;
+    finish(&keeper, &id, as_json)
+}
+
+fn show(plan: &StateSweepPlan, as_json: bool) {
+    if as_json {
+        output::json(&serde_json::to_value(plan).unwrap_or_default());
+        return;
+    }
+    for room in &plan.rooms {
+        let rows: i64 = room.rows_removed.values().sum();
+        output::say(&format!(
+            "  {}  {}, {}",
+            room.room_id,
+            count(room.state_groups, "state group"),
+            count(rows, "row")
+        ));
+    }
+    let untold = plan.rooms_swept - i64::try_from(plan.rooms.len()).unwrap_or(i64::MAX);
+    if untold > 0 {
+        output::say(&format!("  and {}", count(untold, "smaller room")));
+    }
+    for left in &plan.left_alone {
+        output::say(&format!(
+            "  {}  is left alone: {}",
+            left.room_id, left.error
+        ));
+    }
+    output::say(&format!(
+        "A sweep would remove {} of {} in {}:",
+        count(plan.state_groups, "state group"),
+        plan.groups_looked_at,
+        count(plan.rooms_swept, "room")
+    ));
+    output::table(&plan.rows_removed);
+    if plan.state_groups_kept > 0 {
+        output::say(&format!(
+            "{} without an event would stay: others rest on them and would need more rows without.",
+            count(plan.state_groups_kept, "state group")
+        ));
+    }
+    if !plan.is_exact {
+        output::say("The rows are an estimate: a room has more than fifty thousand of them.");
+    }
+    for note in &plan.notes {
+        output::say(&format!("Note: {note}"));
+    }
+    output::say(match plan.indexes_by {
+        IndexesBy::IntegrityCheck => "The indexes agree with their tables (SQLite's own check).",
+        IndexesBy::Amcheck => "The indexes agree with their tables (amcheck).",
+        IndexesBy::Comparison => "The indexes have as many entries as their tables.",
+    });
+    output::say("Nothing was changed.");
+}
