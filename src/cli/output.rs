@@ -518,10 +518,12 @@ impl Bar {
             });
         } else if !self.is_silent && self.last_line.elapsed() > LINE_EVERY {
             self.last_line = Instant::now();
-            eprintln!(
-                "{phase}: {done} of {planned} {what}, {} a second",
-                progress.events_per_second
-            );
+            let rate = match progress.events_per_second {
+                // What removes no events has none.
+                0 => String::new(),
+                rate => format!(", {rate} a second"),
+            };
+            eprintln!("{phase}: {done} of {planned} {what}{rate}");
         }
     }
 
