@@ -8,6 +8,7 @@ mod hold;
 mod job_table;
 mod jobs;
 mod log_pipe;
+mod logging;
 mod messages;
 mod output;
 mod remote;
@@ -218,8 +219,10 @@ pub fn run() -> ExitCode {
     if cli.global.quiet {
         output::be_quiet();
     }
-    let _last_lines = start_logging(&cli);
-    let failed = match dispatch(&cli) {
+    let _last_lines = logging::start(&cli);
+    let done = dispatch(&cli);
+    logging::give_up_waiting();
+    let failed = match done {
         Ok(_) if !output::has_localpart() => return ExitCode::from(EXIT_FAILED),
         Ok(code) => return code,
         Err(e) => e,
@@ -229,34 +232,14 @@ pub fn run() -> ExitCode {
             &serde_json::json!({"errcode": failed.class().errcode, "error": failed.to_string()}),
         );
     }
-    output::warn(&Chain(&failed).to_string());
+    match logging::is_json() {
+        true => log::error!("{}", Chain(&failed)),
+        false => output::fail(&Chain(&failed).to_string()),
+    }
     if let Some(code) = failed.sqlite_code() {
         log::info!("SQLite's number for that is {code}");
     }
     ExitCode::from(failed.class().exit)
-}
-
-/// A daemon's log stops nothing, whoever reads it; the last lines are waited for when what this gives is dropped.
-fn start_logging(cli: &Cli) -> Option<log_pipe::Flusher> {
-    let is_daemon = matches!(cli.command, Command::Serve);
-    let default = match (cli.global.verbose, is_daemon) {
-        _ if cli.global.quiet => "error",
-        (0, false) => "warn",
-        (0, true) | (1, _) => "info",
-        (2, _) => "debug",
-        _ => "trace",
-    };
-    let env = env_logger::Env::new().filter_or("ROOMKEEPER_LOG", default);
-    let mut builder = env_logger::Builder::from_env(env);
-    let pipe = is_daemon.then(log_pipe::LogPipe::start).flatten();
-    let flusher = pipe.as_ref().map(log_pipe::LogPipe::flusher);
-    if let Some(pipe) = pipe {
-        builder.target(env_logger::Target::Pipe(Box::new(pipe)));
-        // Whatever panics says so in the log, where it can hold up nobody.
-        std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
-    }
-    builder.init();
-    flusher
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {

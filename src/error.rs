@@ -42,6 +42,10 @@ pub enum Error {
     /// Refused for the data's safety: what was seen, and what to do instead.
     #[error("{0}")]
     Refused(String),
+    /// A file that was read without locks was changed meanwhile, because somebody else opened it: which (S-33). Whoever reads
+    /// once more reads with locks.
+    #[error("{0}")]
+    ChangedWhileRead(String),
     /// Synapse was stopped in the middle of a task of its own on the room (E-19): which, and the two ways out.
     #[error("{0}")]
     LeftTask(String),
@@ -370,9 +374,10 @@ impl Error {
     pub fn class(&self) -> Class {
         let (status, errcode, exit) = match self {
             Self::Config(_) => (500, "M_UNKNOWN", EXIT_USAGE),
-            Self::Refused(_) | Self::IndexDamaged(_) | Self::LedgerLocked(_) => {
-                (503, "M_UNKNOWN", EXIT_REFUSED)
-            }
+            Self::Refused(_)
+            | Self::ChangedWhileRead(_)
+            | Self::IndexDamaged(_)
+            | Self::LedgerLocked(_) => (503, "M_UNKNOWN", EXIT_REFUSED),
             Self::BadRequest { errcode, .. } => (400, *errcode, EXIT_USAGE),
             Self::EventNotFound(_)
             | Self::NothingThatOld
@@ -435,6 +440,7 @@ impl Error {
         match self {
             Self::Config(_) => "config",
             Self::Refused(_) => "refused",
+            Self::ChangedWhileRead(_) => "changed_while_read",
             Self::LedgerLocked(_) => "ledger_locked",
             Self::BadRequest { .. } => "bad_request",
             Self::EventNotFound(_) => "event_not_found",

@@ -9,6 +9,7 @@ pub mod lookups;
 mod many_rooms;
 mod measures;
 mod messages;
+mod notifier;
 mod ownership;
 mod put_back;
 mod restore;
@@ -24,6 +25,7 @@ pub mod state_sweep;
 mod viewer;
 mod work;
 
+use self::notifier::Notifier;
 use self::ownership::{own_work, refuse_running_homeserver, refuse_wrong_server_name};
 use self::retention_scheduler::RetentionScheduler;
 use self::room_set_run::RoomSetRunner;
@@ -46,7 +48,7 @@ use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
 use crate::job::{Removes, Reserve};
 use crate::jobs::alarm::Alarm;
-use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
+use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
@@ -70,6 +72,7 @@ pub use self::archives::{ArchiveReport, archives, shred};
 pub use self::deletion::DeleteStatus;
 pub use self::holds::{add_hold, holds, release_hold};
 pub use self::measures::Measures;
+pub use self::notifier::is_part;
 pub use self::ownership::identity_of;
 pub use self::restore::{Restoration, RestoreRequest, restore};
 pub use self::room_set::{SetAction, SetRequest, StartedSet};
@@ -168,6 +171,8 @@ struct Threads {
     room_sets: Option<RoomSetRunner>,
     /// What is about the whole server, one after the other: a sweep of days keeps no worker from a room.
     server_work: Option<Pool>,
+    /// Last: what the others ended is told.
+    _notifier: Option<Notifier>,
 }
 
 impl Keeper {
@@ -194,7 +199,9 @@ impl Keeper {
         homeserver::release_leftover_locks(&mut db)?;
         put_back::hold_jobs_of_another_database(&db, &ledger)?;
         drop(db);
-        let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()));
+        let alarm = Alarm::default();
+        let (notifier, tell) = Notifier::start(&config, &alarm)?.unzip();
+        let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()).telling(tell));
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
@@ -205,7 +212,7 @@ impl Keeper {
             queue: messages::ReaderLimit::default(),
             is_stopping: AtomicBool::new(false),
             room_statistics: Mutex::default(),
-            alarm: Alarm::default(),
+            alarm,
             raw,
             work_lock,
             config,
@@ -230,6 +237,7 @@ impl Keeper {
             room_sets: Some(room_sets),
             pool: Some(pool),
             retention_scheduler: Some(retention_scheduler),
+            _notifier: notifier,
         });
         let keeper = Self {
             shared,
@@ -355,66 +363,6 @@ impl Keeper {
             guard.cancel_enqueue();
         }
         Err(refused)
-    }
-
-    /// Takes up the jobs that an earlier process left unfinished, those that wait for a person's word among them (S-30);
-    /// answers their ids. A job that cannot be taken up is ended with the reason (S-19). One that is paused stays so.
-    pub fn resume(&self) -> Result<Vec<JobId>, Error> {
-        self.take_up(|state| matches!(state, State::Queued | State::Waiting))
-    }
-
-    fn take_up(&self, is_wanted: impl Fn(State) -> bool) -> Result<Vec<JobId>, Error> {
-        let mut resumed = Vec::new();
-        for record in self.shared.register.ledger().unended()? {
-            if !is_wanted(record.state) || self.shared.leave_to_set(&record)? {
-                continue;
-            }
-            let id = record.id.clone();
-            let register = &self.shared.register;
-            let guard = match register.requeue(&record) {
-                Ok(guard) => guard,
-                // It runs already, or a retention run has finished it.
-                Err(Error::NoSuchJob(_)) => continue,
-                Err(_) if register.is_live(&id) => continue,
-                Err(e) if !matches!(e, Error::RoomBusy { .. }) => return Err(e),
-                Err(e) => {
-                    let why =
-                        "interrupted, and another job of the room was taken up again before it";
-                    log::warn!("{id} of {} is given up: {why}", record.subject);
-                    let ended = Ended {
-                        error: Some((why, e.code())),
-                        progress: &record.progress,
-                        at: self.shared.config.clock.now(),
-                    };
-                    register.ledger().end(&id, ended)?;
-                    continue;
-                }
-            };
-            if record.state != State::Queued {
-                register.ledger().set_state(&id, State::Queued)?;
-            }
-            let Some(work) = Work::of_record(record) else {
-                guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
-                continue;
-            };
-            if let Work::Retention(run) = &work
-                && !self.shared.is_still_wanted(*run)
-            {
-                log::warn!("{guard}: {}", retention_room::NO_LONGER_WANTED);
-                guard.end(Some((
-                    retention_room::NO_LONGER_WANTED,
-                    "no_longer_configured",
-                )));
-                continue;
-            }
-            log::info!("{guard} goes on where it was interrupted");
-            match self.submit(guard, work) {
-                Ok(()) => resumed.push(id),
-                // It stands in the ledger and is taken up at the next start.
-                Err(e) => log::warn!("{id} could not be taken up again: {e}"),
-            }
-        }
-        Ok(resumed)
     }
 
     /// The status of a history purge; `None` when there is no such purge, or 24 hours after its end (S-10).

@@ -132,16 +132,31 @@ impl Unchanged {
     /// Refuses what was read while somebody wrote.
     ///
     /// # Errors
-    /// [`Error::Refused`].
+    /// [`Error::ChangedWhileRead`].
     pub fn ensure(&self) -> Result<(), Error> {
         if *self == Self::of(&self.path) {
             return Ok(());
         }
-        Err(Error::Refused(format!(
+        Err(Error::ChangedWhileRead(format!(
             "{} was changed while it was read (has the homeserver been started?): ask again",
             self.path.display()
         )))
     }
+}
+
+/// Reads, and once more where somebody opened the file meanwhile: from then on it is read with locks, as everybody does.
+///
+/// # Errors
+/// Those of `work`; [`Error::ChangedWhileRead`] where it changes again and again.
+pub fn undisturbed<T>(mut work: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    // Somebody who starts and stops at once can disturb twice.
+    for _ in 0..3 {
+        match work() {
+            Err(Error::ChangedWhileRead(_)) => {}
+            done => return done,
+        }
+    }
+    work()
 }
 
 /// Another process that holds a lock on the file, as the kernel lists them; inside, its number where that is known. SQLite

@@ -354,7 +354,8 @@ fn a_purge_beside_a_busy_writer_gets_through_and_so_does_the_writer() {
         }
     };
     println!("{writes} writes, the longest took {longest:?}");
-    assert!(status.success(), "ROOMKEEPER_SEED={seed}");
+    let output = child.wait_with_output().expect("read");
+    assert!(status.success(), "ROOMKEEPER_SEED={seed}: {output:?}");
     conn.execute_batch("DROP TABLE somebody_else")
         .expect("dropped");
     drop(conn);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Global, output};
 use crate::config::file::{self, Examined};
-use crate::config::{Config, HomeserverPolicy, Listen};
+use crate::config::{Config, HomeserverPolicy, Listen, LogFormat, Notify};
 use crate::database::Database;
 use crate::error::{EXIT_USAGE, Error};
 
@@ -149,5 +149,30 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
         ),
         ("overwrite_deleted", yes(config.overwrite_deleted)),
         ("keep_jobs", config.keep_jobs.in_words()),
+        (
+            "log",
+            match config.log_format {
+                LogFormat::Text => "text".into(),
+                LogFormat::Json => "json".into(),
+            },
+        ),
+        (
+            "told of ended jobs",
+            config.notify.as_ref().map_or("nobody".into(), told),
+        ),
     ]
+}
+
+/// Who is told, and of what; of an address as much as may be shown.
+fn told(notify: &Notify) -> String {
+    let command = notify.command.as_ref();
+    let command = command.map(|command| command.program.display().to_string());
+    let webhook = notify.webhook.as_ref().map(ToString::to_string);
+    let who: Vec<String> = command.into_iter().chain(webhook).collect();
+    let of = match (notify.complete, notify.failed) {
+        (true, false) => "complete",
+        (false, true) => "failed",
+        _ => "complete and failed",
+    };
+    format!("{} ({of})", who.join(", "))
 }

@@ -2,12 +2,8 @@
 
 use super::output::{self, count, progress_of, state};
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::retention::RETENTION_PURGE;
-use crate::keeper::room_set::{DELETE_IN_SET, PURGE_IN_SET};
+use crate::keeper::is_part;
 use crate::time::{Clock, SystemClock};
-
-/// Jobs that belong to another one, whose line tells of them.
-const PARTS: [&str; 3] = [RETENTION_PURGE, PURGE_IN_SET, DELETE_IN_SET];
 
 const HEADERS: [&str; 8] = [
     "JOB",
@@ -25,9 +21,8 @@ pub(super) fn print(records: &[JobRecord], shows_parts: bool) {
     if records.is_empty() {
         output::done("no jobs on record");
     }
-    let is_told = |job: &&JobRecord| {
-        shows_parts || !PARTS.contains(&&*job.kind) || job.state != State::Complete
-    };
+    let is_told =
+        |job: &&JobRecord| shows_parts || !is_part(&job.kind) || job.state != State::Complete;
     let told: Vec<&JobRecord> = records.iter().filter(is_told).collect();
     let mut lines: Vec<[String; 8]> = told.iter().map(|job| columns(job)).collect();
     if !lines.is_empty() && !output::is_quiet() {

@@ -58,6 +58,10 @@ impl Drop for Flusher {
 
 impl Write for LogPipe {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A line whose form is not known yet is held elsewhere.
+        if line.is_empty() {
+            return Ok(0);
+        }
         match self.lines.try_send(line.to_vec()) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
@@ -78,11 +82,7 @@ fn write(mut out: impl Write, waiting: &Receiver<Vec<u8>>, dropped: &AtomicU64) 
         let _ = out.write_all(&line);
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let lines = if lost == 1 { "line" } else { "lines" };
-            let _ = writeln!(
-                out,
-                "roomkeeper: {lost} {lines} of the log were dropped: nobody read it"
-            );
+            let _ = out.write_all(super::logging::lost(lost).as_bytes());
         }
         let _ = out.flush();
     }

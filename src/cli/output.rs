@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::logging;
 use crate::database::Database;
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::ids::{Escaped, RoomId, UserId};
@@ -50,7 +51,7 @@ pub fn done(text: &str) {
 /// Says something beside the answer, on stderr, to people who want to hear that.
 pub fn note(text: &str) {
     if !is_quiet() {
-        warn(text);
+        tell(log::Level::Info, text);
     }
 }
 
@@ -76,7 +77,18 @@ fn shown(text: &str) -> String {
 
 /// Says something to people alone, on stderr.
 pub fn warn(text: &str) {
-    eprintln!("roomkeeper: {}", shown(text));
+    tell(log::Level::Warn, text);
+}
+
+/// Says why nothing came of it.
+pub fn fail(text: &str) {
+    tell(log::Level::Error, text);
+}
+
+fn tell(level: log::Level, text: &str) {
+    let priority = logging::priority(level);
+    let text = shown(text).replace('\n', &format!("\n{priority}"));
+    eprintln!("{priority}roomkeeper: {text}");
 }
 
 /// A closed pipe is the reader's choice; a full disk is not, and whoever believes what was written must hear of it.

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, never, select, tick
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 
+use super::logging;
 use crate::config::{Config, Listen};
 use crate::error::{Chain, Context, EXIT_FAILED, Error};
 use crate::http;
@@ -77,6 +78,7 @@ fn live(
     read: &dyn Fn() -> Result<Config, Error>,
     signals: &Receiver<Signal>,
 ) -> Result<End, Error> {
+    logging::set_format(config.log_format);
     if config.listen.is_empty() {
         let mut socket = config.ledger.clone().into_os_string();
         socket.push(".sock");

@@ -34,6 +34,47 @@ pub struct AuthenticationService {
 #[cfg(feature = "daemon")]
 const DEFAULT_ENDPOINT: &str = "http://localhost:8080/";
 
+/// `http://host:port/path`, or the same with `https`, in its parts.
+pub(super) struct WebAddress {
+    pub is_encrypted: bool,
+    pub host: String,
+    pub port: u16,
+    /// As it is written, from its first slash on.
+    pub path: String,
+}
+
+/// Reads such an address, which has no user, no question mark and no #.
+pub(super) fn web_address(url: &str) -> Option<WebAddress> {
+    let (is_encrypted, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        _ => return None,
+    };
+    let is_plain = |b: u8| b.is_ascii_graphic() && !b"?#@\\\"<>".contains(&b);
+    if !rest.bytes().all(is_plain) {
+        return None;
+    }
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    // What stands in brackets has colons of its own.
+    let port_at = authority
+        .rfind(':')
+        .filter(|at| !authority[*at..].contains(']'));
+    let (host, port) = match port_at {
+        Some(at) => (&authority[..at], authority[at + 1..].parse().ok()?),
+        None => (authority, if is_encrypted { 443 } else { 80 }),
+    };
+    let is_bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || (host.contains([':', '[', ']']) && !is_bracketed) {
+        return None;
+    }
+    Some(WebAddress {
+        is_encrypted,
+        host: host.to_owned(),
+        port,
+        path: path.to_owned(),
+    })
+}
+
 impl AuthenticationService {
     /// Reads `http://host:port/path` or the same with `https`.
     ///
@@ -45,37 +86,12 @@ impl AuthenticationService {
                         user, a question mark or a #";
             Error::Config(text.into())
         };
-        let (is_encrypted, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://"))
-        {
-            (Some(rest), _) => (false, rest),
-            (_, Some(rest)) => (true, rest),
-            _ => return Err(wrong()),
-        };
-        let is_plain = |b: u8| b.is_ascii_graphic() && !b"?#@\\\"<>".contains(&b);
-        if !rest.bytes().all(is_plain) {
-            return Err(wrong());
-        }
-        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        // What stands in brackets has colons of its own.
-        let port_at = authority
-            .rfind(':')
-            .filter(|at| !authority[*at..].contains(']'));
-        let (host, port) = match port_at {
-            Some(at) => (
-                &authority[..at],
-                authority[at + 1..].parse().map_err(|_| wrong())?,
-            ),
-            None => (authority, if is_encrypted { 443 } else { 80 }),
-        };
-        let is_bracketed = host.starts_with('[') && host.ends_with(']');
-        if host.is_empty() || (host.contains([':', '[', ']']) && !is_bracketed) {
-            return Err(wrong());
-        }
+        let address = web_address(url).ok_or_else(wrong)?;
         Ok(Self {
-            is_encrypted,
-            host: host.to_owned(),
-            port,
-            path: path.trim_end_matches('/').to_owned(),
+            is_encrypted: address.is_encrypted,
+            host: address.host,
+            port: address.port,
+            path: address.path.trim_end_matches('/').to_owned(),
             secret,
         })
     }

@@ -9,6 +9,7 @@ mod homeserver;
 #[cfg(feature = "daemon")]
 mod located;
 mod network;
+mod notify;
 #[cfg(feature = "daemon")]
 mod ours;
 #[cfg(feature = "daemon")]
@@ -34,6 +35,7 @@ pub use self::authentication::AuthenticationService;
 pub use self::event_signing::{EventSigning, SigningKey};
 pub use self::homeserver::HomeserverApi;
 pub use self::network::Network;
+pub use self::notify::{Command, NOTIFY_TIMEOUT, Notify, Webhook};
 use crate::batch::BatchLimits;
 use crate::database::Database;
 use crate::endpoints::HomeserverEndpoints;
@@ -69,6 +71,16 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// A Unix socket of mode 0600; who can open it needs no token.
     Unix(PathBuf),
+}
+
+/// How the daemon writes its log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people (the default). Where the journal reads, with its priorities and without a time.
+    #[default]
+    Text,
+    /// A JSON document a line.
+    Json,
 }
 
 /// A text that is never shown.
@@ -132,6 +144,10 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// The proxies whose word about their clients counts (`X-Forwarded-For`).
     pub trusted_proxies: Vec<Network>,
+    /// Who is told when a job has ended.
+    pub notify: Option<Notify>,
+    /// How the daemon writes its log.
+    pub log_format: LogFormat,
     /// The static admin token, if there is one (U-14).
     pub admin_token: Option<Secret>,
     /// Who the holder of the static token is.
@@ -196,6 +212,8 @@ impl Config {
             resume: false,
             listen: Vec::new(),
             trusted_proxies: Vec::new(),
+            notify: None,
+            log_format: LogFormat::default(),
             admin_token: None,
             admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
             delegated_auth: false,

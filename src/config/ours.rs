@@ -5,9 +5,12 @@ use std::fs;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 
+use super::notify;
 use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
-use super::{Archive, Config, HomeserverApi, HomeserverPolicy, Listen, Network, Secret, secrets};
+use super::{
+    Archive, Config, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, Secret, secrets,
+};
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::time::Millis;
@@ -38,6 +41,11 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("check_clock", "on or off"),
     ("clock_tolerance", "a duration such as 7d"),
     ("archive", "{directory: …, keep: 30d}"),
+    ("log_format", "text or json"),
+    (
+        "notify",
+        "{command: […], url: …, token_path: …, when: [complete, failed], timeout: 30s}",
+    ),
     (
         "homeserver",
         "{running: refuse | beside | assume, url: …, admin_token_path: …}",
@@ -74,6 +82,7 @@ const OF_THE_SERVER: &[&str] = &[
     "admin_token_path",
     "ledger",
     "homeserver",
+    "notify",
     "media",
     "archive",
 ];
@@ -225,6 +234,14 @@ fn read_our_key(
         "archive" => {
             config.archive = Some(read_archive(value, directory)?);
         }
+        "log_format" => {
+            config.log_format = match string("roomkeeper.log_format", value)?.as_str() {
+                "text" => LogFormat::Text,
+                "json" => LogFormat::Json,
+                _ => return Err(wrong("roomkeeper.log_format", value, "text or json")),
+            };
+        }
+        "notify" => config.notify = Some(notify::read(value, directory)?),
         "homeserver" => {
             let block = mapping("roomkeeper.homeserver", value)?;
             refuse_unknown("roomkeeper.homeserver", block, HOMESERVER_KEYS)?;
@@ -336,7 +353,7 @@ fn trusted_proxies(value: &Value) -> Result<Vec<Network>, Error> {
 }
 
 /// Reads a file that holds nothing but a secret. The secret is in no message.
-fn secret(key: &str, path: &Path) -> Result<Secret, Error> {
+pub(super) fn secret(key: &str, path: &Path) -> Result<Secret, Error> {
     secrets::refuse_open(key, path)?;
     let text = fs::read_to_string(path)
         .map_err(|e| Error::Config(format!("{key}: {} cannot be read: {e}", path.display())))?;
@@ -350,7 +367,11 @@ fn secret(key: &str, path: &Path) -> Result<Secret, Error> {
     Ok(Secret::new(token))
 }
 
-fn refuse_unknown(block: &str, found: &Map, known: &[(&str, &str)]) -> Result<(), Error> {
+pub(super) fn refuse_unknown(
+    block: &str,
+    found: &Map,
+    known: &[(&str, &str)],
+) -> Result<(), Error> {
     let known: BTreeMap<&str, &str> = known.iter().copied().collect();
     let Some((key, value)) = found.iter().find(|(key, _)| !known.contains_key(key)) else {
         return Ok(());
@@ -482,6 +503,10 @@ mod tests {
                 ours["homeserver"].as_object().expect("a block"),
                 HOMESERVER_KEYS,
             ),
+            (
+                ours["notify"].as_object().expect("a block"),
+                notify::NOTIFY_KEYS,
+            ),
         ] {
             let mut found: Vec<&str> = block.keys().map(String::as_str).collect();
             let mut known: Vec<&str> = known.iter().map(|(key, _)| *key).collect();
@@ -491,7 +516,11 @@ mod tests {
         }
         // What the sample proposes can be meant, too.
         let directory = tempfile::tempdir().expect("a directory");
-        for file in ["admin.token", "synapse.token"] {
+        let program = directory.path().join("tell");
+        std::fs::write(&program, "#!/bin/sh\n").expect("writes");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).expect("set");
+        for file in ["admin.token", "synapse.token", "hook.token"] {
             let file = directory.path().join(file);
             std::fs::write(&file, "secret\n").expect("writes");
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
@@ -564,6 +593,7 @@ mod tests {
             "retention_of_left_rooms",
             "check_clock",
             "clock_tolerance",
+            "log_format",
         ];
         for (key, _) in OUR_KEYS {
             assert!(

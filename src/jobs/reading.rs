@@ -25,6 +25,10 @@ const RECORD_OF_1: &str = "
 /// # Errors
 /// [`Error::Config`] where the file cannot be read, or is something else; [`Error::Refused`] for one of a newer roomkeeper.
 pub fn read(path: &Path) -> Result<Vec<JobRecord>, Error> {
+    sqlite_file::undisturbed(|| read_once(path))
+}
+
+fn read_once(path: &Path) -> Result<Vec<JobRecord>, Error> {
     let context = "read the ledger";
     let told = |e: rusqlite::Error| match StoreError::from(e) {
         e if e.is_damage() || e.is_no_database() => damaged(path, &e),

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Keeper, UNKNOWN_KIND, Work};
+use super::{Keeper, UNKNOWN_KIND, Work, retention_room};
 use crate::error::Error;
 use crate::ids::JobId;
-use crate::jobs::ledger::{Ended, JobRecord, State};
+use crate::jobs::ledger::{JobRecord, State};
 
 impl Keeper {
     /// Every job on record, oldest first, with the progress of this moment.
@@ -31,12 +31,8 @@ impl Keeper {
             return Ok(());
         }
         let cancelled = Error::Cancelled;
-        let ended = Ended {
-            error: Some((&cancelled.to_string(), cancelled.code())),
-            progress: &job.progress,
-            at: self.shared.config.clock.now(),
-        };
-        self.shared.register.ledger().end(id, ended)?;
+        let why = (&*cancelled.to_string(), cancelled.code());
+        self.shared.register.end_recorded(&job, why)?;
         self.shared.cancel_parts(id)
     }
 
@@ -84,6 +80,61 @@ impl Keeper {
         };
         log::info!("{guard} goes on");
         self.submit(guard, work)
+    }
+
+    /// Takes up the jobs that an earlier process left unfinished, those that wait for a person's word among them (S-30);
+    /// answers their ids. A job that cannot be taken up is ended with the reason (S-19). One that is paused stays so.
+    pub fn resume(&self) -> Result<Vec<JobId>, Error> {
+        self.take_up(|state| matches!(state, State::Queued | State::Waiting))
+    }
+
+    pub(super) fn take_up(&self, is_wanted: impl Fn(State) -> bool) -> Result<Vec<JobId>, Error> {
+        let mut resumed = Vec::new();
+        for record in self.shared.register.ledger().unended()? {
+            if !is_wanted(record.state) || self.shared.leave_to_set(&record)? {
+                continue;
+            }
+            let id = record.id.clone();
+            let register = &self.shared.register;
+            let guard = match register.requeue(&record) {
+                Ok(guard) => guard,
+                // It runs already, or a retention run has finished it.
+                Err(Error::NoSuchJob(_)) => continue,
+                Err(_) if register.is_live(&id) => continue,
+                Err(e) if !matches!(e, Error::RoomBusy { .. }) => return Err(e),
+                Err(e) => {
+                    let why =
+                        "interrupted, and another job of the room was taken up again before it";
+                    log::warn!("{id} of {} is given up: {why}", record.subject);
+                    register.end_recorded(&record, (why, e.code()))?;
+                    continue;
+                }
+            };
+            if record.state != State::Queued {
+                register.ledger().set_state(&id, State::Queued)?;
+            }
+            let Some(work) = Work::of_record(record) else {
+                guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
+                continue;
+            };
+            if let Work::Retention(run) = &work
+                && !self.shared.is_still_wanted(*run)
+            {
+                log::warn!("{guard}: {}", retention_room::NO_LONGER_WANTED);
+                guard.end(Some((
+                    retention_room::NO_LONGER_WANTED,
+                    "no_longer_configured",
+                )));
+                continue;
+            }
+            log::info!("{guard} goes on where it was interrupted");
+            match self.submit(guard, work) {
+                Ok(()) => resumed.push(id),
+                // It stands in the ledger and is taken up at the next start.
+                Err(e) => log::warn!("{id} could not be taken up again: {e}"),
+            }
+        }
+        Ok(resumed)
     }
 
     /// Blocks until a job has ended, and gives its record.

@@ -46,13 +46,12 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
     {
         return Err(Error::Config(missing));
     }
-    let identity = Db::open(&config.database, &options(Access::ReadOnlyFile))?.identity()?;
+    let identity = look(config, Db::identity)?;
     make_ledger(&config.ledger, config.database.file())?;
     let ledger = Ledger::open(&config.ledger)?;
     if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
-        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
         let former = ledger.identity()?.unwrap_or_default();
-        if removed::was_dropped(&db, &former)? {
+        if look(config, |db| removed::was_dropped(db, &former))? {
             put_back::hold_jobs(&ledger, "the database was dropped and made anew")?;
             ledger.adopt(&identity)?;
             return Ok(ledger);
@@ -67,11 +66,25 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
     Ok(ledger)
 }
 
+/// Looks at the database once. A homeserver that opens it in that moment is no reason to give up.
+///
+/// # Errors
+/// Those of `work`, and of opening the database.
+pub(super) fn look<T>(
+    config: &Config,
+    mut work: impl FnMut(&Db) -> Result<T, Error>,
+) -> Result<T, Error> {
+    sqlite_file::undisturbed(|| {
+        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
+        work(&db)
+    })
+}
+
 /// What tells a database from every other one, its own copies included.
 pub fn identity_of(config: &Config) -> Result<String, Error> {
     match config.database.file() {
         Some(file) => Ok(lasting_path(file)?.display().to_string()),
-        None => Db::open(&config.database, &options(Access::ReadOnlyFile))?.identity(),
+        None => look(config, Db::identity),
     }
 }
 
@@ -180,8 +193,7 @@ fn sign_of_homeserver(config: &Config, raw: Option<Arc<RawFile>>) -> Result<Opti
     if let Some(sign) = detector.detect_without_query() {
         return Ok(Some(sign));
     }
-    let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
-    detector.look(&db, config.clock.now())
+    look(config, |db| detector.look(db, config.clock.now()))
 }
 
 fn open_elsewhere(config: &Config) -> Result<Option<String>, Error> {
@@ -232,4 +244,43 @@ pub(super) fn refuse_own_task(
         Escaped(&task.status),
         Escaped(&task.id),
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema;
+
+    /// A homeserver may start in the moment in which a daemon or a command does.
+    #[test]
+    fn who_opens_the_database_meanwhile_makes_nobody_give_up() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("homeserver.db");
+        schema::create(&path).expect("makes");
+        let config = Config::for_sqlite(&path, "example.org");
+        let (mut homeserver, mut looks) = (None, 0);
+        let rooms = look(&config, |db| {
+            looks += 1;
+            let homeserver = homeserver.get_or_insert_with(|| {
+                let conn = rusqlite::Connection::open(&path).expect("opens");
+                let sql = "INSERT INTO rooms (room_id, is_public) VALUES ('!a:b', 0)";
+                conn.execute_batch(sql).expect("writes");
+                conn
+            });
+            assert!(homeserver.is_autocommit());
+            db.count("count", "SELECT count(*) FROM rooms", &[])
+        });
+        assert_eq!((rooms.expect("looked at"), looks), (1, 2));
+    }
+
+    #[test]
+    fn what_changes_again_and_again_is_told() {
+        let mut looks = 0;
+        let told = sqlite_file::undisturbed(|| {
+            looks += 1;
+            Err::<(), _>(Error::ChangedWhileRead("changed".into()))
+        });
+        assert!(matches!(told, Err(Error::ChangedWhileRead(_))));
+        assert_eq!(looks, 4);
+    }
 }

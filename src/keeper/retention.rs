@@ -13,19 +13,20 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::many_rooms::{BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomsSummary, with_summary};
+use super::ownership::look;
 use super::retention_room::{RetentionRun, RoomPurge};
-use super::{Keeper, Shared, Viewer, Work, options};
+use super::{Keeper, Shared, Viewer, Work};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
 use crate::job::{HomeserverWatch, Phase, Progress, Removes};
-use crate::jobs::ledger::{Ended, JobRecord, State, Subject};
+use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
-use crate::store::db::{Access, Db};
+use crate::store::db::Db;
 use crate::store::homeserver;
 use crate::time::Millis;
 
@@ -203,15 +204,9 @@ impl Shared {
         };
         let guard = self.register.requeue(&first)?;
         log::info!("{guard} goes on where it was interrupted");
-        let (ledger, now) = (self.register.ledger(), self.config.clock.now());
         for other in others {
             let why = format!("superseded by {}, which goes on", first.id);
-            let ended = Ended {
-                error: Some((&why, "superseded")),
-                progress: &other.progress,
-                at: now,
-            };
-            ledger.end(&other.id, ended)?;
+            self.register.end_recorded(&other, (&why, "superseded"))?;
         }
         Ok(guard)
     }
@@ -281,21 +276,20 @@ impl Shared {
         };
         publish(&progress);
         self.finish_interrupted(&|| guard.live().is_cancelled() || guard.live().is_paused())?;
-        let plan = {
-            let db = Db::open(&self.config.database, &options(Access::ReadOnlyFile))?;
+        let plan = look(&self.config, |db| {
             let handle = db.interrupt_handle();
             guard
                 .live()
                 .set_interrupt(Some(Box::new(move || handle.interrupt())));
             let is_busy = |room: &RoomId| self.register.is_busy(room);
-            let plan = retention::plan(&db, &self.config.retention, run.range, now, &is_busy);
+            let plan = retention::plan(db, &self.config.retention, run.range, now, &is_busy);
             let plan = plan.and_then(|mut plan| {
-                self.leave_held(&db, &mut plan)?;
+                self.leave_held(db, &mut plan)?;
                 Ok(plan)
             });
             guard.live().set_interrupt(None);
-            plan?
-        };
+            plan
+        })?;
         for left in &plan.left_alone {
             if matches!(
                 left.reason,

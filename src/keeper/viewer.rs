@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::holds::before_what_is_held;
-use super::ownership::{own_ledger, refuse_anybody_else, refuse_wrong_server_name};
+use super::ownership::{look, own_ledger, refuse_anybody_else, refuse_wrong_server_name};
 use super::{PurgeOptions, options};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
@@ -46,8 +46,11 @@ pub struct Viewer {
 impl Viewer {
     /// Opens the database for reading.
     pub fn open(config: Config) -> Result<Self, Error> {
-        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
-        refuse_wrong_server_name(&db, &config)?;
+        let db = sqlite_file::undisturbed(|| {
+            let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
+            refuse_wrong_server_name(&db, &config)?;
+            Ok(db)
+        })?;
         Ok(Self {
             db,
             config,
@@ -277,12 +280,12 @@ fn merge_index_in_place(config: &Config) -> Result<bool, Error> {
     let Some(file) = config.database.file() else {
         return Ok(true);
     };
-    let needed = {
-        let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
-        if !search::is_present(&db) {
-            return Ok(true);
-        }
-        search::merge_needs(&db)?
+    let needed = look(config, |db| match search::is_present(db) {
+        true => search::merge_needs(db).map(Some),
+        false => Ok(None),
+    })?;
+    let Some(needed) = needed else {
+        return Ok(true);
     };
     if space::free_bytes(file)? < needed {
         return Ok(false);

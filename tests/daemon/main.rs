@@ -12,6 +12,7 @@ mod holds;
 mod home;
 mod jobs;
 mod mistakes;
+mod notify;
 #[path = "../sample/mod.rs"]
 mod sample;
 mod service;
