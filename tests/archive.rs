@@ -7,7 +7,11 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use rand::Rng;
+use rand::rngs::StdRng;
+use roomkeeper::archive::Identity;
 use roomkeeper::config::{Archive, HomeserverPolicy};
+use roomkeeper::hold::Hold;
 use roomkeeper::keeper::{self, Restoration, RestoreRequest};
 use roomkeeper::{Config, Error, JobId, Keeper, RoomId};
 use support::rooms::Recipe;
@@ -61,6 +65,7 @@ fn restore(site: &Site, job: &JobId, dry_run: bool) -> Result<Restoration, Error
         job: job.clone(),
         room: None,
         dry_run,
+        keys: Vec::new(),
     };
     keeper::restore(&config, &request)
 }
@@ -122,25 +127,7 @@ fn what_a_purge_removed_comes_back_as_it_was() {
             let done = restore(&site, &job, false).unwrap_or_else(|e| panic!("{about}: {e}"));
             assert_eq!(plan.events, done.events, "{about}");
             let after = site.tables();
-            let left: Vec<&str> = LEFT.iter().chain(STATE).copied().collect();
-            assert_same(
-                &told(before.clone()).without(&left),
-                &told(after.clone()).without(&left),
-                &about,
-            );
-            let (wanted, found) = (states(&before), states(&after));
-            for (event, state) in &wanted {
-                assert_eq!(
-                    found.get(event),
-                    Some(state),
-                    "{about}: the state of {event}"
-                );
-            }
-            assert_eq!(
-                timeline(&before, &ask.room),
-                timeline(&after, &ask.room),
-                "{about}"
-            );
+            assert_back(&before, &after, &ask.room, &about);
             site.assert_sound(&about);
             // A second time there is nothing to do.
             let again = restore(&site, &job, false).unwrap_or_else(|e| panic!("{about}: {e}"));
@@ -319,6 +306,7 @@ fn a_restoration_is_refused_while_a_homeserver_runs_and_for_a_job_without_an_arc
         job: JobId::from(job),
         room: None,
         dry_run: false,
+        keys: Vec::new(),
     };
     for job in ["abc", "", "../homeserver", "a/b"] {
         let refused = keeper::restore(&config, &request(job));
@@ -339,4 +327,238 @@ fn a_restoration_is_refused_while_a_homeserver_runs_and_for_a_job_without_an_arc
     let refused = keeper::restore(&config, &request(job.as_str()));
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     assert_same(&purged, &site.tables(), "refused");
+}
+
+/// Fails unless everything is as it was before, but for what is left to people.
+#[track_caller]
+fn assert_back(before: &Tables, after: &Tables, room: &str, about: &str) {
+    let left: Vec<&str> = LEFT.iter().chain(STATE).copied().collect();
+    assert_same(
+        &told(before.clone()).without(&left),
+        &told(after.clone()).without(&left),
+        about,
+    );
+    let found = states(after);
+    for (event, state) in &states(before) {
+        assert_eq!(
+            found.get(event),
+            Some(state),
+            "{about}: the state of {event}"
+        );
+    }
+    assert_eq!(timeline(before, room), timeline(after, room), "{about}");
+}
+
+/// The ids of the archives that there are, newest job last.
+fn archived(site: &Site) -> Vec<JobId> {
+    let config = archiving(site, site.config());
+    let reports = keeper::archives(&config, Some(&[])).expect("listed");
+    for report in &reports {
+        assert!(report.damage.is_empty(), "{:?}", report.damage);
+    }
+    reports
+        .into_iter()
+        .filter_map(|report| report.job)
+        .collect()
+}
+
+#[test]
+fn a_purge_and_a_restoration_that_fail_anywhere_leave_whole_rooms_and_can_be_done_again() {
+    for_each_sample(10, |seed, rng| {
+        let site = Site::random(seed, &Recipe::default());
+        let before = site.tables();
+        let ask = any_cut(&before, rng);
+        let about = format!("seed {seed}, {ask:?}");
+        let ids = timeline(&before, &ask.room);
+        let any = |rng: &mut StdRng| ids[rng.random_range(0..ids.len())].clone();
+        let mut jobs = Vec::new();
+        for stops in [true, true, false] {
+            if stops {
+                let at = any(rng);
+                site.run(&format!(
+                    "CREATE TRIGGER stop BEFORE DELETE ON events WHEN OLD.event_id = '{at}'
+                     BEGIN SELECT RAISE(ABORT, 'stopped here'); END;"
+                ));
+            }
+            // Its outcome is what the next one finds.
+            let _ = purge(archiving(&site, site.in_batches_of(4)), &ask);
+            if stops {
+                site.run("DROP TRIGGER stop");
+            }
+            site.clock.advance(roomkeeper::Millis(1000));
+            for job in archived(&site) {
+                if !jobs.contains(&job) {
+                    jobs.push(job);
+                }
+            }
+            site.assert_sound(&format!("{about}: purging"));
+        }
+        for job in jobs.iter().rev() {
+            for stops in [true, true, false] {
+                if stops {
+                    let at = any(rng);
+                    site.run(&format!(
+                        "CREATE TRIGGER stop BEFORE INSERT ON events WHEN NEW.event_id = '{at}'
+                         BEGIN SELECT RAISE(ABORT, 'stopped here'); END;
+                         CREATE TRIGGER halt BEFORE UPDATE ON events WHEN NEW.event_id = '{at}'
+                         BEGIN SELECT RAISE(ABORT, 'stopped here'); END;"
+                    ));
+                }
+                let restored = restore(&site, job, false);
+                if stops {
+                    site.run("DROP TRIGGER stop; DROP TRIGGER halt");
+                } else {
+                    restored.unwrap_or_else(|e| panic!("{about}: {e}"));
+                }
+                site.assert_sound(&format!("{about}: restoring"));
+            }
+        }
+        assert_back(&before, &site.tables(), &ask.room, &about);
+    });
+}
+
+/// A purge of everything that may go, of the first room that has anything to purge.
+fn any_purge(site: &Site, config: &Config) -> (JobId, String) {
+    let tables = site.tables();
+    for room in tables.rows("rooms") {
+        let room = room.word("room_id");
+        for below in (2..60).rev() {
+            let job = purge(config.clone(), &Ask::all_of(room, below));
+            if let Some(job) = job.filter(|_| site.tables() != tables) {
+                return (job, room.to_owned());
+            }
+        }
+    }
+    panic!("nothing could be purged");
+}
+
+#[test]
+fn without_the_private_key_an_archive_cannot_be_read() {
+    let site = Site::random(11, &Recipe::default());
+    let before = site.tables();
+    let (key, other) = (Identity::generate(), Identity::generate());
+    let mut config = archiving(&site, site.in_batches_of(9));
+    let archive = config.archive.as_mut().expect("set");
+    archive.recipients = vec![key.recipient(), Identity::generate().recipient()];
+    let (job, room) = any_purge(&site, &config);
+    let purged = site.tables();
+    let file = directory(&site).join(format!("{job}.rka"));
+    let bytes = std::fs::read(&file).expect("there");
+    let has = |what: &[u8]| bytes.windows(what.len()).filter(|w| *w == what).count();
+    let frames = keeper::archives(&config, None).expect("listed")[0].frames;
+    assert!(frames > 1);
+    assert_eq!(has(b"age-encryption.org/v1"), frames, "each for itself");
+    assert_eq!(
+        has(&[0x28, 0xb5, 0x2f, 0xfd]),
+        0,
+        "what is compressed is not encrypted"
+    );
+    let request = |keys: &[&Identity], dry_run| RestoreRequest {
+        job: job.clone(),
+        room: None,
+        dry_run,
+        keys: keys.iter().map(|key| (*key).clone()).collect(),
+    };
+    for keys in [&[][..], &[&other]] {
+        for dry_run in [true, false] {
+            let refused = keeper::restore(&config, &request(keys, dry_run));
+            assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+        }
+    }
+    assert_same(&purged, &site.tables(), "refused");
+    assert!(keeper::holds(&config).is_empty());
+    let verified =
+        |keys: &[Identity]| keeper::archives(&config, Some(keys)).expect("read")[0].clone();
+    assert_eq!(verified(&[]).unopened, frames);
+    assert!(!verified(std::slice::from_ref(&other)).damage.is_empty());
+    let good = verified(&[other.clone(), key.clone()]);
+    assert!(good.damage.is_empty() && good.unopened == 0, "{good:?}");
+    keeper::restore(&config, &request(&[&other, &key], false)).expect("restored");
+    assert_back(&before, &site.tables(), &room, "with the key");
+}
+
+#[test]
+fn an_archive_goes_when_its_time_is_over_or_somebody_says_so_and_never_while_it_is_held() {
+    let site = Site::random(12, &Recipe::default());
+    let mut config = archiving(&site, site.config());
+    config.check_clock = false;
+    let (job, room) = any_purge(&site, &config);
+    let hold = |name: &str| Hold {
+        name: name.into(),
+        rooms: vec![RoomId::new(&*room)],
+        reason: "a test".into(),
+        ..Hold::default()
+    };
+    keeper::add_hold(&config, hold("one")).expect("laid");
+    let refused = keeper::shred(&config, &job);
+    assert!(matches!(refused, Err(Error::Held(_))), "{refused:?}");
+    let keep = config.archive.as_ref().expect("set").keep;
+    let looks = |config: &Config| {
+        let keeper = Keeper::open(config.clone()).expect("opens");
+        // What follows a tick is done when the next one is answered.
+        for _ in 0..2 {
+            keeper.tick_retention().expect("answered");
+        }
+        keeper.stop();
+        archived(&site).len()
+    };
+    assert_eq!(looks(&config), 1, "its time is not over");
+    site.clock.advance(keep + roomkeeper::Millis(1));
+    assert_eq!(looks(&config), 1, "it is held");
+    keeper::release_hold(&config, "one", "over").expect("released");
+    assert_eq!(looks(&config), 0, "its time is over");
+    let (second, _) = any_purge(&site, &config);
+    keeper::shred(&config, &second).expect("nobody holds it");
+    assert_eq!(archived(&site).len(), 0);
+    let gone = restore(&site, &second, false);
+    assert!(matches!(gone, Err(Error::NoSuchJob(_))), "{gone:?}");
+}
+
+/// From 5,000 events on, a fifth of what is freed.
+#[test]
+fn an_archive_takes_a_fifth_of_what_is_freed_at_most() {
+    let recipe = Recipe {
+        rooms: 1..2,
+        events: 7_500..7_501,
+        may_be_long: false,
+    };
+    for (seed, way) in [(2, 2), (3, 3)] {
+        let site = Site::random(seed, &recipe);
+        let before = site.tables();
+        let room = before.rows("rooms")[0].word("room_id").to_owned();
+        let free = || {
+            site.number(
+                "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size",
+            )
+        };
+        let free_before = free();
+        let (name, mut config) = ways(&site).remove(way);
+        config.batch.events = 1_000;
+        config.batch.events_offline = 10_000;
+        let extremities = before.rows("event_forward_extremities").iter();
+        let depth = extremities
+            .filter_map(|f| {
+                with(&before, "events", "event_id", f.word("event_id"))
+                    .first()
+                    .copied()
+            })
+            .map(|e| e.number("depth"))
+            .max()
+            .expect("an extremity");
+        let config = archiving(&site, config);
+        let job = purge(config.clone(), &Ask::all_of(&room, depth)).expect("purged");
+        let report = keeper::archives(&config, Some(&[]))
+            .expect("read")
+            .remove(0);
+        let freed = free() - free_before;
+        let share = report.bytes as f64 / freed as f64;
+        println!(
+            "{name}: {} events, {freed} bytes freed, archive {} bytes: {share:.3}",
+            report.events, report.bytes
+        );
+        assert!(report.events >= 5_000, "{name}: {} events", report.events);
+        assert!(share <= 0.2, "{name}: {} of {freed} bytes", report.bytes);
+        restore(&site, &job, false).expect("restored");
+        assert_back(&before, &site.tables(), &room, name);
+    }
 }

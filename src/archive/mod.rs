@@ -6,6 +6,7 @@
 //! a frame can be read whatever became of its neighbours. What rows mean is for `store` to say.
 
 mod cells;
+mod keys;
 mod reader;
 mod writer;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use self::cells::{Cell, Decoder, Encoder, Record};
+pub use self::keys::{Identity, Recipient};
 pub use self::reader::{Found, FrameAt, Reader, Records};
 pub use self::writer::{Frame, Writer};
 use crate::error::Error;
@@ -62,6 +64,9 @@ pub struct Head {
     pub events: i64,
     /// Rows, by table.
     pub rows: BTreeMap<String, i64>,
+    /// Whether its rows are encrypted.
+    #[serde(default)]
+    pub is_encrypted: bool,
     /// One thing that stands as long as the transaction has not committed.
     pub witness: Option<Witness>,
 }

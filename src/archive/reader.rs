@@ -1,17 +1,18 @@
 //! Reading: whatever is damaged, cut off or foreign is told, and the other frames can be had.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Take};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use super::cells::Decoder;
-use super::{Digest, FRAME, Head, Header, LONGEST_HEAD, MAGIC, digest_of, unreadable};
+use super::{Digest, FRAME, Head, Header, Identity, LONGEST_HEAD, MAGIC, digest_of, unreadable};
 use crate::error::Error;
 
 /// The rows of a frame.
-pub type Records = Decoder<BufReader<zstd::stream::read::Decoder<'static, BufReader<Take<File>>>>>;
+pub type Records =
+    Decoder<BufReader<zstd::stream::read::Decoder<'static, BufReader<Box<dyn Read>>>>>;
 
 /// An archive, open to be read.
 pub struct Reader {
@@ -254,19 +255,44 @@ impl Reader {
         })
     }
 
-    /// The rows of a frame.
+    /// The rows of a frame, with these keys where it is encrypted.
     ///
     /// # Errors
-    /// Those of the file.
-    pub fn records(&self, frame: &FrameAt) -> Result<Records, Error> {
+    /// [`Error::Refused`] where none of the keys opens it; those of the file.
+    pub fn records(&self, frame: &FrameAt, keys: &[Identity]) -> Result<Records, Error> {
+        let mut file = File::open(&self.path).map_err(|e| unreadable(&self.path, &e))?;
+        file.seek(SeekFrom::Start(frame.rows))
+            .map_err(|e| unreadable(&self.path, &e))?;
+        let rows = file.take(frame.bytes);
+        let rows: Box<dyn Read> = match frame.head.is_encrypted {
+            false => Box::new(rows),
+            true => Box::new(self.decrypted(BufReader::new(rows), keys)?),
+        };
         let open = || {
-            let mut file = File::open(&self.path)?;
-            file.seek(SeekFrom::Start(frame.rows))?;
-            let rows = BufReader::new(file.take(frame.bytes));
+            let rows = BufReader::new(rows);
             let rows = zstd::stream::read::Decoder::with_buffer(rows)?;
             Ok(Decoder::new(BufReader::with_capacity(1 << 16, rows)))
         };
         open().map_err(|e: io::Error| unreadable(&self.path, &e))
+    }
+}
+
+impl Reader {
+    fn decrypted<R: Read>(&self, rows: R, keys: &[Identity]) -> Result<impl Read + use<R>, Error> {
+        let refuse = |why: &str| Error::Refused(format!("{}: {why}", self.path.display()));
+        if keys.is_empty() {
+            return Err(refuse(
+                "the archive is encrypted, and nobody can read it without its private key: --identity FILE",
+            ));
+        }
+        let keys = keys.iter().map(|key| &key.0 as &dyn age::Identity);
+        let opened = age::Decryptor::new(rows).and_then(|rows| rows.decrypt(keys));
+        opened.map_err(|e| match e {
+            age::DecryptError::NoMatchingKeys => {
+                refuse("none of the private keys that were given opens the archive")
+            }
+            e => refuse(&format!("the archive cannot be decrypted: {e}")),
+        })
     }
 }
 
@@ -290,7 +316,7 @@ mod tests {
     }
 
     fn add(writer: &mut Writer, n: i64) {
-        let mut frame = writer.frame(3).expect("begun");
+        let mut frame = writer.frame(3, &[]).expect("begun");
         frame.table("events", &["n", "text"]).expect("written");
         for row in 0..50 {
             let text = format!("the body of message {n} {row}").into();
@@ -304,6 +330,7 @@ mod tests {
             at_ms: Millis(n),
             events: 50,
             rows: frame.counts().clone(),
+            is_encrypted: false,
             witness: Some(Witness::Deleted {
                 event_id: EventId::new(format!("${n}")),
                 stream_ordering: n,
@@ -320,7 +347,7 @@ mod tests {
                 damaged += 1;
                 continue;
             };
-            let mut records = reader.records(&frame).expect("read");
+            let mut records = reader.records(&frame, &[]).expect("read");
             let mut first = None;
             let mut rows = 0;
             while let Some(record) = records.read().expect("whole") {

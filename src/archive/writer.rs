@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::cells::{Cell, Encoder};
 use super::reader::{Found, Reader};
-use super::{Digest, FRAME, Head, Header, MAGIC, Witness, digest_of, unwritable};
+use super::{Digest, FRAME, Head, Header, MAGIC, Recipient, Witness, digest_of, unwritable};
 use crate::error::Error;
 
 /// A job's archive, open to be added to.
@@ -149,16 +149,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins a frame, in the place of the last one if that did not count.
+    /// Begins a frame, in the place of the last one if that did not count; encrypted to whoever is named, if anybody is.
     ///
     /// # Errors
     /// Those of the file.
-    pub fn frame(&mut self, level: i32) -> Result<Frame<'_>, Error> {
+    pub fn frame(&mut self, level: i32, to: &[Recipient]) -> Result<Frame<'_>, Error> {
         let path = self.path.clone();
-        self.begin(level).map_err(|e| unwritable(&path, &e))
+        self.begin(level, to).map_err(|e| unwritable(&path, &e))
     }
 
-    fn begin(&mut self, level: i32) -> io::Result<Frame<'_>> {
+    fn begin(&mut self, level: i32, to: &[Recipient]) -> io::Result<Frame<'_>> {
         self.open = None;
         self.is_dirty = true;
         self.file.set_len(self.end)?;
@@ -172,9 +172,19 @@ impl Writer {
             digest: Sha256::new(),
             length: 0,
         };
-        let compressing = zstd::stream::write::Encoder::new(hashing, level)?;
+        let out = match to {
+            [] => Out::Plain(hashing),
+            to => {
+                let to = to.iter().map(|one| &one.0 as &dyn age::Recipient);
+                let encryptor = age::Encryptor::with_recipients(to).map_err(io::Error::other)?;
+                Out::Encrypted(Box::new(encryptor.wrap_output(hashing)?))
+            }
+        };
+        let is_encrypted = matches!(out, Out::Encrypted(_));
+        let compressing = zstd::stream::write::Encoder::new(out, level)?;
         Ok(Frame {
             writer: self,
+            is_encrypted,
             rows: Encoder::new(compressing),
             counts: BTreeMap::new(),
             table: String::new(),
@@ -210,10 +220,42 @@ impl Write for Hashing {
     }
 }
 
+/// Where compressed rows go.
+enum Out {
+    Plain(Hashing),
+    Encrypted(Box<age::stream::StreamWriter<Hashing>>),
+}
+
+impl Out {
+    fn finish(self) -> io::Result<Hashing> {
+        match self {
+            Self::Plain(hashing) => Ok(hashing),
+            Self::Encrypted(encrypting) => encrypting.finish(),
+        }
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(hashing) => hashing.write(bytes),
+            Self::Encrypted(encrypting) => encrypting.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(hashing) => hashing.flush(),
+            Self::Encrypted(encrypting) => encrypting.flush(),
+        }
+    }
+}
+
 /// A frame that is being written. Dropped before [`Frame::finish`], it was none.
 pub struct Frame<'a> {
     writer: &'a mut Writer,
-    rows: Encoder<zstd::stream::write::Encoder<'static, Hashing>>,
+    rows: Encoder<zstd::stream::write::Encoder<'static, Out>>,
+    is_encrypted: bool,
     counts: BTreeMap<String, i64>,
     table: String,
 }
@@ -265,9 +307,12 @@ impl Frame<'_> {
             mut file,
             digest,
             length,
-        } = self.rows.end()?.finish()?;
+        } = self.rows.end()?.finish()?.finish()?;
         let writer = self.writer;
-        let said = serde_json::to_vec(head)?;
+        let said = serde_json::to_vec(&Head {
+            is_encrypted: self.is_encrypted,
+            ..head.clone()
+        })?;
         let digest = digest_of(digest, &writer.last, writer.number, length, &said);
         file.write_all(&(said.len() as u32).to_le_bytes())?;
         file.write_all(&said)?;

@@ -1,11 +1,13 @@
 //! `roomkeeper restore` and `roomkeeper archives`: what jobs removed, and bringing it back.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{output, words};
+use crate::archive::Identity;
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::ids::{Escaped, JobId, RoomId};
@@ -21,6 +23,9 @@ pub(super) struct Restore {
     /// Only say what would come back; reads, and changes nothing.
     #[arg(long)]
     dry_run: bool,
+    /// The private keys of an encrypted archive, in a file as age-keygen writes it.
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -31,13 +36,21 @@ pub(super) struct Archives {
 
 #[derive(Subcommand)]
 enum Act {
-    /// Read every row of every archive; exit code 1 where one is damaged.
-    Verify,
+    /// Read every row of every archive; exit code 1 where one is damaged, or cannot be opened with the keys.
+    Verify {
+        /// The private keys of encrypted archives, in a file as age-keygen writes it.
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
+    },
     /// Take the archive of a job away for good: what the job removed cannot come back then.
     Shred {
         /// The job.
         job: String,
     },
+}
+
+fn keys(file: Option<&Path>) -> Result<Vec<Identity>, Error> {
+    file.map_or(Ok(Vec::new()), Identity::read)
 }
 
 /// Brings back what a job removed.
@@ -51,6 +64,7 @@ pub(super) fn restore(
         job: JobId::from(wanted.job.as_str()),
         room: wanted.room.as_deref().map(RoomId::new),
         dry_run: wanted.dry_run,
+        keys: keys(wanted.identity.as_deref())?,
     };
     if !request.dry_run && words::can_ask(is_said, as_json) {
         let plan = keeper::restore(
@@ -115,8 +129,11 @@ pub(super) fn archives(
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     let (reports, is_shredded) = match &wanted.act {
-        None => (keeper::archives(config, false)?, false),
-        Some(Act::Verify) => (keeper::archives(config, true)?, false),
+        None => (keeper::archives(config, None)?, false),
+        Some(Act::Verify { identity }) => {
+            let keys = keys(identity.as_deref())?;
+            (keeper::archives(config, Some(&keys))?, false)
+        }
         Some(Act::Shred { job }) => {
             let question = format!("take the archive of job {} away for good?", Escaped(job));
             words::ask(&question, is_said, as_json)?;
@@ -136,7 +153,7 @@ pub(super) fn archives(
     } else {
         list(&reports);
     }
-    let verifies = matches!(wanted.act, Some(Act::Verify));
+    let verifies = matches!(wanted.act, Some(Act::Verify { .. }));
     let is_damaged = reports.iter().any(|report| !report.damage.is_empty());
     Ok(match verifies && is_damaged {
         true => ExitCode::from(EXIT_FAILED),
@@ -165,6 +182,12 @@ fn list(reports: &[ArchiveReport]) {
         ));
         for room in &report.rooms {
             output::say(&format!("  {room}"));
+        }
+        if report.unopened > 0 {
+            output::say(&format!(
+                "  {} not opened: there was no key (--identity FILE)",
+                output::count(report.unopened as i64, "transaction")
+            ));
         }
         for damage in &report.damage {
             output::say(&format!("  damaged: {}", Escaped(damage)));

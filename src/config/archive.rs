@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::archive::Recipient;
 use crate::time::{Millis, days};
 
 /// How long archives are kept where nothing else is said.
@@ -13,6 +14,8 @@ const KEEP: Millis = days(30);
 pub struct Archive {
     /// The directory; it is made where there is none.
     pub directory: PathBuf,
+    /// The public keys to which archives are encrypted; without any they are not.
+    pub recipients: Vec<Recipient>,
     /// How long after a job an archive is kept.
     pub keep: Millis,
 }
@@ -22,6 +25,7 @@ impl Archive {
     pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
+            recipients: Vec::new(),
             keep: KEEP,
         }
     }

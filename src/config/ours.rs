@@ -11,6 +11,7 @@ use super::yaml::{Map, Value};
 use super::{
     Archive, Config, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, Secret, secrets,
 };
+use crate::archive::Recipient;
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::time::Millis;
@@ -40,7 +41,7 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("retention_of_left_rooms", "true or false"),
     ("check_clock", "on or off"),
     ("clock_tolerance", "a duration such as 7d"),
-    ("archive", "{directory: …, keep: 30d}"),
+    ("archive", "{directory: …, keep: 30d, recipients: [age1…]}"),
     ("log_format", "text or json"),
     (
         "notify",
@@ -61,6 +62,7 @@ const BATCH_KEYS: &[(&str, &str)] = &[
 /// The keys of `archive` in our block.
 const ARCHIVE_KEYS: &[(&str, &str)] = &[
     ("directory", "a directory that has room for it"),
+    ("recipients", "a list of public keys: \"age1…\""),
     ("keep", "a duration such as 30d"),
 ];
 
@@ -280,6 +282,25 @@ fn read_archive(value: &Value, base: &Path) -> Result<Archive, Error> {
         ));
     }
     let mut archive = Archive::in_directory(base.join(directory));
+    if let Some(value) = block.get("recipients") {
+        let key = "roomkeeper.archive.recipients";
+        let wanted = "a list of public keys, each age1… as age-keygen prints it";
+        let Some(list) = value.as_list().filter(|list| !list.is_empty()) else {
+            return Err(wrong(key, value, wanted));
+        };
+        let recipients: Result<Vec<Recipient>, Error> = list
+            .iter()
+            .map(|entry| {
+                let text = string(key, entry)?;
+                // What does not parse may be a private key, and is not shown.
+                let parsed = text.parse();
+                parsed.map_err(|_| {
+                    Error::Config(format!("{}: {key} should be {wanted}", entry.place()))
+                })
+            })
+            .collect();
+        archive.recipients = recipients?;
+    }
     if let Some(keep) = block.get("keep") {
         archive.keep = duration_with_unit("roomkeeper.archive.keep", keep)?;
         if archive.keep < Millis(60 * 60 * 1000) {

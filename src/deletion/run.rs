@@ -68,6 +68,11 @@ fn run_interruptibly(
     if request.purge {
         // Before anybody is moved out; and again before the first row goes.
         ctx.heed_holds(Removes::Room)?;
+        if ctx.archive.is_some() {
+            let note = "only history purges are archived: this deletion cannot be undone";
+            log::warn!("room {}: {note}", ctx.room);
+            progress.notes.push(note.into());
+        }
         refuse_what_stops_it(ctx)?;
     }
     if extent == DeletionScope::Whole {

@@ -61,10 +61,11 @@ impl JobArchive {
         };
         writer.settle(|witness| archived::stands(db, witness))?;
         let [running, stopped] = LEVELS;
-        writer.frame(match how {
+        let level = match how {
             ServerState::Running => running,
             ServerState::Stopped => stopped,
-        })
+        };
+        writer.frame(level, &self.settings.recipients)
     }
 
     /// The transaction of the last frame has committed.
@@ -149,6 +150,7 @@ impl<'a> GroupsFrame<'a> {
             at_ms: now,
             events: 0,
             rows: frame.counts().clone(),
+            is_encrypted: false,
             witness: self.witness,
         };
         frame.finish(&head)

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::ownership::own_ledger;
 use super::{Shared, Viewer};
-use crate::archive::{self, Found, Reader, Record};
+use crate::archive::{self, Found, Identity, Reader, Record};
 use crate::config::{Archive, Config};
 use crate::error::{Chain, Error};
 use crate::hold::Hold;
@@ -37,6 +37,10 @@ pub struct ArchiveReport {
     pub frames: usize,
     /// Events that left the timeline.
     pub events: i64,
+    /// Transactions that are encrypted.
+    pub encrypted: usize,
+    /// Of these, those that were to be verified and for which there was no key.
+    pub unopened: usize,
     /// What is wrong with it, a sentence each.
     pub damage: Vec<String>,
 }
@@ -67,21 +71,22 @@ pub(super) fn file_of(archive: &Archive, job: &JobId) -> Result<PathBuf, Error> 
     }
 }
 
-/// Every archive there is, oldest first. Reads the files whole; with `thoroughly` it looks at every row as well.
+/// Every archive there is, oldest first. Reads the files whole; with `verify` it looks at every row as well, of what is
+/// encrypted where these keys open it.
 ///
 /// # Errors
 /// [`Error::Config`] where archives are not configured; [`Error::Refused`] where the directory cannot be read.
-pub fn archives(config: &Config, thoroughly: bool) -> Result<Vec<ArchiveReport>, Error> {
+pub fn archives(config: &Config, verify: Option<&[Identity]>) -> Result<Vec<ArchiveReport>, Error> {
     let archive = settings(config)?;
     let mut reports: Vec<ArchiveReport> = archive::list(&archive.directory)?
         .iter()
-        .map(|file| report(archive, file, thoroughly))
+        .map(|file| report(archive, file, verify))
         .collect();
     reports.sort_by_key(|report| report.at_ms);
     Ok(reports)
 }
 
-fn report(archive: &Archive, file: &Path, thoroughly: bool) -> ArchiveReport {
+fn report(archive: &Archive, file: &Path, verify: Option<&[Identity]>) -> ArchiveReport {
     let mut report = ArchiveReport {
         job: None,
         file: file.to_owned(),
@@ -92,8 +97,10 @@ fn report(archive: &Archive, file: &Path, thoroughly: bool) -> ArchiveReport {
         frames: 0,
         events: 0,
         damage: Vec::new(),
+        encrypted: 0,
+        unopened: 0,
     };
-    if let Err(e) = read(&mut report, thoroughly) {
+    if let Err(e) = read(&mut report, verify) {
         report.damage.push(Chain(&e).to_string());
     }
     report.until_ms = report.at_ms.map(|at| at + archive.keep);
@@ -102,7 +109,7 @@ fn report(archive: &Archive, file: &Path, thoroughly: bool) -> ArchiveReport {
     report
 }
 
-fn read(report: &mut ArchiveReport, thoroughly: bool) -> Result<(), Error> {
+fn read(report: &mut ArchiveReport, verify: Option<&[Identity]>) -> Result<(), Error> {
     let mut reader = Reader::open(&report.file)?;
     report.job = Some(reader.header().job.clone());
     report.at_ms = Some(reader.header().at_ms);
@@ -121,11 +128,16 @@ fn read(report: &mut ArchiveReport, thoroughly: bool) -> Result<(), Error> {
         if report.rooms.last() != Some(&frame.head.room) {
             report.rooms.push(frame.head.room.clone());
         }
-        if !thoroughly {
+        report.encrypted += usize::from(frame.head.is_encrypted);
+        let Some(keys) = verify else {
+            continue;
+        };
+        if frame.head.is_encrypted && keys.is_empty() {
+            report.unopened += 1;
             continue;
         }
         let mut rows = 0;
-        let mut records = reader.records(&frame)?;
+        let mut records = reader.records(&frame, keys)?;
         loop {
             match records.read() {
                 Ok(None) => break,
@@ -164,7 +176,7 @@ fn holds_on(db: &Db, holds: &[Hold], rooms: &[RoomId]) -> Result<Vec<String>, Er
 pub fn shred(config: &Config, job: &JobId) -> Result<ArchiveReport, Error> {
     let archive = settings(config)?;
     let file = file_of(archive, job)?;
-    let report = report(archive, &file, false);
+    let report = report(archive, &file, None);
     let viewer = Viewer::open(config.clone())?;
     let holds = match own_ledger(config) {
         Ok(ledger) => ledger.holds()?.to_vec(),
@@ -242,7 +254,7 @@ impl Shared {
     }
 
     fn expire(&self, archive: &Archive, file: &Path, now: Millis) -> Result<(), Error> {
-        let report = report(archive, file, false);
+        let report = report(archive, file, None);
         let (Some(until), Some(job)) = (report.until_ms, &report.job) else {
             return Ok(());
         };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::archives::{file_of, reader, settings};
 use super::ownership::{own_work, refuse_anybody_else, refuse_wrong_server_name};
-use crate::archive::{self, Found, FrameAt, Reader};
+use crate::archive::{self, Found, FrameAt, Identity, Reader};
 use crate::config::Config;
 use crate::error::Error;
 use crate::hold::Hold;
@@ -22,7 +22,7 @@ use crate::store::restore::{self, Look, Numbers, Restored};
 use crate::store::{db, removed};
 
 /// What is to come back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RestoreRequest {
     /// The job whose archive it is in.
     pub job: JobId,
@@ -30,6 +30,8 @@ pub struct RestoreRequest {
     pub room: Option<RoomId>,
     /// Only say what would come back.
     pub dry_run: bool,
+    /// The private keys, where it is encrypted.
+    pub keys: Vec<Identity>,
 }
 
 /// What came back, or would.
@@ -109,7 +111,7 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
     if request.dry_run {
         let db = reader(config)?;
         refuse_foreign(&db, &header.engine)?;
-        plan(&db, &archive, &file, &frames, &mut done)?;
+        plan(&db, &archive, &file, &frames, &request.keys, &mut done)?;
         return Ok(done);
     }
     let (ledger, _lock) = own_work(config)?;
@@ -118,7 +120,7 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
     let mut db = Db::open(&config.database, &db::OpenOptions::default())?;
     refuse_wrong_server_name(&db, config)?;
     refuse_foreign(&db, &header.engine)?;
-    let numbers = plan(&db, &archive, &file, &frames, &mut done)?;
+    let numbers = plan(&db, &archive, &file, &frames, &request.keys, &mut done)?;
     write_numbers(&file, &numbers)?;
     let hold = lay_hold(config, &ledger, &request.job, &done.rooms)?;
     done.hold = Some(hold);
@@ -128,7 +130,7 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
     done.rows = RowCounts::new();
     for (n, frame) in frames.iter().enumerate() {
         let head = &frame.head;
-        let records = || archive.records(frame);
+        let records = || archive.records(frame, &request.keys);
         let back = db.write("restore the archive", |db| {
             restore::restore(db, head.kind, &head.room, &records, &numbers)
         });
@@ -192,13 +194,14 @@ fn plan(
     archive: &Reader,
     file: &Path,
     frames: &[FrameAt],
+    keys: &[Identity],
     done: &mut Restoration,
 ) -> Result<Numbers, Error> {
     let before = read_numbers(file)?;
     let mut look = Look::default();
     for frame in frames {
         look.rooms.insert(frame.head.room.clone());
-        restore::look(db, &mut archive.records(frame)?, &before, &mut look)?;
+        restore::look(db, &mut archive.records(frame, keys)?, &before, &mut look)?;
     }
     for room in &look.rooms {
         if !removed::room_stands(db, room)? {

@@ -290,6 +290,7 @@ pub fn write_selected(
         at_ms: now,
         events,
         rows: frame.counts().clone(),
+        is_encrypted: false,
         witness,
     };
     frame.finish(&head)

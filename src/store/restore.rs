@@ -4,8 +4,11 @@
 //! is exchanged for a new one, for events as for state groups; a row whose owner is gone (a device, an account) stays away.
 //! Forward extremities, the current state, unread counts and streams are left as they are: people have gone on since.
 
+mod groups;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use self::groups::restore_groups;
 use super::archived::{DEPTH, EXTREMITIES, GROUPS, OUTLIERS, columns};
 use super::db::{Db, params};
 use super::event_rows::{RowCounts, Scope, add};
@@ -37,22 +40,6 @@ const IS_NAMED: &str = "
 
 const GREATEST_GROUP: &str = "SELECT max(id) FROM state_groups";
 
-/// Binds `$1` group, `$2` room, `$3` event.
-const INSERT_GROUP: &str = "INSERT INTO state_groups (id, room_id, event_id) VALUES ($1, $2, $3)";
-
-/// Binds `$1` group, `$2` the one that it is a delta on.
-const INSERT_EDGE: &str = "
-    INSERT INTO state_group_edges (state_group, prev_state_group)
-    SELECT $1, $2
-     WHERE NOT EXISTS (SELECT 1 FROM state_group_edges WHERE state_group = $1 AND prev_state_group = $2)";
-
-/// Binds `$1` group, `$2` room, `$3` type, `$4` state key, `$5` event.
-const INSERT_ENTRY: &str = "
-    INSERT INTO state_groups_state (state_group, room_id, type, state_key, event_id) VALUES ($1, $2, $3, $4, $5)";
-
-/// Binds `$1` group.
-const KEEP_GROUP: &str = "DELETE FROM state_groups_pending_deletion WHERE state_group = $1";
-
 /// Binds `$1` event. It stayed, and its state is known again.
 const TURN_BACK: &str = "UPDATE events SET outlier = FALSE WHERE event_id = $1 AND outlier";
 
@@ -76,14 +63,25 @@ const PUT_EXTREMITY_BACK: &str = "
                       AND v.room_id = $1
                       AND NOT v.outlier)";
 
-/// Zero is what a purge writes that leaves no extremity. Binds `$1` depth, `$2` room.
-const LOWER_DEPTH: &str = "
-    UPDATE room_depth SET min_depth = $1
-     WHERE room_id = $2
-       AND (min_depth > $1
-            OR (min_depth = 0
-                AND NOT EXISTS (SELECT 1 FROM events e
-                                 WHERE e.room_id = $2 AND e.topological_ordering <= 0 AND NOT e.outlier)))";
+/// Whether the room's least depth is what a purge writes (P-11), and nobody's who fetched older events since. Binds `$1` room.
+const IS_PURGED_DEPTH: &str = "
+    SELECT count(*) FROM room_depth d
+     WHERE d.room_id = $1
+       AND d.min_depth = (
+           SELECT coalesce(min(e.depth), 0)
+             FROM event_backward_extremities b
+            CROSS JOIN event_edges g
+            CROSS JOIN events e
+            WHERE b.room_id = $1
+              AND g.prev_event_id = b.event_id
+              AND e.event_id = g.event_id)";
+
+/// Binds `$1` depth, `$2` room.
+const SET_DEPTH: &str = "UPDATE room_depth SET min_depth = $1 WHERE room_id = $2";
+
+/// Binds `$1` depth, `$2` room.
+const LOWER_DEPTH: &str =
+    "UPDATE room_depth SET min_depth = $1 WHERE room_id = $2 AND min_depth > $1";
 
 /// Binds `$1` room, `$2` root.
 const THREAD: &str = "SELECT topological_ordering, stream_ordering FROM threads WHERE room_id = $1 AND thread_id = $2";
@@ -484,6 +482,8 @@ pub fn restore_events(
     numbers: &Numbers,
 ) -> Result<Restored, Error> {
     db.batch(DOING, LATE_KEYS)?;
+    let of_room = params![room.as_str()];
+    let is_purged_depth = db.count(DOING, IS_PURGED_DEPTH, of_room)? > 0;
     let mut restored = Restored::default();
     let mut inserts: HashMap<String, Option<Insert>> = HashMap::new();
     let mut chunk = Chunk::default();
@@ -569,7 +569,11 @@ pub fn restore_events(
         db.execute(DOING, PUT_EXTREMITY_BACK, params![room.as_str(), id])?;
     }
     if let Some(depth) = depth {
-        db.execute(DOING, LOWER_DEPTH, params![depth, room.as_str()])?;
+        let sql = match is_purged_depth {
+            true => SET_DEPTH,
+            false => LOWER_DEPTH,
+        };
+        db.execute(DOING, sql, params![depth, room.as_str()])?;
     }
     Ok(restored)
 }
@@ -604,76 +608,6 @@ fn restore_thread(db: &Db, row: &Fields<'_>, restored: &mut Restored) -> Result<
         }
     }
     Ok(())
-}
-
-/// Puts the state groups of a frame back, in one transaction. `records` opens the frame: it is read twice, because a group
-/// can rest on one that stands behind it.
-///
-/// # Errors
-/// Those of the archive and of the database; nothing has come back then.
-pub fn restore_groups(
-    db: &Db,
-    records: &dyn Fn() -> Result<Records, Error>,
-    numbers: &Numbers,
-) -> Result<Restored, Error> {
-    let mut restored = Restored::default();
-    let mut back = HashSet::new();
-    let can_wait = db.catalog().has("state_groups_pending_deletion");
-    walk(&mut records()?, &mut |item| {
-        let Item::Row("state_groups", columns, cells) = item else {
-            return Ok(());
-        };
-        let (id, known) = Fields(columns, &cells).known()?;
-        let target = numbers.group(id);
-        match group(db, target)? {
-            Some(stands) if stands == known => {
-                if can_wait {
-                    db.execute(DOING, KEEP_GROUP, params![target])?;
-                }
-            }
-            Some(_) => {
-                return Err(Error::Refused(format!(
-                    "state group {target} was given out meanwhile: try again"
-                )));
-            }
-            None => {
-                db.execute(DOING, INSERT_GROUP, params![target, known.0, known.1])?;
-                back.insert(target);
-                restored.groups += 1;
-                add(&mut restored.rows, "state_groups", 1);
-            }
-        }
-        Ok(())
-    })?;
-    walk(&mut records()?, &mut |item| {
-        let Item::Row(table, columns, cells) = item else {
-            return Ok(());
-        };
-        if table != "state_group_edges" && table != "state_groups_state" {
-            return Ok(());
-        }
-        let row = Fields(columns, &cells);
-        let target = numbers.group(row.int("state_group")?);
-        if !back.contains(&target) {
-            return Ok(());
-        }
-        if table == "state_group_edges" {
-            let base = numbers.group(row.int("prev_state_group")?);
-            db.execute(DOING, INSERT_EDGE, params![target, base])?;
-        } else {
-            let entry = params![
-                target,
-                row.text("room_id")?,
-                row.text("type")?,
-                row.text("state_key")?,
-                row.text("event_id")?
-            ];
-            db.execute(DOING, INSERT_ENTRY, entry)?;
-        }
-        add(&mut restored.rows, table, 1);
-        Ok(())
-    })?;
-    Ok(restored)
 }
 
 /// Puts a frame back, in one transaction.
