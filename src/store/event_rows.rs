@@ -57,7 +57,7 @@ impl Scope {
     }
 }
 
-/// Counts what [`remove`] would remove.
+/// Counts what `remove` would remove.
 pub fn count(
     db: &Db,
     scope: Scope,
@@ -206,7 +206,7 @@ pub fn rewrite(db: &Db, table: &str, stays: &str) -> Result<i64, Error> {
     Ok(emptied - filled)
 }
 
-/// Whether [`remove`] leaves no row of `table` whose `column` is the id of a deleted event.
+/// Whether `remove` leaves no row of `table` whose `column` is the id of a deleted event.
 pub fn goes_with_its_event(table: &str, column: &str) -> bool {
     let goes = |rows| matches!(rows, Rows::Deleted | Rows::Selected);
     column == "event_id"
