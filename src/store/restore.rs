@@ -613,7 +613,7 @@ fn restore_thread(db: &Db, row: &Fields<'_>, restored: &mut Restored) -> Result<
 /// Puts a frame back, in one transaction.
 ///
 /// # Errors
-/// As [`restore_events`] and [`restore_groups`].
+/// As [`restore_events`] and `restore_groups`.
 pub fn restore(
     db: &Db,
     kind: Kind,
