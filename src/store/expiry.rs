@@ -17,12 +17,44 @@ const STEP_BACK: Millis = days(1);
 /// Around the time that is asked for, stamps that lie no further apart than twice this say nothing against each other.
 const NEAR: Millis = Millis(STEP_BACK.0 / 2);
 
+/// Before this nobody received an event: it is earlier than the first homeserver (1 January 2014). A clock that had not
+/// been set wrote such a stamp, and it is no stamp.
+pub(super) const FIRST_POSSIBLE: Millis = Millis(1_388_534_400_000);
+
+/// R-50 as every statement asks it, of events whose columns are named with a prefix (a plus sign in it keeps SQLite from
+/// an index), by the numbers of an [`Expiry`]: its `near`, `live_end`, `live_before`, `ts`, `first_known` and
+/// `backfilled_after`, or the columns of those names in a table.
+macro_rules! has_expired {
+    ($e:literal of $table:literal) => {
+        has_expired!(@ $e, ($table, ".near"), ($table, ".live_end"), ($table, ".live_before"), ($table, ".ts"),
+                     ($table, ".first_known"), ($table, ".backfilled_after"))
+    };
+    ($e:literal, $near:literal, $end:literal, $before:literal, $ts:literal, $known:literal, $backfilled:literal) => {
+        has_expired!(@ $e, ($near), ($end), ($before), ($ts), ($known), ($backfilled))
+    };
+    (@ $e:literal, ($($near:literal),+), ($($end:literal),+), ($($before:literal),+), ($($ts:literal),+),
+     ($($known:literal),+), ($($backfilled:literal),+)) => {
+        concat!(
+            "(", $e, "stream_ordering > 0
+              AND ", $e, "stream_ordering < CASE WHEN ", $e, "received_ts >= ", $($near),+, " THEN ", $($end),+,
+                                               " ELSE ", $($before),+, " END
+              AND coalesce(", $e, "received_ts < ", $($ts),+, " AND ", $e, "stream_ordering >= ", $($known),+, ",
+                           ", $e, "stream_ordering >= ", $($known),+, ")
+              OR ", $e, "stream_ordering < 0
+                 AND (", $e, "origin_server_ts < ", $($ts),+, "
+                      OR (", $e, "received_ts < ", $($ts),+, " AND ", $e, "received_ts >= 1388534400000
+                          AND ", $e, "stream_ordering > ", $($backfilled),+, ")))"
+        )
+    };
+}
+pub(super) use has_expired;
+
 /// What had been received before a time, as numbers that statements compare every event with:
 ///
 /// - a live event (of a positive stream ordering) has expired when it lies below [`Expiry::live_before`], or near that,
-///   and its own stamp is earlier than [`Expiry::ts`] or unknown;
+///   and its own stamp is earlier than [`Expiry::ts`] or unknown, but never before [`Expiry::first_known`];
 /// - a backfilled one also when it was sent before [`Expiry::ts`]; by its arrival only when it lies above
-///   [`Expiry::backfilled_after`].
+///   [`Expiry::backfilled_after`] and its stamp is possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expiry {
     /// What was received before this has expired.
@@ -33,7 +65,7 @@ pub struct Expiry {
     pub live_before: i64,
     /// At or above this stream ordering no live event has expired, whatever its stamp says.
     pub live_end: i64,
-    /// The first live event whose stamp is known; before it nothing is known of a row without one.
+    /// The first live event whose stamp is possible, or the end of all numbers: nothing is known of what came before.
     pub first_known: i64,
     /// Above this stream ordering backfilled events arrived before `ts`.
     pub backfilled_after: i64,
@@ -50,7 +82,6 @@ impl Expiry {
 pub struct Search<'a> {
     live: Arrivals<'a>,
     backfilled: Arrivals<'a>,
-    first_known: i64,
 }
 
 impl<'a> Search<'a> {
@@ -60,7 +91,6 @@ impl<'a> Search<'a> {
         Ok(Self {
             live: Arrivals::new(db, Side::Live, latest)?,
             backfilled: Arrivals::new(db, Side::Backfilled, latest)?,
-            first_known: db.count(DOING, FIRST_KNOWN, &[])?,
         })
     }
 
@@ -72,7 +102,7 @@ impl<'a> Search<'a> {
             near: ts - NEAR,
             live_before,
             live_end: self.live.first_received_from(ts + NEAR)?.max(live_before),
-            first_known: self.first_known,
+            first_known: self.live.first_known,
             backfilled_after: -self.backfilled.first_received_from(ts)?,
         })
     }
@@ -108,10 +138,30 @@ const NEWEST: &str = "SELECT max(stream_ordering) FROM events";
 
 const OLDEST: &str = "SELECT min(stream_ordering) FROM events";
 
-/// Nothing before it is known. Walks rows without a stamp, of which only the oldest servers have some.
+/// Nothing before it is known. Binds `$1` the first possible stamp. Walks rows without a stamp, or with one of a clock that
+/// was not set, of which few servers have some.
 const FIRST_KNOWN: &str = "
     SELECT stream_ordering FROM events
-     WHERE stream_ordering > 0 AND received_ts IS NOT NULL
+     WHERE stream_ordering > 0 AND received_ts >= $1
+     ORDER BY stream_ordering LIMIT 1";
+
+/// The same of backfilled events.
+const FIRST_KNOWN_BACKFILLED: &str = "
+    SELECT -stream_ordering FROM events
+     WHERE stream_ordering < 0 AND received_ts >= $1
+     ORDER BY stream_ordering DESC LIMIT 1";
+
+/// The nearest live event at or before a place whose stamp is possible. Binds `$1` the place, `$2` the first possible
+/// stamp, `$3` the last. Walks the rows between, which have none.
+const KNOWN_BEFORE: &str = "
+    SELECT stream_ordering, received_ts FROM events
+     WHERE stream_ordering > 0 AND stream_ordering <= $1 AND received_ts BETWEEN $2 AND $3
+     ORDER BY stream_ordering DESC LIMIT 1";
+
+/// The same of backfilled events.
+const KNOWN_BEFORE_BACKFILLED: &str = "
+    SELECT -stream_ordering, received_ts FROM events
+     WHERE stream_ordering < 0 AND stream_ordering >= -CAST($1 AS BIGINT) AND received_ts BETWEEN $2 AND $3
      ORDER BY stream_ordering LIMIT 1";
 
 /// The live events at or before some places, with their stamps. Binds `$1` the places as a JSON array. R-24 (a), defect
@@ -151,6 +201,8 @@ struct Arrivals<'a> {
     /// Stamps above this are wrong.
     latest: Millis,
     newest: i64,
+    /// The first place whose stamp is possible.
+    first_known: i64,
     /// Rows from all over the table, the newest first; of a small table all of them.
     sample: Vec<Arrival>,
 }
@@ -173,16 +225,23 @@ impl<'a> Arrivals<'a> {
             side,
             latest,
             newest: newest.max(0),
+            first_known: i64::MAX,
             sample: Vec::new(),
         };
         if arrivals.newest > 0 {
             arrivals.sample = arrivals.rows(&places_all_over(arrivals.newest))?;
+            let sql = match side {
+                Side::Live => FIRST_KNOWN,
+                Side::Backfilled => FIRST_KNOWN_BACKFILLED,
+            };
+            let found = db.row(DOING, sql, params![FIRST_POSSIBLE.0], |r| r.get(0))?;
+            arrivals.first_known = found.unwrap_or(i64::MAX);
         }
         Ok(arrivals)
     }
 
     /// The binary search of R-23: the first place whose event was received at or after `ts`; one more than the newest
-    /// where none was.
+    /// where none was, and 0 where nothing is known to have been received before.
     fn first_received_from(&self, ts: Millis) -> Result<i64, Error> {
         let (mut low, mut high) = (1, self.newest.saturating_add(1));
         while high > low {
@@ -192,12 +251,13 @@ impl<'a> Arrivals<'a> {
                 _ => low = middle + 1,
             }
         }
-        Ok(high)
+        // What came before the first stamp was not received before anything that is known.
+        Ok(if high <= self.first_known { 0 } else { high })
     }
 
     /// When the last event up to a place was received; by the nearest earlier one where its own stamp is unknown.
     fn received(&self, place: i64, ts: Millis) -> Result<Received, Error> {
-        let is_possible = |stamp: &i64| *stamp <= self.latest.0;
+        let is_possible = |stamp: &i64| (FIRST_POSSIBLE.0..=self.latest.0).contains(stamp);
         let own = self.rows(&[place])?;
         let Some(&(_, stamp)) = own.first() else {
             return Ok(Received::Unknown);
@@ -213,7 +273,9 @@ impl<'a> Arrivals<'a> {
         rows.sort_unstable_by_key(|row| std::cmp::Reverse(row.0));
         let latest_before = rows.iter().filter_map(|(_, stamp)| *stamp);
         let Some(reference) = latest_before.filter(is_possible).max() else {
-            return Ok(Received::Unknown);
+            return Ok(self
+                .known_before(place)?
+                .map_or(Received::Unknown, Received::At));
         };
         let good =
             |stamp: Option<i64>| stamp.filter(|s| is_possible(s) && *s >= reference - STEP_BACK.0);
@@ -227,6 +289,19 @@ impl<'a> Arrivals<'a> {
             doubted = at;
         }
         Ok(Received::Unknown)
+    }
+
+    /// The nearest earlier stamp that is possible, where none of the rows that are looked at has one.
+    fn known_before(&self, place: i64) -> Result<Option<i64>, Error> {
+        if place < self.first_known {
+            return Ok(None);
+        }
+        let sql = match self.side {
+            Side::Live => KNOWN_BEFORE,
+            Side::Backfilled => KNOWN_BEFORE_BACKFILLED,
+        };
+        let params = params![place, FIRST_POSSIBLE.0, self.latest.0];
+        self.db.row(DOING, sql, params, |r| r.get(1))
     }
 
     /// The stamp of the last good row between one that is and a place where there is none any more.

@@ -2,7 +2,7 @@
 //! that loses the last of them can never be written into again (P-2, P-50, P-51).
 
 use super::db::{Db, params};
-use super::expiry::Bound;
+use super::expiry::{Bound, has_expired};
 use super::history::DepthRange;
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -36,7 +36,8 @@ const LEAVE_EXTREMITIES: &str = "
 /// Of the events of the timeline that a cut takes, the forward extremities; by `depth`, which is the same number and by
 /// which no server is tempted to walk the room. Binds `$1` room, `$2` lowest depth, `$3` depth that survives, and from
 /// `$4` on an [`Expiry`](super::expiry::Expiry), or NULL. Walks the room's extremities.
-const COUNT_EXTREMITIES: &str = "
+const COUNT_EXTREMITIES: &str = concat!(
+    "
     SELECT count(*)
       FROM event_forward_extremities f
      CROSS JOIN events e
@@ -46,13 +47,19 @@ const COUNT_EXTREMITIES: &str = "
        AND e.depth >= $2
        AND e.depth < $3
        AND NOT e.outlier
-       AND ((e.stream_ordering > 0
-             AND e.stream_ordering < CASE WHEN e.received_ts >= $4 THEN CAST($5 AS BIGINT) ELSE CAST($6 AS BIGINT) END
-             AND coalesce(e.received_ts < $7, e.stream_ordering > $8))
-            OR (e.stream_ordering < 0
-                AND (e.origin_server_ts < $7
-                     OR (e.received_ts < $7 AND e.stream_ordering > $9)))
-            OR $7 IS NULL)";
+       AND (",
+    has_expired!(
+        "e.",
+        "$4",
+        "CAST($5 AS BIGINT)",
+        "CAST($6 AS BIGINT)",
+        "$7",
+        "$8",
+        "$9"
+    ),
+    "
+            OR $7 IS NULL)"
+);
 
 /// Of the events of the timeline that `cut` takes, the forward extremities.
 pub(super) fn count(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {

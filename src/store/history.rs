@@ -5,7 +5,7 @@
 
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
-use super::expiry::{Bound, Expiry};
+use super::expiry::{Bound, Expiry, has_expired};
 use super::forward_extremities;
 use super::held;
 use super::push_actions;
@@ -61,7 +61,8 @@ const ANALYZE_EXTREMITIES: &str = "-- PostgreSQL
 /// authority on what is state; a missing sender is not local. Binds `$1` delete local events, `$2` server name, `$3`
 /// room, `$4` lowest depth, `$5` depth that survives, and from `$6` on an [`Expiry`], or NULL: what it does not cover is
 /// left out. Walks `events_order_room`.
-const SELECT_BELOW: &str = "
+const SELECT_BELOW: &str = concat!(
+    "
     INSERT INTO rk_selected (stream_ordering, event_id, to_delete, outlier)
     SELECT stream_ordering, event_id, deletable, outlier
       FROM (SELECT e.stream_ordering, e.event_id, e.outlier,
@@ -72,14 +73,12 @@ const SELECT_BELOW: &str = "
              WHERE e.room_id = $3
                AND e.topological_ordering >= $4
                AND e.topological_ordering < $5
-               AND ((e.stream_ordering > 0
-                     AND e.stream_ordering < CASE WHEN e.received_ts >= $6 THEN CAST($7 AS BIGINT) ELSE CAST($8 AS BIGINT) END
-                     AND coalesce(e.received_ts < $9, e.stream_ordering > $10))
-                    OR (e.stream_ordering < 0
-                        AND (e.origin_server_ts < $9
-                             OR (e.received_ts < $9 AND e.stream_ordering > $11)))
+               AND (",
+    has_expired!("e.", "$6", "CAST($7 AS BIGINT)", "CAST($8 AS BIGINT)", "$9", "$10", "$11"),
+    "
                     OR $9 IS NULL)) AS below
-     WHERE NOT outlier OR deletable";
+     WHERE NOT outlier OR deletable"
+);
 
 /// On PostgreSQL the selection is filled in the order of its ids, so that the deletes that walk from it go through every
 /// index on event ids from one end to the other.
@@ -296,16 +295,23 @@ const DEPTH_AFTER: &str = "
 
 /// Events of the timeline that a cut takes. Binds `$1` room, `$2` lowest depth, `$3` depth that survives, and from `$4`
 /// on an [`Expiry`], or NULL.
-const COUNT_TIMELINE: &str = "
+const COUNT_TIMELINE: &str = concat!(
+    "
     SELECT count(*) FROM events
      WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier
-       AND ((stream_ordering > 0
-             AND stream_ordering < CASE WHEN received_ts >= $4 THEN CAST($5 AS BIGINT) ELSE CAST($6 AS BIGINT) END
-             AND coalesce(received_ts < $7, stream_ordering > $8))
-            OR (stream_ordering < 0
-                AND (origin_server_ts < $7
-                     OR (received_ts < $7 AND stream_ordering > $9)))
-            OR $7 IS NULL)";
+       AND (",
+    has_expired!(
+        "",
+        "$4",
+        "CAST($5 AS BIGINT)",
+        "CAST($6 AS BIGINT)",
+        "$7",
+        "$8",
+        "$9"
+    ),
+    "
+            OR $7 IS NULL)"
+);
 
 /// Whether the server is still joining the room, so that some of its events have partial state.
 pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {

@@ -1,7 +1,7 @@
 //! From an event or a time to a point in a room's history (H-20, R-20 … R-22, R-50).
 
 use super::db::{Db, params};
-use super::expiry::Expiry;
+use super::expiry::{Expiry, has_expired};
 use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 use crate::point::{Point, PurgePoint};
@@ -16,18 +16,25 @@ const EVENT_POINT: &str = "
 
 /// R-21, R-50: the room's newest event by arrival that has expired. Binds `$1` room, and from `$2` on an [`Expiry`].
 /// Walks `events_room_stream` backwards: without the plus signs SQLite would rather sort the room.
-const ANCHOR: &str = "
+const ANCHOR: &str = concat!(
+    "
     SELECT e.topological_ordering, e.stream_ordering
       FROM events e
      WHERE e.room_id = $1 AND e.stream_ordering < $2 AND NOT e.outlier
-       AND ((+e.stream_ordering > 0
-             AND (+e.stream_ordering < $3 OR e.received_ts >= $4)
-             AND coalesce(e.received_ts < $5, +e.stream_ordering > $6))
-            OR (+e.stream_ordering < 0
-                AND (e.origin_server_ts < $5
-                     OR (e.received_ts < $5 AND +e.stream_ordering > $7))))
+       AND (",
+    has_expired!(
+        "+e.",
+        "$3",
+        "CAST($2 AS BIGINT)",
+        "CAST($4 AS BIGINT)",
+        "$5",
+        "$6",
+        "$7"
+    ),
+    ")
        AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
-     ORDER BY e.stream_ordering DESC LIMIT 1";
+     ORDER BY e.stream_ordering DESC LIMIT 1"
+);
 
 /// The point a caller names, for `room`.
 ///
@@ -77,8 +84,8 @@ pub fn anchor(db: &Db, room: &RoomId, expiry: &Expiry) -> Result<Option<Point>, 
         params![
             room.as_str(),
             expiry.live_end,
-            expiry.live_before,
             expiry.near.0,
+            expiry.live_before,
             expiry.ts.0,
             expiry.first_known,
             expiry.backfilled_after

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::db::{Db, Row, RowResult, params};
-use super::expiry::{self, Expiry};
+use super::expiry::{self, Expiry, has_expired};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::point::Point;
@@ -244,19 +244,18 @@ const NOTE_ROOMS: &str = "
 
 /// R-21, R-50 for many rooms: each one's newest event by arrival that has expired. Walks `events_room_stream` backwards
 /// from where none can have expired, once a room.
-const FIND_ANCHORS: &str = "
+const FIND_ANCHORS: &str = concat!(
+    "
     UPDATE rk_cuts SET anchor = (
            SELECT e.stream_ordering
              FROM events e
             WHERE e.room_id = rk_cuts.room_id AND e.stream_ordering < rk_cuts.live_end AND NOT e.outlier
-              AND ((+e.stream_ordering > 0
-               AND +e.stream_ordering < CASE WHEN e.received_ts >= rk_cuts.near THEN rk_cuts.live_end ELSE rk_cuts.live_before END
-               AND coalesce(e.received_ts < rk_cuts.ts, +e.stream_ordering > rk_cuts.first_known))
-              OR (+e.stream_ordering < 0
-                  AND (e.origin_server_ts < rk_cuts.ts
-                       OR (e.received_ts < rk_cuts.ts AND +e.stream_ordering > rk_cuts.backfilled_after))))
+              AND (",
+    has_expired!("+e." of "rk_cuts"),
+    ")
               AND NOT EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
-            ORDER BY e.stream_ordering DESC LIMIT 1)";
+            ORDER BY e.stream_ordering DESC LIMIT 1)"
+);
 
 /// Rooms without an anchor have nothing that old.
 const DROP_ROOMS_WITHOUT: &str = "DELETE FROM rk_cuts WHERE anchor IS NULL";
@@ -278,23 +277,23 @@ const CUTS: &str = "
 
 /// State events below each cut that have expired, and all of them. Walks `state_events` once, whose rows are fewer than
 /// the events'.
-const STATE_BELOW: &str = "
+const STATE_BELOW: &str = concat!(
+    "
     SELECT c.room_id, count(*), count(CASE WHEN NOT e.outlier AND
-               ((e.stream_ordering > 0
-                AND e.stream_ordering < CASE WHEN e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
-                AND coalesce(e.received_ts < c.ts, e.stream_ordering > c.first_known))
-               OR (e.stream_ordering < 0
-                   AND (e.origin_server_ts < c.ts
-                        OR (e.received_ts < c.ts AND e.stream_ordering > c.backfilled_after))))
+               (",
+    has_expired!("e." of "c"),
+    ")
                THEN 1 END)
       FROM state_events s
      CROSS JOIN rk_cuts c
      CROSS JOIN events e
      WHERE c.room_id = s.room_id AND e.event_id = s.event_id AND e.topological_ordering < c.depth
-     GROUP BY c.room_id";
+     GROUP BY c.room_id"
+);
 
 /// Redactions below each cut that have expired, and whose target stays (P-21). Walks `redactions` once.
-const REDACTIONS_BELOW: &str = "
+const REDACTIONS_BELOW: &str = concat!(
+    "
     SELECT c.room_id, count(*)
       FROM redactions r
      CROSS JOIN events e
@@ -304,45 +303,40 @@ const REDACTIONS_BELOW: &str = "
      WHERE e.event_id = r.event_id
        AND c.room_id = e.room_id
        AND e.topological_ordering < c.depth
-       AND ((e.stream_ordering > 0
-            AND e.stream_ordering < CASE WHEN e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
-            AND coalesce(e.received_ts < c.ts, e.stream_ordering > c.first_known))
-           OR (e.stream_ordering < 0
-               AND (e.origin_server_ts < c.ts
-                    OR (e.received_ts < c.ts AND e.stream_ordering > c.backfilled_after))))
+       AND (",
+    has_expired!("e." of "c"),
+    ")
        AND t.event_id = r.redacts
        AND (t.room_id <> c.room_id
             OR t.topological_ordering >= c.depth
             OR s.event_id IS NOT NULL
-            OR NOT coalesce(((t.stream_ordering > 0
-                                AND t.stream_ordering < CASE WHEN t.received_ts >= c.near THEN c.live_end ELSE c.live_before END
-                                AND coalesce(t.received_ts < c.ts, t.stream_ordering > c.first_known))
-                               OR (t.stream_ordering < 0
-                                   AND (t.origin_server_ts < c.ts
-                                        OR (t.received_ts < c.ts AND t.stream_ordering > c.backfilled_after)))), FALSE))
-     GROUP BY c.room_id";
+            OR NOT coalesce((",
+    has_expired!("t." of "c"),
+    "), FALSE))
+     GROUP BY c.room_id"
+);
 
 /// Messages below each cut that have not expired. Walks the room in `events_order_room`, and looks at few of its events:
 /// the plus signs keep SQLite on that index, and the subquery from making one of its own. Stamps that go back and forth
 /// by some hours around the cut are not all looked at: a count for people, by which nothing is deleted.
-const YOUNG_BELOW: &str = "
+const YOUNG_BELOW: &str = concat!(
+    "
     SELECT c.room_id,
            (SELECT count(*) FROM events e
              WHERE e.room_id = c.room_id
                AND e.topological_ordering < c.depth
                AND (+e.stream_ordering >= c.live_before OR +e.stream_ordering <= c.first_known)
-               AND NOT coalesce(((+e.stream_ordering > 0
-                                 AND +e.stream_ordering < CASE WHEN +e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
-                                 AND coalesce(+e.received_ts < c.ts, +e.stream_ordering > c.first_known))
-                                OR (+e.stream_ordering < 0
-                                    AND (+e.origin_server_ts < c.ts
-                                         OR (+e.received_ts < c.ts AND +e.stream_ordering > c.backfilled_after)))), FALSE)
+               AND NOT coalesce((",
+    has_expired!("+e." of "c"),
+    "), FALSE)
                AND NOT EXISTS (SELECT 1 FROM state_events s WHERE s.event_id = e.event_id))
-      FROM rk_cuts c";
+      FROM rk_cuts c"
+);
 
 /// Expired events of the timeline at each cut's depth or above it. Walks the room in `events_order_room`, and looks at
 /// few of its events, as above.
-const EXPIRED_ABOVE: &str = "
+const EXPIRED_ABOVE: &str = concat!(
+    "
     SELECT c.room_id,
            (SELECT count(*) FROM events e
              WHERE e.room_id = c.room_id
@@ -350,13 +344,11 @@ const EXPIRED_ABOVE: &str = "
                AND +e.stream_ordering < c.live_end
                AND +e.stream_ordering <> c.anchor
                AND NOT e.outlier
-               AND ((+e.stream_ordering > 0
-                AND +e.stream_ordering < CASE WHEN +e.received_ts >= c.near THEN c.live_end ELSE c.live_before END
-                AND coalesce(+e.received_ts < c.ts, +e.stream_ordering > c.first_known))
-               OR (+e.stream_ordering < 0
-                   AND (+e.origin_server_ts < c.ts
-                        OR (+e.received_ts < c.ts AND +e.stream_ordering > c.backfilled_after)))))
-      FROM rk_cuts c";
+               AND (",
+    has_expired!("+e." of "c"),
+    "))
+      FROM rk_cuts c"
+);
 
 /// Finds the cuts of all rooms and counts what lies on either side. Rooms in which nothing is that old are missing in
 /// the answer. What has not expired by `now` does not go.

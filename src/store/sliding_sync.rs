@@ -1,7 +1,7 @@
 //! The room's newest event, as the list of rooms knows it (P-19): what a purge must let go of before it deletes that.
 
 use super::db::{Db, params};
-use super::expiry::Bound;
+use super::expiry::{Bound, has_expired};
 use super::history::DepthRange;
 use crate::error::Error;
 
@@ -16,17 +16,15 @@ const SLIDING_SYNC_TO_DELETE: &str = "
 /// [`Expiry`](super::expiry::Expiry), or NULL: what it does not cover stays; `$9` whether forward extremities stay; what is held stays. Walks
 /// `events_room_stream` backwards and stops at once: without the
 /// upper bound and the plus SQLite would sort all that survives.
-const NEWEST_SURVIVOR: &str = "
+const NEWEST_SURVIVOR: &str = concat!(
+    "
     SELECT stream_ordering FROM events
      WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
        AND (+topological_ordering >= $2
             OR NOT coalesce(
-                   (stream_ordering > 0
-                    AND stream_ordering < CASE WHEN received_ts >= $3 THEN CAST($4 AS BIGINT) ELSE CAST($5 AS BIGINT) END
-                    AND coalesce(received_ts < $6, stream_ordering > $7))
-                   OR (stream_ordering < 0
-                       AND (origin_server_ts < $6
-                            OR (received_ts < $6 AND stream_ordering > $8)))
+                   ",
+    has_expired!("", "$3", "CAST($4 AS BIGINT)", "CAST($5 AS BIGINT)", "$6", "$7", "$8"),
+    "
                    OR $6 IS NULL, FALSE)
             OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1))
             OR EXISTS (SELECT 1 FROM rk_held h
@@ -35,20 +33,19 @@ const NEWEST_SURVIVOR: &str = "
                                OR events.received_ts BETWEEN h.since AND h.until
                                OR events.origin_server_ts BETWEEN h.since AND h.until)))
        AND NOT outlier
-     ORDER BY stream_ordering DESC LIMIT 1";
+     ORDER BY stream_ordering DESC LIMIT 1"
+);
 
 /// The same among the types that bump a room in the list (D-48).
-const NEWEST_BUMP: &str = "
+const NEWEST_BUMP: &str = concat!(
+    "
     SELECT stream_ordering FROM events
      WHERE room_id = $1 AND stream_ordering <= 9223372036854775807
        AND (+topological_ordering >= $2
             OR NOT coalesce(
-                   (stream_ordering > 0
-                    AND stream_ordering < CASE WHEN received_ts >= $3 THEN CAST($4 AS BIGINT) ELSE CAST($5 AS BIGINT) END
-                    AND coalesce(received_ts < $6, stream_ordering > $7))
-                   OR (stream_ordering < 0
-                       AND (origin_server_ts < $6
-                            OR (received_ts < $6 AND stream_ordering > $8)))
+                   ",
+    has_expired!("", "$3", "CAST($4 AS BIGINT)", "CAST($5 AS BIGINT)", "$6", "$7", "$8"),
+    "
                    OR $6 IS NULL, FALSE)
             OR ($9 AND event_id IN (SELECT event_id FROM event_forward_extremities WHERE room_id = $1))
             OR EXISTS (SELECT 1 FROM rk_held h
@@ -59,25 +56,24 @@ const NEWEST_BUMP: &str = "
        AND NOT outlier
        AND type IN ('m.room.create', 'm.room.message', 'm.room.encrypted', 'm.sticker', 'm.call.invite',
                     'm.poll.start', 'm.beacon_info')
-     ORDER BY stream_ordering DESC LIMIT 1";
+     ORDER BY stream_ordering DESC LIMIT 1"
+);
 
 /// Whether the event that lifts the room in the list outlives the whole job: an earlier batch may have deleted
 /// it, and a later one may be going to. Binds `$1` its stream ordering, `$2` depth that survives, from `$3` on an
 /// [`Expiry`](super::expiry::Expiry), or NULL, `$9` whether forward extremities stay, `$10` delete local events, `$11`
 /// server name.
-const BUMP_SURVIVES: &str = "
+const BUMP_SURVIVES: &str = concat!(
+    "
     SELECT EXISTS (
         SELECT 1 FROM events e
           LEFT JOIN state_events s ON s.event_id = e.event_id
          WHERE e.stream_ordering = $1
            AND (e.topological_ordering >= $2
                 OR NOT coalesce(
-                       (e.stream_ordering > 0
-                        AND e.stream_ordering < CASE WHEN e.received_ts >= $3 THEN CAST($4 AS BIGINT) ELSE CAST($5 AS BIGINT) END
-                        AND coalesce(e.received_ts < $6, e.stream_ordering > $7))
-                       OR (e.stream_ordering < 0
-                           AND (e.origin_server_ts < $6
-                                OR (e.received_ts < $6 AND e.stream_ordering > $8)))
+                       ",
+    has_expired!("e.", "$3", "CAST($4 AS BIGINT)", "CAST($5 AS BIGINT)", "$6", "$7", "$8"),
+    "
                        OR $6 IS NULL, FALSE)
                 OR ($9 AND EXISTS (SELECT 1 FROM event_forward_extremities f WHERE f.event_id = e.event_id))
                 OR EXISTS (SELECT 1 FROM rk_held h
@@ -86,7 +82,8 @@ const BUMP_SURVIVES: &str = "
                                    OR e.received_ts BETWEEN h.since AND h.until
                                    OR e.origin_server_ts BETWEEN h.since AND h.until))
                 OR s.event_id IS NOT NULL
-                OR NOT ($10 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $11, TRUE))))";
+                OR NOT ($10 OR coalesce(substr(e.sender, instr(e.sender, ':') + 1) <> $11, TRUE))))"
+);
 
 /// Unless a newer event came meanwhile.
 const REPOINT_SLIDING_SYNC: &str = "

@@ -26,6 +26,11 @@ type Backfilled = (Option<i64>, i64);
 
 /// Two rooms. Their live messages come by turns, with these stamps; the backfilled ones are of the first room.
 fn stream(live: &[Option<i64>], backfilled: &[Backfilled]) -> Site {
+    stream_of(live, backfilled, |number| 10 + number)
+}
+
+/// The same, with the places of the live events.
+fn stream_of(live: &[Option<i64>], backfilled: &[Backfilled], place: impl Fn(i64) -> i64) -> Site {
     let mut draft = Draft::new("example.org", 7);
     for (at, room) in ROOMS.iter().enumerate() {
         let at = i64::try_from(at).expect("two");
@@ -52,7 +57,7 @@ fn stream(live: &[Option<i64>], backfilled: &[Backfilled]) -> Site {
         let number = i64::try_from(at).expect("few");
         let room = at % 2;
         let id = format!("$live{at}");
-        let event = Event::message(&id, ROOMS[room], ALICE, 1_000 + number, 10 + number);
+        let event = Event::message(&id, ROOMS[room], ALICE, 1_000 + number, place(number));
         draft.add(event.after(&[&last[room]]));
         last[room].clone_from(&id);
         stamps.push((id, *received, received.unwrap_or(FIRST_TS)));
@@ -173,6 +178,56 @@ fn a_clock_that_stood_in_1970_hides_no_event_and_dooms_none() {
                 assert_eq!(young.count(), 0, "{about}");
             }
         }
+    }
+}
+
+/// A clock that was not set when the server began, or rows from before stamps were kept: what nobody can tell stays.
+#[test]
+fn a_stream_that_begins_without_a_possible_stamp_loses_none_of_it() {
+    let hour = DAY / 24;
+    for wrong in [Some(0), Some(-1), Some(3_600_000), None] {
+        for young in [0, 1, 60] {
+            let mut live = vec![wrong; 120];
+            live.extend(vec![Some(NOW - hour); young]);
+            let backfilled = vec![(wrong, NOW - 2 * hour); 30];
+            for room in ROOMS {
+                let site = stream(&live, &backfilled);
+                let first = format!(
+                    "UPDATE events SET received_ts = {} WHERE stream_ordering BETWEEN 0 AND 9",
+                    wrong.map_or("NULL".into(), |at| at.to_string())
+                );
+                site.run(&first);
+                let point = PurgePoint::BeforeTs(Millis(NOW - 365 * DAY));
+                let gone = purge(&site, room, point);
+                let about = format!("{wrong:?}, {young} young, {room}: {gone:?}");
+                assert!(
+                    matches!(&gone, Err(Error::NothingThatOld)) || gone.is_ok_and(|g| g.is_empty()),
+                    "{about}"
+                );
+            }
+        }
+    }
+}
+
+/// Stream orderings with large holes, and only rows without a stamp where the search looks first.
+#[test]
+fn rows_without_a_stamp_count_as_received_with_the_nearest_that_has_one() {
+    let hour = DAY / 24;
+    let mut live = vec![Some(NOW - hour); 40];
+    live.extend(vec![None; 100]);
+    let site = stream_of(&live, &[], |number| match number {
+        0..60 => 10 + number,
+        _ => 100_000_000 + number,
+    });
+    site.run(&format!(
+        "UPDATE events SET received_ts = {} WHERE stream_ordering < 10",
+        NOW - hour
+    ));
+    for room in ROOMS {
+        let gone = purge(&site, room, PurgePoint::BeforeTs(Millis(NOW - 365 * DAY)));
+        let is_nothing = matches!(&gone, Err(Error::NothingThatOld))
+            || gone.as_ref().is_ok_and(|gone| gone.is_empty());
+        assert!(is_nothing, "{room}: {gone:?}");
     }
 }
 

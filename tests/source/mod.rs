@@ -30,11 +30,70 @@ fn walk(root: &Path, directory: &Path, found: &mut Vec<Source>) {
         if path.is_dir() {
             walk(root, &path, found);
         } else if path.extension().is_some_and(|e| e == "rs") {
-            let text = fs::read_to_string(&path).expect("a file");
+            let text = with_macros(root, &fs::read_to_string(&path).expect("a file"));
             let name = path.strip_prefix(root).expect("below the root");
             found.push(Source::read(&name.to_string_lossy(), &text));
         }
     }
+}
+
+/// The one macro that is part of statements, in the place of its calls, so that each statement is one text.
+fn with_macros(root: &Path, text: &str) -> String {
+    const CALL: &str = "has_expired!(";
+    if !text.contains(CALL) || text.contains("macro_rules! has_expired") {
+        return text.to_owned();
+    }
+    let of = fs::read_to_string(root.join("store/expiry.rs")).expect("the macro's file");
+    let body = of.split("        concat!(\n").nth(1).expect("its body");
+    let body = &body[..body.find("\n        )").expect("its end")];
+    let mut joined = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(CALL) {
+        let before = rest[..at].trim_end().trim_end_matches(',').trim_end();
+        joined.push_str(before.strip_suffix('"').expect("a text before the call"));
+        let (call, after) = rest[at..].split_once(')').expect("its end");
+        // A cast is in brackets of its own.
+        let (mut call, mut after) = (call.to_owned(), after);
+        while call.matches('(').count() > call.matches(')').count() + 1 {
+            let (more, left) = after.split_once(')').expect("its end");
+            call = format!("{call}){more}");
+            after = left;
+        }
+        let (_, said) = split(&call);
+        let columns = [
+            "near",
+            "live_end",
+            "live_before",
+            "ts",
+            "first_known",
+            "backfilled_after",
+        ];
+        let args: Vec<String> = match &said[..] {
+            [e, table] => {
+                let of_table = columns.map(|column| format!("{table}.{column}"));
+                std::iter::once(e.clone()).chain(of_table).collect()
+            }
+            all => all.to_vec(),
+        };
+        let names = [
+            "$e,",
+            "$($near),+",
+            "$($end),+",
+            "$($before),+",
+            "$($ts),+",
+            "$($known),+",
+            "$($backfilled),+",
+        ];
+        let mut expanded = body.to_owned();
+        for (name, arg) in names.iter().zip(&args) {
+            expanded = expanded.replace(name, &format!("\"{arg}\","));
+        }
+        joined.push_str(&split(&expanded).1.concat());
+        let after = after.trim_start().trim_start_matches(',').trim_start();
+        rest = after.strip_prefix('"').expect("a text after the call");
+    }
+    joined.push_str(rest);
+    joined
 }
 
 impl Source {
