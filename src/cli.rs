@@ -32,6 +32,7 @@ use crate::error::{Chain, Context, EXIT_FAILED, Error};
 use crate::ids::{EventId, JobId};
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, Keeper, PurgeOptions, SetAction, Viewer};
+use crate::plan_hash::PlanHash;
 use crate::point::{Point, PurgePoint};
 use crate::store::schema;
 use crate::time::{Millis, When, check_timestamp, parse_duration_with_unit, parse_when};
@@ -208,6 +209,9 @@ struct PurgeHistory {
     /// Only say what would be removed; reads, and takes no lock.
     #[arg(long)]
     dry_run: bool,
+    /// Only as planned: what a dry run said behind "plan". Where anything else would go by now, nothing goes.
+    #[arg(long, value_name = "HASH", conflicts_with = "dry_run")]
+    plan: Option<PlanHash>,
     /// The clock is right, although nothing says so: for this command.
     #[arg(long)]
     trust_clock: bool,
@@ -395,16 +399,23 @@ fn purge_history(
             delete_local_events: wanted.delete_local_events,
         };
         let request = wanted.choice.request(selectors, action);
-        return room_set::run(config, request, wanted.dry_run, global.yes, json);
+        return room_set::run(
+            config,
+            request,
+            wanted.plan,
+            wanted.dry_run,
+            global.yes,
+            json,
+        );
     }
     let room = words::known_room(&config, wanted.room.as_deref().unwrap_or_default())?;
     let cut = match words::cut_at(&config, &room, &point) {
-        Err(Error::NothingThatOld) => {
+        Err(Error::NothingThatOld) if wanted.plan.is_none() => {
             output::nothing_to_do(json, &room, "nothing in it is that old");
             return Ok(ExitCode::SUCCESS);
         }
         // Whoever may ask a daemon may not be allowed to read the database.
-        Err(Error::Store { .. }) => None,
+        Err(Error::Store { .. } | Error::NothingThatOld) => None,
         cut => cut?,
     };
     if wanted.dry_run {
@@ -419,19 +430,29 @@ fn purge_history(
     };
     let question = format!("delete {whose} in room {room} that are older than {to}?");
     words::ask(&question, global.yes, json)?;
-    let now = config.clock.now();
+    let planned_at = wanted.plan.and_then(|plan| plan.at());
+    let now = planned_at.unwrap_or_else(|| config.clock.now());
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
         Err(Error::LedgerLocked(_)) => {
             if matches!(point, PurgePoint::OlderThan(_)) {
                 Viewer::open(asked.clone())?.refuse_clock_ahead()?;
             }
-            return remote::purge_history(&asked, &room, &point, options, now, json);
+            return remote::purge_history(&asked, &room, &point, options, now, wanted.plan, json);
         }
         keeper => keeper?,
     };
+    let keeper = as_planned(keeper, wanted.plan);
     let id = keeper.purge_history(&room, point, options)?;
     finish(&keeper, &id, json)
+}
+
+/// The keeper that does no more than was planned, if it was.
+fn as_planned(keeper: Keeper, plan: Option<PlanHash>) -> Keeper {
+    match plan {
+        Some(plan) => keeper.as_planned(plan),
+        None => keeper,
+    }
 }
 
 /// Shows what a job did, and gives the exit code for it. The record is the whole answer, so an error is told to

@@ -21,7 +21,7 @@ mod run;
 mod shutdown;
 
 pub(crate) use delegate::set_block;
-pub use plan::{Plan, plan, warnings};
+pub use plan::{Plan, bind, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
 pub use rows::prepare_many;
 pub use run::{DeletionScope, SHUTDOWN_ROOM, refuse_at_start, run};

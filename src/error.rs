@@ -30,6 +30,9 @@ pub const EXIT_INTERRUPTED: u8 = 130;
 /// The error code of what a hold forbids, for clients; in the form of Matrix for one of our own.
 pub const HELD: &str = "ROOMKEEPER_HELD";
 
+/// The error code where what was planned is not what would be done now.
+pub const PLAN_DRIFTED: &str = "ROOMKEEPER_PLAN_DRIFTED";
+
 /// Why something was not done, or not finished.
 ///
 /// Every transaction leaves a whole room: purged to the point asked for, to a nearer one, or not at all.
@@ -92,6 +95,9 @@ pub enum Error {
     /// A hold forbids it: which room, which hold, what to do.
     #[error("{0}")]
     Held(String),
+    /// It was to be done as planned, and is something else by now: what, and what to do.
+    #[error("{0}")]
+    PlanDrifted(String),
     /// No hold of that name holds.
     #[error("{0}")]
     NoSuchHold(String),
@@ -355,7 +361,7 @@ fn status_of_failed_job(code: Option<&str>) -> u16 {
             "busy" | "cancelled" | "disconnected" | "index_damaged" | "ledger_locked" | "no_space"
             | "refused" | "stopping",
         ) => 503,
-        Some("held" | "partial_state") => 409,
+        Some("held" | "partial_state" | "plan_drifted") => 409,
         Some("room_busy" | "task_left" | "users_still_joined" | "would_empty_room") => 400,
         _ => 500,
     }
@@ -390,6 +396,7 @@ impl Error {
             | Self::UsersStillJoined => (400, "M_UNKNOWN", EXIT_FAILED),
             Self::LeftTask(_) => (400, "M_UNKNOWN", EXIT_REFUSED),
             Self::Held(_) => (409, HELD, EXIT_REFUSED),
+            Self::PlanDrifted(_) => (409, PLAN_DRIFTED, EXIT_REFUSED),
             Self::QueueFull => (429, "M_LIMIT_EXCEEDED", EXIT_FAILED),
             Self::ReadTooLong => (503, "M_UNKNOWN", EXIT_FAILED),
             Self::Stopping => (503, "M_UNKNOWN", EXIT_INTERRUPTED),
@@ -406,7 +413,7 @@ impl Error {
                 let exit = match (*status, *errcode) {
                     (400, _) if is_of_the_data(said) => EXIT_FAILED,
                     (400, _) => EXIT_USAGE,
-                    (503, "M_UNKNOWN") | (_, HELD) => EXIT_REFUSED,
+                    (503, "M_UNKNOWN") | (_, HELD | PLAN_DRIFTED) => EXIT_REFUSED,
                     _ => EXIT_FAILED,
                 };
                 (*status, *errcode, exit)
@@ -421,6 +428,7 @@ impl Error {
                 let status = status_of_failed_job(code.as_deref());
                 let errcode = match code.as_deref() {
                     Some("held") => HELD,
+                    Some("plan_drifted") => PLAN_DRIFTED,
                     _ => "M_UNKNOWN",
                 };
                 (status, errcode, EXIT_FAILED)
@@ -450,6 +458,7 @@ impl Error {
             Self::WouldEmptyRoom => "would_empty_room",
             Self::UsersStillJoined => "users_still_joined",
             Self::Held(_) => "held",
+            Self::PlanDrifted(_) => "plan_drifted",
             Self::NoSuchHold(_) => "no_such_hold",
             Self::QueueFull => "queue_full",
             Self::Stopping => "stopping",

@@ -1,6 +1,7 @@
 //! The facade: a [`Keeper`] owns the threads, the locks and the ledger, and is what HTTP, the command line and embedders speak to.
 
 mod archives;
+mod as_planned;
 mod deletion;
 mod holds;
 mod job_context;
@@ -53,6 +54,7 @@ use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
 use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
 use crate::locks::RoomLocks;
+use crate::plan_hash::PlanHash;
 use crate::point::{Point, PurgePoint};
 use crate::purge::{self, Plan, Request};
 use crate::sqlite_file;
@@ -141,6 +143,8 @@ pub struct Keeper {
     threads: Arc<Threads>,
     /// For whom it speaks; jobs have it in their records.
     asked_by: Option<Arc<str>>,
+    /// What its jobs must come to, where that was said.
+    plan: Option<PlanHash>,
 }
 
 /// What jobs need. Jobs hold this and never the threads, so that no thread can be left to join itself.
@@ -243,6 +247,7 @@ impl Keeper {
             shared,
             threads,
             asked_by: None,
+            plan: None,
         };
         if keeper.shared.config.resume {
             keeper.take_up(|state| state == State::Queued)?;
@@ -281,7 +286,7 @@ impl Keeper {
     /// # Errors
     /// [`Error::EventNotFound`], [`Error::WrongRoom`], [`Error::NothingThatOld`] for the point;
     /// [`Error::RoomBusy`] while another job has the room; [`Error::Held`] where the whole room is held; [`Error::Refused`] for an age while the clock may be ahead;
-    /// [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
+    /// [`Error::PlanDrifted`]; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
     pub fn purge_history(
         &self,
         room: &RoomId,
@@ -294,10 +299,11 @@ impl Keeper {
         if matches!(point, PurgePoint::OlderThan(_)) {
             self.shared.refuse_clock_ahead()?;
         }
-        let now = self.shared.config.clock.now();
+        let now = self.judged_at()?;
         let keep_from = point.keep_received_from(now);
         let point = self.shared.with_reader(|db| {
-            let point = points::resolve(db, room, &point, now)?;
+            let point = points::resolve(db, room, &point, now);
+            let point = point.map_err(|e| self.told_as_drift(e))?;
             self.shared.refuse_own_task(db, room)?;
             Ok(point)
         })?;
@@ -307,7 +313,9 @@ impl Keeper {
             false => point,
         };
         let request = options.request(point, keep_from);
+        self.refuse_drift(|viewer, plan| viewer.bind_purge(room, &request, plan.at()))?;
         let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
+        let params = self.bound(params);
         self.shared.release_reserve_if_short();
         let subject = Subject::Room(room.clone());
         let guard =
@@ -531,6 +539,9 @@ impl Shared {
         request: &Request,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
+        self.refuse_drift_of(guard, |viewer, plan| {
+            viewer.bind_purge(guard.room(), request, plan.at())
+        })?;
         let progress = purge::run(&mut self.job_context(guard, is_stopping)?, request)?;
         Ok(format!("{} events deleted", progress.events_deleted))
     }

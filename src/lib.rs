@@ -28,6 +28,7 @@ pub mod jobs;
 pub mod keeper;
 pub mod locks;
 pub mod messages;
+pub mod plan_hash;
 pub mod point;
 pub mod policy;
 pub mod purge;

@@ -24,7 +24,15 @@ const LAYERS: &[&[&str]] = &[
         "counters",
     ],
     // Grammar.
-    &["error", "hold", "point", "policy", "locks", "event"],
+    &[
+        "error",
+        "hold",
+        "plan_hash",
+        "point",
+        "policy",
+        "locks",
+        "event",
+    ],
     // Files.
     &["sqlite_file", "archive"],
     // Machines.

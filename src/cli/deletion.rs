@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{finish, output, remote, room_set, words};
+use super::{as_planned, finish, output, remote, room_set, words};
 use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::UserId;
 use crate::keeper::{Keeper, SetAction, Viewer};
+use crate::plan_hash::PlanHash;
 
 #[derive(Args)]
 pub(super) struct DeleteRoom {
@@ -39,6 +40,9 @@ pub(super) struct DeleteRoom {
     /// Only say who would be moved and which rows would go; reads, and takes no lock.
     #[arg(long)]
     dry_run: bool,
+    /// Only as planned: what a dry run said behind "plan". Where anything else would go by now, nothing goes.
+    #[arg(long, value_name = "HASH", conflicts_with = "dry_run")]
+    plan: Option<PlanHash>,
     /// The clock is right, although nothing says so: for this command. It matters where rooms are chosen by an age.
     #[arg(long)]
     trust_clock: bool,
@@ -69,7 +73,14 @@ pub(super) fn delete_room(
     if let Some(selectors) = wanted.choice.selectors(wanted.room.as_deref())? {
         let action = SetAction::DeleteRoom(request);
         let request = wanted.choice.request(selectors, action);
-        return room_set::run(config, request, wanted.dry_run, is_said, as_json);
+        return room_set::run(
+            config,
+            request,
+            wanted.plan,
+            wanted.dry_run,
+            is_said,
+            as_json,
+        );
     }
     let (room, _) = words::any_room(&config, wanted.room.as_deref().unwrap_or_default())?;
     if wanted.dry_run {
@@ -88,7 +99,7 @@ pub(super) fn delete_room(
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
         Err(Error::LedgerLocked(_)) => {
-            return remote::delete_room(&asked, &room, &request, as_json);
+            return remote::delete_room(&asked, &room, &request, wanted.plan, as_json);
         }
         keeper => keeper?,
     };
@@ -96,6 +107,7 @@ pub(super) fn delete_room(
     for note in keeper.warnings_before_deletion(&room, &request)? {
         output::note(&note);
     }
+    let keeper = as_planned(keeper, wanted.plan);
     let id = keeper.shutdown_and_purge_room(&room, request)?;
     finish(&keeper, &id, as_json)
 }

@@ -17,6 +17,7 @@ use crate::keeper::retention::{RETENTION, RetentionSummary};
 use crate::keeper::room_set::ROOM_SET;
 use crate::keeper::state_sweep::STATE_SWEEP;
 use crate::keeper::{RoomSetSummary, StateSweepSummary};
+use crate::plan_hash::PlanHash;
 use crate::purge::{self, Plan};
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
@@ -196,6 +197,14 @@ pub fn plan(as_json: bool, plan: &Plan, cut: Option<&str>) {
     if let Some(who) = plan.foreign_keys {
         say(&format!("Foreign keys would be {who}."));
     }
+    bound(plan.plan);
+}
+
+/// What binds a plan, and how.
+pub fn bound(plan: Option<PlanHash>) {
+    if let Some(plan) = plan {
+        say(&format!("To do this and nothing else: --plan {plan}"));
+    }
 }
 
 /// What a deletion would do.
@@ -242,6 +251,7 @@ pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
         say(&format!("Note: {note}"));
     }
     say("Nothing was changed.");
+    bound(plan.plan);
 }
 
 /// Names of somebody else's, one after the other.

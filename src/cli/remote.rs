@@ -15,11 +15,12 @@ use super::serve::{Owner, owner_file};
 use crate::client::{Client, Reply};
 use crate::config::Config;
 use crate::deletion::Request;
-use crate::error::{Error, HELD};
+use crate::error::{Error, HELD, PLAN_DRIFTED};
 use crate::hold::Hold;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, SetAction, SetRequest, Viewer};
+use crate::plan_hash::PlanHash;
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
 use crate::time::Millis;
@@ -41,6 +42,7 @@ const ERRCODES: &[&str] = &[
     "M_UNKNOWN_TOKEN",
     "M_UNRECOGNIZED",
     HELD,
+    PLAN_DRIFTED,
 ];
 
 /// The daemon that owns the ledger; says that it is asked.
@@ -137,6 +139,7 @@ pub(super) fn purge_history(
     point: &PurgePoint,
     options: PurgeOptions,
     now: Millis,
+    plan: Option<PlanHash>,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     let client = daemon(config)?;
@@ -147,6 +150,9 @@ pub(super) fn purge_history(
     );
     if options.strict {
         body.insert("strict".into(), true.into());
+    }
+    if let Some(plan) = plan {
+        body.insert("plan".into(), plan.to_string().into());
     }
     match point {
         PurgePoint::BeforeEvent(event) => {
@@ -173,6 +179,7 @@ pub(super) fn delete_room(
     config: &Config,
     room: &RoomId,
     request: &Request,
+    plan: Option<PlanHash>,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     let client = daemon(config)?;
@@ -185,6 +192,7 @@ pub(super) fn delete_room(
     let body = json!({
         "block": request.block, "purge": request.purge, "force_purge": request.force_purge,
         "new_room_user_id": request.new_room_user_id, "room_name": request.room_name, "message": request.message,
+        "plan": plan,
     });
     let path = format!("/_synapse/admin/v2/rooms/{}", quoted(room.as_str()));
     let started = answer(client.request("DELETE", &path, Some(&body)))?;
@@ -196,6 +204,7 @@ pub(super) fn delete_room(
 pub(super) fn start_set(
     config: &Config,
     request: &SetRequest,
+    plan: Option<PlanHash>,
     as_json: bool,
 ) -> Result<Option<ExitCode>, Error> {
     let client = daemon(config)?;
@@ -223,6 +232,7 @@ pub(super) fn start_set(
         }),
     };
     body["selectors"] = serde_json::to_value(&request.selectors).unwrap_or_default();
+    body["plan"] = json!(plan);
     body["all_rooms"] = request.all_rooms.into();
     body["rooms"] = serde_json::to_value(&request.among).unwrap_or_default();
     let started = answer(client.post("/_roomkeeper/v1/sets", &body))?;
@@ -297,6 +307,7 @@ fn follow(client: &Client, id: &str, as_json: bool) -> Result<ExitCode, Error> {
 pub(super) fn retention(
     config: &Config,
     ranges: &[LifetimeRange],
+    plan: Option<PlanHash>,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     let client = daemon(config)?;
@@ -305,6 +316,7 @@ pub(super) fn retention(
         let bound = |bound: Option<Millis>| bound.map(Millis::in_words);
         let body = json!({
             "shortest_max_lifetime": bound(range.shortest), "longest_max_lifetime": bound(range.longest),
+            "plan": plan,
         });
         let started = answer(client.post("/_roomkeeper/v1/retention", &body))?;
         let id = started["job_ids"][0].as_str().unwrap_or_default();

@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{Keeper, Viewer};
+use crate::plan_hash::PlanHash;
 use crate::policy::{Clamp, LifetimeRange, Source};
 use crate::retention::{Due, Plan};
 use crate::store::space::human;
@@ -21,7 +22,7 @@ pub(super) enum Retention {
     Plan {
         #[command(flatten)]
         which: Which,
-        /// Count every purge row by row: state groups and bytes too. Slow.
+        /// Count every purge row by row: state groups and bytes too, and say what binds a run to it. Slow.
         #[arg(long)]
         exact: bool,
     },
@@ -29,6 +30,10 @@ pub(super) enum Retention {
     Run {
         #[command(flatten)]
         which: Which,
+        /// Only as planned, as of the time of the plan: what `plan --exact` said of these rooms. Where anything else would
+        /// go by now, nothing goes.
+        #[arg(long, value_name = "HASH")]
+        plan: Option<PlanHash>,
         /// The clock is right, although nothing says so: for this command.
         #[arg(long)]
         trust_clock: bool,
@@ -114,10 +119,14 @@ pub(super) fn retention(
             }
             Ok(ExitCode::SUCCESS)
         }
-        Retention::Run { which, trust_clock } => {
+        Retention::Run {
+            which,
+            plan,
+            trust_clock,
+        } => {
             let mut config = config;
             config.check_clock &= !trust_clock;
-            run(config, which, *trust_clock, is_said, as_json)
+            run(config, which, *plan, *trust_clock, is_said, as_json)
         }
     }
 }
@@ -125,6 +134,7 @@ pub(super) fn retention(
 fn run(
     config: Config,
     which: &Which,
+    plan: Option<PlanHash>,
     trust_clock: bool,
     is_said: bool,
     as_json: bool,
@@ -137,6 +147,11 @@ fn run(
         ));
     }
     let ranges = which.ranges(&config)?;
+    if plan.is_some() && ranges.len() != 1 {
+        return Err(Error::Config(
+            "a plan is of one job's rooms: say which (--job), or which lifetimes (--shortest, --longest)".into(),
+        ));
+    }
     if words::can_ask(is_said, as_json) {
         words::ask(&question(&config, &ranges)?, is_said, as_json)?;
     }
@@ -149,9 +164,10 @@ fn run(
                     .into(),
             ));
         }
-        Err(Error::LedgerLocked(_)) => return remote::retention(&asked, &ranges, as_json),
+        Err(Error::LedgerLocked(_)) => return remote::retention(&asked, &ranges, plan, as_json),
         keeper => keeper?,
     };
+    let keeper = super::as_planned(keeper, plan);
     let mut runs = Vec::new();
     for range in ranges {
         let id = keeper.purge_history_for_rooms_in_range(range.shortest, range.longest)?;
@@ -241,6 +257,7 @@ fn show(plan: &Plan) {
             rooms => format!("{rooms} rooms are"),
         }
     ));
+    output::bound(plan.plan);
 }
 
 fn line(due: &Due) -> String {

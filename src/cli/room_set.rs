@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::output::{self, count};
 use super::rooms::Which;
-use super::{finish, remote, words};
+use super::{as_planned, finish, remote, words};
 use crate::config::Config;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::keeper::{self, Keeper, RoomPlan, SetAction, SetRequest, SetTotals, Viewer};
+use crate::plan_hash::PlanHash;
 use crate::rooms::{Selectors, Summary, Totals};
 use crate::store::space::human;
 
@@ -64,6 +65,7 @@ impl Choice {
 pub(super) fn run(
     config: Config,
     mut request: SetRequest,
+    plan_hash: Option<PlanHash>,
     dry_run: bool,
     is_said: bool,
     as_json: bool,
@@ -71,7 +73,8 @@ pub(super) fn run(
     if dry_run {
         return plan(&config, &request, as_json);
     }
-    if !is_said {
+    // A plan says which rooms, and was shown.
+    if !is_said && plan_hash.is_none() {
         let (rooms, server) = keeper::rooms_of_set(&config, &request)?;
         if rooms.is_empty() {
             return Ok(nothing(as_json));
@@ -86,13 +89,14 @@ pub(super) fn run(
             if request.depends_on_time() {
                 Viewer::open(asked.clone())?.refuse_clock_ahead()?;
             }
-            return match remote::start_set(&asked, &request, as_json)? {
+            return match remote::start_set(&asked, &request, plan_hash, as_json)? {
                 Some(code) => Ok(code),
                 None => Ok(nothing(as_json)),
             };
         }
         keeper => keeper?,
     };
+    let keeper = as_planned(keeper, plan_hash);
     match keeper.start_set(&request)?.job_id {
         Some(id) => finish(&keeper, &id, as_json),
         None => Ok(nothing(as_json)),
@@ -176,7 +180,7 @@ fn plan(config: &Config, request: &SetRequest, as_json: bool) -> Result<ExitCode
     if as_json {
         output::json_text("{\"rooms\": [");
     }
-    let totals = keeper::plan_set(config, request, &mut |room| {
+    let (totals, bound) = keeper::plan_set(config, request, &mut |room| {
         match room {
             Ok(plan) if as_json => {
                 let plan = serde_json::to_string(&plan).unwrap_or_default();
@@ -193,10 +197,11 @@ fn plan(config: &Config, request: &SetRequest, as_json: bool) -> Result<ExitCode
         let left_alone = serde_json::to_string(&left_alone).unwrap_or_default();
         let totals = serde_json::to_string(&totals).unwrap_or_default();
         output::json_text(&format!(
-            "], \"left_alone\": {left_alone}, \"rooms_not_told\": 0, \"totals\": {totals}}}"
+            "], \"left_alone\": {left_alone}, \"rooms_not_told\": 0, \"totals\": {totals}, \"plan\": \"{bound}\"}}"
         ));
     } else {
         show(&totals);
+        output::bound(Some(bound));
     }
     Ok(ExitCode::SUCCESS)
 }

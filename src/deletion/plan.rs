@@ -8,10 +8,11 @@ use super::request::Request;
 use super::run::{OWN_CLIENTS_NOTE, other_servers_note};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
+use crate::plan_hash::{Part, PlanDigest, PlanHash};
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
 use crate::store::room_rows::{self, Unknown};
-use crate::store::space;
+use crate::store::{going, space};
 
 /// What a deletion would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -35,6 +36,9 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Bytes the database file holds free already, before the deletion.
     pub reclaimable_bytes: u64,
+    /// What binds a deletion to this plan, where it is bound to anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanHash>,
 }
 
 /// What a person should know before: servers that will not hear of it, and tables that are not known.
@@ -60,9 +64,66 @@ pub fn warnings(
     Ok(warnings)
 }
 
-/// Plans `request`; the connection may be one that writes nothing but temporary tables.
-pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Result<Plan, Error> {
+/// Tells `bound` all that binds a deletion of `request`: its options, who would be moved, and every event of the room where its
+/// rows go.
+///
+/// # Errors
+/// Those of the database.
+pub fn bind(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+    bound: &mut PlanDigest,
+) -> Result<(), Error> {
+    db.read("look at what was planned", |db| {
+        tell(db, room, request, server_name, bound)
+    })
+}
+
+fn tell(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+    bound: &mut PlanDigest,
+) -> Result<(), Error> {
+    bound.word(Part::Asked, "delete_room");
+    for option in [request.block, request.purge, request.force_purge] {
+        bound.word(Part::Asked, &option.to_string());
+    }
+    let new_room = request.new_room_user_id.as_ref();
+    if let Some(user) = new_room {
+        for word in [user.as_str(), request.room_name(), request.message()] {
+            bound.word(Part::Asked, word);
+        }
+    }
+    bound.word(Part::Rooms, room.as_str());
+    if room_rows::is_known(db, room)? {
+        for (user, membership) in room_rows::local_users_to_move(db, room, server_name)?
+            .into_iter()
+            .collect::<BTreeMap<_, _>>()
+        {
+            bound.word(Part::People, user.as_str());
+            bound.word(Part::People, &membership);
+        }
+    }
+    if request.purge {
+        going::for_each_of_room(db, room, &mut |id| bound.event(id, true))?;
+    }
+    Ok(())
+}
+
+/// Plans `request`; the connection may be one that writes nothing but temporary tables. What binds it is told to `bound`.
+pub fn plan(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+    bound: &mut PlanDigest,
+) -> Result<Plan, Error> {
     db.read("plan a deletion", |db| {
+        tell(db, room, request, server_name, bound)?;
         let is_known = room_rows::is_known(db, room)?;
         let people = if is_known {
             room_rows::local_users_to_move(db, room, server_name)?
@@ -98,6 +159,7 @@ pub fn plan(db: &Db, room: &RoomId, request: &Request, server_name: &str) -> Res
             unknown_tables,
             notes,
             reclaimable_bytes: space::reclaimable_bytes(db)?,
+            plan: None,
         })
     })
 }

@@ -6,11 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::{Map, Value};
+
 use super::auth::{Authenticator, loggable};
 use super::handlers::{Request, Response};
 use super::http_server::HttpServer;
 use super::introspection::Introspector;
-use super::json::ApiError;
+use super::json::{self, ApiError};
 use super::route::{self, Found};
 use super::server::limits::Limits;
 use super::server::listen::Origin;
@@ -186,6 +188,23 @@ impl Api {
             Origin::Tcp => format!("from {}", self.client(ctx)),
         };
         self.keeper.on_behalf_of(&format!("{who} {from}"))
+    }
+
+    /// The same, bound to the plan that a body names, if it names one.
+    ///
+    /// # Errors
+    /// 400 for what is no plan.
+    pub fn keeper_as_planned(
+        &self,
+        ctx: &Context,
+        who: &UserId,
+        body: &Map<String, Value>,
+    ) -> Result<Keeper, ApiError> {
+        let keeper = self.keeper_for(ctx, who);
+        Ok(match json::plan(body)? {
+            Some(plan) => keeper.as_planned(plan),
+            None => keeper,
+        })
     }
 
     /// From where somebody asks: who is at the other end, or whom a proxy that is trusted speaks for. Of what proxies say

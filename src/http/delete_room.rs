@@ -10,19 +10,18 @@ use super::json::{self, ApiError, Body};
 use super::{Api, Context};
 use crate::deletion::Request;
 use crate::ids::{RoomId, UserId};
+use crate::keeper::Keeper;
 
 /// Deletes a room and answers what its shutdown did, when all is over (v1).
 pub fn now(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
-    let (who, room, request) = wanted(api, ctx)?;
-    let keeper = api.keeper_for(ctx, &who);
+    let (keeper, room, request) = wanted(api, ctx)?;
     let shutdown = keeper.delete_room(&room, request)?;
     Ok(json::json(200, &shutdown))
 }
 
 /// Starts a deletion and answers its id at once (v2).
 pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
-    let (who, room, request) = wanted(api, ctx)?;
-    let keeper = api.keeper_for(ctx, &who);
+    let (keeper, room, request) = wanted(api, ctx)?;
     let id = keeper.shutdown_and_purge_room(&room, request)?;
     Ok(json::json(200, &json!({"delete_id": id})))
 }
@@ -57,11 +56,12 @@ pub fn status(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     }
 }
 
-fn wanted(api: &Api, ctx: &Context) -> Result<(UserId, RoomId, Request), ApiError> {
+fn wanted(api: &Api, ctx: &Context) -> Result<(Keeper, RoomId, Request), ApiError> {
     let requester = api.admin(ctx)?;
     let body = json::object(&ctx.request.body, Body::Required)?;
     let request = request(&body, requester.clone())?;
-    Ok((requester, RoomId::from(ctx.parameter(0)), request))
+    let keeper = api.keeper_as_planned(ctx, &requester, &body)?;
+    Ok((keeper, RoomId::from(ctx.parameter(0)), request))
 }
 
 /// What the body asks. The flags are judged in this order (H-40).

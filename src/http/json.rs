@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::handlers::Response;
 use super::server::error_response::ErrorResponse;
 use crate::error::{Chain, Error};
+use crate::plan_hash::PlanHash;
 
 /// A request that is answered with an error (H-1).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +150,19 @@ pub fn truthy(value: Option<&Value>) -> bool {
         Some(Value::String(text)) => !text.is_empty(),
         Some(Value::Array(list)) => !list.is_empty(),
         Some(Value::Object(map)) => !map.is_empty(),
+    }
+}
+
+/// What a request is bound to, where it says so.
+///
+/// # Errors
+/// 400 where that is no plan's hash: what destroys goes by no guess.
+pub fn plan(body: &Map<String, Value>) -> Result<Option<PlanHash>, ApiError> {
+    let invalid = |why: String| ApiError::new(400, "M_INVALID_PARAM", why);
+    match body.get("plan") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(plan)) => plan.parse().map(Some).map_err(invalid),
+        Some(_) => Err(ApiError::bad_json("plan must be a string")),
     }
 }
 

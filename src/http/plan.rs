@@ -56,7 +56,9 @@ pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
 /// Runs the retention jobs now, all of them or the ones that the body names as for a plan: `{"job_ids": […]}`.
 pub fn run(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let who = api.admin(ctx)?;
-    let wanted = json::object(&ctx.request.body, Body::Optional)?;
+    let mut wanted = json::object(&ctx.request.body, Body::Optional)?;
+    let keeper = api.keeper_as_planned(ctx, &who, &wanted)?;
+    let is_bound = matches!(wanted.remove("plan"), Some(Value::String(_)));
     let mut ids: Vec<JobId> = Vec::new();
     if wanted.is_empty() && !api.keeper.config().retention.enabled {
         return Err(ApiError::bad_json(
@@ -64,11 +66,14 @@ pub fn run(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
         ));
     }
     let mut refused = None;
-    for range in ranges(&api.keeper.config().retention, &wanted)? {
-        match api
-            .keeper_for(ctx, &who)
-            .purge_history_for_rooms_in_range(range.shortest, range.longest)
-        {
+    let ranges = ranges(&api.keeper.config().retention, &wanted)?;
+    if is_bound && ranges.len() != 1 {
+        return Err(ApiError::bad_json(
+            "a plan is of one job's rooms: say which job, or which lifetimes",
+        ));
+    }
+    for range in ranges {
+        match keeper.purge_history_for_rooms_in_range(range.shortest, range.longest) {
             Ok(id) => {
                 log::info!("retention run {id}: {who} asks for it");
                 ids.push(id);

@@ -23,9 +23,8 @@ pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
         strict: json::truthy(body.get("strict")),
         ..PurgeOptions::default()
     };
-    let id =
-        api.keeper_for(ctx, &who)
-            .purge_history(&RoomId::from(ctx.parameter(0)), point, options)?;
+    let keeper = api.keeper_as_planned(ctx, &who, &body)?;
+    let id = keeper.purge_history(&RoomId::from(ctx.parameter(0)), point, options)?;
     Ok(json::json(200, &json!({"purge_id": id})))
 }
 

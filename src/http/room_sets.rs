@@ -27,6 +27,7 @@ const OF_EVERY_SET: &[&str] = &[
     "rooms",
     "dry_run",
     "limit",
+    "plan",
 ];
 
 const OF_A_PURGE: &[&str] = &["purge_up_to_ts", "older_than", "delete_local_events"];
@@ -56,7 +57,8 @@ pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
         let plan = api.keeper.plan_set(&request, most.min(MOST_TOLD))?;
         return Ok(json::json(200, &plan));
     }
-    let started = api.keeper_for(ctx, &who).start_set(&request)?;
+    let keeper = api.keeper_as_planned(ctx, &who, &body)?;
+    let started = keeper.start_set(&request)?;
     if let Some(id) = &started.job_id {
         log::info!("room set {id}: {who} asks for it");
     }

@@ -94,6 +94,17 @@ impl Ledger {
             .map(drop)
     }
 
+    /// Whether a job may have removed anything, as far back as that is noted.
+    pub fn has_noted_removed(&self, job: &JobId) -> Result<bool, Error> {
+        const NOTED: &str = "
+            SELECT EXISTS (SELECT 1 FROM removed
+                            WHERE job = $1 AND (event_id IS NOT NULL OR room_id IS NOT NULL))";
+        self.conn
+            .lock()
+            .query_row(NOTED, [job.as_str()], |row| row.get(0))
+            .context("read the ledger")
+    }
+
     /// No database that the jobs have worked on has a lower greatest stream ordering; `None` where that is not known.
     fn least_greatest(&self) -> Result<Option<i64>, Error> {
         const LEAST: &str = "

@@ -133,6 +133,16 @@ impl Ledger {
         .map(drop)
     }
 
+    /// Whether anything has become of a room of a job's set.
+    pub fn has_room_outcomes(&self, job: &JobId) -> Result<bool, Error> {
+        const OUTCOMES: &str = "
+            SELECT EXISTS (SELECT 1 FROM room_of_set WHERE job = $1 AND outcome IS NOT NULL)";
+        self.conn
+            .lock()
+            .query_row(OUTCOMES, [job.as_str()], |row| row.get(0))
+            .context("read the ledger")
+    }
+
     /// Jobs that have not ended and are parts of this one, oldest first.
     pub fn unended_parts(&self, job: &JobId) -> Result<Vec<JobRecord>, Error> {
         let unended = self.unended()?.into_iter();

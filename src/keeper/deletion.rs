@@ -10,6 +10,7 @@ use crate::ids::{JobId, RoomId, UserId};
 use crate::job::{self, Phase, Progress, Removes, held};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
+use crate::plan_hash::PlanDigest;
 use crate::store::db::{Access, Db};
 use crate::store::tx::Tx;
 use crate::store::{blocks, room_rows, rooms};
@@ -106,8 +107,9 @@ impl Keeper {
         if request.purge {
             shared.refuse_held(room, Removes::Room)?;
         }
+        self.refuse_drift(|viewer, _| viewer.bind_deletion(room, &request))?;
         let deletion = self.deletion(request, DeletionScope::Whole);
-        let params = params_of(&deletion)?;
+        let params = self.bound(params_of(&deletion)?);
         shared.release_reserve_if_short();
         let subject = Subject::Room(room.clone());
         let guard =
@@ -146,6 +148,12 @@ impl Keeper {
     /// # Errors
     /// [`Error::UsersStillJoined`] while local users are joined, unless it is forced; as [`Keeper::delete_room`].
     pub fn purge_room(&self, room: &RoomId, force: bool) -> Result<JobRecord, Error> {
+        if self.plan.is_some() {
+            return Err(Error::bad(
+                "M_INVALID_PARAM",
+                "no plan is made of rows alone: plan the deletion of the room",
+            ));
+        }
         self.shared.refuse_held(room, Removes::Room)?;
         let request = Request {
             force_purge: force,
@@ -164,7 +172,8 @@ impl Keeper {
         room: &RoomId,
         deletion: Deletion,
     ) -> Result<JobRecord, Error> {
-        let params = params_of(&deletion)?;
+        // Where another job has the room it is not yet as it will be: the plan is looked at when the turn comes.
+        let params = self.bound(params_of(&deletion)?);
         let register = &self.shared.register;
         let subject = Subject::Room(room.clone());
         let (asked_by, is_stopping) = (self.asked_by(), || self.is_stopping());
@@ -176,6 +185,11 @@ impl Keeper {
                 if code.as_deref() == Some(Error::UsersStillJoined.code()) =>
             {
                 Err(Error::UsersStillJoined)
+            }
+            Err(Error::JobFailed { text, code })
+                if code.as_deref() == Some(Error::PlanDrifted(String::new()).code()) =>
+            {
+                Err(Error::PlanDrifted(text.replacen("409: ", "", 1)))
             }
             Err(Error::Stopping) => {
                 // Whoever asked hears that nothing was done, and so it must stay.
@@ -341,6 +355,9 @@ impl Shared {
         deletion: &Deletion,
         is_stopping: &(dyn Fn() -> bool + Sync),
     ) -> Result<String, Error> {
+        self.refuse_drift_of(guard, |viewer, _| {
+            viewer.bind_deletion(guard.room(), &deletion.request)
+        })?;
         let mut ctx = self.job_context(guard, is_stopping)?;
         let progress = deletion::run(&mut ctx, &deletion.request, deletion.extent)?;
         let rows: i64 = progress.rows_removed.values().sum();
@@ -377,6 +394,16 @@ impl Viewer {
 
     /// As [`Keeper::plan_deletion`].
     pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
+        let (mut plan, digest) = self.plan_deletion_bound(room, request)?;
+        plan.plan = Some(digest.hash());
+        Ok(plan)
+    }
+
+    pub(super) fn plan_deletion_bound(
+        &self,
+        room: &RoomId,
+        request: &Request,
+    ) -> Result<(Plan, PlanDigest), Error> {
         refuse_illegal(room)?;
         let config = &self.config;
         refuse_foreign(request, &config.server_name)?;
@@ -400,8 +427,10 @@ impl Viewer {
         };
         let asks_homeserver = config.homeserver_api.is_some() && setting.homeserver.is_some();
         let note = deletion::refuse_at_start(&setting, request, asks_homeserver)?;
-        let mut plan = deletion::plan(&self.db, room, request, &config.server_name)?;
+        let mut digest = self.new_digest(None);
+        let (db, server_name) = (&self.db, &config.server_name);
+        let mut plan = deletion::plan(db, room, request, server_name, &mut digest)?;
         plan.notes.extend(note);
-        Ok(plan)
+        Ok((plan, digest))
     }
 }

@@ -124,13 +124,17 @@ impl Keeper {
 
     /// What looks at the database, with the holds that this keeper knows.
     pub(super) fn viewer(&self) -> Result<Viewer, Error> {
-        let mut viewer = Viewer::open(self.shared.config.clone())?;
-        viewer.known_holds = Some(self.shared.holds()?);
-        Ok(viewer)
+        self.shared.viewer()
     }
 }
 
 impl Shared {
+    pub(super) fn viewer(&self) -> Result<Viewer, Error> {
+        let mut viewer = Viewer::open(self.config.clone())?;
+        viewer.known_holds = Some(self.holds()?);
+        Ok(viewer)
+    }
+
     pub(super) fn holds(&self) -> Result<Arc<Vec<Hold>>, Error> {
         self.register.ledger().holds()
     }

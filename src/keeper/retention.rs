@@ -3,7 +3,7 @@
 //! A run is a job of its own in the ledger. It hands its rooms to the workers in batches, a bounded number at a time;
 //! each room is purged by a job like any other, so a room that is busy is skipped and one that fails stops nobody.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +23,7 @@ use crate::job::{HomeserverWatch, Phase, Progress, Removes};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
+use crate::plan_hash::{Part, PlanDigest, RoomDigest};
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
@@ -123,7 +124,11 @@ impl Keeper {
         let run = RetentionRun {
             range,
             scheduled: false,
+            plan: self.plan,
         };
+        let now = self.judged_at()?;
+        let is_busy = |room: &RoomId| self.shared.register.is_busy(room);
+        self.refuse_drift(|viewer, _| viewer.bind_retention(range, now, &is_busy))?;
         let guard = self.shared.enqueue_retention(run, self.asked_by())?;
         let id = guard.id().clone();
         self.run_retention(guard, run)?;
@@ -202,6 +207,13 @@ impl Shared {
                 .register
                 .enqueue_for(asked_by, RETENTION, &subject, params);
         };
+        if run.plan.is_some() {
+            return Err(Error::Refused(format!(
+                "the retention run {} of these lifetimes was interrupted and is not as planned: end it (roomkeeper jobs \
+                 --cancel {}) or have it go on (--resume) first",
+                first.id, first.id
+            )));
+        }
         let guard = self.register.requeue(&first)?;
         log::info!("{guard} goes on where it was interrupted");
         for other in others {
@@ -265,6 +277,7 @@ impl Shared {
         now: Millis,
     ) -> Result<RetentionSummary, Error> {
         self.refuse_clock_ahead()?;
+        let now = run.plan.and_then(|plan| plan.at()).unwrap_or(now);
         warn_of_reviews(&self.holds()?, self.config.clock.now());
         let mut progress = Progress {
             phase: Phase::Counting,
@@ -276,6 +289,12 @@ impl Shared {
         };
         publish(&progress);
         self.finish_interrupted(&|| guard.live().is_cancelled() || guard.live().is_paused())?;
+        if let Some(plan) = run.plan {
+            let is_busy = |room: &RoomId| self.register.is_busy(room);
+            self.refuse_drift(plan, |viewer, _| {
+                viewer.bind_retention(run.range, now, &is_busy)
+            })?;
+        }
         let plan = look(&self.config, |db| {
             let handle = db.interrupt_handle();
             guard
@@ -461,6 +480,18 @@ impl Shared {
     }
 }
 
+/// What the plan of a run says of a room, but for its events.
+fn digest_of_due(due: &Due) -> PlanDigest {
+    let mut digest = PlanDigest::new(None);
+    digest.word(Part::Points, &due.point.to_string());
+    let policy = serde_json::to_string(&(&due.policy, &due.lifetime)).unwrap_or_default();
+    digest.word(Part::Policies, &policy);
+    due.holds
+        .iter()
+        .for_each(|hold| digest.word(Part::Holds, hold));
+    digest
+}
+
 /// Rooms that one worker purges one after the other.
 #[derive(Clone)]
 struct Batch {
@@ -505,19 +536,19 @@ impl Viewer {
         exact: bool,
         is_busy: &dyn Fn(&RoomId) -> bool,
     ) -> Result<Plan, Error> {
-        refuse_invalid(&range)?;
         let (db, config) = (&self.db, &self.config);
         let now = config.clock.now();
-        let mut plan = retention::plan(db, &config.retention, range, now, is_busy)?;
-        self.leave_held(&mut plan)?;
+        let mut plan = self.plan_retention_at(range, now, is_busy)?;
         if exact {
             let extremities = self.extremities()?;
+            let mut digests = BTreeMap::new();
             for at in 0..plan.rooms.len() {
                 let due = &plan.rooms[at];
                 let request = Request {
                     held: self.held_of(&due.room_id)?,
                     ..request(due)
                 };
+                let mut digest = digest_of_due(due);
                 let counted = purge::plan(
                     db,
                     &due.room_id,
@@ -525,7 +556,9 @@ impl Viewer {
                     &config.server_name,
                     extremities,
                     now,
+                    &mut digest,
                 )?;
+                digests.insert(due.room_id.clone(), digest.of_room());
                 let bytes =
                     purge::content_bytes(db, &due.room_id, &request, &config.server_name, now)?;
                 plan.rooms[at].exact = Some(Exact {
@@ -535,7 +568,63 @@ impl Viewer {
                     rows_removed: counted.rows_removed,
                 });
             }
+            plan.plan = Some(self.digest_of_retention(&plan, &digests).hash());
         }
         Ok(plan)
+    }
+
+    fn plan_retention_at(
+        &self,
+        range: LifetimeRange,
+        now: Millis,
+        is_busy: &dyn Fn(&RoomId) -> bool,
+    ) -> Result<Plan, Error> {
+        refuse_invalid(&range)?;
+        let mut plan = retention::plan(&self.db, &self.config.retention, range, now, is_busy)?;
+        self.leave_held(&mut plan)?;
+        Ok(plan)
+    }
+
+    /// What a run as of `now` would be bound to.
+    fn bind_retention(
+        &self,
+        range: LifetimeRange,
+        now: Millis,
+        is_busy: &dyn Fn(&RoomId) -> bool,
+    ) -> Result<PlanDigest, Error> {
+        let plan = self.plan_retention_at(range, now, is_busy)?;
+        let (server_name, extremities) = (&self.config.server_name, self.extremities()?);
+        let mut digests = BTreeMap::new();
+        for due in &plan.rooms {
+            let (room, mut digest) = (&due.room_id, digest_of_due(due));
+            let request = Request {
+                held: self.held_of(room)?,
+                ..request(due)
+            };
+            let (db, bound) = (&self.db, &mut digest);
+            purge::bind(db, room, &request, server_name, extremities, now, bound)?;
+            digests.insert(room.clone(), digest.of_room());
+        }
+        Ok(self.digest_of_retention(&plan, &digests))
+    }
+
+    fn digest_of_retention(&self, plan: &Plan, rooms: &BTreeMap<RoomId, RoomDigest>) -> PlanDigest {
+        let mut digest = self.new_digest(Some(plan.now_ms));
+        digest.word(Part::Asked, RETENTION);
+        digest.word(Part::Asked, &plan.range.to_string());
+        for (room, planned) in rooms {
+            digest.room(room, planned);
+        }
+        for held in plan
+            .left_alone
+            .iter()
+            .filter(|left| left.reason == Reason::Held)
+        {
+            digest.word(Part::Holds, held.room_id.as_str());
+            held.holds
+                .iter()
+                .for_each(|hold| digest.word(Part::Holds, hold));
+        }
+        digest
     }
 }

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::JobRecord;
 use crate::jobs::register::JobGuard;
+use crate::plan_hash::PlanHash;
 use crate::point::Point;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
@@ -24,6 +25,9 @@ pub(super) struct RetentionRun {
     /// known, so it goes on only where the configuration still asks for it.
     #[serde(default = "yes")]
     pub(super) scheduled: bool,
+    /// What it must come to, where that was said. A run that was interrupted plans anew, and ends by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) plan: Option<PlanHash>,
 }
 
 fn yes() -> bool {

@@ -141,6 +141,7 @@ impl Runs {
             let run = RetentionRun {
                 range: job.range,
                 scheduled: true,
+                plan: None,
             };
             if shared.jobs_wait_for_a_word() {
                 log::warn!(

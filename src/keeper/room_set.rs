@@ -99,6 +99,16 @@ pub(super) enum Action {
     },
 }
 
+impl Action {
+    /// The word for it.
+    pub(super) fn verb(&self) -> &'static str {
+        match self {
+            Self::PurgeHistory { .. } => "purge_history",
+            Self::DeleteRoom { .. } => "delete_room",
+        }
+    }
+}
+
 impl SetRequest {
     /// # Errors
     /// [`Error::BadRequest`] for what cannot be meant, or could mean more than was.
@@ -209,7 +219,7 @@ impl Keeper {
     ///
     /// # Errors
     /// [`Error::BadRequest`] for a request that names no rooms, or a room that is not known; [`Error::Refused`] for what
-    /// depends on age while the clock may be ahead; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
+    /// depends on age while the clock may be ahead; [`Error::PlanDrifted`]; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
     pub fn start_set(&self, request: &SetRequest) -> Result<StartedSet, Error> {
         let shared = &self.shared;
         if self.is_stopping() {
@@ -219,9 +229,15 @@ impl Keeper {
         if request.depends_on_time() {
             shared.refuse_clock_ahead()?;
         }
-        let now = shared.config.clock.now();
+        let now = self.judged_at()?;
         let Selected { rooms, .. } = shared.selected(&request.selectors, now)?;
         let rooms = request.chosen(rooms);
+        let action = request.action_at(now, &shared.config.admin_user);
+        self.refuse_drift(|viewer, plan| {
+            let rooms = rooms.iter().map(|room| room.room_id.clone());
+            let is_busy = |room: &RoomId| shared.register.is_busy(room);
+            viewer.bind_set(&action, rooms, plan.at(), &is_busy)
+        })?;
         let count = i64::try_from(rooms.len()).unwrap_or(i64::MAX);
         if rooms.is_empty() {
             return Ok(StartedSet {
@@ -230,12 +246,13 @@ impl Keeper {
             });
         }
         let set = RoomSet {
-            action: request.action_at(now, &shared.config.admin_user),
+            action,
             selectors: request.selectors.to_look_at_again(),
             rooms: count,
             decided_ms: now,
         };
         let params = serde_json::to_value(&set).map_err(|e| Error::Bug(e.to_string()))?;
+        let params = self.bound(params);
         shared.release_reserve_if_short();
         let guard = shared
             .enqueue_set(self.asked_by(), &request.words(rooms.len()), &params)

@@ -1,5 +1,7 @@
 //! What a set of rooms would come to: the plan of every room as its own command has it, and sums.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::deletion::{DELETE_ROOM, PURGE_ROOM, SHUTDOWN_AND_PURGE_ROOM};
@@ -13,6 +15,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
+use crate::plan_hash::{Part, PlanDigest, PlanHash, RoomDigest};
 use crate::point::PurgePoint;
 use crate::rooms::{Summary, Totals};
 use crate::store::event_rows::RowCounts;
@@ -131,7 +134,12 @@ pub struct SetPlan {
     pub rooms_not_told: i64,
     /// Sums over all rooms.
     pub totals: SetTotals,
+    /// What binds a set to this plan.
+    pub plan: PlanHash,
 }
+
+/// The plans of a set's rooms by their digests, or why a room is left alone.
+type Digests = BTreeMap<RoomId, Result<RoomDigest, &'static str>>;
 
 impl Keeper {
     /// What a set of rooms would come to now, with no more than `most` rooms told one by one. Reads only.
@@ -153,9 +161,10 @@ impl Keeper {
             left_alone: Vec::new(),
             rooms_not_told: 0,
             totals: SetTotals::default(),
+            plan: PlanDigest::new(None).hash(),
         };
         let is_busy = |room: &RoomId| shared.register.is_busy(room);
-        plan.totals = viewer.plan_rooms(request, now, selected, rate, &is_busy, &mut |room| {
+        let each = &mut |room| {
             if self.is_stopping() {
                 return Err(Error::Stopping);
             }
@@ -166,7 +175,9 @@ impl Keeper {
                 Err(room) => plan.left_alone.push(room),
             }
             Ok(())
-        })?;
+        };
+        (plan.totals, plan.plan) =
+            viewer.plan_rooms(request, now, selected, rate, &is_busy, each)?;
         Ok(plan)
     }
 }
@@ -194,7 +205,7 @@ pub fn plan_set(
     config: &Config,
     request: &SetRequest,
     each: &mut dyn FnMut(PlannedRoom) -> Result<(), Error>,
-) -> Result<SetTotals, Error> {
+) -> Result<(SetTotals, PlanHash), Error> {
     request.validate(config)?;
     let now = config.clock.now();
     let selected = rooms::selected(config, &request.selectors)?;
@@ -213,21 +224,24 @@ impl Viewer {
         rate: Option<f64>,
         is_busy: &dyn Fn(&RoomId) -> bool,
         each: &mut dyn FnMut(PlannedRoom) -> Result<(), Error>,
-    ) -> Result<SetTotals, Error> {
+    ) -> Result<(SetTotals, PlanHash), Error> {
         let action = request.action_at(now, &self.config.admin_user);
+        let mut digests = Digests::new();
         let mut totals = SetTotals::default();
         for room in request.chosen(selected.rooms) {
             let id = &room.room_id;
             let planned = match is_busy(id) {
                 true => Err(Error::RoomBusy { room: id.clone() }),
-                false => self.plan_room(id, &action),
+                false => self.plan_room(id, &action, now),
             };
             let told = match planned {
-                Ok(plan) => {
+                Ok((plan, digest)) => {
                     totals.add(&plan, &room);
+                    digests.insert(id.clone(), Ok(digest.of_room()));
                     Ok(plan)
                 }
                 Err(e) if is_of_room(&e) => {
+                    digests.insert(id.clone(), Err(e.code()));
                     totals.rooms_left_alone += 1;
                     Err(RoomLeftAlone {
                         room_id: id.clone(),
@@ -245,10 +259,60 @@ impl Viewer {
         totals.bytes_after_reclaim = (used - totals.estimated_bytes).max(0);
         totals.rows_per_second = rate.map(|rate| rate as i64);
         totals.seconds = rate.map(|rate| (totals.rows as f64 / rate).ceil() as i64);
-        Ok(totals)
+        let at = request.depends_on_time().then_some(now);
+        Ok((totals, self.digest_of_set(&action, &digests, at).hash()))
     }
 
-    fn plan_room(&self, room: &RoomId, action: &Action) -> Result<RoomPlan, Error> {
+    fn digest_of_set(&self, action: &Action, rooms: &Digests, at: Option<Millis>) -> PlanDigest {
+        let mut digest = self.new_digest(at);
+        digest.word(Part::Asked, ROOM_SET);
+        // The time of a purge is not said: what it comes to is.
+        digest.word(Part::Asked, action.verb());
+        for (room, planned) in rooms {
+            match planned {
+                Ok(planned) => digest.room(room, planned),
+                Err(code) => {
+                    digest.word(Part::Rooms, room.as_str());
+                    digest.word(Part::Rooms, code);
+                }
+            }
+        }
+        digest
+    }
+
+    /// What a set of these rooms would be bound to now.
+    ///
+    /// # Errors
+    /// As [`Keeper::plan_set`].
+    pub(super) fn bind_set(
+        &self,
+        action: &Action,
+        rooms: impl Iterator<Item = RoomId>,
+        at: Option<Millis>,
+        is_busy: &dyn Fn(&RoomId) -> bool,
+    ) -> Result<PlanDigest, Error> {
+        let now = at.unwrap_or_else(|| self.config.clock.now());
+        let mut digests = Digests::new();
+        for room in rooms {
+            let bound = match is_busy(&room) {
+                true => Err(Error::RoomBusy { room: room.clone() }),
+                false => self.plan_room(&room, action, now),
+            };
+            match bound {
+                Ok((_, digest)) => digests.insert(room, Ok(digest.of_room())),
+                Err(e) if is_of_room(&e) => digests.insert(room, Err(e.code())),
+                Err(e) => return Err(e),
+            };
+        }
+        Ok(self.digest_of_set(action, &digests, at))
+    }
+
+    fn plan_room(
+        &self,
+        room: &RoomId,
+        action: &Action,
+        now: Millis,
+    ) -> Result<(RoomPlan, PlanDigest), Error> {
         match action {
             Action::PurgeHistory {
                 before_ts,
@@ -261,10 +325,14 @@ impl Viewer {
                     ..PurgeOptions::default()
                 };
                 let point = PurgePoint::BeforeTs(*before_ts);
-                self.plan_purge(room, &point, options).map(RoomPlan::Purge)
+                let (mut plan, bound) = self.plan_purge_at(room, &point, options, now, None)?;
+                plan.plan = Some(bound.hash());
+                Ok((RoomPlan::Purge(plan), bound))
             }
             Action::DeleteRoom { request } => {
-                self.plan_deletion(room, request).map(RoomPlan::Deletion)
+                let (mut plan, bound) = self.plan_deletion_bound(room, request)?;
+                plan.plan = Some(bound.hash());
+                Ok((RoomPlan::Deletion(plan), bound))
             }
         }
     }

@@ -204,6 +204,12 @@ impl Shared {
                     .into(),
             ));
         }
+        self.refuse_drift_of(guard, |viewer, plan| {
+            let rooms = ledger.rooms_left(guard.id(), 0, usize::MAX)?;
+            let rooms = rooms.into_iter().map(|left| left.room);
+            let is_busy = |room: &RoomId| self.register.is_busy(room);
+            viewer.bind_set(&set.action, rooms, plan.at(), &is_busy)
+        })?;
         let mut progress: Progress =
             serde_json::from_value(guard.live().progress()).unwrap_or_default();
         let summary = serde_json::from_value(std::mem::take(&mut progress.more).into());

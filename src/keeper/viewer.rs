@@ -19,6 +19,7 @@ use crate::job::{HomeserverWatch, Removes, held, overwrite, write_once};
 use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::locks::RoomLocks;
+use crate::plan_hash::PlanDigest;
 use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan, Request};
 use crate::retention;
@@ -32,6 +33,7 @@ use crate::store::reclaim::{self, ReclaimOptions, Reclaimed};
 use crate::store::space;
 use crate::store::work_lock::WorkLock;
 use crate::store::{points, search};
+use crate::time::Millis;
 
 /// Looks at a database without owning anything: may be used beside a running homeserver and a running daemon.
 pub struct Viewer {
@@ -106,6 +108,21 @@ impl Viewer {
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
         let now = self.config.clock.now();
+        let at = matches!(point, PurgePoint::OlderThan(_)).then_some(now);
+        let (mut plan, digest) = self.plan_purge_at(room, point, options, now, at)?;
+        plan.plan = Some(digest.hash());
+        Ok(plan)
+    }
+
+    /// The same as of `now`, and what binds it: to `at` as well, where what goes depends on that.
+    pub(super) fn plan_purge_at(
+        &self,
+        room: &RoomId,
+        point: &PurgePoint,
+        options: PurgeOptions,
+        now: Millis,
+        at: Option<Millis>,
+    ) -> Result<(Plan, PlanDigest), Error> {
         let keep_from = point.keep_received_from(now);
         let mut point = points::resolve(&self.db, room, point, now)?;
         let held = held::refuse(&self.db, room, &self.holds(), Removes::History)?;
@@ -118,10 +135,12 @@ impl Viewer {
         };
         let server_name = &self.config.server_name;
         let extremities = self.extremities()?;
-        let mut plan = purge::plan(&self.db, room, &request, server_name, extremities, now)?;
-        plan.holds = held::that_keep(&self.db, room, point.topological, &held)?;
+        let (mut digest, holds) = self.digest_of_purge(room, &request, &held, at)?;
+        let (db, bound) = (&self.db, &mut digest);
+        let mut plan = purge::plan(db, room, &request, server_name, extremities, now, bound)?;
+        plan.holds = holds;
         plan.foreign_keys = purge::foreign_key_mode(&self.db, self.config.batch.check_in_bulk)?;
-        Ok(plan)
+        Ok((plan, digest))
     }
 
     /// What becomes of forward extremities below the point of a purge.

@@ -13,7 +13,7 @@ mod state_groups;
 mod sweep;
 
 pub use extremities::{extremities_note, local_messages_note};
-pub use plan::{Extremities, Plan, content_bytes, foreign_key_mode, plan, selection};
+pub use plan::{Extremities, Plan, bind, content_bytes, foreign_key_mode, plan, selection};
 pub use request::Request;
 pub use run::{prepare_many, run};
 pub(crate) use state_groups::group_of_step;

@@ -5,14 +5,15 @@ use serde::Serialize;
 use super::request::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
+use crate::plan_hash::{PlanDigest, PlanHash};
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::RowCounts;
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::forward_extremities;
-use crate::store::history::{self, Extent, Selection};
+use crate::store::history::{self, DepthRange, Extent, Selection};
 use crate::store::room_rows::Unknown;
 use crate::store::state_groups::{self, References, Rules, Walk};
-use crate::store::{search, space};
+use crate::store::{going, search, space};
 use crate::time::Millis;
 
 /// What a purge would do.
@@ -53,6 +54,9 @@ pub struct Plan {
     pub foreign_keys: Option<&'static str>,
     /// Bytes the database file holds free already, before the purge.
     pub reclaimable_bytes: u64,
+    /// What binds a purge to this plan, where it is bound to anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanHash>,
 }
 
 fn is_zero(n: &i64) -> bool {
@@ -70,7 +74,8 @@ pub enum Extremities {
     AskHomeserver,
 }
 
-/// Plans `request` as it would be carried out `now`; the connection may be one that cannot write.
+/// Plans `request` as it would be carried out `now`; the connection may be one that cannot write. The events that go are told
+/// to `bound`.
 ///
 /// # Errors
 /// What the purge itself would refuse: [`Error::WouldEmptyRoom`], [`Error::PartialState`].
@@ -81,16 +86,12 @@ pub fn plan(
     server_name: &str,
     extremities: Extremities,
     now: Millis,
+    bound: &mut PlanDigest,
 ) -> Result<Plan, Error> {
     db.read("plan a purge", |db| {
-        refuse_to_empty(db, room, request)?;
-        let expiry = request.expiry(db, now)?;
-        let mut cut = request.cut(room, server_name, extremities != Extremities::Go, expiry);
-        if extremities == Extremities::AskHomeserver && forward_extremities::has_surplus(db, &cut)?
-        {
-            cut.keep_extremities = false;
-        }
+        let cut = cut(db, room, request, server_name, extremities, now)?;
         let selected = history::select(db, &cut, Extent::Whole)?;
+        going::for_each_selected(db, &mut |id, goes| bound.event(id, goes))?;
         let mut plan = Plan {
             room_id: room.clone(),
             point: request.point.to_string(),
@@ -105,6 +106,7 @@ pub fn plan(
             referring_tables: Vec::new(),
             foreign_keys: None,
             reclaimable_bytes: space::reclaimable_bytes(db)?,
+            plan: None,
         };
         if selected.events == 0 {
             return Ok(plan);
@@ -130,6 +132,44 @@ pub fn plan(
         }
         Ok(plan)
     })
+}
+
+/// Tells `bound` the events that [`plan`] would tell it, and counts nothing else.
+///
+/// # Errors
+/// As [`plan`].
+pub fn bind(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    server_name: &str,
+    extremities: Extremities,
+    now: Millis,
+    bound: &mut PlanDigest,
+) -> Result<(), Error> {
+    db.read("look at what was planned", |db| {
+        let cut = cut(db, room, request, server_name, extremities, now)?;
+        history::select(db, &cut, Extent::Whole)?;
+        going::for_each_selected(db, &mut |id, goes| bound.event(id, goes))
+    })
+}
+
+/// What the whole of `request` takes now.
+fn cut<'a>(
+    db: &Db,
+    room: &'a RoomId,
+    request: &'a Request,
+    server_name: &'a str,
+    extremities: Extremities,
+    now: Millis,
+) -> Result<DepthRange<'a>, Error> {
+    refuse_to_empty(db, room, request)?;
+    let expiry = request.expiry(db, now)?;
+    let mut cut = request.cut(room, server_name, extremities != Extremities::Go, expiry);
+    if extremities == Extremities::AskHomeserver && forward_extremities::has_surplus(db, &cut)? {
+        cut.keep_extremities = false;
+    }
+    Ok(cut)
 }
 
 /// What `request` would take beside what is held.

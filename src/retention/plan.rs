@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::ids::RoomId;
+use crate::plan_hash::PlanHash;
 use crate::point::Point;
 use crate::policy::{Decision, Lifetime, LifetimeRange, Policy, Retention};
 use crate::store::db::Db;
@@ -33,6 +34,9 @@ pub struct Plan {
     pub events: i64,
     /// The bytes they take in the database, as far as can be told from its average event.
     pub estimated_bytes: i64,
+    /// What binds a run to this plan, where every purge of it was counted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub plan: Option<PlanHash>,
 }
 
 /// A room that would be purged.
@@ -216,6 +220,7 @@ pub fn plan(
             left_alone: Vec::new(),
             events: 0,
             estimated_bytes: 0,
+            plan: None,
         };
         let mut wanted: BTreeMap<RoomId, (Option<Policy>, Lifetime)> = BTreeMap::new();
         let mut rooms = rooms;

@@ -18,6 +18,7 @@ pub mod expiry;
 pub mod foreign_keys;
 pub mod forward_extremities;
 pub mod free_pages;
+pub mod going;
 pub mod held;
 pub mod history;
 pub mod homeserver;
