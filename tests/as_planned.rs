@@ -5,9 +5,6 @@
 #[macro_use]
 mod support;
 
-use std::collections::BTreeSet;
-use std::time::Duration;
-
 use roomkeeper::deletion::Request;
 use roomkeeper::error::PLAN_DRIFTED;
 use roomkeeper::hold::Hold;
@@ -58,21 +55,6 @@ fn messages<'a>(tables: &'a Tables, ask: &'a Ask, is_below: bool) -> Vec<&'a Row
     events_in(tables, &ask.room)
         .filter(|e| !e.is("outlier") && !state.contains(&e.word("event_id")))
         .filter(|e| (e.number("topological_ordering") < ask.below) == is_below)
-        .collect()
-}
-
-fn rooms_of(tables: &Tables) -> impl Iterator<Item = String> {
-    tables
-        .rows("rooms")
-        .iter()
-        .map(|r| r.word("room_id").to_owned())
-}
-
-/// The ids of a room's events that are in the timeline.
-fn of_room(tables: &Tables, room: &str) -> BTreeSet<String> {
-    events_in(tables, room)
-        .filter(|e| !e.is("outlier"))
-        .map(|e| e.word("event_id").to_owned())
         .collect()
 }
 
@@ -350,74 +332,31 @@ fn an_age_counts_from_the_plan() {
     panic!("one of eighty loses more when more time has passed");
 }
 
-/// Beside a homeserver, with a long rest after every transaction.
-fn resting(site: &Site) -> Config {
-    let mut config = site.beside(1, 1_000);
-    config.batch.pause = Duration::from_secs(5);
-    config
-}
-
-fn wait_for_a_batch(keeper: &Keeper, id: &JobId) {
-    for _ in 0..12_000 {
-        let job = keeper.job(id).expect("read").expect("there");
-        if job.progress["batches"].as_i64().unwrap_or(0) > 0 {
-            return;
-        }
-        assert!(!job.state.is_ended(), "{job:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("no batch in two minutes");
-}
-
-/// What drifts between the asking and the turn is found then.
+/// Whoever waits for a deletion waits for the room first: so what was planned is looked at when the job's turn comes.
 #[test]
-fn a_job_that_waited_is_looked_at_again() {
+fn a_job_is_looked_at_again_when_its_turn_comes() {
     let (site, ask) = middle();
-    let tables = site.tables();
-    let gone = messages(&tables, &ask, true)[0].word("event_id").to_owned();
-    let other = rooms_of(&tables).find(|room| *room != ask.room);
-    let other = other.expect("two rooms");
-    let keeper = Keeper::open(resting(&site)).expect("opens");
-    // The only worker is busy with another room, and rests.
-    let deepest = events_in(&tables, &other).map(|e| e.number("depth")).max();
-    let other = Ask::all_of(&other, deepest.expect("events"));
-    let first = purge(&keeper, &other).expect("begun");
-    wait_for_a_batch(&keeper, &first);
-    let plan = keeper.plan_purge(&RoomId::new(&*ask.room), &ask.point(), ask.options());
-    let bound = keeper.as_planned(plan.expect("planned").plan.expect("a hash"));
-    let id = purge(&bound, &ask).expect("begun");
+    let gone = messages(&site.tables(), &ask, true)[0]
+        .word("event_id")
+        .to_owned();
+    let room = RoomId::new(&*ask.room);
+    let request = || Request {
+        force_purge: true,
+        ..Request::default()
+    };
+    let keeper = Keeper::open(site.config()).expect("opens");
+    let plan = keeper.plan_deletion(&room, &request()).expect("planned");
+    let bound = keeper.as_planned(plan.plan.expect("a hash"));
     site.run(&format!(
         "UPDATE events SET room_id = '!elsewhere' WHERE event_id = '{gone}'"
     ));
-    let before = of_room(&site.tables(), &ask.room);
-    keeper.cancel(&first).expect("cancelled");
-    keeper.wait(&id).expect_err("it has drifted");
-    let job = keeper.job(&id).expect("read").expect("there");
+    let before = site.tables();
+    drifted(bound.delete_room(&room, request()), "the events that go");
+    let job = keeper.jobs().expect("read").pop().expect("a job");
     assert_eq!(job.error_code.as_deref(), Some("plan_drifted"), "{job:?}");
     assert!(job.error.expect("said").starts_with("409: "));
     (bound.stop(), keeper.stop());
-    assert_eq!(before, of_room(&site.tables(), &ask.room));
-}
-
-#[test]
-fn a_job_that_was_begun_as_planned_goes_on() {
-    let (site, ask) = middle();
-    let expected = {
-        let plain = site.copy();
-        plain.purge(&ask).expect("purged");
-        plain.tables()
-    };
-    let keeper = Keeper::open(resting(&site)).expect("opens");
-    let plan = keeper.plan_purge(&RoomId::new(&*ask.room), &ask.point(), ask.options());
-    let bound = keeper.as_planned(plan.expect("planned").plan.expect("a hash"));
-    let id = purge(&bound, &ask).expect("begun");
-    wait_for_a_batch(&keeper, &id);
-    (bound.stop(), keeper.stop());
-    let keeper = Keeper::open(site.config()).expect("opens and takes it up");
-    keeper.wait(&id).expect("done");
-    keeper.stop();
-    let there = site.tables();
-    assert_eq!(of_room(&expected, &ask.room), of_room(&there, &ask.room));
+    assert_same(&before, &site.tables(), "drifted before its turn");
 }
 
 also_on_postgres! {
