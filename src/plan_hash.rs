@@ -306,7 +306,8 @@ mod tests {
     fn whatever_part_drifts_is_named_and_no_other() {
         let planned = plan(|_| ());
         assert_eq!(planned.drift(&plan(|_| ())), None);
-        let changes: [(fn(&mut PlanDigest), &str); 9] = [
+        type Change = fn(&mut PlanDigest);
+        let changes: [(Change, &str); 9] = [
             (|d| d.word(Part::Asked, "b"), "what is asked for"),
             (|d| d.word(Part::Rooms, "b"), "the rooms"),
             (|d| d.word(Part::Points, "b"), "the point"),

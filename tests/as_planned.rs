@@ -120,7 +120,8 @@ fn what_is_as_planned_is_done_as_without_a_plan() {
         if plan.events_deleted > 0 {
             drifted(purge(&bound, &ask), "the events that go");
         }
-        (bound.stop(), keeper.stop());
+        bound.stop();
+        keeper.stop();
         assert_same(&plain.tables(), &site.tables(), &about);
         u64::from(done.events_deleted > 0)
     });
@@ -187,7 +188,8 @@ fn whatever_drifts_is_named_and_nothing_is_touched() {
         let said = drifted(purge(&bound, &asked), named);
         assert!(said.contains("Nothing was changed"), "{said}");
         assert!(keeper.jobs().expect("read").is_empty(), "{named}");
-        (bound.stop(), keeper.stop());
+        bound.stop();
+        keeper.stop();
         assert_same(&before, &site.tables(), named);
     }
 }
@@ -265,7 +267,8 @@ fn deletions_sets_and_retention_runs_are_bound_too() {
         let _ = bound.wait(&id);
         let job = bound.job(&id).expect("read").expect("there");
         assert_ne!(job.error_code.as_deref(), Some("plan_drifted"), "{about}");
-        (bound.stop(), keeper.stop());
+        bound.stop();
+        keeper.stop();
         let (plain, there) = (plain.tables(), undisturbed.tables());
         assert_eq!(plain.rows("events"), there.rows("events"), "{about}");
         assert!(there.rows("events").len() < tables.rows("events").len());
@@ -277,7 +280,8 @@ fn deletions_sets_and_retention_runs_are_bound_too() {
         let bound = keeper.as_planned(hash);
         drifted(start(&bound, &room, &set), "the events that go");
         assert!(keeper.jobs().expect("read").is_empty(), "{about}");
-        (bound.stop(), keeper.stop());
+        bound.stop();
+        keeper.stop();
         assert_same(&before, &disturbed.tables(), about);
     }
 }
@@ -326,7 +330,8 @@ fn an_age_counts_from_the_plan() {
         let id = bound.purge_history(&room, point, options).expect("begun");
         let job = bound.wait(&id).expect("done");
         assert_eq!(job.progress["events_deleted"], plan.events_deleted);
-        (bound.stop(), keeper.stop());
+        bound.stop();
+        keeper.stop();
         return site.assert_sound("as of the plan");
     }
     panic!("one of eighty loses more when more time has passed");
@@ -355,7 +360,8 @@ fn a_job_is_looked_at_again_when_its_turn_comes() {
     let job = keeper.jobs().expect("read").pop().expect("a job");
     assert_eq!(job.error_code.as_deref(), Some("plan_drifted"), "{job:?}");
     assert!(job.error.expect("said").starts_with("409: "));
-    (bound.stop(), keeper.stop());
+    bound.stop();
+    keeper.stop();
     assert_same(&before, &site.tables(), "drifted before its turn");
 }
 
