@@ -21,6 +21,15 @@ const NEAR: Millis = Millis(STEP_BACK.0 / 2);
 /// been set wrote such a stamp, and it is no stamp.
 pub(super) const FIRST_POSSIBLE: Millis = Millis(1_388_534_400_000);
 
+/// The first stamp that is believed when a time is asked for. Who asks for one before the first homeserver means the stamps
+/// of such a time: a database of nothing else answers as its stamps say.
+fn first_believed(ts: Millis) -> Millis {
+    match ts < FIRST_POSSIBLE {
+        true => Millis(0),
+        false => FIRST_POSSIBLE,
+    }
+}
+
 /// R-50 as every statement asks it, of events whose columns are named with a prefix (a plus sign in it keeps SQLite from
 /// an index), by the numbers of an [`Expiry`]: its `near`, `live_end`, `live_before`, `ts`, `first_known` and
 /// `backfilled_after`, or the columns of those names in a table.
@@ -102,7 +111,7 @@ impl<'a> Search<'a> {
             near: ts - NEAR,
             live_before,
             live_end: self.live.first_received_from(ts + NEAR)?.max(live_before),
-            first_known: self.live.first_known,
+            first_known: self.live.first_known(ts)?,
             backfilled_after: -self.backfilled.first_received_from(ts)?,
         })
     }
@@ -202,7 +211,7 @@ struct Arrivals<'a> {
     latest: Millis,
     newest: i64,
     /// The first place whose stamp is possible.
-    first_known: i64,
+    first_possible: i64,
     /// Rows from all over the table, the newest first; of a small table all of them.
     sample: Vec<Arrival>,
 }
@@ -225,19 +234,31 @@ impl<'a> Arrivals<'a> {
             side,
             latest,
             newest: newest.max(0),
-            first_known: i64::MAX,
+            first_possible: i64::MAX,
             sample: Vec::new(),
         };
         if arrivals.newest > 0 {
             arrivals.sample = arrivals.rows(&places_all_over(arrivals.newest))?;
-            let sql = match side {
-                Side::Live => FIRST_KNOWN,
-                Side::Backfilled => FIRST_KNOWN_BACKFILLED,
-            };
-            let found = db.row(DOING, sql, params![FIRST_POSSIBLE.0], |r| r.get(0))?;
-            arrivals.first_known = found.unwrap_or(i64::MAX);
+            arrivals.first_possible = arrivals.first_stamped_from(FIRST_POSSIBLE)?;
         }
         Ok(arrivals)
+    }
+
+    fn first_stamped_from(&self, stamp: Millis) -> Result<i64, Error> {
+        let sql = match self.side {
+            Side::Live => FIRST_KNOWN,
+            Side::Backfilled => FIRST_KNOWN_BACKFILLED,
+        };
+        let found = self.db.row(DOING, sql, params![stamp.0], |r| r.get(0))?;
+        Ok(found.unwrap_or(i64::MAX))
+    }
+
+    /// The first place whose stamp is believed when `ts` is asked for.
+    fn first_known(&self, ts: Millis) -> Result<i64, Error> {
+        match first_believed(ts) {
+            FIRST_POSSIBLE => Ok(self.first_possible),
+            earlier => self.first_stamped_from(earlier),
+        }
     }
 
     /// The binary search of R-23: the first place whose event was received at or after `ts`; one more than the newest
@@ -252,12 +273,12 @@ impl<'a> Arrivals<'a> {
             }
         }
         // What came before the first stamp was not received before anything that is known.
-        Ok(if high <= self.first_known { 0 } else { high })
+        Ok(if high <= self.first_known(ts)? { 0 } else { high })
     }
 
     /// When the last event up to a place was received; by the nearest earlier one where its own stamp is unknown.
     fn received(&self, place: i64, ts: Millis) -> Result<Received, Error> {
-        let is_possible = |stamp: &i64| (FIRST_POSSIBLE.0..=self.latest.0).contains(stamp);
+        let is_possible = |stamp: &i64| (first_believed(ts).0..=self.latest.0).contains(stamp);
         let own = self.rows(&[place])?;
         let Some(&(_, stamp)) = own.first() else {
             return Ok(Received::Unknown);
@@ -274,7 +295,7 @@ impl<'a> Arrivals<'a> {
         let latest_before = rows.iter().filter_map(|(_, stamp)| *stamp);
         let Some(reference) = latest_before.filter(is_possible).max() else {
             return Ok(self
-                .known_before(place)?
+                .known_before(place, ts)?
                 .map_or(Received::Unknown, Received::At));
         };
         let good =
@@ -292,15 +313,15 @@ impl<'a> Arrivals<'a> {
     }
 
     /// The nearest earlier stamp that is possible, where none of the rows that are looked at has one.
-    fn known_before(&self, place: i64) -> Result<Option<i64>, Error> {
-        if place < self.first_known {
+    fn known_before(&self, place: i64, ts: Millis) -> Result<Option<i64>, Error> {
+        if place < self.first_known(ts)? {
             return Ok(None);
         }
         let sql = match self.side {
             Side::Live => KNOWN_BEFORE,
             Side::Backfilled => KNOWN_BEFORE_BACKFILLED,
         };
-        let params = params![place, FIRST_POSSIBLE.0, self.latest.0];
+        let params = params![place, first_believed(ts).0, self.latest.0];
         self.db.row(DOING, sql, params, |r| r.get(1))
     }
 
