@@ -273,7 +273,11 @@ impl<'a> Arrivals<'a> {
             }
         }
         // What came before the first stamp was not received before anything that is known.
-        Ok(if high <= self.first_known(ts)? { 0 } else { high })
+        Ok(if high <= self.first_known(ts)? {
+            0
+        } else {
+            high
+        })
     }
 
     /// When the last event up to a place was received; by the nearest earlier one where its own stamp is unknown.
