@@ -144,8 +144,9 @@ impl Keeper {
         retention_scheduler.run(guard, run)
     }
 
-    /// Looks at the clock now instead of within a second; answers the retention runs that were due, which have ended
-    /// by then. For programs, and tests, that move a clock of their own.
+    /// Looks at the clock now instead of when it is due; answers the retention runs that began by themselves since this was
+    /// last asked, at most the newest hundred, which have ended by then. For programs, and tests, that move a clock of
+    /// their own.
     pub fn tick_retention(&self) -> Result<Vec<JobId>, Error> {
         let retention_scheduler = self
             .threads

@@ -31,7 +31,7 @@ const WRITE_AGAIN: Duration = Duration::from_secs(5);
 enum Command {
     /// Run this range now.
     Run(JobGuard, RetentionRun),
-    /// Look at the clock now, and say which runs that began, when they have ended.
+    /// Look at the clock now, and say which runs began since this was last asked, when they have ended.
     Tick(Sender<Vec<JobId>>),
 }
 
@@ -72,7 +72,7 @@ impl RetentionScheduler {
         self.send(Command::Run(guard, run))
     }
 
-    /// Looks at the clock now; answers the runs that were due, which have ended.
+    /// Looks at the clock now; answers the runs that were due since this was last asked, which have ended.
     pub(super) fn tick(&self) -> Result<Vec<JobId>, Error> {
         let (answer, answered) = unbounded();
         self.send(Command::Tick(answer))?;
@@ -89,10 +89,15 @@ impl Drop for RetentionScheduler {
     }
 }
 
+/// Runs of which nobody has asked, that are remembered at most: most daemons are never asked.
+const MOST_UNTOLD: usize = 100;
+
 /// The configured jobs and when they are due.
 struct Runs {
     schedule: Schedule,
     tolerant: JumpTolerantClock,
+    /// The runs that began since somebody asked: the thread may have looked at the clock before whoever moved it asks.
+    untold: Vec<JobId>,
 }
 
 /// What the ledger calls a job's interval: another interval or range is another job.
@@ -125,13 +130,16 @@ impl Runs {
                 );
             }
         }
-        Ok(Self { schedule, tolerant })
+        Ok(Self {
+            schedule,
+            tolerant,
+            untold: Vec::new(),
+        })
     }
 
     /// Runs what is due.
-    fn tick(&mut self, shared: &Arc<Shared>, pool: &Arc<Pool>) -> Vec<JobId> {
+    fn tick(&mut self, shared: &Arc<Shared>, pool: &Arc<Pool>) {
         let clock = &shared.config.clock;
-        let mut ran = Vec::new();
         while !shared.is_stopping.load(Ordering::SeqCst) {
             let now = self.tolerant.now(&**clock);
             let Some(at) = self.schedule.next_due(clock.monotonic()) else {
@@ -153,14 +161,15 @@ impl Runs {
             }
             match shared.enqueue_retention(run, None) {
                 Ok(guard) => {
-                    ran.push(guard.id().clone());
+                    self.untold.push(guard.id().clone());
                     shared.note_run(job.range, now);
                     shared.run(pool, guard, run, now);
                 }
                 Err(e) => log::warn!("retention: rooms with {}: {}", job.range, Chain(&e)),
             }
         }
-        ran
+        let surplus = self.untold.len().saturating_sub(MOST_UNTOLD);
+        self.untold.drain(..surplus);
     }
 }
 
@@ -188,8 +197,11 @@ fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Rec
                 shared.note_run(run.range, now);
                 shared.run(pool, guard, run, now);
             }
-            Ok(Command::Tick(answer)) => drop(answer.send(runs.tick(shared, pool))),
-            Err(RecvTimeoutError::Timeout) => drop(runs.tick(shared, pool)),
+            Ok(Command::Tick(answer)) => {
+                runs.tick(shared, pool);
+                drop(answer.send(std::mem::take(&mut runs.untold)));
+            }
+            Err(RecvTimeoutError::Timeout) => runs.tick(shared, pool),
             Err(RecvTimeoutError::Disconnected) => return,
         }
         shared.register.write_what_is_unwritten();

@@ -325,10 +325,12 @@ fn a_clock_that_is_ahead_deletes_nothing() {
     // A daemon that starts with a clock that is ahead, and whose interval has passed.
     town.clock.jump(days(200));
     let keeper = Keeper::open(config.clone()).expect("opens");
-    town.clock.advance(days(1));
-    let ran = keeper.tick_retention().expect("looked");
-    assert_eq!(ran.len(), 1);
-    assert!(matches!(keeper.wait(&ran[0]), Err(Error::JobFailed { .. })));
+    for later in [days(0), days(1)] {
+        town.clock.advance(later);
+        let ran = keeper.tick_retention().expect("looked");
+        assert_eq!(ran.len(), 1);
+        assert!(matches!(keeper.wait(&ran[0]), Err(Error::JobFailed { .. })));
+    }
     keeper.stop();
     assert_eq!(town.ask("SELECT count(*) FROM events"), everything);
     // Who says that the clock is right has it done.
