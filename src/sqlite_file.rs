@@ -371,7 +371,16 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn directory_of(path: &Path) -> &Path {
+/// What was made, renamed or removed beside this path is so on the disk from now on.
+///
+/// # Errors
+/// Those of the file system.
+pub fn sync_directory_of(path: &Path) -> std::io::Result<()> {
+    fs::File::open(directory_of(path))?.sync_all()
+}
+
+/// The directory of a file.
+pub fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

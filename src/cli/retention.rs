@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+use super::output::count;
 use super::{output, remote, words};
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
@@ -190,8 +191,8 @@ fn question(config: &Config, ranges: &[LifetimeRange]) -> Result<String, Error> 
     }
     Ok(format!(
         "delete what has expired by the retention policies: {} of {}, some {} (`roomkeeper retention plan` shows each room)?",
-        counted(events, "event"),
-        counted(many(rooms.len()), "room"),
+        count(events, "event"),
+        count(many(rooms.len()), "room"),
         human(u64::try_from(bytes).unwrap_or(0)),
     ))
 }
@@ -214,11 +215,6 @@ pub(super) fn ended(runs: &[JobRecord], as_json: bool) -> ExitCode {
     code
 }
 
-/// A number of things: `1 event`, `2 events`.
-fn counted(count: i64, thing: &str) -> String {
-    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
-}
-
 fn many(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -239,7 +235,7 @@ fn show(plan: &Plan) {
         let lifetime =
             lifetime.map_or_else(String::new, |l| format!("  {}", l.lifetime.in_words()));
         let expired = room.expired.map_or_else(String::new, |messages| {
-            format!("  {}", counted(messages, "message"))
+            format!("  {}", count(messages, "message"))
         });
         let holds = match room.holds.is_empty() {
             true => String::new(),
@@ -249,8 +245,8 @@ fn show(plan: &Plan) {
     }
     output::say(&format!(
         "{} of {} would go, some {}; {} left alone.",
-        counted(plan.events, "event"),
-        counted(many(plan.rooms.len()), "room"),
+        count(plan.events, "event"),
+        count(many(plan.rooms.len()), "room"),
         human(u64::try_from(plan.estimated_bytes).unwrap_or(0)),
         match plan.left_alone.len() {
             1 => "1 room is".to_owned(),
@@ -276,7 +272,7 @@ fn line(due: &Due) -> String {
         },
         due.cut_off_ms.as_date(),
         due.point,
-        counted(due.events, "event"),
+        count(due.events, "event"),
         human(u64::try_from(due.estimated_bytes).unwrap_or(0)),
     );
     let stays = &due.stays;
@@ -299,9 +295,9 @@ fn line(due: &Due) -> String {
     if let Some(exact) = &due.exact {
         line.push_str(&format!(
             "; exactly {} with {} of JSON, and {}",
-            counted(exact.events, "event"),
+            count(exact.events, "event"),
             human(u64::try_from(exact.content_bytes).unwrap_or(0)),
-            counted(exact.state_groups, "state group")
+            count(exact.state_groups, "state group")
         ));
     }
     line

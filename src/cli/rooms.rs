@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::output::count;
 use super::{output, remote};
 use crate::config::Config;
 use crate::error::Error;
@@ -202,14 +203,6 @@ fn show(report: &RoomReport) {
     output::say(
         "Bytes are estimated. Flags: e encrypted, p public, s space, l left by all, f forgotten by all, o only state.",
     );
-}
-
-/// "1 event", "2 events".
-pub(super) fn count(count: i64, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        n => format!("{n} {noun}s"),
-    }
 }
 
 fn size(bytes: i64) -> String {

@@ -3,15 +3,13 @@
 
 use support::rooms::Recipe;
 use support::tables::{Tables, assert_same};
-use support::work::{NOW, Site, seed};
+use support::work::{Site, seed};
 
 use super::super::support;
 use super::{DeletionScope, Request, run};
 use crate::batch::BatchLimits;
 use crate::job::ServerState::{self, Running, Stopped};
 use crate::job::workbench::Workbench;
-use crate::store::check;
-use crate::store::db::{Db, OpenOptions};
 
 /// Looks of a deletion, at the least; the last of them come when nothing is left to do.
 const LOOKS: usize = 30;
@@ -36,9 +34,7 @@ fn delete(site: &Site, room: &str, events_offline: i64, looks: Vec<ServerState>)
     run(&mut job, &request, DeletionScope::Rows).unwrap_or_else(|e| panic!("{about}: {e}"));
     drop(job);
     bench.end();
-    let db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
-    let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
-    assert!(violations.is_empty(), "{about}: {violations:#?}");
+    site.assert_sound(&about);
     site.tables()
 }
 

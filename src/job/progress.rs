@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::store::event_rows::RowCounts;
+use crate::store::event_rows::{RowCounts, add_all};
 
 /// What a job is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,9 +90,7 @@ fn is_zero(n: &i64) -> bool {
 impl Progress {
     /// Adds the rows of one transaction.
     pub fn add_rows(&mut self, rows: &RowCounts) {
-        for (table, count) in rows {
-            *self.rows_removed.entry(table.clone()).or_default() += count;
-        }
+        add_all(&mut self.rows_removed, rows);
         self.events_deleted = self.rows_removed.get("events").copied().unwrap_or(0);
     }
 

@@ -61,18 +61,7 @@ mod tests {
             let id = JobId::from(format!("job{n}").as_str());
             let record = JobRecord {
                 id: id.clone(),
-                kind: "k".into(),
-                subject: subject.clone(),
-                state: State::Queued,
-                error: None,
-                error_code: None,
-                waits: None,
-                asked_by: None,
-                params: Value::Null,
-                progress: Value::Null,
-                created_ms: Millis(10 * n as i64),
-                started_ms: None,
-                ended_ms: None,
+                ..JobRecord::new("k", &subject, Millis(10 * n as i64))
             };
             ledger.insert(&record).expect("written");
             ledger.start(&id, Millis(10 * n as i64 + 1)).expect("noted");

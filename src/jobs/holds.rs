@@ -318,9 +318,7 @@ fn change_file(
         let _ = fs::remove_file(&aside);
         return Err(told(e));
     }
-    let directory = path.parent().filter(|d| !d.as_os_str().is_empty());
-    let directory = File::open(directory.unwrap_or(Path::new(".")));
-    directory.and_then(|d| d.sync_all()).map_err(told)
+    sqlite_file::sync_directory_of(&path).map_err(told)
 }
 
 /// The file as it is now, for us alone. It is opened for reading as well: what cannot be read must not be taken for

@@ -160,3 +160,24 @@ pub struct JobRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_ms: Option<Millis>,
 }
+
+impl JobRecord {
+    /// A job of which nothing is done, with an id of its own and no parameters.
+    pub fn new(kind: &str, subject: &Subject, created_ms: Millis) -> Self {
+        Self {
+            id: JobId::random(),
+            kind: kind.to_owned(),
+            subject: subject.clone(),
+            state: State::Queued,
+            error: None,
+            error_code: None,
+            waits: None,
+            asked_by: None,
+            params: Value::Null,
+            progress: Value::Null,
+            created_ms,
+            started_ms: None,
+            ended_ms: None,
+        }
+    }
+}

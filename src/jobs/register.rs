@@ -120,19 +120,9 @@ impl JobRegistry {
         insert: fn(&Ledger, &JobRecord) -> Result<(), Error>,
     ) -> Result<JobGuard, Error> {
         let record = JobRecord {
-            id: JobId::random(),
-            kind: kind.to_owned(),
-            subject: subject.clone(),
-            state: State::Queued,
-            error: None,
-            error_code: None,
-            waits: None,
             asked_by: asked_by.map(str::to_owned),
             params,
-            progress: Value::Null,
-            created_ms: self.clock.now(),
-            started_ms: None,
-            ended_ms: None,
+            ..JobRecord::new(kind, subject, self.clock.now())
         };
         self.write_what_is_unwritten();
         let guard = self.claim(&record)?;

@@ -14,7 +14,8 @@ use crate::hold::Hold;
 use crate::ids::{JobId, RoomId};
 use crate::job::held;
 use crate::jobs;
-use crate::store::db::{Access, Db};
+use crate::sqlite_file;
+use crate::store::db::Db;
 use crate::time::Millis;
 
 /// An archive, as its file says.
@@ -214,10 +215,7 @@ fn remove(file: &Path) -> Result<(), Error> {
             fs::remove_file(numbers)?;
         }
         fs::remove_file(file)?;
-        match file.parent() {
-            Some(directory) => fs::File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
+        sqlite_file::sync_directory_of(file)
     };
     remove().map_err(|e| {
         Error::Refused(format!(
@@ -274,9 +272,4 @@ impl Shared {
         log::info!("the archive of {job} is taken away: its time is over");
         Ok(())
     }
-}
-
-/// A connection that reads.
-pub(super) fn reader(config: &Config) -> Result<Db, Error> {
-    Db::open(&config.database, &super::options(Access::ReadOnlyFile))
 }

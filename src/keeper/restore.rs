@@ -8,16 +8,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::archives::{file_of, reader, settings};
-use super::ownership::{own_work, refuse_anybody_else, refuse_wrong_server_name};
+use super::archives::{file_of, settings};
+use super::ownership::{look, own_work, refuse_anybody_else, refuse_wrong_server_name};
 use crate::archive::{self, Found, FrameAt, Identity, Reader};
 use crate::config::Config;
 use crate::error::Error;
 use crate::hold::Hold;
 use crate::ids::{JobId, RoomId};
 use crate::jobs::ledger::Ledger;
+use crate::sqlite_file;
 use crate::store::db::{Db, Engine};
-use crate::store::event_rows::RowCounts;
+use crate::store::event_rows::{RowCounts, add_all};
 use crate::store::restore::{self, Look, Numbers, Restored};
 use crate::store::{db, removed};
 
@@ -109,9 +110,10 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
         });
     }
     if request.dry_run {
-        let db = reader(config)?;
-        refuse_foreign(&db, &header.engine)?;
-        plan(&db, &archive, &file, &frames, &request.keys, &mut done)?;
+        look(config, |db| {
+            refuse_foreign(db, &header.engine)?;
+            plan(db, &archive, &file, &frames, &request.keys, &mut done)
+        })?;
         return Ok(done);
     }
     let (ledger, _lock) = own_work(config)?;
@@ -155,14 +157,8 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
 fn add(done: &mut Restoration, back: &Restored) {
     done.events += back.events;
     done.state_groups += back.groups;
-    for (counts, more) in [
-        (&mut done.rows, &back.rows),
-        (&mut done.left_out, &back.left_out),
-    ] {
-        for (table, rows) in more {
-            *counts.entry(table.clone()).or_default() += rows;
-        }
-    }
+    add_all(&mut done.rows, &back.rows);
+    add_all(&mut done.left_out, &back.left_out);
 }
 
 fn refuse_foreign(db: &Db, engine: &str) -> Result<(), Error> {
@@ -275,7 +271,8 @@ fn write_numbers(file: &Path, numbers: &Numbers) -> Result<(), Error> {
         let groups = numbers.groups.clone();
         out.write_all(&serde_json::to_vec(&Written { groups })?)?;
         out.sync_all()?;
-        fs::rename(&new, &path)
+        fs::rename(&new, &path)?;
+        sqlite_file::sync_directory_of(&path)
     };
     write().map_err(|e| archive::unwritable(&path, &e))
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::many_rooms::{RoomError, RoomsSummary};
+use super::many_rooms::{RoomError, RoomsSummary, with_summary};
 use super::{Keeper, Shared, Viewer, Work};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
@@ -20,7 +20,7 @@ use crate::jobs::ledger::Subject;
 use crate::jobs::register::JobGuard;
 use crate::purge::{self, RoomSweep};
 use crate::store::db::{Db, Engine};
-use crate::store::event_rows::{RowCounts, add};
+use crate::store::event_rows::{RowCounts, add_all};
 use crate::store::state_groups::{IndexesBy, Unreferenced, verify_indexes};
 use crate::store::{homeserver, reclaim};
 
@@ -184,9 +184,7 @@ impl Viewer {
                 plan.state_groups += sweep.state_groups;
                 plan.state_groups_kept += sweep.state_groups_kept;
                 plan.is_exact &= sweep.is_exact;
-                for (table, rows) in &sweep.rows_removed {
-                    add(&mut plan.rows_removed, table, *rows);
-                }
+                add_all(&mut plan.rows_removed, &sweep.rows_removed);
                 for note in &sweep.notes {
                     if plan.notes.len() < ROOMS_TOLD {
                         plan.notes.push(format!("room {room}: {note}"));
@@ -198,9 +196,7 @@ impl Viewer {
                         known.is_exact = false;
                         known.state_groups += sweep.state_groups;
                         known.state_groups_kept += sweep.state_groups_kept;
-                        for (table, rows) in &sweep.rows_removed {
-                            add(&mut known.rows_removed, table, *rows);
-                        }
+                        add_all(&mut known.rows_removed, &sweep.rows_removed);
                     }
                     None => {
                         plan.rooms_swept += 1;
@@ -244,9 +240,7 @@ struct Sweep {
 impl Sweep {
     /// Shows how far it is, the sums among it.
     fn publish(&mut self, guard: &JobGuard) {
-        if let Ok(Value::Object(more)) = serde_json::to_value(&self.summary) {
-            self.progress.more = more;
-        }
+        self.progress = with_summary(&self.progress, &self.summary);
         let told = serde_json::to_value(&self.progress).unwrap_or_default();
         guard.live().set_progress(told);
     }

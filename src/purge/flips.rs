@@ -4,7 +4,7 @@
 use support::draft::{Draft, Event};
 use support::state_model::{Graph, STATE};
 use support::tables::{Tables, assert_same};
-use support::work::{Ask, NOW, Site};
+use support::work::{Ask, Site};
 
 use super::super::support;
 use super::{Request, run};
@@ -12,8 +12,6 @@ use crate::batch::{BatchLimits, Rewrite};
 use crate::job::ServerState::{self, Running, Stopped};
 use crate::job::workbench::Workbench;
 use crate::point::Point;
-use crate::store::check;
-use crate::store::db::{Db, OpenOptions};
 
 const ROOM: &str = "!room:example.org";
 
@@ -64,9 +62,7 @@ fn purge(site: &Site, ask: &Ask, rewrite: Rewrite, looks: Vec<ServerState>) -> T
     run(&mut job, &request).unwrap_or_else(|e| panic!("{about}: {e}"));
     drop(job);
     bench.end();
-    let db = Db::open(&site.database, &OpenOptions::default()).expect("opens");
-    let violations = check::check(&db, NOW, |_, _| ()).expect("checked");
-    assert!(violations.is_empty(), "{about}: {violations:#?}");
+    site.assert_sound(&about);
     site.tables()
 }
 

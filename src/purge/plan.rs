@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::plan_hash::{PlanDigest, PlanHash};
 use crate::store::db::{Db, Engine};
-use crate::store::event_rows::RowCounts;
+use crate::store::event_rows::{RowCounts, add};
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::forward_extremities;
 use crate::store::history::{self, DepthRange, Extent, Selection};
@@ -90,8 +90,7 @@ pub fn plan(
 ) -> Result<Plan, Error> {
     db.read("plan a purge", |db| {
         let cut = cut(db, room, request, server_name, extremities, now)?;
-        let selected = history::select(db, &cut, Extent::Whole)?;
-        going::for_each_selected(db, &mut |id, goes| bound.event(id, goes))?;
+        let selected = select(db, &cut, bound)?;
         let mut plan = Plan {
             room_id: room.clone(),
             point: request.point.to_string(),
@@ -149,9 +148,15 @@ pub fn bind(
 ) -> Result<(), Error> {
     db.read("look at what was planned", |db| {
         let cut = cut(db, room, request, server_name, extremities, now)?;
-        history::select(db, &cut, Extent::Whole)?;
-        going::for_each_selected(db, &mut |id, goes| bound.event(id, goes))
+        select(db, &cut, bound).map(drop)
     })
+}
+
+/// Selects all of it, and tells `bound` the events.
+fn select(db: &Db, cut: &DepthRange<'_>, bound: &mut PlanDigest) -> Result<Selection, Error> {
+    let selected = history::select(db, cut, Extent::Whole)?;
+    going::for_each_selected(db, &mut |id, goes| bound.event(id, goes))?;
+    Ok(selected)
 }
 
 /// What the whole of `request` takes now.
@@ -224,11 +229,5 @@ pub(super) fn refuse_to_empty(db: &Db, room: &RoomId, request: &Request) -> Resu
     match forward_extremities::deepest(db, room)? {
         Some(depth) if depth < request.point.topological => Err(Error::WouldEmptyRoom),
         _ => Ok(()),
-    }
-}
-
-fn add(rows: &mut RowCounts, table: &str, count: i64) {
-    if count != 0 {
-        *rows.entry(table.to_owned()).or_default() += count;
     }
 }

@@ -209,14 +209,11 @@ pub fn write_selected(
         of_room,
     )?;
     // The events first: what becomes of them says what becomes of all other rows.
-    let tables = Scope::History.tables();
-    let tables = tables.iter().filter(|(table, rows)| {
-        (table.name != "event_search" && *rows != Rows::Itself) && db.catalog().has(table.name)
-    });
-    let itself = Scope::History.tables();
-    let itself = itself.iter().filter(|(_, rows)| *rows == Rows::Itself);
+    let mut tables = Scope::History.tables();
+    tables.retain(|(table, _)| table.name != "event_search" && db.catalog().has(table.name));
+    tables.sort_by_key(|(_, rows)| *rows != Rows::Itself);
     let mut statements = Vec::new();
-    for (table, rows) in itself.chain(tables) {
+    for (table, rows) in tables {
         let columns = columns(db, table.name)?;
         let quoted: Vec<String> = columns.iter().map(|name| format!("t.\"{name}\"")).collect();
         let condition = match rows {
@@ -231,7 +228,7 @@ pub fn write_selected(
             quoted.join(", "),
             table.name
         );
-        statements.push((table.name, columns, sql, *rows == Rows::DeletedInRoom));
+        statements.push((table.name, columns, sql, rows == Rows::DeletedInRoom));
     }
     let mut after = i64::MIN;
     loop {

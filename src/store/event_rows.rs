@@ -31,6 +31,13 @@ pub fn add(counts: &mut RowCounts, table: &str, rows: i64) {
     }
 }
 
+/// Adds the counts of every table.
+pub fn add_all(counts: &mut RowCounts, more: &RowCounts) {
+    for (table, rows) in more {
+        add(counts, table, *rows);
+    }
+}
+
 /// What is removed with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {

@@ -105,14 +105,17 @@ impl<'a> Search<'a> {
 
     /// What was received before `ts`.
     pub fn before(&self, ts: Millis) -> Result<Expiry, Error> {
-        let live_before = self.live.first_received_from(ts)?;
+        let (live, near) = (self.live.asked(ts)?, self.live.asked(ts + NEAR)?);
+        let live_before = self.live.first_received_from(&live)?;
+        let live_end = self.live.first_received_from(&near)?;
+        let backfilled = self.backfilled.asked(ts)?;
         Ok(Expiry {
             ts,
             near: ts - NEAR,
             live_before,
-            live_end: self.live.first_received_from(ts + NEAR)?.max(live_before),
-            first_known: self.live.first_known(ts)?,
-            backfilled_after: -self.backfilled.first_received_from(ts)?,
+            live_end: live_end.max(live_before),
+            first_known: live.first_known,
+            backfilled_after: -self.backfilled.first_received_from(&backfilled)?,
         })
     }
 }
@@ -216,6 +219,15 @@ struct Arrivals<'a> {
     sample: Vec<Arrival>,
 }
 
+/// What one search goes by.
+struct Asked {
+    ts: Millis,
+    /// The first stamp that is believed.
+    first_believed: Millis,
+    /// The first place that has such a one.
+    first_known: i64,
+}
+
 /// When a place had been reached.
 enum Received {
     At(i64),
@@ -253,43 +265,44 @@ impl<'a> Arrivals<'a> {
         Ok(found.unwrap_or(i64::MAX))
     }
 
-    /// The first place whose stamp is believed when `ts` is asked for.
-    fn first_known(&self, ts: Millis) -> Result<i64, Error> {
-        match first_believed(ts) {
-            FIRST_POSSIBLE => Ok(self.first_possible),
-            earlier => self.first_stamped_from(earlier),
-        }
+    fn asked(&self, ts: Millis) -> Result<Asked, Error> {
+        let first_believed = first_believed(ts);
+        let first_known = match first_believed {
+            FIRST_POSSIBLE => self.first_possible,
+            earlier => self.first_stamped_from(earlier)?,
+        };
+        Ok(Asked {
+            ts,
+            first_believed,
+            first_known,
+        })
     }
 
     /// The binary search of R-23: the first place whose event was received at or after `ts`; one more than the newest
     /// where none was, and 0 where nothing is known to have been received before.
-    fn first_received_from(&self, ts: Millis) -> Result<i64, Error> {
+    fn first_received_from(&self, asked: &Asked) -> Result<i64, Error> {
         let (mut low, mut high) = (1, self.newest.saturating_add(1));
         while high > low {
             let middle = low + (high - low) / 2;
-            match self.received(middle, ts)? {
-                Received::At(received) if received >= ts.0 => high = middle,
+            match self.received(middle, asked)? {
+                Received::At(received) if received >= asked.ts.0 => high = middle,
                 _ => low = middle + 1,
             }
         }
         // What came before the first stamp was not received before anything that is known.
-        Ok(if high <= self.first_known(ts)? {
-            0
-        } else {
-            high
-        })
+        Ok(if high <= asked.first_known { 0 } else { high })
     }
 
     /// When the last event up to a place was received; by the nearest earlier one where its own stamp is unknown.
-    fn received(&self, place: i64, ts: Millis) -> Result<Received, Error> {
-        let is_possible = |stamp: &i64| (first_believed(ts).0..=self.latest.0).contains(stamp);
+    fn received(&self, place: i64, asked: &Asked) -> Result<Received, Error> {
+        let is_possible = |stamp: &i64| (asked.first_believed.0..=self.latest.0).contains(stamp);
         let own = self.rows(&[place])?;
         let Some(&(_, stamp)) = own.first() else {
             return Ok(Received::Unknown);
         };
         // What is late enough by its own stamp need not be doubted: nothing goes because of it.
         if let Some(stamp) = stamp.filter(is_possible)
-            && stamp >= ts.0
+            && stamp >= asked.ts.0
         {
             return Ok(Received::At(stamp));
         }
@@ -299,7 +312,7 @@ impl<'a> Arrivals<'a> {
         let latest_before = rows.iter().filter_map(|(_, stamp)| *stamp);
         let Some(reference) = latest_before.filter(is_possible).max() else {
             return Ok(self
-                .known_before(place, ts)?
+                .known_before(place, asked)?
                 .map_or(Received::Unknown, Received::At));
         };
         let good =
@@ -317,15 +330,15 @@ impl<'a> Arrivals<'a> {
     }
 
     /// The nearest earlier stamp that is possible, where none of the rows that are looked at has one.
-    fn known_before(&self, place: i64, ts: Millis) -> Result<Option<i64>, Error> {
-        if place < self.first_known(ts)? {
+    fn known_before(&self, place: i64, asked: &Asked) -> Result<Option<i64>, Error> {
+        if place < asked.first_known {
             return Ok(None);
         }
         let sql = match self.side {
             Side::Live => KNOWN_BEFORE,
             Side::Backfilled => KNOWN_BEFORE_BACKFILLED,
         };
-        let params = params![place, first_believed(ts).0, self.latest.0];
+        let params = params![place, asked.first_believed.0, self.latest.0];
         self.db.row(DOING, sql, params, |r| r.get(1))
     }
 

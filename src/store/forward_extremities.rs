@@ -2,8 +2,8 @@
 //! that loses the last of them can never be written into again (P-2, P-50, P-51).
 
 use super::db::{Db, params};
-use super::expiry::{Bound, has_expired};
-use super::history::DepthRange;
+use super::expiry::has_expired;
+use super::history::{DepthRange, count_taken};
 use crate::error::Error;
 use crate::ids::RoomId;
 
@@ -63,22 +63,8 @@ const COUNT_EXTREMITIES: &str = concat!(
 
 /// Of the events of the timeline that `cut` takes, the forward extremities.
 pub(super) fn count(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
-    let expiry = Bound::of(cut.expiry.as_ref());
-    db.count(
-        "count the forward extremities",
-        COUNT_EXTREMITIES,
-        params![
-            cut.room.as_str(),
-            cut.from,
-            cut.below,
-            expiry.near,
-            expiry.live_end,
-            expiry.live_before,
-            expiry.ts,
-            expiry.first_known,
-            expiry.backfilled_after
-        ],
-    )
+    let doing = "count the forward extremities";
+    count_taken(db, doing, COUNT_EXTREMITIES, cut)
 }
 
 /// Takes the room's forward extremities out of the selection (P-51); answers how many were in it.

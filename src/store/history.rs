@@ -323,10 +323,25 @@ pub fn is_partially_joined(db: &Db, room: &RoomId) -> Result<bool, Error> {
 
 /// Events of the timeline that `cut` takes.
 pub fn count_timeline(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
+    let events = count_taken(db, "count the events to purge", COUNT_TIMELINE, cut)?;
+    Ok(match cut.keep_extremities {
+        true => events - forward_extremities::count(db, cut)?,
+        false => events,
+    })
+}
+
+/// Counts what `cut` takes, by a statement that binds `$1` room, `$2` lowest depth, `$3` depth that survives, and from `$4` on
+/// an [`Expiry`], or NULL.
+pub(super) fn count_taken(
+    db: &Db,
+    doing: &'static str,
+    sql: &str,
+    cut: &DepthRange<'_>,
+) -> Result<i64, Error> {
     let expiry = Bound::of(cut.expiry.as_ref());
-    let events = db.count(
-        "count the events to purge",
-        COUNT_TIMELINE,
+    db.count(
+        doing,
+        sql,
         params![
             cut.room.as_str(),
             cut.from,
@@ -338,11 +353,7 @@ pub fn count_timeline(db: &Db, cut: &DepthRange<'_>) -> Result<i64, Error> {
             expiry.first_known,
             expiry.backfilled_after
         ],
-    )?;
-    Ok(match cut.keep_extremities {
-        true => events - forward_extremities::count(db, cut)?,
-        false => events,
-    })
+    )
 }
 
 /// A depth above `from` that has about `events` events of the timeline between, or `None` when fewer lie

@@ -17,6 +17,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::space::{free_bytes_in, human};
 use crate::error::{Context, Error, StoreError};
+use crate::sqlite_file::{directory_of, sync_directory_of};
 
 /// Ends the name of a copy on another disk. A link to such a file is one of ours.
 const AWAY: &str = ".roomkeeper-via";
@@ -145,7 +146,7 @@ fn reclaim_beside(database: &Path, merge_index: bool) -> Result<u64, Error> {
         .and_then(|()| {
             sync(&copy).context(context)?;
             fs::rename(&copy, database).context(context)?;
-            sync(directory_of(database)).context(context)
+            sync_directory_of(database).context(context)
         });
     if replaced.is_err() {
         let _ = fs::remove_file(&copy);
@@ -175,7 +176,7 @@ fn send_away(database: &Path, directory: &Path, merge_index: bool) -> Result<Pat
             remove_if_there(&link).context(context)?;
             symlink(&away, &link).context(context)?;
             fs::rename(&link, database).context(context)?;
-            sync(directory_of(database)).context(context)
+            sync_directory_of(database).context(context)
         });
     if let Err(e) = linked {
         let _ = remove_if_there(&link);
@@ -238,7 +239,7 @@ fn bring_home_unless(home: &Path, away: &Path) -> Result<u64, Error> {
         .and_then(|()| {
             sync(&copy).context(context)?;
             fs::rename(&copy, home).context(context)?;
-            sync(directory_of(home)).context(context)
+            sync_directory_of(home).context(context)
         });
     if let Err(e) = brought {
         let _ = remove_if_there(&copy);
@@ -246,7 +247,7 @@ fn bring_home_unless(home: &Path, away: &Path) -> Result<u64, Error> {
     }
     drop(conn);
     remove_if_there(away).context(context)?;
-    let _ = sync(directory_of(away));
+    let _ = sync_directory_of(away);
     Ok(fs::metadata(home).context(context)?.len())
 }
 
@@ -551,13 +552,6 @@ fn remove_if_there(path: &Path) -> std::io::Result<()> {
 /// What a file or a directory holds is on the disk from now on.
 fn sync(path: &Path) -> std::io::Result<()> {
     File::open(path)?.sync_all()
-}
-
-fn directory_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

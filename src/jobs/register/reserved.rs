@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use serde_json::Value;
-
 use super::{JobGuard, JobRegistry};
 use crate::error::Error;
-use crate::ids::{JobId, RoomId};
+use crate::ids::RoomId;
 use crate::jobs::record::{JobRecord, State, Subject};
 
 /// A room that no other job gets meanwhile.
@@ -20,19 +18,8 @@ impl JobRegistry {
     /// [`Error::RoomBusy`] while another job has the room.
     pub fn reserve(self: &Arc<Self>, kind: &str, room: &RoomId) -> Result<Reserved, Error> {
         let guard = self.claim(&JobRecord {
-            id: JobId::random(),
-            kind: kind.to_owned(),
-            subject: Subject::Room(room.clone()),
             state: State::Running,
-            error: None,
-            error_code: None,
-            waits: None,
-            asked_by: None,
-            params: Value::Null,
-            progress: Value::Null,
-            created_ms: self.clock.now(),
-            started_ms: None,
-            ended_ms: None,
+            ..JobRecord::new(kind, &Subject::Room(room.clone()), self.clock.now())
         })?;
         // Nobody need wait for it with what is done once for all rooms: the job that it is a part of does that.
         guard.live.reached_cleanup.store(true, Ordering::SeqCst);
@@ -50,6 +37,8 @@ impl Drop for Reserved {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::jobs::ledger::Ledger;
     use crate::time::{ManualClock, Millis};

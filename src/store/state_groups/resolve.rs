@@ -189,10 +189,7 @@ mod tests {
 
     #[test]
     fn states_are_those_of_the_slow_way_and_few_are_held() {
-        let seed = std::env::var("ROOMKEEPER_SEED").map_or_else(
-            |_| rand::random::<u32>().into(),
-            |seed| seed.parse().expect("a number"),
-        );
+        let seed = crate::support::work::seed();
         println!("ROOMKEEPER_SEED={seed}");
         let mut rng = StdRng::seed_from_u64(seed);
         let dir = tempfile::tempdir().expect("directory");
