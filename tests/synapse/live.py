@@ -138,9 +138,11 @@ def troubles(template, scratch):
                 yield f"{room}: {len(lost)} messages that were said meanwhile are not seen"
         admin.close()
         judge.await_state_groups(server.database)
+        marks = judge.forget_marks_of_nothing(server.database)
         print(
             f"     {template.release.version}: live: {done} purges by roomkeeper, {len(crowd.said)} said, the slowest in {crowd.longest:.2f} s,"
-            f" {crowd.pages} rooms paged, locks of {sorted(crowd.held)} seen in {crowd.looks} looks",
+            f" {crowd.pages} rooms paged, locks of {sorted(crowd.held)} seen in {crowd.looks} looks,"
+            f" {marks} marks of groups that had gone (P-46)",
             flush=True,
         )
     yield from afterwards(template, home, crowd)
