@@ -10,7 +10,7 @@ use super::Secret;
 #[cfg(feature = "daemon")]
 use super::secrets;
 #[cfg(feature = "daemon")]
-use super::values::{mapping, string, text, wrong};
+use super::values::{mapping, string, text, truth};
 #[cfg(feature = "daemon")]
 use super::yaml::{Map, Value};
 use crate::error::Error;
@@ -113,16 +113,8 @@ pub(super) fn read(
         return Ok(None);
     };
     let keys = mapping("matrix_authentication_service", value)?;
-    match keys.get("enabled").filter(|value| !value.is_null()) {
-        None => return Ok(None),
-        Some(enabled) => match enabled.as_bool() {
-            Some(true) => {}
-            Some(false) => return Ok(None),
-            None => {
-                let key = "matrix_authentication_service.enabled";
-                return Err(wrong(key, enabled, "true or false"));
-            }
-        },
+    if !truth("matrix_authentication_service.enabled", keys.get("enabled"))? {
+        return Ok(None);
     }
     if let Some(http2) = keys
         .get("force_http2")

@@ -8,9 +8,9 @@ use std::rc::Rc;
 
 use super::located::{database, endpoints};
 use super::ours::{is_meant_for_ours, read_ours};
-use super::values::{text, wrong};
+use super::values::{text, truth, wrong};
 pub use super::yaml::Warning;
-use super::yaml::{self, Map, Source, Value};
+use super::yaml::{self, Map, Source};
 use super::{Config, authentication, event_signing, retention, secrets};
 use crate::database::Database;
 use crate::error::Error;
@@ -214,23 +214,25 @@ pub(super) fn interpret(
     if let Some(read) = or_note(&mut errors, event_signing::read(keys, directory, &name)) {
         config.event_signing = read;
     }
-    config.delegated_auth = is_delegated(keys);
+    config.delegated_auth = or_note(&mut errors, is_delegated(keys)).unwrap_or(true);
     let block = keys.get("matrix_authentication_service");
     if !is_elsewhere
         && let Some(found) = or_note(&mut errors, authentication::read(block, directory))
     {
         config.authentication_service = found;
     }
-    config.account_validity = keys
-        .get("account_validity")
-        .and_then(|v| v.get("enabled"))
-        .and_then(Value::as_bool)
-        .unwrap_or(false);
-    config.relation_type_filters = keys
-        .get("experimental_features")
-        .and_then(|v| v.get("msc3874_enabled"))
-        .and_then(Value::as_bool)
-        .unwrap_or(false);
+    for (block, key, flag) in [
+        ("account_validity", "enabled", &mut config.account_validity),
+        (
+            "experimental_features",
+            "msc3874_enabled",
+            &mut config.relation_type_filters,
+        ),
+    ] {
+        let value = keys.get(block).and_then(|block| block.get(key));
+        let read = truth(&format!("{block}.{key}"), value);
+        *flag = or_note(&mut errors, read).unwrap_or(false);
+    }
     match keys.get("roomkeeper") {
         Some(value) if value.as_map().is_some() => {
             let ours = value.as_map().cloned().unwrap_or_default();
@@ -253,23 +255,28 @@ fn or_note<T>(errors: &mut Vec<Error>, read: Result<T, Error>) -> Option<T> {
 }
 
 /// U-13: access tokens are kept by a Matrix Authentication Service.
-fn is_delegated(keys: &Map) -> bool {
-    let enabled = |block: Option<&Value>| {
-        block
-            .and_then(|b| b.get("enabled"))
-            .and_then(Value::as_bool)
-            .unwrap_or(false)
-    };
-    enabled(keys.get("matrix_authentication_service"))
-        || enabled(
-            keys.get("experimental_features")
-                .and_then(|e| e.get("msc3861")),
-        )
+fn is_delegated(keys: &Map) -> Result<bool, Error> {
+    let service = keys.get("matrix_authentication_service");
+    let former = keys
+        .get("experimental_features")
+        .and_then(|features| features.get("msc3861"));
+    // A mistake there is told by who reads that block.
+    let service = truth(
+        "matrix_authentication_service.enabled",
+        service.and_then(|block| block.get("enabled")),
+    )
+    .unwrap_or(true);
+    let former = truth(
+        "experimental_features.msc3861.enabled",
+        former.and_then(|block| block.get("enabled")),
+    )?;
+    Ok(service || former)
 }
 
 /// What the tests of several files share.
 #[cfg(test)]
 pub(super) mod testing {
+    use super::super::yaml::Value;
     use super::*;
 
     pub(in crate::config) fn parse(text: &str) -> Result<Value, String> {

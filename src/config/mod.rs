@@ -8,6 +8,8 @@ pub mod file;
 mod homeserver;
 #[cfg(feature = "daemon")]
 mod located;
+#[cfg(feature = "daemon")]
+mod misspelt;
 mod network;
 mod notify;
 #[cfg(feature = "daemon")]

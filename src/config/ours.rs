@@ -5,6 +5,7 @@ use std::fs;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 
+use super::misspelt::distance;
 use super::notify;
 use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
@@ -99,33 +100,6 @@ pub(super) fn is_meant_for_ours(key: &str) -> bool {
         .collect();
     let most = if plain.starts_with('r') { 2 } else { 1 };
     key != OURS && distance(&plain, OURS) <= most
-}
-
-/// How many letters have to be put in, taken out, changed or swapped to make one word of another.
-fn distance(one: &str, other: &str) -> usize {
-    let (one, other): (Vec<char>, Vec<char>) = (one.chars().collect(), other.chars().collect());
-    let width = other.len() + 1;
-    let mut rows = vec![0; (one.len() + 1) * width];
-    for i in 0..=one.len() {
-        for j in 0..=other.len() {
-            let at = i * width + j;
-            rows[at] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let differs = usize::from(one[i - 1] != other[j - 1]);
-                let mut least = (rows[at - width] + 1)
-                    .min(rows[at - 1] + 1)
-                    .min(rows[at - width - 1] + differs);
-                let is_swapped =
-                    i > 1 && j > 1 && one[i - 1] == other[j - 2] && one[i - 2] == other[j - 1];
-                if is_swapped {
-                    least = least.min(rows[at - 2 * width - 2] + 1);
-                }
-                least
-            };
-        }
-    }
-    rows.last().copied().unwrap_or(0)
 }
 
 /// The block with the present names of its keys. Where a former and the present one are given, the present one counts.

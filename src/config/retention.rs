@@ -1,13 +1,59 @@
 //! The `retention` block of a `homeserver.yaml`, read as Synapse reads it (R-1 … R-6).
 //!
 //! What Synapse refuses is refused with Synapse's own sentence, and the key that it concerns. Keys that are not known
-//! are ignored, because this block is not ours.
+//! are ignored with a warning, because this block is not ours. What Synapse takes and nobody can have meant is refused:
+//! an `enabled: "false"`, which is true to it, and a key with a slip in it, without which a bound would be none.
 
-use super::values::{duration, mapping, wrong};
-use super::yaml::{Kind, Map, Value};
+use super::misspelt::meant;
+use super::values::{duration, mapping, truth, wrong};
+use super::yaml::{Map, Value};
 use crate::error::Error;
 use crate::policy::{LifetimeRange, Policy, PurgeJob, Retention, SHORT_LIFETIME};
 use crate::time::Millis;
+
+/// The keys of the block.
+const KEYS: &[&str] = &[
+    "enabled",
+    "default_policy",
+    "allowed_lifetime_min",
+    "allowed_lifetime_max",
+    "purge_jobs",
+];
+
+/// The keys of `default_policy`.
+const POLICY_KEYS: &[&str] = &["min_lifetime", "max_lifetime"];
+
+/// The keys of each of `purge_jobs`.
+const JOB_KEYS: &[&str] = &["interval", "shortest_max_lifetime", "longest_max_lifetime"];
+
+/// What is not known is ignored, as Synapse does (R-6), unless a known key was meant: one with a slip in it, or one that
+/// belongs elsewhere in the block. Without it a limit would be none, and more would go than somebody wrote down.
+fn look_at_keys(block: &str, found: &Map, known: &[&str]) -> Result<(), Error> {
+    for (key, value) in found.iter().filter(|(key, _)| !known.contains(key)) {
+        let place = value.place();
+        if let Some(meant) = meant(key, known) {
+            return Err(Error::Config(format!(
+                "{place}: {block}.{key} is not a key, and would be ignored: {meant} is one"
+            )));
+        }
+        let all = [
+            ("retention", KEYS),
+            ("retention.default_policy", POLICY_KEYS),
+            ("retention.purge_jobs", JOB_KEYS),
+        ];
+        let elsewhere = all.iter().find(|(_, keys)| keys.contains(&key));
+        if let Some((home, _)) = elsewhere {
+            return Err(Error::Config(format!(
+                "{place}: {block}.{key} is not a key, and would be ignored: {key} belongs into {home}"
+            )));
+        }
+        value.warn(format!(
+            "{block}.{key} is not a key, and is ignored, as Synapse does; the keys are {}",
+            known.join(", ")
+        ));
+    }
+    Ok(())
+}
 
 /// Reads the block. It is judged whether or not it is enabled (R-2).
 ///
@@ -19,8 +65,9 @@ pub(super) fn read(block: Option<&Value>) -> Result<Retention, Error> {
         Some(value) if value.is_null() => return Ok(Retention::default()),
         Some(value) => mapping("retention", value)?,
     };
+    look_at_keys("retention", keys, KEYS)?;
     let read = Retention {
-        enabled: keys.get("enabled").is_some_and(is_truthy),
+        enabled: truth("retention.enabled", keys.get("enabled"))?,
         default_policy: default_policy(keys)?,
         allowed_lifetime_min: length("retention", keys, "allowed_lifetime_min")?,
         allowed_lifetime_max: length("retention", keys, "allowed_lifetime_max")?,
@@ -31,25 +78,6 @@ pub(super) fn read(block: Option<&Value>) -> Result<Retention, Error> {
             "retention",
             "Invalid retention policy limits: 'allowed_lifetime_min' can not be greater than 'allowed_lifetime_max'",
         ));
-    }
-    for (key, value) in [
-        (
-            "default_policy.max_lifetime",
-            read.default_policy.max_lifetime,
-        ),
-        ("allowed_lifetime_min", read.allowed_lifetime_min),
-        ("allowed_lifetime_max", read.allowed_lifetime_max),
-    ] {
-        match value {
-            Some(Millis(0)) => log::warn!(
-                "retention.{key} is 0, which counts as not set when a lifetime is chosen"
-            ),
-            Some(length) if length < SHORT_LIFETIME => log::warn!(
-                "retention.{key} is {}: is that meant? A bare number is milliseconds",
-                length.in_words()
-            ),
-            _ => {}
-        }
     }
     Ok(Retention {
         purge_jobs: purge_jobs(keys)?,
@@ -64,6 +92,7 @@ fn default_policy(keys: &Map) -> Result<Policy, Error> {
         Some(value) if value.is_null() => return Ok(Policy::default()),
         Some(value) => mapping(KEY, value)?,
     };
+    look_at_keys(KEY, block, POLICY_KEYS)?;
     let policy = Policy {
         min_lifetime: length(KEY, block, "min_lifetime")?,
         max_lifetime: length(KEY, block, "max_lifetime")?,
@@ -96,6 +125,7 @@ fn purge_jobs(keys: &Map) -> Result<Vec<PurgeJob>, Error> {
 
 fn purge_job(key: &str, job: &Value) -> Result<PurgeJob, Error> {
     let block = mapping(key, job)?;
+    look_at_keys(key, block, JOB_KEYS)?;
     let Some(interval) = length(key, block, "interval")? else {
         return Err(refused(
             key,
@@ -160,25 +190,19 @@ fn length(block: &str, keys: &Map, key: &str) -> Result<Option<Millis>, Error> {
     if length < Millis(0) {
         return Err(wrong(&key, value, "no negative duration"));
     }
+    if length == Millis(0) && !key.ends_with("interval") {
+        value.warn(format!("{key} is 0, which counts as not set"));
+    } else if length < SHORT_LIFETIME && !has_unit(Some(value)) {
+        value.warn(format!(
+            "{key} is {}: is that meant? A bare number is milliseconds, as in Synapse",
+            length.in_words()
+        ));
+    }
     Ok(Some(length))
 }
 
 fn is_above(least: Option<Millis>, most: Option<Millis>) -> bool {
     matches!((least, most), (Some(least), Some(most)) if least > most)
-}
-
-/// What Synapse takes for true: anything but nothing.
-fn is_truthy(value: &Value) -> bool {
-    match value.kind() {
-        Kind::Null => false,
-        Kind::Bool(flag) => *flag,
-        Kind::Int(digits) => digits != "0",
-        Kind::Float(number) => *number != 0.0,
-        Kind::Date(_) => true,
-        Kind::Text(text) => !text.is_empty(),
-        Kind::List(list) => !list.is_empty(),
-        Kind::Map(keys) => !keys.is_empty(),
-    }
 }
 
 fn refused(key: &str, sentence: &str) -> Error {
@@ -228,9 +252,114 @@ mod tests {
         ] {
             assert_eq!(read(block.clone()), Ok(Retention::default()), "{block}");
         }
-        for truthy in [json!("no"), json!(1), json!([0])] {
-            assert!(read(json!({ "enabled": truthy })).expect("reads").enabled);
+    }
+
+    #[test]
+    fn what_synapse_takes_for_true_has_to_say_so() {
+        let yes = [
+            json!(true),
+            json!(1),
+            json!("true"),
+            json!("Yes"),
+            json!(" on "),
+        ];
+        for enabled in yes {
+            let read = read(json!({ "enabled": enabled })).expect("reads");
+            assert!(read.enabled, "{enabled}");
         }
+        let no = [
+            json!(false),
+            json!(null),
+            json!(0),
+            json!(0.0),
+            json!(""),
+            json!([]),
+            json!({}),
+        ];
+        for enabled in no {
+            let read = read(json!({ "enabled": enabled })).expect("reads");
+            assert!(!read.enabled, "{enabled}");
+        }
+        for enabled in [
+            json!("false"),
+            json!("False"),
+            json!("no"),
+            json!("off"),
+            json!("0"),
+            json!("null"),
+            json!("none"),
+            json!(" "),
+            json!("maybe"),
+            json!(2),
+            json!(-1),
+            json!(0.5),
+            json!([0]),
+            json!([false]),
+            json!({"enabled": false}),
+        ] {
+            let error = read(json!({ "enabled": enabled })).expect_err("refused");
+            assert!(
+                error.contains("retention.enabled is ")
+                    && error.contains("true or false, without quotes"),
+                "{enabled}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_with_a_slip_in_it_is_refused_and_another_ignored_with_a_warning() {
+        for (block, says) in [
+            (
+                json!({"enabeld": true}),
+                "retention.enabeld is not a key, and would be ignored: enabled",
+            ),
+            (
+                json!({"allowed_min_lifetime": "1d"}),
+                ": allowed_lifetime_min is one",
+            ),
+            (json!({"purge_job": []}), ": purge_jobs is one"),
+            (
+                json!({"max_lifetime": "1d"}),
+                ": max_lifetime belongs into retention.default_policy",
+            ),
+            (
+                json!({"default_policy": {"max_lifetme": "1d"}}),
+                "retention.default_policy.max_lifetme is not a key",
+            ),
+            (
+                json!({"default_policy": {"enabled": true}}),
+                ": enabled belongs into retention",
+            ),
+            (
+                json!({"purge_jobs": [{"interval": "1d", "longest_max_lifetme": "1d"}]}),
+                "retention.purge_jobs[0].longest_max_lifetme is not a key, and would be ignored: longest_max_lifetime",
+            ),
+            (
+                json!({"purge_jobs": [{"interval": "1d", "max_lifetime": "1d"}]}),
+                "max_lifetime belongs into retention.default_policy",
+            ),
+        ] {
+            let error = read(block.clone()).expect_err("refused");
+            assert!(
+                error.starts_with("test:1: ") && error.contains(says),
+                "{block}: {error}"
+            );
+        }
+        let source = super::super::yaml::Source::of(std::path::Path::new("x.yaml"));
+        let text = "color: red\npurge_jobs:\n- interval: 1d\n  longest_max_lifetime: 30\nallowed_lifetime_max: 0\n";
+        let block = super::super::yaml::read(text, &source).expect("parses");
+        super::read(Some(&block)).expect("reads");
+        let warnings: Vec<String> = source.warnings().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            warnings,
+            [
+                "x.yaml:1: retention.color is not a key, and is ignored, as Synapse does; the keys are enabled, \
+                 default_policy, allowed_lifetime_min, allowed_lifetime_max, purge_jobs",
+                "x.yaml:4: retention.purge_jobs[0].longest_max_lifetime is 30ms: is that meant? A bare number is \
+                 milliseconds, as in Synapse",
+                "x.yaml:5: retention.allowed_lifetime_max is 0, which counts as not set",
+            ]
+        );
     }
 
     #[test]

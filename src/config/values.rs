@@ -57,6 +57,37 @@ pub(super) fn boolean(key: &str, value: &Value) -> Result<bool, Error> {
         .ok_or_else(|| wrong(key, value, "true or false"))
 }
 
+/// A truth of a block of Synapse's, which takes for true whatever is not nothing: a text that says false, too. What is
+/// false to it is false here; what is true to it has to say so, because by this things are deleted.
+pub(super) fn truth(key: &str, value: Option<&Value>) -> Result<bool, Error> {
+    let Some(value) = value else {
+        return Ok(false);
+    };
+    match value.kind() {
+        Kind::Null => Ok(false),
+        Kind::Bool(flag) => Ok(*flag),
+        Kind::Int(digits) if digits == "0" => Ok(false),
+        Kind::Int(digits) if digits == "1" => Ok(true),
+        Kind::Float(number) if *number == 0.0 => Ok(false),
+        Kind::Text(text) if text.is_empty() => Ok(false),
+        Kind::List(list) if list.is_empty() => Ok(false),
+        Kind::Map(keys) if keys.is_empty() => Ok(false),
+        Kind::Text(text)
+            if ["true", "yes", "on", "1"].contains(&&*text.trim().to_ascii_lowercase()) =>
+        {
+            value.warn(format!(
+                "{key} is a text: write true without quotes, because Synapse takes any text for true, \"false\" as well"
+            ));
+            Ok(true)
+        }
+        _ => Err(wrong(
+            key,
+            value,
+            "true or false, without quotes (Synapse takes this for true, whatever it says)",
+        )),
+    }
+}
+
 pub(super) fn number(key: &str, value: &Value, least: i64, most: i64) -> Result<i64, Error> {
     value
         .as_i64()

@@ -141,8 +141,27 @@ pub fn object(body: &[u8], need: Body) -> Result<Map<String, Value>, ApiError> {
     }
 }
 
+/// A flag that Synapse reads by Python's `bool(value)`; an absent one is false.
+///
+/// # Errors
+/// 400 where it is a text that says no: it would be true, and nobody meant that.
+pub fn flag(body: &Map<String, Value>, name: &str) -> Result<bool, ApiError> {
+    let value = body.get(name);
+    let says_no = value.and_then(Value::as_str).is_some_and(|text| {
+        let text = text.trim().to_ascii_lowercase();
+        let no = ["", "false", "f", "no", "n", "off", "0", "null", "none"];
+        !value.is_some_and(|value| value == "") && no.contains(&&*text)
+    });
+    match says_no {
+        true => Err(ApiError::bad_json(format!(
+            "{name} must be a boolean: true or false, without quotes"
+        ))),
+        false => Ok(truthy(value)),
+    }
+}
+
 /// Python's `bool(value)`, by which Synapse reads some flags; an absent value is false.
-pub fn truthy(value: Option<&Value>) -> bool {
+fn truthy(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null) => false,
         Some(Value::Bool(is)) => *is,
@@ -219,6 +238,48 @@ mod tests {
             assert!(is(yes), "{yes}");
         }
         assert!(!truthy(None));
+    }
+
+    #[test]
+    fn a_text_that_says_no_is_not_taken_for_yes() {
+        let read = |text: &str| {
+            let body = format!(r#"{{"delete_local_events": {text}}}"#);
+            flag(
+                &object(body.as_bytes(), Body::Required).expect("an object"),
+                "delete_local_events",
+            )
+        };
+        for text in [
+            "\"false\"",
+            "\"False\"",
+            "\" no \"",
+            "\"off\"",
+            "\"0\"",
+            "\" \"",
+            "\"null\"",
+        ] {
+            let failure = read(text).expect_err(text);
+            assert_eq!(
+                (failure.status, failure.errcode),
+                (400, "M_BAD_JSON"),
+                "{text}"
+            );
+            assert!(
+                failure
+                    .error
+                    .starts_with("delete_local_events must be a boolean")
+            );
+        }
+        for (text, is) in [
+            ("true", true),
+            ("1", true),
+            ("\"true\"", true),
+            ("\"\"", false),
+            ("0", false),
+        ] {
+            assert_eq!(read(text), Ok(is), "{text}");
+        }
+        assert_eq!(flag(&Map::new(), "delete_local_events"), Ok(false));
     }
 
     #[test]

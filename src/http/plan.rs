@@ -31,7 +31,7 @@ pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
             Value::Null => Map::new(),
             _ => return Err(ApiError::bad_json("retention must be an object")),
         };
-        let exact = json::truthy(wanted.get("exact"));
+        let exact = json::flag(&wanted, "exact")?;
         let mut plans = Vec::new();
         for range in ranges(&api.keeper.config().retention, &wanted)? {
             plans.push(api.keeper.plan_retention(range, exact)?);
@@ -43,8 +43,8 @@ pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     };
     let point = purge_history::point(None, &body)?;
     let options = PurgeOptions {
-        delete_local_events: json::truthy(body.get("delete_local_events")),
-        strict: json::truthy(body.get("strict")),
+        delete_local_events: json::flag(&body, "delete_local_events")?,
+        strict: json::flag(&body, "strict")?,
         ..PurgeOptions::default()
     };
     let plan = api

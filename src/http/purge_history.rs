@@ -19,8 +19,8 @@ pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let body = json::object(&ctx.request.body, Body::Optional)?;
     let point = point(ctx.parameters.get(1).map(String::as_str), &body)?;
     let options = PurgeOptions {
-        delete_local_events: json::truthy(body.get("delete_local_events")),
-        strict: json::truthy(body.get("strict")),
+        delete_local_events: json::flag(&body, "delete_local_events")?,
+        strict: json::flag(&body, "strict")?,
         ..PurgeOptions::default()
     };
     let keeper = api.keeper_as_planned(ctx, &who, &body)?;
