@@ -293,3 +293,140 @@ fn every_rule_that_the_code_refers_to_is_told_and_no_other() {
         "no code refers to {unused:?}, which src/rules.md tells"
     );
 }
+
+/// Functions of the storage that write without a `Tx`: none of them a row of a room.
+const WRITES_NO_ROWS: &[(&str, &[&str])] = &[
+    // The statement itself; what begins and ends a transaction.
+    ("store/db.rs", &["execute", "batch", "begin", "commit"]),
+    ("store/postgres.rs", &["execute"]),
+    // Connections, and who may have the file.
+    (
+        "store/sqlite.rs",
+        &[
+            "execute",
+            "connect",
+            "begin_to_read",
+            "roll_back",
+            "set_secure_delete",
+            "pin_snapshot",
+        ],
+    ),
+    ("store/homeserver.rs", &["is_open_elsewhere"]),
+    (
+        "store/reclaim.rs",
+        &["open_alone", "open_alone_keeping_log"],
+    ),
+    ("store/work_lock.rs", &["take_on_server"]),
+    // The homeserver's lock rows, which the door itself takes and renews.
+    (
+        "store/homeserver.rs",
+        &[
+            "try_acquire",
+            "is_held",
+            "release",
+            "release_leftover_locks",
+        ],
+    ),
+    // Temporary tables of a connection: what is selected, and what is kept out of it.
+    ("store/forward_extremities.rs", &["leave_out"]),
+    ("store/held.rs", &["note", "leave_out"]),
+    (
+        "store/history.rs",
+        &["forget_former_job", "select", "fill_extremities"],
+    ),
+    ("store/policies.rs", &["cuts"]),
+    ("store/redactions.rs", &["keep"]),
+    ("store/room_rows.rs", &["select_newest"]),
+    (
+        "store/search.rs",
+        &[
+            "new",
+            "note_many",
+            "note_newer",
+            "note_room",
+            "note_rooms",
+            "note_one_of_rooms",
+        ],
+    ),
+    ("store/temp_tables.rs", &["begin", "end"]),
+    // Asks the index whether it is whole, by a statement that looks like one that writes.
+    ("store/search.rs", &["verify"]),
+    // How the engine reads, in transactions that only read.
+    ("store/state_groups/indexes.rs", &["compare"]),
+    ("store/state_groups/unreferenced.rs", &["run", "confirm"]),
+    // The file anew, row by row the same.
+    ("store/reclaim.rs", &["copy_into", "vacuum_into"]),
+    ("store/space.rs", &["vacuum"]),
+    // Databases that are made here.
+    (
+        "store/sample.rs",
+        &["fill_room", "event", "state", "finish"],
+    ),
+    ("store/schema.rs", &["create_on_server", "create_in"]),
+    // An event writer has been given one when it began.
+    (
+        "store/append.rs",
+        &[
+            "append",
+            "append_outside",
+            "insert",
+            "insert_auth",
+            "group",
+            "make_known",
+        ],
+    ),
+];
+
+/// Where functions begin, their names, and what stands before their bodies.
+fn functions(code: &str) -> Vec<(usize, &str, &str)> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("fn ") {
+        let head = &code[at..];
+        let head = &head[..head.find(['{', ';']).unwrap_or(head.len())];
+        let name = head[3..].split(|c: char| !c.is_alphanumeric() && c != '_');
+        if let Some(name) = name.clone().next().filter(|name| !name.is_empty()) {
+            found.push((at, name, head));
+        }
+    }
+    found
+}
+
+#[test]
+fn whoever_writes_rows_has_been_given_a_transaction_by_the_door() {
+    let mut unused: BTreeSet<(&str, &str)> = (WRITES_NO_ROWS.iter())
+        .flat_map(|(path, names)| names.iter().map(move |name| (*path, *name)))
+        .collect();
+    let (mut wrong, mut right) = (BTreeSet::new(), 0);
+    for source in sources() {
+        let (path, code) = (&source.path, &source.code);
+        // Its constructor is for the door: job::transaction gives a `Tx`, and nobody else.
+        let makes = code.contains("Terms {") || code.contains("Tx {");
+        if makes && !["store/tx.rs", "job/transaction.rs"].contains(&path.as_str()) {
+            wrong.insert(format!("{path} makes a Tx"));
+        }
+        if source.module() != Some("store") {
+            continue;
+        }
+        let functions = functions(code);
+        for write in [".execute(", ".batch(", ".execute_batch("] {
+            for (at, _) in code.match_indices(write) {
+                let function = functions.iter().rfind(|(begin, ..)| *begin < at);
+                let (_, name, head) = function.expect("a statement is in a function");
+                let excused = (WRITES_NO_ROWS.iter())
+                    .filter(|(excused, _)| path == excused)
+                    .find_map(|(path, names)| Some((*path, *names.iter().find(|n| *n == name)?)));
+                match excused {
+                    Some(excused) => _ = unused.remove(&excused),
+                    None if head.contains("Tx<") => right += 1,
+                    None => _ = wrong.insert(format!("{path}: {name}")),
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "rows are written without `&Tx`, which JobContext::transaction and job::write_once give: {wrong:#?}"
+    );
+    assert!(unused.is_empty(), "excused for nothing: {unused:?}");
+    assert!(right > 40, "only {right} statements have a Tx");
+}

@@ -2,13 +2,13 @@
 
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
-use crate::store::db::Db;
+use crate::store::tx::Tx;
 use crate::store::{members, room_rows};
 
 /// Moves the aliases, inside one transaction; answers all that lead to the new room, which had none of its own. The old
 /// room's canonical alias stays as it is, and the new one gets none.
 pub(super) fn move_aliases(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     to: &RoomId,
     requester: &UserId,

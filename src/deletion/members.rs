@@ -11,6 +11,7 @@ use crate::room_version::RoomVersion;
 use crate::store::append::{EventWriter, RoomHead};
 use crate::store::db::Db;
 use crate::store::members;
+use crate::store::tx::Tx;
 use crate::time::Clock;
 
 /// A local user, and their membership before.
@@ -39,7 +40,7 @@ pub(super) struct MemberMover<'a> {
 
 impl MemberMover<'_> {
     /// Moves a batch of members, inside one transaction. One who cannot be moved keeps nobody else from it.
-    pub fn move_batch(&self, db: &Db, batch: &[Member]) -> Result<MoveOutcome, Error> {
+    pub fn move_batch(&self, db: &Tx<'_>, batch: &[Member]) -> Result<MoveOutcome, Error> {
         let mut room_head = RoomHead::read(db, self.room, self.version, self.server)?;
         let mut next = match self.new_room {
             Some((room, version)) => RoomHead::read(db, room, version, self.server)?,

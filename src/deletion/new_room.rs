@@ -11,6 +11,7 @@ use crate::ids::{RoomId, UserId, random_letters};
 use crate::room_version::RoomVersion;
 use crate::store::append::{self, EventWriter, RoomHead};
 use crate::store::db::Db;
+use crate::store::tx::Tx;
 use crate::time::{Clock, Millis};
 
 /// Letters of a room id (behaviour.md section 12).
@@ -114,7 +115,7 @@ impl Plan<'_> {
     /// Writes the room with everything but its people and the notice, inside one transaction.
     pub fn write(
         &self,
-        db: &Db,
+        db: &Tx<'_>,
         opening: &CreatedRoom,
         author: &EventAuthor,
         clock: &dyn Clock,
@@ -257,7 +258,7 @@ fn refuse_powerless(plan: &Plan<'_>) -> Result<(), Error> {
 
 /// Says the notice, where the people of the old room will find it (D-10); inside one transaction.
 pub(super) fn notify(
-    db: &Db,
+    db: &Tx<'_>,
     author: &EventAuthor,
     room: &RoomId,
     version: &'static RoomVersion,

@@ -440,7 +440,7 @@ fn refuse_while_joined(db: &Db, room: &RoomId, server: &str, force: bool) -> Res
 
 /// Deletes state groups until about `most` rows are gone; answers how many groups were dealt with.
 fn free(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     groups: &[i64],
     most: i64,

@@ -181,8 +181,8 @@ fn empty_log(
             },
         };
         let erased = {
-            let _writer = ctx.writer.lock();
-            pass.step(&mut ctx.db, raw, manner)?
+            let turn = ctx.writer.lock();
+            pass.step(&mut ctx.db, &turn, raw, manner)?
         };
         match erased {
             EraseProgress::All(_) => {

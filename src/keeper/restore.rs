@@ -6,6 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::archives::{file_of, settings};
@@ -15,7 +16,9 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::hold::Hold;
 use crate::ids::{JobId, RoomId};
+use crate::job::write_once;
 use crate::jobs::ledger::Ledger;
+use crate::locks::RoomLocks;
 use crate::sqlite_file;
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{RowCounts, add_all};
@@ -130,11 +133,14 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
     ledger.is_restored(&request.job)?;
     (done.events, done.state_groups) = (0, 0);
     done.rows = RowCounts::new();
+    // Nobody else is at work here.
+    let (locks, writer) = (RoomLocks::default(), Mutex::default());
     for (n, frame) in frames.iter().enumerate() {
         let head = &frame.head;
         let records = || archive.records(frame, &request.keys);
-        let back = db.write("restore the archive", |db| {
-            restore::restore(db, head.kind, &head.room, &records, &numbers)
+        let (room, doing) = (Some(&head.room), "restore the archive");
+        let back = write_once(&mut db, &locks, &writer, room, doing, |tx| {
+            restore::restore(tx, head.kind, &head.room, &records, &numbers)
         });
         let back = back.map_err(|e| match n {
             0 => e,

@@ -19,7 +19,8 @@ use crate::error::Error;
 use crate::event::{CREATE, Event, MEMBER};
 use crate::ids::{EventId, RoomId, UserId};
 use crate::room_version::RoomVersion;
-use crate::store::db::{Db, Engine, params};
+use crate::store::db::{Engine, params};
+use crate::store::tx::Tx;
 use crate::time::Millis;
 
 const DOING: &str = "store an event";
@@ -81,7 +82,7 @@ const SEARCHED: &[(&str, &str, &str)] = &[
 
 /// Stores a room that has no event yet; the first thing of a new room.
 pub fn insert_room(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     version: &RoomVersion,
     creator: &UserId,
@@ -93,14 +94,14 @@ pub fn insert_room(
 
 /// One transaction's worth of new events.
 pub struct EventWriter<'a> {
-    db: &'a Db,
+    db: &'a Tx<'a>,
     numbers: Numbers,
     now: Millis,
 }
 
 impl<'a> EventWriter<'a> {
     /// Begins; inside a transaction that holds the write lock.
-    pub fn begin(db: &'a Db, now: Millis) -> Result<Self, Error> {
+    pub fn begin(db: &'a Tx<'a>, now: Millis) -> Result<Self, Error> {
         Ok(Self {
             db,
             numbers: Numbers::read(db)?,
@@ -270,7 +271,7 @@ impl<'a> EventWriter<'a> {
 
 /// The forward extremities after an event.
 fn move_room_head(
-    db: &Db,
+    db: &Tx<'_>,
     room_head: &mut RoomHead,
     event: &Event,
     stream: i64,

@@ -1,6 +1,7 @@
 //! Rooms that nobody may join (H-50, H-51).
 
 use super::db::{Db, params};
+use super::tx::Tx;
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 
@@ -14,7 +15,7 @@ pub fn blocker(db: &Db, room: &RoomId) -> Result<Option<UserId>, Error> {
 }
 
 /// Blocks a room, known or not; answers whether it was not blocked before. Who blocked it first stays on record (D-4).
-pub fn add(db: &Db, room: &RoomId, user: &UserId) -> Result<bool, Error> {
+pub fn add(db: &Tx<'_>, room: &RoomId, user: &UserId) -> Result<bool, Error> {
     const BLOCK: &str = "
         INSERT INTO blocked_rooms (room_id, user_id) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     let blocked = db.execute(
@@ -26,7 +27,7 @@ pub fn add(db: &Db, room: &RoomId, user: &UserId) -> Result<bool, Error> {
 }
 
 /// Lets people join again.
-pub fn remove(db: &Db, room: &RoomId) -> Result<(), Error> {
+pub fn remove(db: &Tx<'_>, room: &RoomId) -> Result<(), Error> {
     const UNBLOCK: &str = "DELETE FROM blocked_rooms WHERE room_id = $1";
     db.execute("unblock the room", UNBLOCK, params![room.as_str()])?;
     Ok(())

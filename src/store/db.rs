@@ -402,7 +402,10 @@ impl Db {
     /// an error nothing of it remains, except that a failed `COMMIT` may have committed all the same: whoever tries again
     /// must look at the database first. Every caller of ours does, since each transaction starts by selecting what
     /// there is to do.
-    pub fn write<T>(
+    ///
+    /// For what is nobody's room: the homeserver's lock rows, a new schema, a sample. Rows of rooms go by the door of the jobs
+    /// alone, which gives a [`Tx`](super::tx::Tx).
+    pub(super) fn write<T>(
         &mut self,
         doing: &'static str,
         work: impl FnMut(&Self) -> Result<T, Error>,

@@ -129,7 +129,7 @@ pub(super) fn remove(
 /// Where triggers are off, the events themselves before everything that belongs to them: whoever is adding a row that
 /// refers to one of them holds it, so our delete waits until that row is there to be seen by the deletes that follow,
 /// and nobody can add another one. An outlier that has become a part of the timeline meanwhile is let go of.
-pub(super) fn remove_events_first(db: &Db, counts: &mut RowCounts) -> Result<(), Error> {
+pub(super) fn remove_events_first(db: &Tx<'_>, counts: &mut RowCounts) -> Result<(), Error> {
     let doing = "purge the events";
     db.count(doing, HOLD_OUTLIERS, &[])?;
     db.execute(doing, LET_GO_OF_FORMER_OUTLIERS, &[])?;
@@ -159,7 +159,7 @@ const DELETE_EVENTS_FIRST: &str = "-- PostgreSQL
 
 /// Deletes rows one by one, in the order in which they lie in the file. Asked to delete a set of them, SQLite would read
 /// from end to end a table of which statistics once told that it was small, for every purge of a few events.
-fn delete_each(db: &Db, found: &TableRule, room: Params<'_>) -> Result<i64, Error> {
+fn delete_each(db: &Tx<'_>, found: &TableRule, room: Params<'_>) -> Result<i64, Error> {
     let doing = "purge the events";
     let find = format!("SELECT t.rowid FROM {}", found.found_by());
     let mut rows: Vec<i64> = db.rows(doing, &find, found.params(room), |r| r.get(0))?;
@@ -175,7 +175,7 @@ fn delete_each(db: &Db, found: &TableRule, room: Params<'_>) -> Result<i64, Erro
 
 /// Puts aside the rows of `table` that satisfy `stays` (over the table as `t`), empties it, and fills it again:
 /// same rowids, same order, same definition. Answers how many rows are gone.
-pub fn rewrite(db: &Db, table: &str, stays: &str) -> Result<i64, Error> {
+pub fn rewrite(db: &Tx<'_>, table: &str, stays: &str) -> Result<i64, Error> {
     let doing = "refill a table";
     let columns = db.rows(
         doing,

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
 
 use super::db::Db;
+use super::wal::WalGuard;
 use crate::error::{Context, Error, StoreError};
 
 /// Where the file's header names the first page of the free list, and how many pages are free.
@@ -149,10 +150,13 @@ impl Eraser {
     /// Overwrites what is left of deleted content in free pages.
     ///
     /// # Locking
-    /// Takes the database's write lock for the whole slice.
+    /// Takes the database's write lock for the whole slice. No row changes: so it has the writer's turn, and no [`Tx`].
+    ///
+    /// [`Tx`]: super::tx::Tx
     pub fn step(
         &mut self,
         db: &mut Db,
+        _turn: &WalGuard,
         file: &RawFile,
         options: EraseOptions,
     ) -> Result<EraseProgress, Error> {
@@ -290,13 +294,14 @@ mod tests {
         assert!(holds(b"secret") > 1000);
         // Splitting pages left copies.
         assert!(holds(b"public") >= 5);
+        let turn = WalGuard::default();
         let mut options = EraseOptions {
             patience: Duration::ZERO,
             slice: Some(Duration::ZERO),
         };
         let (mut pass, mut slices) = (Eraser::default(), 0);
         let written = loop {
-            match pass.step(&mut db, &raw, options).expect("erases") {
+            match pass.step(&mut db, &turn, &raw, options).expect("erases") {
                 EraseProgress::All(written) => break written,
                 EraseProgress::Part => slices += 1,
                 EraseProgress::LogInUse => panic!("nobody reads"),
@@ -307,7 +312,7 @@ mod tests {
         assert!(holds(b"public") >= 5);
         options.slice = None;
         let again = Eraser::default()
-            .step(&mut db, &raw, options)
+            .step(&mut db, &turn, &raw, options)
             .expect("erases");
         assert_eq!(again, EraseProgress::All(0));
         let verdict = db

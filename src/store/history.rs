@@ -661,7 +661,7 @@ fn latest_reply(db: &Db, room: &str, thread: &str) -> Result<Option<(String, i64
 }
 
 /// Points a thread at its latest surviving reply, or drops it; answers how many rows went.
-fn repair_thread(db: &Db, room: &str, thread: &str) -> Result<i64, Error> {
+fn repair_thread(db: &Tx<'_>, room: &str, thread: &str) -> Result<i64, Error> {
     let doing = "repair a thread";
     match latest_reply(db, room, thread)? {
         Some((event, topological, stream)) => {

@@ -2,6 +2,7 @@
 //! aliases by which they find the next one.
 
 use super::db::{Db, params};
+use super::tx::Tx;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId, UserId};
 
@@ -34,7 +35,8 @@ pub fn profile(db: &Db, user: &UserId) -> Result<Profile, Error> {
 
 /// Lets users forget a room that they have left (D-9). The users of a batch are found among the members of the room, or
 /// each among their own memberships, as the engine thinks best: neither is asked once a user.
-pub fn forget(db: &Db, room: &RoomId, users: &[UserId]) -> Result<(), Error> {
+pub fn forget(db: &Tx<'_>, room: &RoomId, users: &[UserId]) -> Result<(), Error> {
+    db.ensure_held(room)?;
     const FORGET: &str = "
         UPDATE room_memberships SET forgotten = 1
          WHERE room_id = $1
@@ -100,7 +102,13 @@ pub fn invitation(db: &Db, room: &RoomId, user: &UserId) -> Result<Option<Invita
 }
 
 /// Lets a room's aliases lead to another, in somebody's name (D-30). Walks `room_aliases_id`.
-pub fn move_aliases(db: &Db, room: &RoomId, to: &RoomId, requester: &UserId) -> Result<i64, Error> {
+pub fn move_aliases(
+    db: &Tx<'_>,
+    room: &RoomId,
+    to: &RoomId,
+    requester: &UserId,
+) -> Result<i64, Error> {
+    db.ensure_held(room)?;
     const MOVE: &str = "UPDATE room_aliases SET room_id = $1, creator = $2 WHERE room_id = $3";
     db.execute(
         "move the room's aliases",

@@ -2,6 +2,7 @@
 
 use super::db::{Db, params};
 use super::event_rows::{RowCounts, add};
+use super::tx::Tx;
 use crate::error::Error;
 
 /// P-14: what each user's and thread's summary counts of the events to delete. Binds `$1` room. Walks the key on room
@@ -65,7 +66,7 @@ fn has_summaries(db: &Db) -> bool {
 }
 
 /// P-14, where the columns exist.
-pub(super) fn decrement(db: &Db, room: &str) -> Result<(), Error> {
+pub(super) fn decrement(db: &Tx<'_>, room: &str) -> Result<(), Error> {
     if !has_summaries(db) {
         return Ok(());
     }
@@ -81,7 +82,7 @@ pub(super) fn decrement(db: &Db, room: &str) -> Result<(), Error> {
 }
 
 /// P-14 and P-15 on PostgreSQL.
-pub(super) fn delete(db: &Db, room: &str, counts: &mut RowCounts) -> Result<(), Error> {
+pub(super) fn delete(db: &Tx<'_>, room: &str, counts: &mut RowCounts) -> Result<(), Error> {
     let doing = "correct the unread counts";
     if !db.catalog().has("event_push_actions") {
         return Ok(());
@@ -112,7 +113,7 @@ pub(super) fn delete(db: &Db, room: &str, counts: &mut RowCounts) -> Result<(), 
 }
 
 fn decrement_summary(
-    db: &Db,
+    db: &Tx<'_>,
     room: &str,
     user: &str,
     thread: &str,

@@ -13,6 +13,7 @@ use super::archived::{DEPTH, EXTREMITIES, GROUPS, OUTLIERS, columns};
 use super::db::{Db, params};
 use super::event_rows::{RowCounts, Scope, add};
 use super::tables::Rows;
+use super::tx::Tx;
 use super::value::Bind;
 use crate::archive::{Cell, Kind, Record, Records};
 use crate::error::Error;
@@ -426,7 +427,7 @@ impl Insert {
     }
 
     /// Puts a row back; answers whether it could be.
-    fn run(&self, db: &Db, row: &Fields<'_>) -> Result<bool, Error> {
+    fn run(&self, db: &Tx<'_>, row: &Fields<'_>) -> Result<bool, Error> {
         for key in &self.keys {
             let cells: Option<Vec<&Cell<'static>>> =
                 key.columns.iter().map(|column| row.at(column)).collect();
@@ -448,7 +449,7 @@ impl Insert {
 }
 
 /// Takes the rows of an outlier away, in whose place the event itself comes back.
-fn replace_outlier(db: &Db, event: &str) -> Result<(), Error> {
+fn replace_outlier(db: &Tx<'_>, event: &str) -> Result<(), Error> {
     for (table, rows) in Scope::History.tables() {
         if rows == Rows::Itself || table.name == "event_search" || !db.catalog().has(table.name) {
             continue;
@@ -476,7 +477,7 @@ struct Chunk {
 /// # Errors
 /// Those of the archive and of the database; nothing has come back then.
 pub fn restore_events(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     records: &mut Records,
     numbers: &Numbers,
@@ -579,7 +580,7 @@ pub fn restore_events(
 }
 
 /// A thread is as new as its newest reply that is held.
-fn restore_thread(db: &Db, row: &Fields<'_>, restored: &mut Restored) -> Result<(), Error> {
+fn restore_thread(db: &Tx<'_>, row: &Fields<'_>, restored: &mut Restored) -> Result<(), Error> {
     let (room, root, latest) = (
         row.text("room_id")?,
         row.text("thread_id")?,
@@ -615,12 +616,13 @@ fn restore_thread(db: &Db, row: &Fields<'_>, restored: &mut Restored) -> Result<
 /// # Errors
 /// As [`restore_events`] and `restore_groups`.
 pub fn restore(
-    db: &Db,
+    db: &Tx<'_>,
     kind: Kind,
     room: &RoomId,
     records: &dyn Fn() -> Result<Records, Error>,
     numbers: &Numbers,
 ) -> Result<Restored, Error> {
+    db.ensure_held(room)?;
     match kind {
         Kind::Events => restore_events(db, room, &mut records()?, numbers),
         Kind::StateGroups | Kind::MarkedStateGroups => restore_groups(db, records, numbers),

@@ -181,7 +181,8 @@ fn unknown_tables(db: &Db) -> Vec<&str> {
 }
 
 /// Takes away what makes the room live. Inside a transaction.
-pub fn delete_live_state(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn delete_live_state(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    db.ensure_held(room)?;
     take_away_aliases(db, room, counts)?;
     state_groups::forget_persisting(db, room, counts)?;
     delete_by_room(db, room, Step::LiveState, counts)
@@ -198,10 +199,11 @@ const DELETE_LIVE_STATE: &str = "
 /// As [`delete_live_state`], for where others wait: what has a row for each member is left to [`delete_rest_bounded`], those rows apart
 /// without which the homeserver sees no room. Inside a transaction.
 pub fn delete_live_state_bounded(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     counts: &mut RowCounts,
 ) -> Result<(), Error> {
+    db.ensure_held(room)?;
     let doing = "take away what makes the room live";
     take_away_aliases(db, room, counts)?;
     state_groups::forget_persisting(db, room, counts)?;
@@ -221,12 +223,13 @@ pub fn left_by_live_state(db: &Db) -> impl Iterator<Item = &'static str> {
 
 /// Removes about `most` rows of the room from a table; answers whether there may be more. Inside a transaction.
 pub fn delete_rest_bounded(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     table: &'static str,
     most: i64,
     counts: &mut RowCounts,
 ) -> Result<bool, Error> {
+    db.ensure_held(room)?;
     if db.engine() == Engine::Postgres {
         // There nobody waits for these rows.
         delete_rest_of_table(db, room, table, counts)?;
@@ -245,7 +248,7 @@ pub fn delete_rest_bounded(
     Ok(i64::try_from(found.len()).unwrap_or(i64::MAX) >= most)
 }
 
-fn take_away_aliases(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+fn take_away_aliases(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     if db.catalog().has("room_alias_servers") {
         let doing = "take away what makes the room live";
         let rows = db.execute(doing, DELETE_ALIAS_SERVERS, params![room.as_str()])?;
@@ -333,7 +336,7 @@ pub fn remove_selected(
 }
 
 /// Removes what hangs on neither life nor events. Inside a transaction.
-pub fn delete_rest(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn delete_rest(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     delete_by_room(db, room, Step::AfterEvents, counts)
 }
 
@@ -368,18 +371,24 @@ fn present(db: &Db, when: Step) -> impl Iterator<Item = &'static Table> {
 
 /// As [`delete_rest`], one table: for where others wait. Inside a transaction.
 pub fn delete_rest_of_table(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     table: &'static str,
     counts: &mut RowCounts,
 ) -> Result<(), Error> {
+    db.ensure_held(room)?;
     let sql = format!("DELETE FROM {table} WHERE room_id = $1");
     let rows = db.execute("delete the room's rows", &sql, params![room.as_str()])?;
     add(counts, table, rows);
     Ok(())
 }
 
-fn delete_by_room(db: &Db, room: &RoomId, when: Step, counts: &mut RowCounts) -> Result<(), Error> {
+fn delete_by_room(
+    db: &Tx<'_>,
+    room: &RoomId,
+    when: Step,
+    counts: &mut RowCounts,
+) -> Result<(), Error> {
     for table in present(db, when) {
         delete_rest_of_table(db, room, table.name, counts)?;
     }
@@ -388,7 +397,8 @@ fn delete_by_room(db: &Db, room: &RoomId, when: Step, counts: &mut RowCounts) ->
 
 /// Removes the room's own row, after a last look for what came meanwhile; and rows that wait for the deletion of state
 /// groups which are gone (P-46). Inside a transaction, when no event of the room is left.
-pub fn remove_room(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn remove_room(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+    db.ensure_held(room)?;
     const DELETE: &str = "DELETE FROM rooms WHERE room_id = $1";
     let doing = "delete the room's own row";
     delete_live_state(db, room, counts)?;

@@ -5,6 +5,7 @@
 
 use super::db::{Db, params};
 use super::event_rows;
+use super::tx::Tx;
 use crate::error::Error;
 use crate::ids::RoomId;
 
@@ -166,7 +167,7 @@ impl Documents {
 
     /// Deletes the documents of the events to delete; must run in the transaction that selected them. With
     /// `may_rebuild` the index may be rebuilt from what remains, where that is cheaper: one long statement.
-    pub fn remove(&self, db: &Db, may_rebuild: bool) -> Result<i64, Error> {
+    pub fn remove(&self, db: &Tx<'_>, may_rebuild: bool) -> Result<i64, Error> {
         let doing = "purge the full-text index";
         let going = db.count(doing, COUNT_GOING, &[])?;
         if going == 0 {
@@ -283,11 +284,12 @@ pub fn note_one_of_rooms(db: &Db, room: &RoomId) -> Result<(), Error> {
 /// many went, and whether there are more. Inside a transaction. With `may_rebuild` the index may be rebuilt from what
 /// remains, where that is cheaper: one long statement.
 pub fn remove_room(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     most: i64,
     may_rebuild: bool,
 ) -> Result<(i64, bool), Error> {
+    db.ensure_held(room)?;
     let doing = "delete the room's full-text documents";
     if !is_present(db) {
         return Ok((0, false));
@@ -336,7 +338,7 @@ pub fn count_of_room(db: &Db, room: &RoomId) -> Result<i64, Error> {
 }
 
 /// Removes the documents of the events to delete by putting aside what stays, and rebuilds the index from it.
-pub fn rewrite(db: &Db) -> Result<i64, Error> {
+pub fn rewrite(db: &Tx<'_>) -> Result<i64, Error> {
     let stays =
         "NOT EXISTS (SELECT 1 FROM rk_selected s WHERE s.event_id = t.c0event_id AND s.to_delete)";
     let removed = event_rows::rewrite(db, "event_search_content", stays)?;
@@ -363,7 +365,7 @@ pub fn verify(db: &Db) -> Result<(), Error> {
 }
 
 /// Builds the index anew from its content, whatever is wrong with it. One long statement.
-pub fn rebuild(db: &Db) -> Result<(), Error> {
+pub fn rebuild(db: &Tx<'_>) -> Result<(), Error> {
     db.execute("rebuild the full-text index", REBUILD, &[])?;
     Ok(())
 }
@@ -412,7 +414,7 @@ pub fn most_segments(db: &Db) -> Result<i64, Error> {
 
 /// Merges segments of one level, no more than `leaves` leaves of them; answers whether anything was to be merged. What it
 /// says is as it was at every step.
-pub fn merge_some(db: &Db, leaves: i64) -> Result<bool, Error> {
+pub fn merge_some(db: &Tx<'_>, leaves: i64) -> Result<bool, Error> {
     const PLACES: &str = "SELECT coalesce(sum(start_block + leaves_end_block + end_block), 0) FROM event_search_segdir";
     let doing = "merge the full-text index";
     let before = db.count(doing, PLACES, &[])?;
@@ -426,7 +428,7 @@ pub fn merge_some(db: &Db, leaves: i64) -> Result<bool, Error> {
 
 /// Merges the whole index into one segment, after which no deleted word stands in it. One long statement:
 /// for when nobody waits.
-pub fn optimize(db: &Db) -> Result<(), Error> {
+pub fn optimize(db: &Tx<'_>) -> Result<(), Error> {
     db.execute(
         "merge the full-text index",
         "INSERT INTO event_search(event_search) VALUES ('optimize')",
@@ -462,7 +464,7 @@ mod tests {
         db.batch("add a document", sql).expect("added");
     }
 
-    fn removed(db: &Db, documents: &Documents) -> i64 {
+    fn removed(db: &mut Db, documents: &Documents) -> i64 {
         let cut = DepthRange {
             room: &RoomId::from("!r"),
             from: i64::MIN,
@@ -474,7 +476,8 @@ mod tests {
             held: &[],
         };
         history::select(db, &cut, Extent::Batch).expect("selected");
-        documents.remove(db, true).expect("removed")
+        db.of_test("remove the documents", |tx| Ok(documents.remove(tx, true)?))
+            .expect("removed")
     }
 
     #[test]
@@ -490,32 +493,32 @@ mod tests {
         });
         assert!(given_up.is_err());
         documents.note(&db, &room, 2).expect("noted again");
-        assert_eq!(removed(&db, &documents), 1);
+        assert_eq!(removed(&mut db, &documents), 1);
     }
 
     /// P-55: what arrives for one room of a batch while another is purged.
     #[test]
     fn a_document_of_another_room_of_the_batch_is_noted_whoever_looks() {
-        let (_dir, db) = database();
+        let (_dir, mut db) = database();
         let (other, room) = (RoomId::from("!other"), RoomId::from("!r"));
         let cuts = [(&other, 2), (&room, 2)];
         let documents = Documents::note_many(&db, cuts.into_iter()).expect("noted");
         add_document(&db);
         documents.note(&db, &other, 2).expect("noted by the other");
         documents.note(&db, &room, 2).expect("noted");
-        assert_eq!(removed(&db, &documents), 1);
+        assert_eq!(removed(&mut db, &documents), 1);
     }
 
     #[test]
     fn documents_that_get_a_freed_number_are_found() {
-        let (_dir, db) = database();
+        let (_dir, mut db) = database();
         let documents = Documents::new(&db).expect("tables");
         let room = RoomId::from("!r");
         add_document(&db);
         documents.note(&db, &room, 2).expect("noted");
-        assert_eq!(removed(&db, &documents), 1);
+        assert_eq!(removed(&mut db, &documents), 1);
         add_document(&db);
         documents.note(&db, &room, 2).expect("noted");
-        assert_eq!(removed(&db, &documents), 1);
+        assert_eq!(removed(&mut db, &documents), 1);
     }
 }

@@ -1,8 +1,9 @@
 //! The room's newest event, as the list of rooms knows it (P-19): what a purge must let go of before it deletes that.
 
-use super::db::{Db, params};
+use super::db::params;
 use super::expiry::{Bound, has_expired};
 use super::history::DepthRange;
+use super::tx::Tx;
 use crate::error::Error;
 
 /// P-19, defect D: the room whose newest event by arrival is to be deleted. Binds `$1` room.
@@ -97,7 +98,7 @@ const REPOINT_BUMP_STAMP: &str = "
 /// P-19, defect D: lets go of an event that is to be deleted, in favour of one that outlives the whole job, so that
 /// the row is the same however the job is cut into batches.
 pub fn update_joined_room(
-    db: &Db,
+    db: &Tx<'_>,
     cut: &DepthRange<'_>,
     keep_from_depth: i64,
 ) -> Result<(), Error> {

@@ -28,6 +28,7 @@ pub use self::unreferenced::Unreferenced;
 use self::unreferenced::rows_of_another_room;
 use super::db::{Db, params};
 use super::event_rows::{RowCounts, add};
+use super::tx::Tx;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::time::Millis;
@@ -438,7 +439,8 @@ pub(super) fn state_of(db: &Db, group: i64) -> Result<State, Error> {
 /// The decision may be an old one, of a job that was interrupted before the homeserver ran again: a group that is
 /// gone meanwhile, or whose number another room has now, is left alone; a base that is gone or will not do any more
 /// is done without.
-pub fn rebase(db: &Db, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Result<(), Error> {
+pub fn rebase(db: &Tx<'_>, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Result<(), Error> {
+    db.ensure_held(room)?;
     let doing = "store a state group anew";
     let is_ours = |group: i64| -> Result<bool, Error> {
         Ok(db.count(doing, OF_ROOM, params![group, room.as_str()])? == 1)
@@ -534,7 +536,7 @@ impl Freed {
 /// that it rests on, and one that is `in_use`; one of another room has got the number since it was decided on. `each` hears
 /// of every group before it goes; its error ends the work.
 pub fn delete(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     groups: &[i64],
     in_use: &BTreeSet<i64>,
@@ -542,6 +544,7 @@ pub fn delete(
     freed: &mut Freed,
     each: &mut dyn FnMut(&Db, i64) -> Result<(), Error>,
 ) -> Result<usize, Error> {
+    db.ensure_held(room)?;
     let doing = "delete state groups";
     let until = freed.entries + rows;
     for (done, &group) in groups.iter().enumerate() {
@@ -571,7 +574,7 @@ pub fn delete(
 }
 
 /// Deletes a group that no event which is held has, with everything that says something of it.
-fn delete_group(db: &Db, group: i64, freed: &mut Freed) -> Result<(), Error> {
+fn delete_group(db: &Tx<'_>, group: i64, freed: &mut Freed) -> Result<(), Error> {
     let doing = "delete state groups";
     freed.mappings += db.execute(doing, DELETE_MAPPINGS, params![group])?;
     freed.entries += db.execute(doing, DELETE_ENTRIES, params![group])?;
@@ -589,7 +592,7 @@ fn delete_group(db: &Db, group: i64, freed: &mut Freed) -> Result<(), Error> {
 
 /// P-41: leaves the groups to the running homeserver, which deletes them ten minutes later. Mappings of events that are
 /// not held go: the homeserver would take them for references.
-pub fn mark(db: &Db, groups: &[i64], now: Millis, freed: &mut Freed) -> Result<(), Error> {
+pub fn mark(db: &Tx<'_>, groups: &[i64], now: Millis, freed: &mut Freed) -> Result<(), Error> {
     let doing = "mark state groups for deletion";
     for group in groups {
         freed.mappings += db.execute(doing, DELETE_MAPPINGS, params![group])?;
@@ -606,7 +609,7 @@ const FORGET_ORPHANS: &str = "
            SELECT 1 FROM state_groups g WHERE g.id = state_groups_pending_deletion.state_group)";
 
 /// Forgets them, whatever room they were of.
-pub fn forget_orphans(db: &Db, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn forget_orphans(db: &Tx<'_>, counts: &mut RowCounts) -> Result<(), Error> {
     if db.catalog().has("state_groups_pending_deletion") {
         let doing = "forget state groups that are gone";
         add(

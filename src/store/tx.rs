@@ -134,6 +134,25 @@ impl Db {
 }
 
 #[cfg(test)]
+impl Db {
+    /// A transaction on a database that nobody else has.
+    pub(super) fn of_test<T>(
+        &mut self,
+        doing: &'static str,
+        work: impl FnMut(&Tx<'_>) -> Result<T, Abort>,
+    ) -> Result<T, Abort> {
+        let terms = Terms {
+            doing,
+            held: &Held::Server,
+            deadline: None,
+            on_table: &|_| {},
+        };
+        let done = self.transaction(&WalGuard::default(), terms, work);
+        done.map(|(value, _)| value)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::locks::RoomLocks;

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::ids::EventId;
 use crate::store::db::{Db, params};
+use crate::store::tx::Tx;
 
 /// The place of a state event; `event_id` is unique in both tables.
 const PLACE: &str = "
@@ -74,7 +75,12 @@ const DOING: &str = "find the event's place among those that allow it";
 
 impl Chains {
     /// Gives a state event its place; its auth events must be stored.
-    pub fn place(&mut self, db: &Db, numbers: &mut Numbers, event: &Event) -> Result<(), Error> {
+    pub fn place(
+        &mut self,
+        db: &Tx<'_>,
+        numbers: &mut Numbers,
+        event: &Event,
+    ) -> Result<(), Error> {
         let Some(key) = &event.state_key else {
             return Ok(());
         };

@@ -11,6 +11,7 @@ use crate::event::{CREATE, Event, MEMBER};
 use crate::ids::{EventId, UserId};
 use crate::room_version::RoomVersion;
 use crate::store::db::{Db, params};
+use crate::store::tx::Tx;
 
 const DOING: &str = "store what an event changes";
 
@@ -203,7 +204,7 @@ fn has_sliding_sync(db: &Db) -> bool {
 }
 
 /// Stores a membership (room_memberships).
-pub(super) fn insert_membership(db: &Db, event: &Event, stream: i64) -> Result<(), Error> {
+pub(super) fn insert_membership(db: &Tx<'_>, event: &Event, stream: i64) -> Result<(), Error> {
     let (Some(user), Some(membership)) = (&event.state_key, event.membership()) else {
         return Ok(());
     };
@@ -234,7 +235,7 @@ pub(super) fn insert_membership(db: &Db, event: &Event, stream: i64) -> Result<(
 
 /// Stores what a local user's membership is now: `looks` where the room's state is known.
 pub(super) fn set_local_membership(
-    db: &Db,
+    db: &Tx<'_>,
     numbers: &Numbers,
     event: &Event,
     stream: i64,
@@ -298,7 +299,7 @@ pub(super) fn set_local_membership(
 
 /// Stores what a new event of the timeline, that is in the room head's state already, changes for the room.
 pub(super) fn change(
-    db: &Db,
+    db: &Tx<'_>,
     numbers: &Numbers,
     room_head: &mut RoomHead,
     event: &Event,
@@ -317,7 +318,7 @@ pub(super) fn change(
 }
 
 fn change_state(
-    db: &Db,
+    db: &Tx<'_>,
     numbers: &Numbers,
     room_head: &mut RoomHead,
     event: &Event,

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::ids::{EventId, RoomId};
 use crate::store::db::{Db, params};
 use crate::store::state_groups::{INSERT_EDGE, INSERT_ENTRY, previous};
+use crate::store::tx::Tx;
 
 /// The longest chain of deltas; the next group is stored whole (behaviour.md section 12).
 const MOST_HOPS: usize = 100;
@@ -40,7 +41,7 @@ impl Group {
 /// Makes the group after a state event: a delta of one entry on `before`, or all of `state`, which has the event in it
 /// already.
 pub(super) fn after(
-    db: &Db,
+    db: &Tx<'_>,
     numbers: &mut Numbers,
     room: &RoomId,
     before: Option<Group>,
@@ -67,7 +68,7 @@ pub(super) fn after(
 
 /// Makes a group that holds all of `state`.
 pub(super) fn whole(
-    db: &Db,
+    db: &Tx<'_>,
     numbers: &mut Numbers,
     room: &RoomId,
     state: &StateMap,
@@ -86,7 +87,7 @@ pub(super) fn whole(
 
 /// Makes a group that holds nothing: what a room's first event finds.
 pub(super) fn empty(
-    db: &Db,
+    db: &Tx<'_>,
     numbers: &mut Numbers,
     room: &RoomId,
     event: &EventId,

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::store::db::{Db, Engine, params};
+use crate::store::tx::Tx;
 
 /// Synapse's name for its only writer, where there are no others.
 const MASTER: &str = "master";
@@ -128,7 +129,7 @@ impl Numbers {
     }
 
     /// Writes down how far the events go; at the end of the transaction.
-    pub fn keep(&self, db: &Db) -> Result<(), Error> {
+    pub fn keep(&self, db: &Tx<'_>) -> Result<(), Error> {
         if db.catalog().has("stream_positions") {
             db.execute(
                 "write down the newest stream ordering",

@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use super::{DOING, Fields, Item, Numbers, Restored, group, walk};
 use crate::archive::Records;
 use crate::error::Error;
-use crate::store::db::{Db, params};
+use crate::store::db::params;
 use crate::store::event_rows::add;
+use crate::store::tx::Tx;
 
 /// Binds `$1` group, `$2` room, `$3` event.
 const INSERT_GROUP: &str = "INSERT INTO state_groups (id, room_id, event_id) VALUES ($1, $2, $3)";
@@ -30,7 +31,7 @@ const KEEP_GROUP: &str = "DELETE FROM state_groups_pending_deletion WHERE state_
 /// # Errors
 /// Those of the archive and of the database; nothing has come back then.
 pub(super) fn restore_groups(
-    db: &Db,
+    db: &Tx<'_>,
     records: &dyn Fn() -> Result<Records, Error>,
     numbers: &Numbers,
 ) -> Result<Restored, Error> {

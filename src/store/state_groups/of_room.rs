@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::store::db::{Db, Engine, params};
 use crate::store::event_rows::{RowCounts, add};
+use crate::store::tx::Tx;
 
 /// A group of another room, and that room, which rests on a group of a room that goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +42,13 @@ pub fn dependents(db: &Db, room: &RoomId) -> Result<Vec<Dependent>, Error> {
 /// Inside a transaction. What hangs on what within the room is of no account: all of it goes. A group stays that an event
 /// has which is held, or that another room's group rests on ([`dependents`]).
 pub fn delete_with_room(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     groups: &[i64],
     rows: i64,
     freed: &mut Freed,
 ) -> Result<usize, Error> {
+    db.ensure_held(room)?;
     const RESTS_ELSEWHERE: &str = "
         SELECT EXISTS (
             SELECT 1 FROM state_group_edges x
@@ -84,7 +86,8 @@ pub fn has_compressor_notes(db: &Db, room: &RoomId) -> Result<bool, Error> {
 
 /// Takes away what the state compressor noted of the room, where it goes by a group that is gone or waits for its
 /// deletion: it cannot go on from there, and begins the room anew without its notes. Inside a transaction.
-pub fn forget_compressor(db: &Db, room: &RoomId, freed: &mut Freed) -> Result<(), Error> {
+pub fn forget_compressor(db: &Tx<'_>, room: &RoomId, freed: &mut Freed) -> Result<(), Error> {
+    db.ensure_held(room)?;
     let [levels, _] = COMPRESSOR_TABLES;
     let doing = "look what the state compressor noted of the room";
     let has_gone = format!(
@@ -125,7 +128,7 @@ fn may_forget(db: &Db) -> Result<bool, Error> {
 
 /// Forgets them with the room.
 pub fn forget_compressor_with_room(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     counts: &mut RowCounts,
 ) -> Result<(), Error> {
@@ -217,7 +220,7 @@ const OF_ROOM_PERSISTING: &str = "
 
 /// Forgets that events of the room are being stored: nothing is any more, or it was in a homeserver that died, and the
 /// groups' numbers may be used again.
-pub fn forget_persisting(db: &Db, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn forget_persisting(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
     if db.catalog().has("state_groups_persisting") {
         let doing = "forget state groups in use";
         let rows = db.execute(doing, OF_ROOM_PERSISTING, params![room.as_str()])?;
