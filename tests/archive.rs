@@ -2,6 +2,7 @@
 //!
 //! `ROOMKEEPER_SEED=<n>` repeats a failed run, `ROOMKEEPER_CASES=<n>` tries more samples.
 
+#[macro_use]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +15,9 @@ use roomkeeper::config::{Archive, HomeserverPolicy};
 use roomkeeper::hold::Hold;
 use roomkeeper::keeper::{self, Restoration, RestoreRequest};
 use roomkeeper::{Config, Error, JobId, Keeper, RoomId};
+use support::engine::{self, Engine};
 use support::rooms::Recipe;
-use support::samples::{any_cut, for_each_sample};
+use support::samples::{any_cut, count_in_samples, for_each_sample};
 use support::state_model::{Graph, STATE};
 use support::tables::{Row, Tables, Value, assert_same};
 use support::work::{Ask, Site};
@@ -221,8 +223,8 @@ fn write_on(site: &Site, before: &Tables, ask: &Ask) -> Vec<String> {
 
 #[test]
 fn what_people_wrote_meanwhile_stays_and_numbers_that_were_given_out_again_are_exchanged() {
-    let mut renumbered = 0;
-    for_each_sample(16, |seed, rng| {
+    let renumbered = count_in_samples(16, |seed, rng| {
+        let mut renumbered = 0;
         let original = Site::random(seed, &Recipe::default());
         let before = original.tables();
         let ask = any_cut(&before, rng);
@@ -240,6 +242,13 @@ fn what_people_wrote_meanwhile_stays_and_numbers_that_were_given_out_again_are_e
             let meanwhile = site.tables();
             let done = restore(&site, &job, false).unwrap_or_else(|e| panic!("{about}: {e}"));
             renumbered += done.renumbered;
+            if engine::current() == Engine::Postgres {
+                let taken = "(SELECT last_value FROM state_group_id_seq) >= (SELECT max(id) FROM state_groups)
+                    AND (SELECT -last_value FROM events_backfill_stream_seq) <= (SELECT min(stream_ordering) FROM events)";
+                let taken =
+                    site.number(&format!("SELECT CAST(CAST({taken} AS INTEGER) AS BIGINT)"));
+                assert_eq!(taken, 1, "{about}: the server would give numbers out again");
+            }
             let after = site.tables();
             let old: BTreeSet<String> = timeline(&before, &ask.room).into_iter().collect();
             let found: BTreeSet<String> = timeline(&after, &ask.room).into_iter().collect();
@@ -294,6 +303,7 @@ fn what_people_wrote_meanwhile_stays_and_numbers_that_were_given_out_again_are_e
                 .collect();
             assert!(broken.is_empty(), "{about}: {broken:#?}");
         }
+        renumbered as u64
     });
     assert!(renumbered > 0, "no sample had numbers to exchange");
 }
@@ -362,6 +372,35 @@ fn archived(site: &Site) -> Vec<JobId> {
         .collect()
 }
 
+/// Has the database refuse what is done to one event.
+fn stop_at(site: &Site, verbs: &[&str], event: &str) {
+    for verb in verbs {
+        let row = if *verb == "DELETE" { "OLD" } else { "NEW" };
+        match engine::current() {
+            Engine::Sqlite => site.run(&format!(
+                "CREATE TRIGGER stop_{verb} BEFORE {verb} ON events WHEN {row}.event_id = '{event}'
+                 BEGIN SELECT RAISE(ABORT, 'stopped here'); END;"
+            )),
+            Engine::Postgres => site.run(&format!(
+                "CREATE FUNCTION stop_{verb}() RETURNS trigger AS
+                 $$BEGIN RAISE EXCEPTION 'stopped here'; END$$ LANGUAGE plpgsql;
+                 CREATE TRIGGER stop_{verb} BEFORE {verb} ON events FOR EACH ROW
+                 WHEN ({row}.event_id = '{event}') EXECUTE FUNCTION stop_{verb}();"
+            )),
+        }
+    }
+}
+
+/// Takes back what [`stop_at`] did.
+fn go_on(site: &Site, verbs: &[&str]) {
+    for verb in verbs {
+        match engine::current() {
+            Engine::Sqlite => site.run(&format!("DROP TRIGGER stop_{verb}")),
+            Engine::Postgres => site.run(&format!("DROP FUNCTION stop_{verb} CASCADE")),
+        }
+    }
+}
+
 #[test]
 fn a_purge_and_a_restoration_that_fail_anywhere_leave_whole_rooms_and_can_be_done_again() {
     for_each_sample(10, |seed, rng| {
@@ -375,15 +414,12 @@ fn a_purge_and_a_restoration_that_fail_anywhere_leave_whole_rooms_and_can_be_don
         for stops in [true, true, false] {
             if stops {
                 let at = any(rng);
-                site.run(&format!(
-                    "CREATE TRIGGER stop BEFORE DELETE ON events WHEN OLD.event_id = '{at}'
-                     BEGIN SELECT RAISE(ABORT, 'stopped here'); END;"
-                ));
+                stop_at(&site, &["DELETE"], &at);
             }
             // Its outcome is what the next one finds.
             let _ = purge(archiving(&site, site.in_batches_of(4)), &ask);
             if stops {
-                site.run("DROP TRIGGER stop");
+                go_on(&site, &["DELETE"]);
             }
             site.clock.advance(roomkeeper::Millis(1000));
             for job in archived(&site) {
@@ -397,16 +433,11 @@ fn a_purge_and_a_restoration_that_fail_anywhere_leave_whole_rooms_and_can_be_don
             for stops in [true, true, false] {
                 if stops {
                     let at = any(rng);
-                    site.run(&format!(
-                        "CREATE TRIGGER stop BEFORE INSERT ON events WHEN NEW.event_id = '{at}'
-                         BEGIN SELECT RAISE(ABORT, 'stopped here'); END;
-                         CREATE TRIGGER halt BEFORE UPDATE ON events WHEN NEW.event_id = '{at}'
-                         BEGIN SELECT RAISE(ABORT, 'stopped here'); END;"
-                    ));
+                    stop_at(&site, &["INSERT", "UPDATE"], &at);
                 }
                 let restored = restore(&site, job, false);
                 if stops {
-                    site.run("DROP TRIGGER stop; DROP TRIGGER halt");
+                    go_on(&site, &["INSERT", "UPDATE"]);
                 } else {
                     restored.unwrap_or_else(|e| panic!("{about}: {e}"));
                 }
@@ -561,4 +592,12 @@ fn an_archive_takes_a_fifth_of_what_is_freed_at_most() {
         restore(&site, &job, false).expect("restored");
         assert_back(&before, &site.tables(), &room, name);
     }
+}
+
+also_on_postgres! {
+    what_a_purge_removed_comes_back_as_it_was,
+    what_people_wrote_meanwhile_stays_and_numbers_that_were_given_out_again_are_exchanged,
+    a_purge_and_a_restoration_that_fail_anywhere_leave_whole_rooms_and_can_be_done_again,
+    without_the_private_key_an_archive_cannot_be_read,
+    an_archive_goes_when_its_time_is_over_or_somebody_says_so_and_never_while_it_is_held,
 }

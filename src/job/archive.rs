@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::store::archived;
 use crate::store::db::{Db, Engine};
+use crate::store::event_rows::RowCounts;
 use crate::time::Millis;
 
 /// How hard it is compressed while others wait for the database, and while nobody does.
@@ -83,7 +84,7 @@ impl JobArchive {
 }
 
 /// Writes down what a purge of the selected events is about to remove. In the transaction that selected, before anything
-/// of it goes.
+/// of it goes. Answers how many rows were written, by table.
 pub(crate) fn archive_events(
     archive: &SharedArchive,
     db: &Db,
@@ -92,13 +93,13 @@ pub(crate) fn archive_events(
     with_documents: bool,
     how: ServerState,
     now: Millis,
-) -> Result<(), Error> {
+) -> Result<Option<RowCounts>, Error> {
     let Some(archive) = archive else {
-        return Ok(());
+        return Ok(None);
     };
     let mut archive = archive.lock();
     let frame = archive.frame(db, how, now)?;
-    archived::write_selected(db, room, events, with_documents, now, frame)
+    archived::write_selected(db, room, events, with_documents, now, frame).map(Some)
 }
 
 /// State groups that are about to go in one transaction.

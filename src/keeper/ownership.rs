@@ -23,11 +23,6 @@ use crate::time::Millis;
 /// Becomes the owner of the ledger, and the only one at work on the database (S-34). The ledger comes first, because who
 /// has that can be asked to do the work.
 pub(super) fn own_work(config: &Config) -> Result<(Ledger, WorkLock), Error> {
-    if config.archive.is_some() && config.database.file().is_none() {
-        return Err(Error::Config(
-            "roomkeeper.archive: archives are kept of SQLite databases only, so far; take the block out".into(),
-        ));
-    }
     let ledger = own_ledger(config)?;
     let lock = WorkLock::take(&config.database, &config.ledger)?;
     Ok((ledger, lock))

@@ -127,6 +127,7 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
     refuse_foreign(&db, &header.engine)?;
     let numbers = plan(&db, &archive, &file, &frames, &request.keys, &mut done)?;
     write_numbers(&file, &numbers)?;
+    numbers.take(&db)?;
     let hold = lay_hold(config, &ledger, &request.job, &done.rooms)?;
     done.hold = Some(hold);
     // What stands again is no sign of another database (S-30).
@@ -168,17 +169,14 @@ fn add(done: &mut Restoration, back: &Restored) {
 }
 
 fn refuse_foreign(db: &Db, engine: &str) -> Result<(), Error> {
-    let is_file = db.engine() == Engine::Sqlite;
-    match (is_file, engine) {
-        (true, "sqlite") => Ok(()),
-        (true, _) => Err(Error::Refused(
-            "the archive is of a PostgreSQL server, and this is a file: rows come back to the engine that they come from"
-                .into(),
-        )),
-        (false, _) => Err(Error::Refused(
-            "archives are kept of SQLite databases only, so far".into(),
-        )),
-    }
+    let why = match (db.engine(), engine) {
+        (Engine::Sqlite, "sqlite") | (Engine::Postgres, "postgres") => return Ok(()),
+        (Engine::Sqlite, _) => "the archive is of a PostgreSQL server, and this is a file",
+        (Engine::Postgres, _) => "the archive is of a file, and this is a PostgreSQL server",
+    };
+    Err(Error::Refused(format!(
+        "{why}: rows come back to the engine that they come from"
+    )))
 }
 
 fn refuse_unended(ledger: &Ledger, job: &JobId) -> Result<(), Error> {

@@ -9,6 +9,7 @@ use crate::job::{
     Duties, JobContext, Limits, Log, Outcome, Phase, Progress, Scope, ServerState, Why,
     archive_events,
 };
+use crate::store::archived;
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal};
 use crate::store::foreign_keys::ForeignKeys;
@@ -160,13 +161,15 @@ fn rewrite_unchecked(
                 return Ok(());
             }
             effects.local_messages = history::local_messages(tx, &cut)?;
+            let mut written = None;
             if archive.is_some() {
                 let with_documents = search::is_present(tx);
                 if with_documents {
                     Documents::new(tx)?.note(tx, room, below)?;
                 }
                 let (events, how) = (selected.events, ServerState::Stopped);
-                archive_events(&archive, tx, room, events, with_documents, how, clock.now())?;
+                let now = clock.now();
+                written = archive_events(&archive, tx, room, events, with_documents, how, now)?;
             }
             if search::is_present(tx) {
                 tx.entering("event_search")?;
@@ -178,6 +181,9 @@ fn rewrite_unchecked(
                 index: false,
             });
             let removed = history::remove(tx, &cut, selected, below, Removal::Rewrite)?;
+            if let Some(written) = written {
+                archived::ensure_written(tx, &written, &removed.rows)?;
+            }
             effects.rows.extend(removed.rows);
             effects.state_groups = removed.state_groups;
             match event_rows::broken_foreign_keys(tx)? {

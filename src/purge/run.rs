@@ -17,6 +17,7 @@ use crate::job::{
     Progress, RECONNECT_PAUSE, Removes, Scope, ServerState, Why, acquire_synapse_lock,
     archive_events, clean_up, full_text, overwrite,
 };
+use crate::store::archived;
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal};
 use crate::store::foreign_keys::ForeignKeys;
@@ -415,7 +416,7 @@ fn batch(
             tx.in_time()?;
             let with_documents = options.documents.is_some();
             let (events, how) = (selected.events, server_state);
-            archive_events(
+            let written = archive_events(
                 &archive,
                 tx,
                 cut.room,
@@ -437,6 +438,9 @@ fn batch(
                 });
             }
             let removed = history::remove(tx, cut, selected, keep_from_depth, Removal::Rows)?;
+            if let Some(written) = written {
+                archived::ensure_written(tx, &written, &removed.rows)?;
+            }
             effects.rows.extend(removed.rows);
             effects.state_groups = removed.state_groups;
             tx.in_time()?;

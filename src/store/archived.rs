@@ -4,18 +4,20 @@
 //! with `rk.`: what stays and changes, and by what a state group is known again whose number may be given out anew.
 
 use super::db::{Db, Engine, Params, params};
-use super::event_rows::Scope;
+use super::event_rows::{self, RowCounts, Scope};
+use super::exact_rows;
 use super::tables::Rows;
 use super::value::Value;
 use crate::archive::{Cell, Frame, Head, Kind, Witness};
-use crate::error::Error;
+use crate::error::{Context, Error, ServerError, StoreError};
 use crate::ids::{EventId, RoomId};
 use crate::time::Millis;
 
 const DOING: &str = "write the archive";
 
-/// Selected events of one chunk; bounds what reading one takes.
+/// Selected events of one chunk; bounds what reading one takes. A server's answer is here whole before it is written.
 const CHUNK: i64 = 10_000;
+const CHUNK_ON_POSTGRES: i64 = 1_000;
 
 /// Events that stay and leave the timeline: `event_id`, `stream_ordering`.
 pub(super) const OUTLIERS: &str = "rk.outliers";
@@ -89,9 +91,6 @@ const WITNESS: &str = "
      WHERE to_delete OR NOT outlier
      ORDER BY to_delete DESC, stream_ordering DESC LIMIT 1";
 
-/// Columns of a table in their order. Binds `$1` its name.
-const COLUMNS: &str = "SELECT name FROM pragma_table_info($1)";
-
 /// Binds `$1` event, `$2` stream ordering.
 const EVENT_STANDS: &str =
     "SELECT count(*) FROM events WHERE event_id = $1 AND stream_ordering = $2";
@@ -140,11 +139,6 @@ pub(super) fn cell(value: Value<'_>) -> Cell<'_> {
     }
 }
 
-/// The columns of a table, in their order.
-pub(super) fn columns(db: &Db, table: &str) -> Result<Vec<String>, Error> {
-    db.rows(DOING, COLUMNS, params![table], |row| row.get(0))
-}
-
 /// Writes what a query answers as rows of a table.
 fn write(
     db: &Db,
@@ -175,15 +169,9 @@ fn write(
     }
 }
 
-fn is_archived(db: &Db) -> Result<(), Error> {
-    match db.engine() {
-        Engine::Sqlite => Ok(()),
-        Engine::Postgres => Err(Error::Bug("an archive of a server was begun".into())),
-    }
-}
-
 /// Writes everything that a history purge of the selected events removes or changes; in the transaction that selected,
-/// before the first of it goes. Of the full-text index, the documents that are noted.
+/// before the first of it goes. Of a file's full-text index, the documents that are noted. Answers how many rows were
+/// written, by table.
 ///
 /// # Errors
 /// Those of the archive and of the database.
@@ -194,8 +182,8 @@ pub fn write_selected(
     with_documents: bool,
     now: Millis,
     mut frame: Frame<'_>,
-) -> Result<(), Error> {
-    is_archived(db)?;
+) -> Result<RowCounts, Error> {
+    event_rows::hold_selected(db)?;
     let frame_ref = &mut frame;
     let of_room = params![room.as_str()];
     write(db, frame_ref, DEPTH, &["min_depth"], DEPTH_OF_ROOM, of_room)?;
@@ -210,12 +198,14 @@ pub fn write_selected(
     )?;
     // The events first: what becomes of them says what becomes of all other rows.
     let mut tables = Scope::History.tables();
-    tables.retain(|(table, _)| table.name != "event_search" && db.catalog().has(table.name));
+    let is_own = |table: &str| table == "event_search" && db.engine() == Engine::Sqlite;
+    tables.retain(|(table, _)| !is_own(table.name) && db.catalog().has(table.name));
     tables.sort_by_key(|(_, rows)| *rows != Rows::Itself);
     let mut statements = Vec::new();
     for (table, rows) in tables {
-        let columns = columns(db, table.name)?;
-        let quoted: Vec<String> = columns.iter().map(|name| format!("t.\"{name}\"")).collect();
+        let columns = exact_rows::columns(db, table.name)?;
+        let read: Vec<String> = columns.iter().map(|column| column.select()).collect();
+        let columns: Vec<String> = columns.into_iter().map(|column| column.name).collect();
         let condition = match rows {
             Rows::Itself => "t.stream_ordering = s.stream_ordering AND s.to_delete",
             Rows::Deleted => "t.event_id = s.event_id AND s.to_delete",
@@ -225,14 +215,18 @@ pub fn write_selected(
         let sql = format!(
             "SELECT {} FROM rk_selected s CROSS JOIN {} t
               WHERE s.stream_ordering > $1 AND s.stream_ordering <= $2 AND {condition}",
-            quoted.join(", "),
+            read.join(", "),
             table.name
         );
         statements.push((table.name, columns, sql, rows == Rows::DeletedInRoom));
     }
+    let most = match db.engine() {
+        Engine::Sqlite => CHUNK,
+        Engine::Postgres => CHUNK_ON_POSTGRES,
+    };
     let mut after = i64::MIN;
     loop {
-        let end = db.row(DOING, END_OF_CHUNK, params![after, CHUNK - 1], |r| r.get(0))?;
+        let end = db.row(DOING, END_OF_CHUNK, params![after, most - 1], |r| r.get(0))?;
         let to: i64 = end.unwrap_or(i64::MAX);
         frame_ref.chunk().map_err(|e| frame_ref.explain(&e))?;
         let chunk = params![after, to];
@@ -290,7 +284,37 @@ pub fn write_selected(
         is_encrypted: false,
         witness,
     };
-    frame.finish(&head)
+    frame.finish(&head)?;
+    Ok(head.rows)
+}
+
+/// Makes sure that no row of an event went that was not written down: where triggers are off, whoever adds one that no
+/// foreign key binds to its event is not waited for. To be called before the transaction commits.
+///
+/// # Errors
+/// As when others were in the way: the transaction is begun again.
+pub fn ensure_written(db: &Db, written: &RowCounts, removed: &RowCounts) -> Result<(), Error> {
+    for (table, _) in Scope::History.tables() {
+        // Its rows go by a rule of their own as well (P-10), and a foreign key binds them.
+        if table.name == "event_forward_extremities" {
+            continue;
+        }
+        let rows = |counts: &RowCounts| counts.get(table.name).copied().unwrap_or(0);
+        if rows(removed) <= rows(written) {
+            continue;
+        }
+        let text = format!("rows of {} came while they were written down", table.name);
+        return match db.engine() {
+            Engine::Sqlite => Err(Error::Bug(text)),
+            Engine::Postgres => Err(StoreError::Server(ServerError {
+                code: Some("40001".into()),
+                text,
+                is_disconnected: false,
+            }))
+            .context(DOING),
+        };
+    }
+    Ok(())
 }
 
 /// Binds `$1` group.
@@ -316,7 +340,6 @@ const ENTRIES: &str = "
 /// # Errors
 /// Those of the archive and of the database.
 pub fn write_group(db: &Db, group: i64, frame: &mut Frame<'_>) -> Result<(), Error> {
-    is_archived(db)?;
     let of = params![group];
     let known = ["id", "room_id", "event_id"];
     write(db, frame, "state_groups", &known, GROUP, of)?;

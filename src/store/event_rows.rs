@@ -138,6 +138,25 @@ pub(super) fn remove_events_first(db: &Tx<'_>, counts: &mut RowCounts) -> Result
     Ok(())
 }
 
+/// Where triggers are off: has the selected events to itself, so that what belongs to them by a foreign key stays as it is
+/// until they go. Outliers that have become a part of the timeline meanwhile are let go of.
+pub(super) fn hold_selected(db: &Db) -> Result<(), Error> {
+    if db.are_triggers_off() {
+        let doing = "hold the events to purge";
+        db.count(doing, HOLD_SELECTED, &[])?;
+        db.execute(doing, LET_GO_OF_FORMER_OUTLIERS, &[])?;
+    }
+    Ok(())
+}
+
+const HOLD_SELECTED: &str = "-- PostgreSQL
+    SELECT count(*)
+      FROM (SELECT 1
+              FROM rk_selected s
+             CROSS JOIN events e
+             WHERE e.stream_ordering = s.stream_ordering
+               FOR UPDATE OF e) AS held";
+
 const HOLD_OUTLIERS: &str = "-- PostgreSQL
     SELECT count(*)
       FROM (SELECT 1

@@ -14,6 +14,7 @@ pub mod db;
 #[cfg(feature = "postgres")]
 pub mod dialect;
 pub mod event_rows;
+mod exact_rows;
 pub mod expiry;
 pub mod foreign_keys;
 pub mod forward_extremities;

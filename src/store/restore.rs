@@ -5,13 +5,16 @@
 //! Forward extremities, the current state, unread counts and streams are left as they are: people have gone on since.
 
 mod groups;
+mod numbers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use self::groups::restore_groups;
-use super::archived::{DEPTH, EXTREMITIES, GROUPS, OUTLIERS, columns};
-use super::db::{Db, params};
+pub use self::numbers::{Numbers, number};
+use super::archived::{DEPTH, EXTREMITIES, GROUPS, OUTLIERS};
+use super::db::{Db, Engine, params};
 use super::event_rows::{RowCounts, Scope, add};
+use super::exact_rows;
 use super::tables::Rows;
 use super::tx::Tx;
 use super::value::Bind;
@@ -27,8 +30,6 @@ const EVENT: &str = "SELECT stream_ordering, outlier FROM events WHERE event_id 
 /// Binds `$1` stream ordering.
 const IS_GIVEN_OUT: &str = "SELECT count(*) FROM events WHERE stream_ordering = $1";
 
-const LEAST_ORDER: &str = "SELECT min(stream_ordering) FROM events";
-
 /// Binds `$1` group.
 const GROUP: &str = "SELECT room_id, event_id FROM state_groups WHERE id = $1";
 
@@ -38,8 +39,6 @@ const IS_NAMED: &str = "
         OR EXISTS (SELECT 1 FROM state_group_edges WHERE state_group = $1)
         OR EXISTS (SELECT 1 FROM state_group_edges WHERE prev_state_group = $1)
         OR EXISTS (SELECT 1 FROM event_to_state_groups WHERE state_group = $1)";
-
-const GREATEST_GROUP: &str = "SELECT max(id) FROM state_groups";
 
 /// Binds `$1` event. It stayed, and its state is known again.
 const TURN_BACK: &str = "UPDATE events SET outlier = FALSE WHERE event_id = $1 AND outlier";
@@ -95,12 +94,12 @@ const SET_LATEST: &str = "
     UPDATE threads SET latest_event_id = $1, topological_ordering = $2, stream_ordering = $3
      WHERE room_id = $4 AND thread_id = $5";
 
-/// Foreign keys of a table, a row for each column: number, parent, column, and the parent's. Binds `$1` table.
-const KEYS: &str = r#"
-    SELECT id, "table", "from", coalesce("to", "from") FROM pragma_foreign_key_list($1) ORDER BY id, seq"#;
-
 /// Foreign keys are looked at when the transaction commits.
 const LATE_KEYS: &str = "PRAGMA defer_foreign_keys = ON";
+
+/// Those that may wait; the others find what they refer to, because that comes first.
+const LATE_KEYS_ON_POSTGRES: &str = "-- PostgreSQL
+    SET CONSTRAINTS ALL DEFERRED";
 
 /// What a state group is known again by: its room, and the event that it was made for.
 type Known = (String, String);
@@ -135,21 +134,6 @@ pub struct Look {
     edges: Vec<(i64, i64)>,
     known: HashMap<i64, Known>,
     needed: HashMap<i64, Known>,
-}
-
-/// The new numbers of what cannot have its former one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Numbers {
-    /// State groups.
-    pub groups: BTreeMap<i64, i64>,
-    /// Stream orderings.
-    pub orders: BTreeMap<i64, i64>,
-}
-
-impl Numbers {
-    fn group(&self, group: i64) -> i64 {
-        self.groups.get(&group).copied().unwrap_or(group)
-    }
 }
 
 /// What one transaction brought back.
@@ -316,49 +300,6 @@ pub fn look(
     })
 }
 
-/// When every frame was looked at: what is missing is counted, and what needs a new number gets one.
-///
-/// # Errors
-/// Those of the database.
-pub fn number(db: &Db, look: &mut Look, before: &Numbers) -> Result<Numbers, Error> {
-    for (id, known) in &look.needed {
-        if look.known.get(id) != Some(known)
-            && group(db, before.group(*id))?.as_ref() != Some(known)
-        {
-            look.missing_groups += 1;
-        }
-    }
-    let mut numbers = Numbers {
-        groups: before.groups.clone(),
-        ..Numbers::default()
-    };
-    look.groups = look.coming.len() as i64;
-    // A base is older than what rests on it: with a base, what comes back on it gets a new number too.
-    look.edges.sort_unstable();
-    for (id, base) in &look.edges {
-        let is_new = |id| numbers.groups.contains_key(id) || look.taken_groups.contains(id);
-        if look.coming.contains(id) && is_new(base) {
-            look.taken_groups.insert(*id);
-        }
-    }
-    let given = before.groups.values().copied().max().unwrap_or(0);
-    let greatest = db.count(DOING, GREATEST_GROUP, &[])?;
-    let mut next = greatest.max(look.greatest_group).max(given);
-    for id in &look.taken_groups {
-        next += 1;
-        numbers.groups.insert(*id, next);
-    }
-    let least = db
-        .count(DOING, LEAST_ORDER, &[])?
-        .min(look.least_order)
-        .min(0);
-    // In their order, below all others: what is old must not look new to anybody.
-    let first = least - look.taken_orders.len() as i64;
-    let orders = look.taken_orders.iter().copied();
-    numbers.orders = orders.zip(first..).collect();
-    Ok(numbers)
-}
-
 /// How rows of a table are put back.
 struct Insert {
     sql: String,
@@ -378,26 +319,25 @@ impl Insert {
         if !db.catalog().has(table) {
             return Ok(None);
         }
-        let present = columns(db, table)?;
-        let picks: Vec<usize> = (0..archived.len())
-            .filter(|at| present.contains(&archived[*at]))
-            .collect();
-        let names: Vec<String> = picks
-            .iter()
-            .map(|at| format!("\"{}\"", archived[*at]))
-            .collect();
-        let values: Vec<String> = (1..=picks.len()).map(|n| format!("${n}")).collect();
-        let unless_there = match table {
-            "events" | "event_json" | "event_search" => "",
+        let present = exact_rows::columns(db, table)?;
+        let (mut picks, mut names, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, name) in archived.iter().enumerate() {
+            if let Some(column) = present.iter().find(|column| column.name == *name) {
+                picks.push(at);
+                names.push(format!("\"{name}\""));
+                values.push(column.bound(picks.len()));
+            }
+        }
+        let unless_there = match (table, db.engine()) {
+            ("events" | "event_json", _) | ("event_search", Engine::Sqlite) => "",
             _ => " ON CONFLICT DO NOTHING",
         };
         let mut keys: BTreeMap<i64, (String, Vec<(String, String)>)> = BTreeMap::new();
-        db.for_each(DOING, KEYS, params![table], |r| {
-            let key = keys.entry(r.get(0)?).or_default();
-            key.0 = r.get(1)?;
-            key.1.push((r.get(2)?, r.get(3)?));
-            Ok(())
-        })?;
+        for column in exact_rows::keys(db, table)? {
+            let key = keys.entry(column.key).or_default();
+            key.0 = column.parent;
+            key.1.push((column.from, column.to));
+        }
         let keys = keys
             .into_values()
             .filter(|(parent, _)| !["events", "rooms"].contains(&parent.to_lowercase().as_str()))
@@ -482,7 +422,7 @@ pub fn restore_events(
     records: &mut Records,
     numbers: &Numbers,
 ) -> Result<Restored, Error> {
-    db.batch(DOING, LATE_KEYS)?;
+    db.batch(DOING, db.text(LATE_KEYS, LATE_KEYS_ON_POSTGRES))?;
     let of_room = params![room.as_str()];
     let is_purged_depth = db.count(DOING, IS_PURGED_DEPTH, of_room)? > 0;
     let mut restored = Restored::default();
