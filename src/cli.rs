@@ -457,8 +457,8 @@ fn as_planned(keeper: Keeper, plan: Option<PlanHash>) -> Keeper {
 
 /// Shows what a job did, and gives the exit code for it. The record is the whole answer, so an error is told to
 /// people alone.
-fn ended(job: &JobRecord, json: bool) -> ExitCode {
-    output::job_done(json, job);
+fn ended(job: &JobRecord, said: &[String], json: bool) -> ExitCode {
+    output::job_done(json, job, said);
     match job.state {
         State::Failed => {
             output::warn(job.error.as_deref().unwrap_or("failed"));
@@ -470,7 +470,17 @@ fn ended(job: &JobRecord, json: bool) -> ExitCode {
 
 /// Shows a job's progress until it has ended, then what it did.
 fn finish(keeper: &Keeper, id: &JobId, json: bool) -> Result<ExitCode, Error> {
-    Ok(ended(&attend(keeper, id, json)?, json))
+    finish_said(keeper, id, &[], json)
+}
+
+/// As [`finish`], where these notes of the job were `said` before it began.
+fn finish_said(
+    keeper: &Keeper,
+    id: &JobId,
+    said: &[String],
+    json: bool,
+) -> Result<ExitCode, Error> {
+    Ok(ended(&attend(keeper, id, json)?, said, json))
 }
 
 /// Shows a job's progress until it has ended. SIGINT and SIGTERM stop it at a whole point.

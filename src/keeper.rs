@@ -55,6 +55,7 @@ use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
 use crate::locks::RoomLocks;
 use crate::plan_hash::PlanHash;
+use crate::plural::count;
 use crate::point::{Point, PurgePoint};
 use crate::purge::{self, Plan, Request};
 use crate::sqlite_file;
@@ -516,7 +517,7 @@ impl Shared {
             }
             Work::RoomOfSet(part) => self
                 .work_on_room(&guard, part, &mut None, None)
-                .map(|done| format!("{} events deleted", done.events_deleted)),
+                .map(|done| format!("{} deleted", count(done.events_deleted, "event"))),
             Work::DeleteRoom(deletion) => self.delete_room(&guard, deletion, &is_stopping),
         });
         match outcome {
@@ -543,7 +544,10 @@ impl Shared {
             viewer.bind_purge(guard.room(), request, plan.at())
         })?;
         let progress = purge::run(&mut self.job_context(guard, is_stopping)?, request)?;
-        Ok(format!("{} events deleted", progress.events_deleted))
+        Ok(format!(
+            "{} deleted",
+            count(progress.events_deleted, "event")
+        ))
     }
 
     /// A full disk has no room for what the ledger notes either.

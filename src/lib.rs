@@ -29,6 +29,7 @@ pub mod keeper;
 pub mod locks;
 pub mod messages;
 pub mod plan_hash;
+pub mod plural;
 pub mod point;
 pub mod policy;
 pub mod purge;

@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
         "endpoints",
         "database",
         "counters",
+        "plural",
     ],
     // Grammar.
     &[

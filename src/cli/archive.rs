@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::ids::{Escaped, JobId, RoomId};
 use crate::keeper::{self, ArchiveReport, Restoration, RestoreRequest};
+use crate::plural::count;
 
 #[derive(Args)]
 pub(super) struct Restore {
@@ -74,7 +75,7 @@ pub(super) fn restore(
                 ..request.clone()
             },
         )?;
-        let events = output::count(plan.events, "event");
+        let events = count(plan.events, "event");
         let question = format!("bring back {events} that job {} removed?", request.job);
         words::ask(&question, is_said, as_json)?;
     }
@@ -96,13 +97,13 @@ fn show(done: &Restoration, is_plan: bool) {
     };
     output::say(&format!(
         "{} of {} {verb}.",
-        output::count(done.events, "event"),
+        count(done.events, "event"),
         rooms.join(", ")
     ));
     if done.already_there > 0 {
         output::say(&format!(
             "Already there, and left as they are: {}.",
-            output::count(done.already_there, "event")
+            count(done.already_there, "event")
         ));
     }
     if done.renumbered > 0 {
@@ -176,8 +177,8 @@ fn list(reports: &[ArchiveReport]) {
         });
         output::say(&format!(
             "{job}: {} of {}, {} bytes{until}",
-            output::count(report.events, "event"),
-            output::count(report.rooms.len() as i64, "room"),
+            count(report.events, "event"),
+            count(report.rooms.len() as i64, "room"),
             report.bytes
         ));
         for room in &report.rooms {
@@ -186,7 +187,7 @@ fn list(reports: &[ArchiveReport]) {
         if report.unopened > 0 {
             output::say(&format!(
                 "  {} not opened: there was no key (--identity FILE)",
-                output::count(report.unopened as i64, "transaction")
+                count(report.unopened as i64, "transaction")
             ));
         }
         for damage in &report.damage {

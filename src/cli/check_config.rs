@@ -9,6 +9,7 @@ use crate::config::file::{self, Examined};
 use crate::config::{Config, HomeserverPolicy, Listen, LogFormat, Notify};
 use crate::database::Database;
 use crate::error::{EXIT_USAGE, Error};
+use crate::plural::count;
 
 /// Says all of it at once. Exit code 2 when something is wrong.
 pub(super) fn check_config(global: &Global) -> Result<ExitCode, Error> {
@@ -57,7 +58,7 @@ pub(super) fn check_config(global: &Global) -> Result<ExitCode, Error> {
         } else {
             output::say(&format!(
                 "{}; nothing would be used.",
-                output::count(errors.len() as u64, "mistake")
+                count(errors.len() as u64, "mistake")
             ));
         }
     }
@@ -131,7 +132,7 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
             match retention.enabled {
                 true => format!(
                     "enabled, {}",
-                    output::count(retention.purge_jobs.len() as u64, "job")
+                    count(retention.purge_jobs.len() as u64, "job")
                 ),
                 false => "not enabled".into(),
             },
@@ -145,7 +146,11 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
         ("workers", config.workers.to_string()),
         (
             "batch",
-            format!("{} events, {} ms", config.batch.events, config.batch.millis),
+            format!(
+                "{}, {} ms",
+                count(config.batch.events, "event"),
+                config.batch.millis
+            ),
         ),
         ("overwrite_deleted", yes(config.overwrite_deleted)),
         ("keep_jobs", config.keep_jobs.in_words()),

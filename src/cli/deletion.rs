@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{as_planned, finish, output, remote, room_set, words};
+use super::{as_planned, finish_said, output, remote, room_set, words};
 use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
@@ -104,12 +104,13 @@ pub(super) fn delete_room(
         keeper => keeper?,
     };
     // What a person should know before the first row goes.
-    for note in keeper.warnings_before_deletion(&room, &request)? {
-        output::note(&note);
+    let said = keeper.warnings_before_deletion(&room, &request)?;
+    for note in &said {
+        output::note(note);
     }
     let keeper = as_planned(keeper, wanted.plan);
     let id = keeper.shutdown_and_purge_room(&room, request)?;
-    finish(&keeper, &id, as_json)
+    finish_said(&keeper, &id, &said, as_json)
 }
 
 pub(super) fn set_block(

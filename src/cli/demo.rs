@@ -88,7 +88,7 @@ pub(super) fn demo(as_json: bool) -> Result<ExitCode, Error> {
     let job = keeper.wait(&id)?;
     keeper.stop();
     if !as_json {
-        output::job_done(false, &job);
+        output::job_done(false, &job, &[]);
     }
     let after = counts(&database)?;
     tell(format!(

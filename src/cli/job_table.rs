@@ -1,8 +1,9 @@
 //! The list of jobs as people read it: a line with headers for each, and beneath it what there is to know or to do.
 
-use super::output::{self, count, progress_of, state};
+use super::output::{self, progress_of, state};
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::is_part;
+use crate::plural::count;
 use crate::time::{Clock, SystemClock};
 
 const HEADERS: [&str; 8] = [

@@ -269,7 +269,7 @@ fn run_to_the_end(keeper: &Keeper, ids: &[JobId], json: bool) -> Result<ExitCode
             outcome = ExitCode::from(EXIT_FAILED);
         }
         if !json {
-            ended(&job, json);
+            ended(&job, &[], json);
         }
         records.push(job);
     }

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::ids::UserId;
 use crate::keeper::Viewer;
 use crate::messages::{Filter, Format, Page, PageRequest, Reader};
+use crate::plural::count;
 use crate::point::{Direction, StreamToken};
 
 /// Which way to page.
@@ -138,7 +139,7 @@ fn show(page: &Page, direction: Direction) {
     if page.damaged > 0 {
         output::say(&format!(
             "damaged and left out: {}.",
-            output::count(page.damaged as u64, "event")
+            count(page.damaged as u64, "event")
         ));
     }
 }

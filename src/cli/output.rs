@@ -18,6 +18,7 @@ use crate::keeper::room_set::ROOM_SET;
 use crate::keeper::state_sweep::STATE_SWEEP;
 use crate::keeper::{RoomSetSummary, StateSweepSummary};
 use crate::plan_hash::PlanHash;
+use crate::plural::{count, count_of};
 use crate::purge::{self, Plan};
 use crate::store::check::Violation;
 use crate::store::event_rows::RowCounts;
@@ -123,14 +124,6 @@ pub fn created(as_json: bool, database: &Database) {
     }
 }
 
-/// So many of something: `1 event`, `2 events`.
-pub fn count(number: impl Into<i128>, what: &str) -> String {
-    match number.into() {
-        1 => format!("1 {what}"),
-        number => format!("{number} {what}s"),
-    }
-}
-
 /// Asks something of people, on stderr; the answer stands on the same line.
 pub fn ask(question: &str) {
     eprint!("roomkeeper: {} [y/N] ", shown(question));
@@ -162,20 +155,21 @@ pub fn plan(as_json: bool, plan: &Plan, cut: Option<&str>) {
     ));
     table(&plan.rows_removed);
     say(&format!(
-        "{} go, {} stay as outliers (state, and what must not go); {} go.\nNothing was changed.",
-        count(plan.events_deleted, "event"),
-        plan.events_kept_as_outliers,
-        count(plan.state_groups_freed, "state group")
+        "{}, {} as outliers (state, and what must not go); {}.\nNothing was changed.",
+        count_of(plan.events_deleted, "event goes", "events go"),
+        count_of(plan.events_kept_as_outliers, "stays", "stay"),
+        count_of(
+            plan.state_groups_freed,
+            "state group goes",
+            "state groups go"
+        )
     ));
     for table in &plan.referring_tables {
         let what = match table.stops_delete {
             true => "it would stop there; delete them first if they are not the homeserver's own",
             false => "they go along or are changed, as their table says",
         };
-        let rows = match table.rows {
-            1 => "1 row refers".to_owned(),
-            rows => format!("{rows} rows refer"),
-        };
+        let rows = count_of(table.rows, "row refers", "rows refer");
         say(&format!(
             "The table {} is not known; {rows} to what would go: {what}.",
             Escaped(&table.table)
@@ -184,10 +178,7 @@ pub fn plan(as_json: bool, plan: &Plan, cut: Option<&str>) {
     if plan.events_held > 0 {
         say(&format!(
             "{} below the point in the timeline, held by {}.",
-            match plan.events_held {
-                1 => "1 event stays".to_owned(),
-                events => format!("{events} events stay"),
-            },
+            count_of(plan.events_held, "event stays", "events stay"),
             plan.holds.join(", ")
         ));
     }
@@ -243,8 +234,9 @@ pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
             "they go along or stay, as their table says"
         };
         say(&format!(
-            "The table {} is not known; {} of its rows are of this room: {what}.",
-            unknown.table, unknown.rows
+            "The table {} is not known; {} of this room: {what}.",
+            unknown.table,
+            count_of(unknown.rows, "of its rows is", "of its rows are")
         ));
     }
     for note in &plan.notes {
@@ -312,8 +304,8 @@ pub(super) fn progress_of(job: &JobRecord) -> Progress {
     serde_json::from_value(job.progress.clone()).unwrap_or_default()
 }
 
-/// What a job did.
-pub fn job_done(as_json: bool, job: &JobRecord) {
+/// What a job did. Notes that were `said` before it began are not said again.
+pub fn job_done(as_json: bool, job: &JobRecord, said: &[String]) {
     if as_json {
         json(&serde_json::to_value(job).unwrap_or_default());
         return;
@@ -330,8 +322,8 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
             serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
         say(&format!("retention of {} is {}", job.subject, state(job)));
         say(&format!(
-            "{} purged of {} that were due; {} skipped, {} failed; {} were left alone",
-            summary.rooms_purged,
+            "{} purged of {} due; {} skipped, {} failed, {} left alone",
+            count(summary.rooms_purged, "room"),
             summary.rooms_planned,
             summary.rooms_skipped,
             summary.rooms_failed,
@@ -412,7 +404,7 @@ pub fn job_done(as_json: bool, job: &JobRecord) {
             human(bytes)
         ));
     }
-    for note in &progress.notes {
+    for note in progress.notes.iter().filter(|note| !said.contains(note)) {
         say(&format!("Note: {note}"));
     }
 }

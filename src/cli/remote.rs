@@ -185,9 +185,10 @@ pub(super) fn delete_room(
     let client = daemon(config)?;
     // As without a daemon. Whoever may ask it may not be allowed to read the database; then its notes tell afterwards.
     let viewer = Viewer::open(config.clone());
-    let warnings = viewer.and_then(|viewer| viewer.warnings_before_deletion(room, request));
-    for warning in warnings.unwrap_or_default() {
-        output::note(&warning);
+    let said = viewer.and_then(|viewer| viewer.warnings_before_deletion(room, request));
+    let said = said.unwrap_or_default();
+    for note in &said {
+        output::note(note);
     }
     let body = json!({
         "block": request.block, "purge": request.purge, "force_purge": request.force_purge,
@@ -197,7 +198,8 @@ pub(super) fn delete_room(
     let path = format!("/_synapse/admin/v2/rooms/{}", quoted(room.as_str()));
     let started = answer(client.request("DELETE", &path, Some(&body)))?;
     let id = started.get("delete_id").and_then(Value::as_str);
-    follow(&client, id.unwrap_or_default(), as_json)
+    let job = attend(&client, id.unwrap_or_default(), as_json)?;
+    Ok(super::ended(&job, &said, as_json))
 }
 
 /// Has the daemon purge or delete a set of rooms, and waits for it; nothing where no room is meant.
@@ -300,7 +302,7 @@ pub(super) fn set_block(config: &Config, room: &RoomId, block: bool) -> Result<(
 
 /// Shows the progress of the daemon's job until it has ended.
 fn follow(client: &Client, id: &str, as_json: bool) -> Result<ExitCode, Error> {
-    Ok(super::ended(&attend(client, id, as_json)?, as_json))
+    Ok(super::ended(&attend(client, id, as_json)?, &[], as_json))
 }
 
 /// Has the daemon run retention, one range after the other, and waits for it.

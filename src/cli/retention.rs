@@ -5,13 +5,13 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::output::count;
 use super::{output, remote, words};
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{Keeper, Viewer};
 use crate::plan_hash::PlanHash;
+use crate::plural::{count, count_of};
 use crate::policy::{Clamp, LifetimeRange, Source};
 use crate::retention::{Due, Plan};
 use crate::store::space::human;
@@ -205,7 +205,7 @@ pub(super) fn ended(runs: &[JobRecord], as_json: bool) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for run in runs {
         if !as_json {
-            output::job_done(false, run);
+            output::job_done(false, run, &[]);
         }
         if run.state == State::Failed {
             output::warn(run.error.as_deref().unwrap_or("failed"));
@@ -248,10 +248,7 @@ fn show(plan: &Plan) {
         count(plan.events, "event"),
         count(many(plan.rooms.len()), "room"),
         human(u64::try_from(plan.estimated_bytes).unwrap_or(0)),
-        match plan.left_alone.len() {
-            1 => "1 room is".to_owned(),
-            rooms => format!("{rooms} rooms are"),
-        }
+        count_of(many(plan.left_alone.len()), "room is", "rooms are")
     ));
     output::bound(plan.plan);
 }

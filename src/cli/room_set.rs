@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::output::{self, count};
+use super::output;
 use super::rooms::Which;
 use super::{as_planned, finish, remote, words};
 use crate::config::Config;
@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::keeper::{self, Keeper, RoomPlan, SetAction, SetRequest, SetTotals, Viewer};
 use crate::plan_hash::PlanHash;
+use crate::plural::{count, count_of};
 use crate::rooms::{Selectors, Summary, Totals};
 use crate::store::space::human;
 
@@ -232,10 +233,7 @@ fn show(totals: &SetTotals) {
         count(totals.rooms, "room"),
         count(totals.rows, "row"),
         count(totals.state_groups, "state group"),
-        match totals.rooms_left_alone {
-            1 => "1 room is".to_owned(),
-            rooms => format!("{rooms} rooms are"),
-        },
+        count_of(totals.rooms_left_alone, "room is", "rooms are"),
         count(totals.people_to_move, "local user"),
     ));
     output::say(&format!(

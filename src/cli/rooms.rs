@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::output::count;
 use super::{output, remote};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keeper::{self, RoomQuery, RoomReport};
+use crate::plural::count;
 use crate::rooms::{Condition, Selectors, Sort, Summary};
 use crate::store::space::human;
 use crate::time::Millis;

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::output::{self, count};
+use super::output;
 use super::{finish, remote, words};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keeper::{Keeper, StateSweepPlan, Viewer};
+use crate::plural::count;
 use crate::store::state_groups::IndexesBy;
 
 /// What is done with them.

@@ -128,8 +128,8 @@ fn state(event: &Value, content: &Value) -> String {
         "m.room.pinned_events" => "changed the pinned messages".into(),
         "m.room.retention" => match content["max_lifetime"].as_i64() {
             Some(lifetime) => format!(
-                "lets messages live for {} hours at most",
-                lifetime / 3_600_000
+                "lets messages live for {} at most",
+                Millis(lifetime).for_people()
             ),
             None => "changed the retention policy".into(),
         },

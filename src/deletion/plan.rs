@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::request::Request;
-use super::run::{OWN_CLIENTS_NOTE, other_servers_note};
+use super::run::{NOTHING_THERE, OWN_CLIENTS_NOTE, other_servers_note};
 use crate::error::Error;
 use crate::ids::{RoomId, UserId};
 use crate::plan_hash::{Part, PlanDigest, PlanHash};
+use crate::plural::count;
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
 use crate::store::room_rows::{self, Unknown};
@@ -56,8 +57,9 @@ pub fn warnings(
         }
         for unknown in room_rows::unknown(db, room)? {
             warnings.push(format!(
-                "the table {}, which is not known, has {} rows of this room",
-                unknown.table, unknown.rows
+                "the table {}, which is not known, has {} of this room",
+                unknown.table,
+                count(unknown.rows, "row")
             ));
         }
     }
@@ -143,6 +145,9 @@ pub fn plan(
             if !other_servers.is_empty() {
                 notes.push(other_servers_note(&other_servers));
             }
+        }
+        if !is_known && rows_removed.is_empty() && unknown_tables.is_empty() {
+            notes.push(NOTHING_THERE.to_owned());
         }
         let moves_aliases = is_known && request.new_room_user_id.is_some();
         Ok(Plan {

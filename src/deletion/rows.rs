@@ -9,6 +9,7 @@ use crate::job::{
     BUSY_TIMEOUT, BatchSizer, Cost, DiskBudget, Duties, Effects, JobContext, Limits, Log, Outcome,
     Phase, Progress, Scope, ServerState, Why, full_text,
 };
+use crate::plural::count;
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
 use crate::store::state_groups::{self, Dependent, Freed, Rebase};
@@ -339,9 +340,9 @@ impl Work<'_, '_> {
             let progress = &mut *self.progress;
             progress.reckon(started, done_before);
             log::debug!(
-                "room {room}: {} of {} events",
+                "room {room}: {} of {}",
                 progress.events_done,
-                progress.events_planned
+                count(progress.events_planned, "event")
             );
             self.ctx.rest(self.sizer.pause());
         }

@@ -12,6 +12,7 @@ use crate::job::{
     Endurance, IfStarted, JobContext, Limits, Phase, Progress, Removes, Scope, ServerState,
     acquire_synapse_lock, clean_up,
 };
+use crate::plural::{count, count_of};
 use crate::store::db::Db;
 use crate::store::homeserver::{NEW_EVENT_LOCK, PURGE_LOCK};
 use crate::store::{blocks, room_rows};
@@ -65,12 +66,13 @@ fn run_interruptibly(
     progress: &mut Progress,
 ) -> Result<(), Error> {
     ctx.check_cancelled()?;
+    let is_known = room_rows::is_known(&ctx.db, ctx.room)?;
     if request.purge {
         // Before anybody is moved out; and again before the first row goes.
         ctx.heed_holds(Removes::Room)?;
         if ctx.archive.is_some() {
             let note = "only history purges are archived: this deletion cannot be undone";
-            log::warn!("room {}: {note}", ctx.room);
+            log::info!("room {}: {note}", ctx.room);
             progress.notes.push(note.into());
         }
         refuse_what_stops_it(ctx)?;
@@ -79,6 +81,7 @@ fn run_interruptibly(
         shut_down(ctx, request, progress)?;
     }
     if !request.purge {
+        note_nothing_there(is_known, request, progress);
         progress.phase = Phase::Done;
         return Ok(());
     }
@@ -90,6 +93,7 @@ fn run_interruptibly(
     let deleted = rows::delete(ctx, request.force_purge, progress);
     ctx.release_synapse_lock();
     deleted?;
+    note_nothing_there(is_known, request, progress);
     note_what_remains(ctx, progress);
     clean_up(ctx, progress)
 }
@@ -116,7 +120,7 @@ fn shut_down(
         };
         let means = shutdown::means(&setting, request)?;
         if let Some(note) = means.as_ref().and_then(|means| means.note()) {
-            log::warn!("room {}: {note}", ctx.room);
+            log::info!("room {}: {note}", ctx.room);
             progress.notes.push(note.to_owned());
         }
     }
@@ -180,18 +184,11 @@ fn met_in_the_middle(
             "{why}. Nothing of the room was changed"
         )));
     }
-    let count = |n: usize| match n {
-        1 => "1 person".to_owned(),
-        n => format!("{n} people"),
-    };
     let new_room = new_room.map_or(String::new(), |room| format!(", the new room is {room}"));
     Ok(Error::Refused(format!(
         "{why}. The shutdown stopped in the middle: {} left the room, {} still in it{new_room}; no row was deleted",
-        count(gone),
-        match left {
-            1 => "1 person is".to_owned(),
-            n => format!("{n} people are"),
-        }
+        count_of(gone as u64, "person", "people"),
+        count_of(left as u64, "person is", "people are")
     )))
 }
 
@@ -237,8 +234,8 @@ fn move_people(
     let failed = shutdown.failed_to_kick_users.len();
     if failed > 0 && request.purge && request.force_purge {
         progress.notes.push(format!(
-            "{failed} local users were not moved out of the room before its rows were deleted: other servers still count \
-             them in"
+            "{} moved out of the room before its rows were deleted: other servers still count them in",
+            count_of(failed as u64, "local user was not", "local users were not")
         ));
     }
     Ok(shutdown)
@@ -284,7 +281,7 @@ fn warn_of_other_servers(
     let servers = room_rows::other_servers(&ctx.db, ctx.room, ctx.server_name)?;
     if !servers.is_empty() {
         let text = other_servers_note(&servers);
-        log::warn!("room {}: {text}", ctx.room);
+        log::info!("room {}: {text}", ctx.room);
         progress.notes.push(text);
     }
     Ok(())
@@ -302,13 +299,13 @@ pub(super) fn other_servers_note(servers: &[String]) -> String {
         "{} in the room or invited to it ({}{more}): they learn that our users left only if the homeserver sends that \
          before the room's rows are deleted. To tell them: delete with --no-purge, let the homeserver run for a while, \
          then delete the rows",
-        match servers.len() {
-            1 => "1 other server is".to_owned(),
-            many => format!("{many} other servers are"),
-        },
+        count_of(servers.len() as u64, "other server is", "other servers are"),
         some.join(", ")
     )
 }
+
+/// What a person should know of a room that is not known.
+pub(super) const NOTHING_THERE: &str = "the room is not known here, and there was nothing of it to delete: look at the id again (`roomkeeper rooms` lists them)";
 
 /// D-52: what people of this server see of it.
 pub(super) const OWN_CLIENTS_NOTE: &str = "people of this server see in their clients that they left only if the room is \
@@ -373,22 +370,26 @@ fn refuse_unknown(db: &Db, room: &RoomId) -> Result<(), Error> {
                  delete halfway; nothing was deleted. Use a newer roomkeeper, or delete those rows first if they are \
                  not the homeserver's own",
                 unknown.table,
-                rows_in_words(unknown.rows)
+                count(unknown.rows, "row")
             )));
         }
         log::warn!(
-            "room {room}: the unknown table {} has {} rows of it, which stay",
+            "room {room}: the unknown table {} has {} of it, which stay or go as it says",
             unknown.table,
-            unknown.rows
+            count(unknown.rows, "row")
         );
     }
     Ok(())
 }
 
-fn rows_in_words(rows: i64) -> String {
-    match rows {
-        1 => "1 row".to_owned(),
-        rows => format!("{rows} rows"),
+/// A room that is not known, and of which nothing was there, may be another than the one that was meant. Synapse takes it
+/// for deleted, and so it stays (H-43).
+fn note_nothing_there(is_known: bool, request: &Request, progress: &mut Progress) {
+    if !is_known && progress.rows_removed.is_empty() {
+        progress.notes.push(match request.block {
+            true => format!("{NOTHING_THERE}. It is blocked from now on"),
+            false => NOTHING_THERE.to_owned(),
+        });
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::event::EventError;
 use crate::ids::{RoomId, UserId};
 use crate::job::{Endurance, IfStarted, JobContext, Limits, Log, Outcome, Scope, Why};
+use crate::plural::count_of;
 use crate::room_version::RoomVersion;
 use crate::store::append::{self, RoomRow};
 use crate::store::db::Db;
@@ -104,10 +105,10 @@ pub(super) fn means(
         Ok(means) => Ok(Some(means)),
         // Without a new room nothing of what is missing is needed where the room goes in any case.
         Err(e) if request.force_purge && request.purge && creator.is_none() => {
-            log::warn!(
-                "room {}: {} local users stay in it until its rows are deleted: {e}",
+            log::info!(
+                "room {}: {} in it until its rows are deleted: {e}",
                 ctx.room,
-                people.len()
+                count_of(people.len() as u64, "local user stays", "local users stay")
             );
             Ok(None)
         }

@@ -11,6 +11,7 @@ use crate::job::{self, Phase, Progress, Removes, held};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plan_hash::PlanDigest;
+use crate::plural::count;
 use crate::store::db::{Access, Db};
 use crate::store::tx::Tx;
 use crate::store::{blocks, room_rows, rooms};
@@ -361,7 +362,7 @@ impl Shared {
         let mut ctx = self.job_context(guard, is_stopping)?;
         let progress = deletion::run(&mut ctx, &deletion.request, deletion.extent)?;
         let rows: i64 = progress.rows_removed.values().sum();
-        Ok(format!("{rows} rows deleted"))
+        Ok(format!("{} deleted", count(rows, "row")))
     }
 
     /// One small change that is no job. Refused while a homeserver runs that should not (W-22).

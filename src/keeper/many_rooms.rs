@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{Progress, clean_up};
 use crate::jobs::register::{JobGuard, RunningJob};
+use crate::plural::count;
 
 /// Most events of a batch, unless one room has more: for each batch the full-text index is walked once, and what it
 /// says of them is held in memory.
@@ -119,7 +120,11 @@ impl Shared {
         }
         let first = errors.first();
         let first = first.map_or_else(String::new, |e| format!("; {}: {}", e.room_id, e.error));
-        let said = format!("{failed} of {planned} rooms {}{first}", S::COULD_NOT);
+        let said = format!(
+            "{failed} of {} {}{first}",
+            count(planned, "room"),
+            S::COULD_NOT
+        );
         log::error!("{guard} failed: {said}");
         guard.end(Some((&said, "rooms_failed")));
     }

@@ -23,6 +23,7 @@ use crate::config::{Command, Config, Notify};
 use crate::error::{Context, Error};
 use crate::jobs::alarm::Alarm;
 use crate::jobs::ledger::{JobRecord, State};
+use crate::plural::count;
 use crate::time::Millis;
 
 /// Ends of jobs that may wait to be told.
@@ -312,16 +313,13 @@ fn document(job: &JobRecord, server_name: &str) -> Value {
 fn sentence(job: &JobRecord) -> String {
     let what = format!("{} of {}", job.kind.replace('_', " "), job.subject);
     let events = job.progress["events_deleted"].as_u64().unwrap_or(0);
-    let events = match events {
-        1 => "1 event".to_owned(),
-        events => format!("{events} events"),
-    };
     let took = job.ended_ms.zip(job.started_ms);
     let took = took.map_or(Millis(0), |(ended, started)| ended - started);
     match &job.error {
         Some(error) => format!("{what} failed: {error}"),
         None => format!(
-            "{what} is complete: {events} deleted in {}",
+            "{what} is complete: {} deleted in {}",
+            count(events, "event"),
             took.for_people()
         ),
     }

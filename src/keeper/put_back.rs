@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
+use crate::plural::count_of;
 use crate::purge;
 use crate::store::db::Db;
 use crate::store::removed;
@@ -20,13 +21,9 @@ pub(super) fn hold_jobs(ledger: &Ledger, why: &str) -> Result<(), Error> {
     let jobs = ledger.hold_unended(why, &purge::group_of_step)?;
     match jobs {
         0 => log::warn!("{why}"),
-        1 => log::warn!(
-            "{why}. 1 job waits: `roomkeeper jobs --resume` goes on with it in this database, `roomkeeper jobs --cancel \
-             ID` ends it"
-        ),
-        _ => log::warn!(
-            "{why}. {jobs} jobs wait: `roomkeeper jobs --resume` goes on with them in this database, `roomkeeper jobs \
-             --cancel ID` ends one"
+        jobs => log::warn!(
+            "{why}. {}: `roomkeeper jobs --resume` goes on in this database, `roomkeeper jobs --cancel ID` ends one",
+            count_of(jobs as u64, "job waits", "jobs wait")
         ),
     }
     Ok(())

@@ -19,6 +19,7 @@ use crate::ids::{JobId, RoomId};
 use crate::job::write_once;
 use crate::jobs::ledger::Ledger;
 use crate::locks::RoomLocks;
+use crate::plural::{count, count_of};
 use crate::sqlite_file;
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{RowCounts, add_all};
@@ -146,7 +147,7 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
         let back = back.map_err(|e| match n {
             0 => e,
             _ => {
-                log::warn!("{n} of {} transactions are back", frames.len());
+                log::warn!("{n} of {} back", count(frames.len() as u64, "transaction"));
                 e
             }
         })?;
@@ -155,7 +156,12 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
     }
     for (table, rows) in &done.left_out {
         done.notes.push(format!(
-            "{rows} rows of {table} stay away: what they belong to is gone"
+            "{} away: what that belonged to is gone",
+            count_of(
+                *rows,
+                &format!("row of {table} stays"),
+                &format!("rows of {table} stay")
+            )
         ));
     }
     Ok(done)
@@ -213,9 +219,10 @@ fn plan(
     let numbers = restore::number(db, &mut look, &before)?;
     if look.missing > 0 || look.missing_groups > 0 {
         return Err(Error::Refused(format!(
-            "what the archive needs is gone since: {} state groups and {} state events. If a later job of the room removed \
+            "what the archive needs is gone since: {} and {}. If a later job of the room removed \
              them, restore that one first (`roomkeeper archives` lists them)",
-            look.missing_groups, look.missing
+            count(look.missing_groups, "state group"),
+            count(look.missing, "state event")
         )));
     }
     done.rooms = look.rooms.into_iter().collect();

@@ -24,6 +24,7 @@ use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
 use crate::plan_hash::{Part, PlanDigest, RoomDigest};
+use crate::plural::count;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
@@ -72,7 +73,7 @@ impl RoomsSummary for RetentionSummary {
     }
 
     fn complete(&self) -> String {
-        format!("{} rooms purged", self.rooms_purged)
+        format!("{} purged", count(self.rooms_purged, "room"))
     }
 }
 

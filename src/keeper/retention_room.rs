@@ -10,6 +10,7 @@ use crate::ids::RoomId;
 use crate::jobs::ledger::JobRecord;
 use crate::jobs::register::JobGuard;
 use crate::plan_hash::PlanHash;
+use crate::plural::count;
 use crate::point::Point;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
@@ -116,7 +117,10 @@ impl Shared {
         let request = self.recheck(purge.run, room, &purge.request, now)?;
         let request = request.unwrap_or(nothing);
         let progress = purge::run(&mut self.job_context(guard, is_stopping)?, &request)?;
-        Ok(format!("{} events deleted", progress.events_deleted))
+        Ok(format!(
+            "{} deleted",
+            count(progress.events_deleted, "event")
+        ))
     }
 
     /// Refuses what depends on age while the clock may be ahead.

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
 use crate::jobs::ledger::Subject;
 use crate::jobs::register::JobGuard;
+use crate::plural::count;
 use crate::point::PurgePoint;
 use crate::rooms::{Condition, Selectors, Sort, Summary};
 use crate::time::Millis;
@@ -196,10 +197,7 @@ impl SetRequest {
 
     /// For a list of jobs: `3 rooms (empty, not public)`.
     fn words(&self, rooms: usize) -> String {
-        let rooms = match rooms {
-            1 => "1 room".to_owned(),
-            rooms => format!("{rooms} rooms"),
-        };
+        let rooms = count(rooms as u64, "room");
         let said = match self.selectors.is_everything() {
             true => "all there are".to_owned(),
             false => self.selectors.to_string(),

@@ -29,6 +29,7 @@ use crate::jobs::ledger::{State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::{JobGuard, RunningJob};
 use crate::jobs::room_sets::{RoomLeft, RoomOutcome};
+use crate::plural::count;
 use crate::point::Point;
 use crate::purge;
 use crate::store::db::Db;
@@ -75,7 +76,7 @@ impl RoomsSummary for RoomSetSummary {
     }
 
     fn complete(&self) -> String {
-        format!("{} rooms", self.rooms_done)
+        count(self.rooms_done, "room")
     }
 }
 

@@ -18,6 +18,7 @@ use crate::job::{
 };
 use crate::jobs::ledger::Subject;
 use crate::jobs::register::JobGuard;
+use crate::plural::count;
 use crate::purge::{self, RoomSweep};
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{RowCounts, add_all};
@@ -68,8 +69,10 @@ impl RoomsSummary for StateSweepSummary {
 
     fn complete(&self) -> String {
         format!(
-            "{} of {} state groups were of no use, {} rooms swept",
-            self.groups_planned, self.groups_looked_at, self.rooms_done
+            "{} of {} of no use, {} swept",
+            self.groups_planned,
+            count(self.groups_looked_at, "state group"),
+            count(self.rooms_done, "room")
         )
     }
 }
@@ -396,9 +399,9 @@ fn look(
     sweep.progress.phase = Phase::StateGroups;
     sweep.publish(guard);
     log::info!(
-        "{guard}: {} of {} state groups are of no use",
+        "{guard}: {} of {} of no use",
         sweep.summary.groups_planned,
-        sweep.summary.groups_looked_at
+        count(sweep.summary.groups_looked_at, "state group")
     );
     Ok(unreferenced)
 }

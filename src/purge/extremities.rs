@@ -8,6 +8,7 @@ use super::request::Request;
 use crate::client::{Client, encoded};
 use crate::error::{Chain, Error};
 use crate::job::{JobContext, Progress, ServerState};
+use crate::plural::count_of;
 use crate::store::expiry::Expiry;
 use crate::store::forward_extremities;
 use crate::store::history::DepthRange;
@@ -102,8 +103,4 @@ pub fn local_messages_note(kept: i64) -> String {
          that is not what is meant",
         count_of(kept, "local message stays", "local messages stay")
     )
-}
-
-fn count_of(n: i64, one: &str, many: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { many })
 }

@@ -17,6 +17,7 @@ use crate::job::{
     Progress, RECONNECT_PAUSE, Removes, Scope, ServerState, Why, acquire_synapse_lock,
     archive_events, clean_up, full_text, overwrite,
 };
+use crate::plural::count;
 use crate::store::archived;
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{self, Removal};
@@ -299,9 +300,9 @@ fn batches(
             // Nothing of it happened, and its log is gone: half as much may have room.
             Err(e) if e.is_full() && !on_server && sizer.events() > 1 => {
                 log::info!(
-                    "room {}: the disk has no room for {} events at once",
+                    "room {}: the disk has no room for {} at once",
                     ctx.room,
-                    sizer.events()
+                    count(sizer.events(), "event")
                 );
                 sizer.shrink();
                 continue;
@@ -315,10 +316,10 @@ fn batches(
         disk.observe(events, cost.wal_bytes);
         progress.reckon(started, done_before);
         log::debug!(
-            "room {}: {} of {} events",
+            "room {}: {} of {}",
             ctx.room,
             progress.events_done,
-            progress.events_planned
+            count(progress.events_planned, "event")
         );
         let Some(next) = next else { break };
         from = next;

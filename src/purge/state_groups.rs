@@ -12,6 +12,7 @@ use crate::job::{
     DiskBudget, Endurance, GroupsFrame, IfStarted, JobContext, Limits, Log, Outcome, Phase,
     Progress, Scope, ServerState, Why,
 };
+use crate::plural::count_of;
 use crate::store::db::Db;
 use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules, Walk};
 use crate::time::Millis;
@@ -75,8 +76,12 @@ pub(super) fn collect_by(
             let marked = progress.state_groups_marked - marked;
             log::warn!("room {}: a homeserver was started: {sign}", ctx.room);
             progress.notes.push(format!(
-                "a homeserver was started meanwhile ({sign}): {marked} state groups that nothing refers to any more were \
-                 left for it to delete"
+                "a homeserver was started meanwhile ({sign}): {} left for it to delete",
+                count_of(
+                    marked,
+                    "state group that nothing refers to any more was",
+                    "state groups that nothing refers to any more were"
+                )
             ));
             return Ok(());
         }
@@ -171,9 +176,13 @@ fn plan(
         .read_and_renew(|db, renew| state_groups::plan(db, candidates, rules, &mut |_| renew()))?;
     if plan.kept_as_base > 0 {
         log::info!(
-            "room {}: {} unreferenced state groups stay: without them others would need more rows",
+            "room {}: {}: without them others would need more rows",
             ctx.room,
-            plan.kept_as_base
+            count_of(
+                plan.kept_as_base as u64,
+                "unreferenced state group stays",
+                "unreferenced state groups stay"
+            )
         );
     }
     for note in plan.tangles.notes() {

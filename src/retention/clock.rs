@@ -1,6 +1,7 @@
 //! Whether the clock can be believed: one that is ahead would delete what has not expired.
 
 use crate::error::Error;
+use crate::plural::count;
 use crate::store::arrival_times;
 use crate::store::db::Db;
 use crate::time::{Clock, Millis};
@@ -39,10 +40,7 @@ pub fn refuse_clock_ahead(
 }
 
 fn in_days(length: Millis) -> String {
-    match length.0 / 86_400_000 {
-        1 => "1 day".to_owned(),
-        days => format!("{days} days"),
-    }
+    count(length.0 / 86_400_000, "day")
 }
 
 /// The newest of these times of arrival, oldest first, without those after a jump of more than the tolerance: what wrote

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::db::{Db, Engine};
 use super::reclaim::Reclaimed;
 use crate::error::{Context, Error, StoreError};
+use crate::plural::{count, count_of};
 
 /// Bytes free for us on the file system that holds `path`.
 pub fn free_bytes(path: &Path) -> Result<u64, Error> {
@@ -93,7 +94,12 @@ pub fn vacuum(db: &Db) -> Result<Reclaimed, Error> {
         ));
     }
     if others > 0 {
-        log::warn!("{others} tables belong to other roles and are left as they are");
+        let others = count_of(
+            others,
+            "table belongs to another role and is",
+            "tables belong to other roles and are",
+        );
+        log::warn!("{others} left as it stands");
     }
     for table in own {
         log::info!("writing {table} anew");
@@ -115,7 +121,7 @@ pub fn human(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 {
-        format!("{bytes} bytes")
+        count(bytes, "byte")
     } else {
         format!("{value:.1} {}", UNITS[unit])
     }

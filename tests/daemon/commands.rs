@@ -145,6 +145,35 @@ fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
 }
 
 #[test]
+fn a_deletion_says_a_thing_once_and_one_of_an_unknown_room_that_nothing_was_there() {
+    let home = Home::new(30, "");
+    for (words, is_blocked) in [
+        (&["--force-purge"][..], false),
+        (&[], false),
+        (&["--block"], true),
+        (&["--no-purge", "--block"], true),
+    ] {
+        let mut command = vec!["delete-room", "!never:example.org", "--yes"];
+        command.extend(words);
+        let done = home.run(&command);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        let says = done.out.matches("not known here").count();
+        assert_eq!(says, 1, "{done:?}");
+        let blocked = done.out.contains("It is blocked from now on");
+        assert_eq!(blocked, is_blocked, "{done:?}");
+    }
+    let room = sample::room_id("a");
+    let one = home.run(&["delete-room", &room, "--force-purge", "--yes"]);
+    assert_eq!(one.code, Some(0), "{one:?}");
+    let all = format!("{}{}", one.out, one.err);
+    for once in ["only if the homeserver sends that", "local user"] {
+        assert!(all.matches(once).count() <= 1, "{once}: {all}");
+    }
+    assert!(!all.contains("not known here"), "{all}");
+    home.assert_sound();
+}
+
+#[test]
 fn events_are_told_to_machines_as_they_are() {
     let home = Home::new(20, "");
     home.sql(

@@ -5,6 +5,7 @@
 
 use super::unreferenced::damaged;
 use crate::error::Error;
+use crate::plural::{count, count_of};
 use crate::store::db::{Db, Engine, params};
 
 /// How the indexes were looked at.
@@ -161,8 +162,9 @@ fn compare(db: &Db, table: &str, column: &str, index: &str) -> Result<(), Error>
             false => Err(damaged(
                 index,
                 &format!(
-                    "it has {} entries, and the table {table} has {} rows",
-                    by_index.0, by_table.0
+                    "it has {}, and the table {table} has {}",
+                    count_of(by_index.0, "entry", "entries"),
+                    count(by_table.0, "row")
                 ),
             )),
         }
