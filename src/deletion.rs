@@ -20,7 +20,7 @@ mod rows;
 mod run;
 mod shutdown;
 
-pub(crate) use delegate::set_block;
+pub(crate) use delegate::{drop_surplus_extremities, set_block};
 pub use plan::{Plan, bind, plan, warnings};
 pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
 pub use rows::prepare_many;

@@ -16,6 +16,9 @@ use roomkeeper::config::HomeserverPolicy;
 use roomkeeper::config::{Secret, SigningKey};
 #[cfg(feature = "events")]
 use roomkeeper::deletion::Request;
+use roomkeeper::ids::EventId;
+use roomkeeper::messages::{Around, ContextRequest, HierarchyRequest};
+use roomkeeper::store::read_limit::ReadLimit;
 use roomkeeper::time::ManualClock;
 use roomkeeper::{
     Config, Filter, Keeper, Millis, PageRequest, PurgeOptions, PurgePoint, Reader, RoomId, UserId,
@@ -50,6 +53,11 @@ const LARGE: &[&str] = &[
 
 /// What may be walked all the same: a piece of the statement, the table, and why.
 const ALLOWED: &[(&str, &str, &str)] = &[
+    (
+        "e.contains_url = true AND e.outlier = false",
+        "events",
+        "the room's events with media are what is asked for, and an index has those alone",
+    ),
     (
         "FROM room\n      LEFT JOIN current_state_events c",
         "current_state_events",
@@ -457,6 +465,25 @@ impl Server {
                     }
                 }
             }
+            let limit = Arc::new(ReadLimit::default());
+            for filter in filters {
+                let request = ContextRequest {
+                    event: EventId::new(sample::event_id("a", self.events / 2)),
+                    limit: 20,
+                    filter: Filter::parse(filter, true).expect("a filter"),
+                    reader: UserId::from(user),
+                };
+                let around = keeper.context(&room, &request, &limit).expect("read");
+                assert!(matches!(around, Around::Events(_)), "{around:?}");
+            }
+            keeper.media(&room, &limit).expect("read");
+            let hierarchy = HierarchyRequest {
+                root: room.clone(),
+                max_depth: None,
+                limit: 50,
+                from: 0,
+            };
+            keeper.hierarchy(&hierarchy, &limit).expect("read");
         });
         essence(heard)
     }

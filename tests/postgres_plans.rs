@@ -9,8 +9,12 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use roomkeeper::config::HomeserverPolicy;
+use roomkeeper::ids::EventId;
+use roomkeeper::messages::{Around, ContextRequest, HierarchyRequest};
+use roomkeeper::store::read_limit::ReadLimit;
 use roomkeeper::{
     Config, Filter, Keeper, PageRequest, PurgeOptions, PurgePoint, Reader, RoomId, UserId,
 };
@@ -386,6 +390,25 @@ impl Server {
                     }
                 }
             }
+            let limit = Arc::new(ReadLimit::default());
+            for filter in filters {
+                let request = ContextRequest {
+                    event: EventId::new("$r0_1503"),
+                    limit: 20,
+                    filter: Filter::parse(filter, true).expect("a filter"),
+                    reader: UserId::from(READER),
+                };
+                let around = keeper.context(&room, &request, &limit).expect("read");
+                assert!(matches!(around, Around::Events(_)), "{around:?}");
+            }
+            keeper.media(&room, &limit).expect("read");
+            let hierarchy = HierarchyRequest {
+                root: room.clone(),
+                max_depth: None,
+                limit: 50,
+                from: 0,
+            };
+            keeper.hierarchy(&hierarchy, &limit).expect("read");
             keeper.stop();
         })
     }

@@ -159,6 +159,19 @@ pub(crate) fn set_block(api: &HomeserverApi, room: &RoomId, block: bool) -> Resu
     answer(reply.map_err(|e| refusal(&e.to_string()))?).map(drop)
 }
 
+/// Has the homeserver leave the room the newest of its forward extremities alone; answers how many it dropped.
+pub(crate) fn drop_surplus_extremities(api: &HomeserverApi, room: &RoomId) -> Result<i64, Error> {
+    let client = Client::tcp(&api.address, api.token.reveal());
+    let path = format!(
+        "/_synapse/admin/v1/rooms/{}/forward_extremities",
+        encoded(room)
+    );
+    let reply = client.request("DELETE", &path, None);
+    let said = answer(reply.map_err(|e| refusal(&e.to_string()))?)?;
+    let dropped = said.get("deleted").and_then(Value::as_i64);
+    dropped.ok_or_else(|| refusal("it did not say how many it dropped"))
+}
+
 fn answer(reply: Reply) -> Result<Value, Error> {
     if reply.status == 200 {
         return Ok(reply.body);

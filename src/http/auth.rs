@@ -181,7 +181,7 @@ pub(super) const TOKEN_PARAMETER: &str = "access_token";
 const LOGGED: usize = 300;
 
 /// Parameters whose values may stand in a log.
-const HARMLESS: [&str; 16] = [
+const HARMLESS: [&str; 21] = [
     "dir",
     "from",
     "to",
@@ -198,6 +198,11 @@ const HARMLESS: [&str; 16] = [
     "job_id",
     "action_name",
     "max_timestamp",
+    "max_depth",
+    "guests",
+    "deactivated",
+    "locked",
+    "admins",
 ];
 
 /// How access tokens begin: Synapse's, and those of the Matrix Authentication Service.

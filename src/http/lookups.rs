@@ -1,6 +1,6 @@
 //! What clients for admins ask when they log in and look around: `…/account/whoami`, `…/versions`, `…/login`, `…/profile/…`,
 //! `/_synapse/admin/v2/users/{user_id}`, `…/users/{user_id}/admin`, `…/rooms/{room_id}/state`, `…/forward_extremities`,
-//! `…/timestamp_to_event`, `…/fetch_event/{event_id}`; and what they are refused: `…/make_room_admin`.
+//! `…/timestamp_to_event`, `…/fetch_event/{event_id}`; `DELETE …/forward_extremities`; and what they are refused: `…/make_room_admin`.
 //!
 //! Source: the client-server API; Synapse, `docs/admin_api/` (`rooms.md`, `user_admin_api.md`, `fetch_event.md`).
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::handlers::Response;
 use super::json::{self as wire, ApiError};
-use super::{Api, Context};
+use super::{Api, Context, query};
 use crate::ids::{EventId, RoomId, UserId};
 use crate::keeper::lookups::RoomState;
 use crate::messages::EventJson;
@@ -118,10 +118,31 @@ pub fn state(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     }
 }
 
+/// A room, by its id or an alias.
+fn room_of(api: &Api, words: &str) -> Result<RoomId, ApiError> {
+    match words.chars().next() {
+        Some('#') => Ok(api.keeper.room_of_alias(words)?),
+        Some('!') => Ok(RoomId::from(words)),
+        _ => {
+            let text = format!("{words} was not legal room ID or room alias");
+            Err(ApiError::new(400, "M_UNKNOWN", text))
+        }
+    }
+}
+
+/// Leaves a room the newest of its forward extremities alone.
+pub fn drop_forward_extremities(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let who = api.admin(ctx)?;
+    let room = room_of(api, ctx.parameter(0))?;
+    let dropped = api.keeper.drop_surplus_extremities(&room)?;
+    log::info!("room {room}: {who} had {dropped} of its forward extremities dropped");
+    Ok(wire::json(200, &json!({"deleted": dropped})))
+}
+
 /// A room's forward extremities.
 pub fn forward_extremities(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     api.admin(ctx)?;
-    let room = RoomId::from(ctx.parameter(0));
+    let room = room_of(api, ctx.parameter(0))?;
     let extremities = api.keeper.forward_extremities(&room)?;
     let results: Vec<Value> = extremities
         .iter()
@@ -141,34 +162,13 @@ pub fn forward_extremities(api: &Api, ctx: &Context) -> Result<Response, ApiErro
 /// The event of a room that is nearest to a time.
 pub fn timestamp_to_event(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     api.admin(ctx)?;
-    let parameter = |name: &str| {
-        let mut query = ctx.query.iter();
-        query
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
+    let Some(ts) = query::count(ctx, "ts")? else {
+        let text = "Missing required integer query parameter ts";
+        return Err(ApiError::new(400, "M_MISSING_PARAM", text));
     };
-    let ts = match parameter("ts").map(str::parse::<i64>) {
-        Some(Ok(ts)) if ts >= 0 => ts,
-        Some(Ok(_)) => {
-            let text = "Query parameter ts must be a positive integer.";
-            return Err(ApiError::new(400, "M_INVALID_PARAM", text));
-        }
-        Some(Err(_)) => {
-            let text = "Query parameter ts must be an integer";
-            return Err(ApiError::new(400, "M_INVALID_PARAM", text));
-        }
-        None => {
-            let text = "Missing required integer query parameter ts";
-            return Err(ApiError::new(400, "M_MISSING_PARAM", text));
-        }
-    };
-    let (direction, letter) = match parameter("dir") {
-        None | Some("f") => (Direction::Forwards, 'f'),
-        Some("b") => (Direction::Backwards, 'b'),
-        Some(_) => {
-            let text = "Query parameter 'dir' must be one of ['b', 'f']";
-            return Err(ApiError::new(400, "M_INVALID_PARAM", text));
-        }
+    let (direction, letter) = match query::is_backwards(ctx)? {
+        false => (Direction::Forwards, 'f'),
+        true => (Direction::Backwards, 'b'),
     };
     let room = RoomId::from(ctx.parameter(0));
     let limit = &ctx.request.limit;

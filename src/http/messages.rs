@@ -62,14 +62,7 @@ fn request(
     let from = token("from", from)?;
     let to = token("to", parameter(query, "to"))?;
     let limit = limit(parameter(query, "limit"))?;
-    let filter = match parameter(query, "filter") {
-        // Decoded once more, as clients encode it twice.
-        Some(text) => {
-            let text = percent_decode_str(text).decode_utf8_lossy();
-            Filter::parse(&text, knows_relation_types)?
-        }
-        None => None,
-    };
+    let filter = filter(query, knows_relation_types)?;
     let is_federation = parameter(query, "raw").is_some()
         || filter.as_ref().is_some_and(Filter::is_federation_format);
     Ok(PageRequest {
@@ -84,6 +77,19 @@ fn request(
             Format::Client
         },
     })
+}
+
+/// Reads the filter, where there is one.
+pub(super) fn filter(
+    query: &[(String, String)],
+    knows_relation_types: bool,
+) -> Result<Option<Filter>, ApiError> {
+    let Some(text) = parameter(query, "filter") else {
+        return Ok(None);
+    };
+    // Decoded once more, as clients encode it twice.
+    let text = percent_decode_str(text).decode_utf8_lossy();
+    Ok(Filter::parse(&text, knows_relation_types)?)
 }
 
 impl From<BadFilter> for ApiError {

@@ -12,12 +12,15 @@ pub mod server;
 
 mod api;
 mod block;
+mod context;
 mod delete_room;
 mod health;
+mod hierarchy;
 mod holds;
 mod http_server;
 mod introspection;
 mod jobs;
+mod listings;
 mod lookups;
 mod messages;
 mod metrics;
@@ -25,10 +28,12 @@ mod page;
 mod plan;
 mod private;
 mod purge_history;
+mod query;
 mod room_report;
 mod room_sets;
 mod rooms;
 mod state;
+mod users;
 
 pub use self::api::{Api, Context, serve};
 pub use self::http_server::HttpServer;

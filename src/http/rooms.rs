@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::handlers::Response;
 use super::json::{self, ApiError};
-use super::{Api, Context};
+use super::{Api, Context, query};
 use crate::ids::RoomId;
 use crate::store::rooms::Room;
 
@@ -72,30 +72,22 @@ struct Wanted {
 
 impl Wanted {
     fn of(ctx: &Context) -> Result<Self, ApiError> {
-        let order_by = first(ctx, "order_by").unwrap_or("name");
-        let order = ORDERS.iter().find(|(name, ..)| *name == order_by);
         let names: Vec<&str> = ORDERS.iter().map(|(name, ..)| *name).collect();
-        let search = first(ctx, "search_term");
+        let order_by = query::one_of(ctx, "order_by", &names)?;
+        let order = ORDERS.iter().find(|(name, ..)| *name == order_by);
+        let order = order.unwrap_or(&ORDERS[0]);
+        let search = query::first(ctx, "search_term");
         if search == Some("") {
-            return Err(invalid("search_term cannot be an empty string"));
+            return Err(query::invalid("search_term cannot be an empty string"));
         }
         Ok(Self {
-            from: count(ctx, "from", 0)?,
-            limit: count(ctx, "limit", DEFAULT_LIMIT)?,
-            order: order.ok_or_else(|| {
-                invalid(format!(
-                    "Query parameter 'order_by' must be one of [{}]",
-                    names.join(", ")
-                ))
-            })?,
-            is_backwards: match first(ctx, "dir") {
-                None | Some("f") => false,
-                Some("b") => true,
-                Some(_) => return Err(invalid("Query parameter 'dir' must be one of ['b', 'f']")),
-            },
+            from: query::count(ctx, "from")?.unwrap_or(0),
+            limit: query::count(ctx, "limit")?.unwrap_or(DEFAULT_LIMIT),
+            order,
+            is_backwards: query::is_backwards(ctx)?,
             search: search.map(str::to_lowercase),
-            public: truth(ctx, "public_rooms")?,
-            empty: truth(ctx, "empty_rooms")?,
+            public: query::truth(ctx, "public_rooms")?,
+            empty: query::truth(ctx, "empty_rooms")?,
         })
     }
 
@@ -181,40 +173,4 @@ pub fn server_name(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
         "server_name": name, "verify_keys": {}, "old_verify_keys": {}, "valid_until_ts": 0, "signatures": {}
     });
     Ok(json::json(200, &body))
-}
-
-/// The first value of a parameter of the query counts (H-62).
-fn first<'a>(ctx: &'a Context, name: &str) -> Option<&'a str> {
-    let mut query = ctx.query.iter();
-    query
-        .find(|(known, _)| known == name)
-        .map(|(_, value)| value.as_str())
-}
-
-fn invalid(text: impl Into<String>) -> ApiError {
-    ApiError::new(400, "M_INVALID_PARAM", text)
-}
-
-fn count(ctx: &Context, name: &str, default: i64) -> Result<i64, ApiError> {
-    match first(ctx, name).map(str::parse::<i64>) {
-        None => Ok(default),
-        Some(Ok(number)) if number >= 0 => Ok(number),
-        Some(Ok(_)) => Err(invalid(format!(
-            "Query parameter {name} must be a positive integer."
-        ))),
-        Some(Err(_)) => Err(invalid(format!(
-            "Query parameter '{name}' must be an integer"
-        ))),
-    }
-}
-
-fn truth(ctx: &Context, name: &str) -> Result<Option<bool>, ApiError> {
-    match first(ctx, name) {
-        None => Ok(None),
-        Some("true") => Ok(Some(true)),
-        Some("false") => Ok(Some(false)),
-        Some(_) => Err(invalid(format!(
-            "Boolean query parameter '{name}' must be one of ['true', 'false']"
-        ))),
-    }
 }

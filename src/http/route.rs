@@ -6,8 +6,8 @@
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Api, Context, block, delete_room, health, holds, jobs, lookups, messages, metrics, page, plan,
-    purge_history, room_report, room_sets, rooms, state,
+    Api, Context, block, context, delete_room, health, hierarchy, holds, jobs, listings, lookups,
+    messages, metrics, page, plan, purge_history, room_report, room_sets, rooms, state, users,
 };
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
@@ -134,6 +134,34 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
         lookups::forward_extremities,
     ),
     (
+        "DELETE",
+        "/_synapse/admin/v1/rooms/{room_id}/forward_extremities",
+        lookups::drop_forward_extremities,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/context/{event_id}",
+        context::get,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/hierarchy",
+        hierarchy::get,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/room/{room_id}/media",
+        listings::media,
+    ),
+    ("GET", "/_synapse/admin/v1/scheduled_tasks", listings::tasks),
+    (
+        "GET",
+        "/_synapse/admin/v1/statistics/database/rooms",
+        listings::largest_rooms,
+    ),
+    ("GET", "/_synapse/admin/v2/users", users::list_v2),
+    ("GET", "/_synapse/admin/v3/users", users::list_v3),
+    (
         "GET",
         "/_synapse/admin/v1/rooms/{room_id}/timestamp_to_event",
         lookups::timestamp_to_event,
@@ -215,7 +243,34 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
         "/_synapse/admin/v1/rooms/{room_id}/timestamp_to_event",
         RequestClass::Slow,
     ),
-    // Waits for whoever writes.
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/context/{event_id}",
+        RequestClass::Slow,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/rooms/{room_id}/hierarchy",
+        RequestClass::Slow,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/room/{room_id}/media",
+        RequestClass::Slow,
+    ),
+    (
+        "GET",
+        "/_synapse/admin/v1/statistics/database/rooms",
+        RequestClass::Slow,
+    ),
+    ("GET", "/_synapse/admin/v2/users", RequestClass::Slow),
+    ("GET", "/_synapse/admin/v3/users", RequestClass::Slow),
+    // Waits for whoever writes, or for the homeserver.
+    (
+        "DELETE",
+        "/_synapse/admin/v1/rooms/{room_id}/forward_extremities",
+        RequestClass::Slow,
+    ),
     (
         "PUT",
         "/_synapse/admin/v1/rooms/{room_id}/block",

@@ -14,7 +14,7 @@ use crate::plan_hash::PlanDigest;
 use crate::plural::count;
 use crate::store::db::{Access, Db};
 use crate::store::tx::Tx;
-use crate::store::{blocks, room_rows, rooms};
+use crate::store::{blocks, forward_extremities, room_rows, rooms};
 
 /// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
 pub(super) const SHUTDOWN_AND_PURGE_ROOM: &str = "shutdown_and_purge_room";
@@ -285,6 +285,33 @@ impl Keeper {
             .write_once("unblock the room", |db| blocks::remove(db, room))
     }
 
+    /// Leaves a room the newest of its forward extremities alone, and answers how many are none any more: no event goes, and
+    /// the next one that is written follows that. A homeserver that runs remembers all of them, and would follow those that
+    /// are gone (P-51): so it is asked to do it, or nothing is done.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] beside a homeserver that cannot be asked, or that refuses; [`Error::BadRequest`] where none is held.
+    pub fn drop_surplus_extremities(&self, room: &RoomId) -> Result<i64, Error> {
+        refuse_illegal(room)?;
+        if let Some(sign) = self.running_homeserver()? {
+            return match &self.shared.config.homeserver_api {
+                Some(api) => deletion::drop_surplus_extremities(api, room),
+                None => Err(Error::Refused(format!(
+                    "a homeserver is running ({sign}) and remembers the forward extremities: ask it at the same path, or say \
+                     in roomkeeper.homeserver.url and admin_token_path how to. Nothing was changed"
+                ))),
+            };
+        }
+        let doing = "drop forward extremities";
+        let dropped = self.shared.write_once_in(Some(room), doing, |tx| {
+            forward_extremities::drop_surplus(tx, room)
+        })?;
+        dropped.ok_or_else(|| {
+            let text = format!("No forward extremity event found for room {room}");
+            Error::bad("M_UNKNOWN", text)
+        })
+    }
+
     /// A homeserver that runs beside us would notice a block of ours only by and by: it is asked to do it, where the
     /// configuration says how.
     fn is_delegated(&self, room: &RoomId, block: bool) -> Result<bool, Error> {
@@ -371,6 +398,16 @@ impl Shared {
         doing: &'static str,
         work: impl FnMut(&Tx<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.write_once_in(None, doing, work)
+    }
+
+    /// The same to a room, which nobody else reads or writes meanwhile.
+    fn write_once_in<T>(
+        &self,
+        room: Option<&RoomId>,
+        doing: &'static str,
+        work: impl FnMut(&Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut db = Db::open(&self.config.database, &super::options(Access::Write))?;
         if self.config.homeserver == HomeserverPolicy::RequireStopped
             && let Some(sign) = self.running_homeserver(&db)?
@@ -379,7 +416,7 @@ impl Shared {
                 "a homeserver seems to have been started: {sign}. Stop it first; nothing was changed"
             )));
         }
-        job::write_once(&mut db, &self.locks, &self.writer, None, doing, work)
+        job::write_once(&mut db, &self.locks, &self.writer, room, doing, work)
     }
 }
 

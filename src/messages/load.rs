@@ -96,6 +96,11 @@ impl<'a> Loader<'a> {
         );
     }
 
+    /// Where it reads.
+    pub(crate) fn db(&self) -> &'a Db {
+        self.db
+    }
+
     /// The room.
     pub(crate) fn room(&self) -> &'a RoomId {
         self.room

@@ -6,10 +6,13 @@
 
 mod aggregate;
 mod client_event;
+mod context;
 mod event;
 mod filter;
+mod hierarchy;
 mod json;
 mod load;
+mod media;
 mod page;
 mod read_access;
 mod request;
@@ -17,9 +20,12 @@ mod single;
 mod token_range;
 mod visibility;
 
+pub use self::context::{Around, ContextRequest, EventContext, context};
 pub use self::filter::{BadFilter, Filter};
+pub use self::hierarchy::{Hierarchy, HierarchyRequest, MOST_ROOMS, hierarchy};
+pub use self::media::{MediaId, media_of};
 pub use self::page::page;
 pub use self::request::{
     DEFAULT_LIMIT, EventJson, Format, MAX_LIMIT, Page, PageRequest, Reader, Session,
 };
-pub use self::single::events;
+pub use self::single::{MOST_STATE, events};

@@ -13,7 +13,10 @@ use crate::store::db::Db;
 use crate::time::Millis;
 
 /// Most bytes of events that are answered at once: less than an answer may have.
-const MAX_WRITTEN: usize = 14 * 1024 * 1024;
+pub(super) const MAX_WRITTEN: usize = 14 * 1024 * 1024;
+
+/// Most events of a room's state that are answered at once.
+pub const MOST_STATE: usize = 20_000;
 
 /// Those of some events of a room that are held and may be shown, in the order asked for. `None` where they are too many for
 /// one answer.

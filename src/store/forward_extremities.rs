@@ -4,6 +4,7 @@
 use super::db::{Db, params};
 use super::expiry::has_expired;
 use super::history::{DepthRange, count_taken};
+use super::tx::Tx;
 use crate::error::Error;
 use crate::ids::RoomId;
 
@@ -105,6 +106,38 @@ pub fn deepest(db: &Db, room: &RoomId) -> Result<Option<i64>, Error> {
         |r| r.get(0),
     )?;
     Ok(depth.flatten())
+}
+
+/// Of the room's forward extremities that are held in the timeline, the newest by arrival. Binds `$1` room.
+const NEWEST: &str = "
+    SELECT f.event_id
+      FROM event_forward_extremities f
+     CROSS JOIN events e
+     WHERE f.room_id = $1
+       AND e.event_id = f.event_id
+       AND e.room_id = f.room_id
+       AND NOT e.outlier
+     ORDER BY e.stream_ordering DESC
+     LIMIT 1";
+
+/// Binds `$1` room, `$2` the event that stays one.
+const DROP_SURPLUS: &str =
+    "DELETE FROM event_forward_extremities WHERE room_id = $1 AND event_id <> $2";
+
+/// Leaves the room the newest of its forward extremities alone, as Synapse's admin API does: events stay, and the next one
+/// follows that. Answers how many are none any more; `None` where none is held, and so nothing was changed.
+pub fn drop_surplus(tx: &Tx<'_>, room: &RoomId) -> Result<Option<i64>, Error> {
+    let doing = "drop forward extremities";
+    let newest = tx.row(doing, NEWEST, params![room.as_str()], |r| {
+        r.get::<_, String>(0)
+    })?;
+    match newest {
+        Some(event) => {
+            let dropped = tx.execute(doing, DROP_SURPLUS, params![room.as_str(), event])?;
+            Ok(Some(dropped))
+        }
+        None => Ok(None),
+    }
 }
 
 /// P-50: whether forward extremities of the room were selected, and none that is held in the timeline is left beside

@@ -1,6 +1,7 @@
 //! What clients for admins look up beside rooms: accounts, profiles, a room's state and ends, an event by its time.
 
 use super::db::{Db, params};
+use super::value::Json;
 use crate::error::Error;
 use crate::ids::{EventId, RoomId, UserId};
 use crate::point::Direction;
@@ -190,4 +191,66 @@ pub fn room_of(db: &Db, event: &EventId) -> Result<Option<RoomId>, Error> {
         r.get::<_, String>(0)
     })?;
     Ok(room.map(RoomId::new))
+}
+
+/// Binds `$1` room. Along the index of events with an address, in the order of the timeline, then each by its id.
+const WITH_ADDRESS: &str = "
+    SELECT e.stream_ordering, j.json FROM events e
+     CROSS JOIN event_json j
+     WHERE e.room_id = $1 AND e.contains_url = true AND e.outlier = false AND j.event_id = e.event_id";
+
+/// Hands the events of the room's timeline that have an address, with their stream orderings, to `each` until it says that
+/// it has enough.
+pub fn events_with_address(
+    db: &Db,
+    room: &RoomId,
+    mut each: impl FnMut(i64, &str) -> bool,
+) -> Result<(), Error> {
+    let doing = "read the room's media";
+    db.query_while(doing, WITH_ADDRESS, params![room.as_str()], |r| {
+        Ok(each(r.get(0)?, &r.get::<_, Json>(1)?.0))
+    })
+}
+
+/// A task of the homeserver's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnTask {
+    /// Its id.
+    pub id: String,
+    /// What it does.
+    pub action: String,
+    /// `scheduled`, `active`, `complete`, `cancelled` or `failed`.
+    pub status: String,
+    /// When that was so, or is to begin.
+    pub timestamp_ms: i64,
+    /// To what: a room, often.
+    pub resource_id: Option<String>,
+    /// What came of it, as JSON.
+    pub result: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// Binds `$1` the most. Synapse keeps its tasks for a week.
+const OWN_TASKS: &str = "
+    SELECT id, action, status, timestamp, resource_id, result, error FROM scheduled_tasks
+     ORDER BY timestamp DESC, id LIMIT $1";
+
+/// The homeserver's own tasks, the newest first, at most so many; none where it is too old to keep any.
+pub fn own_tasks(db: &Db, most: i64) -> Result<Vec<OwnTask>, Error> {
+    if !db.catalog().has("scheduled_tasks") {
+        return Ok(Vec::new());
+    }
+    let doing = "read the homeserver's own tasks";
+    db.rows(doing, OWN_TASKS, params![most], |r| {
+        Ok(OwnTask {
+            id: r.get(0)?,
+            action: r.get(1)?,
+            status: r.get(2)?,
+            timestamp_ms: r.get(3)?,
+            resource_id: r.get(4)?,
+            result: r.get::<_, Option<Json>>(5)?.map(|json| json.0),
+            error: r.get(6)?,
+        })
+    })
 }

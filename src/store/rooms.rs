@@ -147,10 +147,12 @@ fn recount(db: &Db, room: &mut Room) -> Result<(), Error> {
     Ok(())
 }
 
-/// One room, if the homeserver knows it.
-pub fn details(db: &Db, id: &RoomId) -> Result<Option<Details>, Error> {
-    let doing = "read the room";
-    let found = db.row(doing, ROOM, params![id.as_str()], |row| {
+/// A room as it is counted, with its avatar and its topic.
+pub type Described = (Room, Option<String>, Option<String>);
+
+/// The same of one room, if the homeserver knows it.
+pub fn described(db: &Db, id: &RoomId) -> Result<Option<Described>, Error> {
+    let found = db.row("read the room", ROOM, params![id.as_str()], |row| {
         Ok((room(row)?, row.get(15)?, row.get(16)?))
     })?;
     let Some((mut room, avatar, topic)) = found else {
@@ -159,6 +161,15 @@ pub fn details(db: &Db, id: &RoomId) -> Result<Option<Details>, Error> {
     if uncounted(db)?.contains(id.as_str()) {
         recount(db, &mut room)?;
     }
+    Ok(Some((room, avatar, topic)))
+}
+
+/// One room, if the homeserver knows it.
+pub fn details(db: &Db, id: &RoomId) -> Result<Option<Details>, Error> {
+    let doing = "read the room";
+    let Some((room, avatar, topic)) = described(db, id)? else {
+        return Ok(None);
+    };
     const DEVICES: &str = "
         SELECT count(*) FROM devices
          WHERE NOT coalesce(hidden, FALSE) AND user_id IN (SELECT value FROM json_each($1))";

@@ -1,6 +1,6 @@
 //! The state of a room at its events: a group is looked up through the groups it is a change of.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::db::{Db, params};
 use super::pages::{json_list, json_numbers};
@@ -86,6 +86,18 @@ impl DeltaChains {
         groups.iter().filter_map(nearest).collect()
     }
 
+    /// A group and those that it builds upon, itself first.
+    fn lineage(&self, group: i64) -> Vec<i64> {
+        let (mut way, mut met) = (Vec::new(), BTreeSet::new());
+        let mut at = Some(group);
+        // A circle says nothing new the second time.
+        while let Some(group) = at.filter(|group| met.insert(*group)) {
+            way.push(group);
+            at = self.before.get(&group).copied();
+        }
+        way
+    }
+
     /// Groups that build upon none, and so hold a whole state.
     fn roots(&self) -> Vec<i64> {
         let is_root = |group: &&i64| !self.before.contains_key(group);
@@ -161,4 +173,56 @@ pub fn members_at(db: &Db, group: i64, users: &[&str]) -> Result<Vec<String>, Er
     })?;
     let event = |user: &&str| chains.resolve(said.get(*user)?, &[group]).remove(&group);
     Ok(users.iter().filter_map(event).collect())
+}
+
+/// One place of a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateEntry {
+    /// The event's type.
+    pub kind: String,
+    /// Its state key.
+    pub state_key: String,
+    /// Its id.
+    pub event_id: String,
+}
+
+/// The rows of some groups. Binds `$1` groups. Walks `state_groups_state_type_idx`.
+const ROWS: &str = "
+    SELECT s.state_group, s.type, s.state_key, s.event_id
+      FROM (SELECT CAST(value AS BIGINT) AS id FROM json_each($1)) asked
+     CROSS JOIN state_groups_state s
+     WHERE s.state_group = asked.id";
+
+/// The whole state of a group, in the order of types and keys; `None` where more than `most` rows say it.
+pub fn whole_state(db: &Db, group: i64, most: usize) -> Result<Option<Vec<StateEntry>>, Error> {
+    let lineage = chains(db, &[group])?.lineage(group);
+    let near: HashMap<i64, usize> = lineage.iter().copied().zip(0..).collect();
+    let mut said: BTreeMap<(String, String), (usize, String)> = BTreeMap::new();
+    let mut rows = 0;
+    let groups = json_numbers(&lineage);
+    db.query_while("read the state at an event", ROWS, params![groups], |r| {
+        rows += 1;
+        let rank = near.get(&r.get(0)?).copied().unwrap_or(usize::MAX);
+        let entry = said.entry((r.get(1)?, r.get(2)?));
+        let (nearest, event) = entry.or_insert((usize::MAX, String::new()));
+        if rank <= *nearest {
+            (*nearest, *event) = (rank, r.get(3)?);
+        }
+        Ok(rows <= most)
+    })?;
+    let entry = |((kind, state_key), (_, event_id))| StateEntry {
+        kind,
+        state_key,
+        event_id,
+    };
+    Ok((rows <= most).then(|| said.into_iter().map(entry).collect()))
+}
+
+/// Binds `$1` event. By its key.
+const GROUP_OF: &str = "SELECT state_group FROM event_to_state_groups WHERE event_id = $1";
+
+/// The group of the state after an event, where there is one.
+pub fn group_of(db: &Db, event: &str) -> Result<Option<i64>, Error> {
+    let doing = "read the state at an event";
+    db.row(doing, GROUP_OF, params![event], |r| r.get(0))
 }

@@ -13,6 +13,7 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
+import clients
 import server as server_module
 import windows
 from client import Client, quote
@@ -302,12 +303,18 @@ def judge(template, scratch, differences, quick=False) -> tuple[list[str], str]:
     try:
         with Server(python_of(release), home) as server:
             people, rooms = windows.build(server, template.manifest["accounts"])
+            spaces = clients.build(people)
             people.close()
             settle(server.database)
             with Daemon(home) as daemon:
                 comparison = Comparison(release, differences)
                 known = [room for room in template.manifest["rooms"] if not quick or room["shape"] in SAMPLED]
-                compare_all(comparison, (server.port, daemon.port), people, known, rooms, quick)
+                ports = (server.port, daemon.port)
+                compare_all(comparison, ports, people, known, rooms, quick)
+                admin = Reader(ports, people.accounts[ADMIN]["access_token"])
+                looked_into = [room["room_id"] for room in known] + [room.room_id for room in rooms]
+                clients.compare(comparison, admin, spaces, looked_into)
+                admin.close()
     finally:
         server_module.write_configuration = old
     return comparison.problems, f"{comparison.requests} requests, {comparison.events} events"
