@@ -33,6 +33,7 @@ pub mod plural;
 pub mod point;
 pub mod policy;
 pub mod purge;
+pub mod receipt;
 pub mod retention;
 pub mod room_version;
 pub mod rooms;

@@ -31,6 +31,7 @@ const LAYERS: &[&[&str]] = &[
         "plan_hash",
         "point",
         "policy",
+        "receipt",
         "locks",
         "event",
     ],
