@@ -128,6 +128,9 @@ pub enum Error {
         /// What it said.
         said: String,
     },
+    /// No such receipt.
+    #[error("there is no receipt of {}: give a job, a hold, or the number of a receipt", crate::ids::Escaped(.0))]
+    NoSuchReceipt(String),
     /// No such job.
     #[error("no job {0} is known")]
     NoSuchJob(JobId),
@@ -389,6 +392,7 @@ impl Error {
             | Self::NothingThatOld
             | Self::NoSuchHold(_)
             | Self::NoSuchJob(_)
+            | Self::NoSuchReceipt(_)
             | Self::NoSuchRoom(_) => (404, "M_NOT_FOUND", EXIT_FAILED),
             Self::WrongRoom
             | Self::RoomBusy { .. }
@@ -466,6 +470,7 @@ impl Error {
             Self::JobFailed { .. } => "job_failed",
             Self::Remote { .. } => "remote",
             Self::NoSuchJob(_) => "no_such_job",
+            Self::NoSuchReceipt(_) => "no_such_receipt",
             Self::NoSuchRoom(_) => "no_such_room",
             Self::PartialState(_) => "partial_state",
             Self::Denied { .. } => "denied",

@@ -232,12 +232,17 @@ impl Verified {
         self.receipts += 1;
         self.forgotten += u64::from(entry.line.is_none());
         tree.push(entry.leaf, whole);
+    }
+
+    /// Notes the root of all that was looked at.
+    pub fn set_root(&mut self, tree: &Frontier) {
         self.root = STANDARD.encode(tree.root());
     }
 }
 
 /// Reads a file of receipts line by line: a line each, an empty one, and a checkpoint of all of them. Memory does not grow
 /// with the file.
+#[derive(Default)]
 pub struct FileReader {
     tree: Frontier,
     found: Verified,
@@ -247,19 +252,6 @@ pub struct FileReader {
 
 /// Longest line of a file of receipts that is read, in bytes.
 pub const LONGEST_LINE: u64 = 16 << 20;
-
-impl Default for FileReader {
-    fn default() -> Self {
-        Self {
-            tree: Frontier::default(),
-            found: Verified {
-                root: STANDARD.encode(tree::empty()),
-                ..Verified::default()
-            },
-            note: None,
-        }
-    }
-}
 
 impl FileReader {
     /// A line more, with what ends it.
@@ -304,6 +296,7 @@ impl FileReader {
 
     /// What was found, with one of these keys.
     pub fn end(mut self, keys: &[PublicKey]) -> (Verified, Option<Checkpoint>) {
+        self.found.set_root(&self.tree);
         let Some(note) = self.note.take() else {
             self.found.fault("the file has no checkpoint".into());
             return (self.found, None);

@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, params};
+use serde_json::json;
 
 use super::ledger::Ledger;
 use crate::error::{Context, Error, StoreError};
 use crate::hold::{Hold, Release};
+use crate::receipt::Draft;
 use crate::sqlite_file;
 
 /// The largest file of holds that is read.
@@ -159,7 +161,9 @@ impl Ledger {
             return Ok(holds.clone());
         }
         let rows = rows_of(&self.conn.lock()).context("read the holds")?;
-        let lines = lines_of(&path).into_iter().map(|line| line.hold).collect();
+        let lines = lines_of(&path);
+        self.note_laid_beside(&rows, &lines);
+        let lines = lines.into_iter().map(|line| line.hold).collect();
         let holds = Arc::new(merged(rows, lines));
         *cached = Some((stamp, holds.clone()));
         Ok(holds)
@@ -251,13 +255,37 @@ impl Ledger {
     }
 
     fn put(&self, hold: &Hold) -> Result<(), Error> {
-        let said = said(hold)?;
         *self.holds.lock() = None;
-        self.conn
-            .lock()
-            .execute(PUT_HOLD, params![hold.name, said])
-            .context("note the hold in the ledger")
-            .map(drop)
+        self.put_with_receipt(hold)
+    }
+
+    fn put_with_receipt(&self, hold: &Hold) -> Result<(), Error> {
+        let said = said(hold)?;
+        let receipt = receipt_of(hold);
+        let run = || {
+            let mut conn = self.conn.lock();
+            let tx = conn.transaction()?;
+            tx.execute(PUT_HOLD, params![hold.name, said])?;
+            Self::append_receipt(&tx, &receipt)?;
+            tx.commit()
+        };
+        run().context("note the hold in the ledger")?;
+        self.checkpoint(receipt.at);
+        Ok(())
+    }
+
+    /// What was laid while we had the ledger, by somebody who found us so.
+    fn note_laid_beside(&self, rows: &[Hold], lines: &[Line]) {
+        for line in lines {
+            let is_known = rows.iter().any(|hold| hold.name == line.hold.name);
+            if is_known || line.hold.not_understood.is_some() {
+                continue;
+            }
+            if let Err(e) = self.put_with_receipt(&line.hold) {
+                // It holds all the same.
+                log::warn!("{}", crate::error::Chain(&e));
+            }
+        }
     }
 }
 
@@ -356,6 +384,18 @@ fn open_like(ledger: &Path, path: &Path, how: &mut fs::OpenOptions) -> std::io::
         let _ = fchown(&file, Some(ledger.uid()), Some(ledger.gid()));
     }
     Ok(file)
+}
+
+/// What its receipt says: all of it, in the words of whoever laid it.
+fn receipt_of(hold: &Hold) -> Draft {
+    let (what, at, who) = match &hold.released {
+        None => ("hold_add", hold.at_ms, &hold.by),
+        Some(release) => ("hold_release", release.at_ms, &release.by),
+    };
+    Draft::new(what, &hold.name, at)
+        .say("who", json!(who))
+        .say("subject", json!({ "hold": hold }))
+        .say("outcome", "complete")
 }
 
 fn said(hold: &Hold) -> Result<String, Error> {

@@ -13,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
 use super::holds::Cached;
+use super::receipts::{self, Signer};
 pub use super::record::{JobRecord, State, Subject};
 use super::schema::{self, Found};
 use crate::error::{Context, Error, StoreError};
@@ -32,6 +33,7 @@ pub struct Ledger {
     /// As the table has them; nobody else can change it.
     pending_cleanup: Mutex<BTreeSet<String>>,
     pub(super) holds: Mutex<Cached>,
+    pub(super) signer: Mutex<Signer>,
 }
 
 pub(super) const RECORD: &str = "
@@ -94,7 +96,21 @@ fn insert(conn: &Connection, job: &JobRecord) -> rusqlite::Result<usize> {
 
 const END: &str = "note a job's end in the ledger";
 
-fn note_end(conn: &Connection, id: &JobId, ended: Ended<'_>) -> rusqlite::Result<usize> {
+/// With its receipt: there is none without the other.
+fn note_end(
+    conn: &Connection,
+    id: &JobId,
+    ended: Ended<'_>,
+    is_part: bool,
+) -> rusqlite::Result<usize> {
+    let tx = conn.unchecked_transaction()?;
+    let noted = update_ended(&tx, id, ended)?;
+    receipts::note_end(&tx, id, ended, is_part)?;
+    tx.commit()?;
+    Ok(noted)
+}
+
+fn update_ended(conn: &Connection, id: &JobId, ended: Ended<'_>) -> rusqlite::Result<usize> {
     let state = if ended.error.is_some() {
         State::Failed
     } else {
@@ -189,9 +205,13 @@ impl Ledger {
             path: path.to_owned(),
             pending_cleanup: Mutex::new(pending_cleanup),
             holds: Mutex::default(),
+            signer: Mutex::default(),
         };
         if let Err(e) = ledger.reconcile_holds() {
             // Each of the two places holds by itself.
+            log::warn!("{}", crate::error::Chain(&e));
+        }
+        if let Err(e) = ledger.look_at_receipts() {
             log::warn!("{}", crate::error::Chain(&e));
         }
         Ok(ledger)
@@ -327,14 +347,16 @@ impl Ledger {
 
     /// Notes a job's end; the 24 hours start now (S-10).
     pub fn end(&self, id: &JobId, ended: Ended<'_>) -> Result<(), Error> {
-        let noted = note_end(&self.conn.lock(), id, ended);
-        noted.context(END).map(drop)
+        let noted = note_end(&self.conn.lock(), id, ended, false);
+        noted.context(END)?;
+        self.checkpoint(ended.at);
+        Ok(())
     }
 
     /// The same for a part of another job, whose own end is yet to come: nobody was told of it, and one whose end power
     /// that fails takes back is begun again and finds nothing to do.
     pub fn end_part(&self, id: &JobId, ended: Ended<'_>) -> Result<(), Error> {
-        let noted = self.with_relaxed_sync(|conn| note_end(conn, id, ended));
+        let noted = self.with_relaxed_sync(|conn| note_end(conn, id, ended, true));
         noted.context(END).map(drop)
     }
 

@@ -8,6 +8,7 @@ mod kept;
 pub mod ledger;
 pub mod pool;
 pub mod reading;
+pub mod receipts;
 mod record;
 pub mod register;
 pub mod removed;

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use crate::error::Error;
 
 /// The version that this roomkeeper writes.
-pub(super) const VERSION: i64 = 4;
+pub(super) const VERSION: i64 = 5;
 
 /// "rkeL": in the header of every ledger since version 2.
 const APPLICATION_ID: i64 = 0x726b_654c;
@@ -85,11 +85,24 @@ const TABLES: &[(&str, &str)] = &[
         // the ledger, so that it deletes nothing that is held.
         "CREATE TABLE IF NOT EXISTS hold (name TEXT PRIMARY KEY, said TEXT NOT NULL)",
     ),
+    (
+        "receipt",
+        // What was done, in the order in which it ended: the hash of a line, and the line unless it was forgotten. A
+        // roomkeeper that knows nothing of this refuses the ledger, so that nothing ends without one.
+        "CREATE TABLE IF NOT EXISTS receipt (seq INTEGER PRIMARY KEY, about TEXT, leaf BLOB NOT NULL, line TEXT)",
+    ),
+    (
+        "receipt_tree",
+        // The whole subtrees of the tree over these hashes.
+        "CREATE TABLE IF NOT EXISTS receipt_tree (
+            level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)) WITHOUT ROWID",
+    ),
 ];
 
 const INDEXES: &str = "
     CREATE INDEX IF NOT EXISTS job_ended ON job (ended_ms);
-    CREATE INDEX IF NOT EXISTS job_subject ON job (subject);";
+    CREATE INDEX IF NOT EXISTS job_subject ON job (subject);
+    CREATE INDEX IF NOT EXISTS receipt_about ON receipt (about);";
 
 /// Version 1 had fewer columns, and said in a CHECK which words a state can be. What a retention run is about stood there
 /// as a sentence.
@@ -305,6 +318,32 @@ mod tests {
             assert_eq!(version, Ok(VERSION));
             let refused = conn.query_row(FIRST_EDITION_REFUSES, [], |row| row.get(0));
             assert_eq!(refused, Ok(true), "the first edition leaves it alone");
+        }
+    }
+
+    /// What came with versions 3, 4 and 5: a ledger of the version before had none of it.
+    const CAME_LATER: [&[&str]; 3] = [&["room_of_set"], &["hold"], &["receipt", "receipt_tree"]];
+
+    #[test]
+    fn a_ledger_of_versions_2_to_4_gets_what_came_later_and_keeps_the_rest() {
+        for version in 2..=4 {
+            let dir = tempfile::tempdir().expect("directory");
+            let path = dir.path().join("l");
+            let ledger = Ledger::open(&path).expect("made");
+            ledger.add_candidates("!a:b", &[3]).expect("noted");
+            drop(ledger);
+            let drops: String = (CAME_LATER[version - 2..].concat().iter())
+                .map(|table| format!("DROP TABLE {table};"))
+                .collect();
+            made(
+                dir.path(),
+                &format!("{drops} PRAGMA user_version = {version}"),
+            );
+            let ledger = Ledger::open(&path).expect("brought up to date");
+            assert_eq!(ledger.candidates("!a:b").expect("read"), [3]);
+            assert_eq!(ledger.count_receipts().expect("read"), 0);
+            assert_eq!(ledger.holds().expect("read").len(), 0);
+            assert_eq!(ledger.count_room_set(&"A".into()).expect("read"), 0);
         }
     }
 
