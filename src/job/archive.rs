@@ -166,6 +166,15 @@ impl JobContext<'_> {
         }
     }
 
+    /// The same for programs, and for the job's receipt.
+    pub(crate) fn archive_report(&self) -> Option<serde_json::Value> {
+        let archive = self.archive.as_ref()?.lock();
+        let (path, bytes) = archive.size()?;
+        let file = path.file_name()?.to_string_lossy().into_owned();
+        let until = self.clock.now() + archive.settings.keep;
+        Some(serde_json::json!({"file": file, "bytes": bytes, "until_ms": until}))
+    }
+
     /// What a person should know of the archive at the end of a job.
     pub(crate) fn archive_note(&self) -> Option<String> {
         let archive = self.archive.as_ref()?.lock();

@@ -55,6 +55,9 @@ pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Erro
     let outcome = run_locked(ctx, request, &mut progress);
     ctx.live.set_interrupt(None);
     progress.notes.extend(ctx.archive_note());
+    if let Some(archive) = ctx.archive_report() {
+        progress.more.insert("archive".into(), archive);
+    }
     ctx.release_synapse_lock();
     ctx.publish(&progress);
     outcome.map(|()| progress)
