@@ -4,6 +4,7 @@
 //! [signed](note). It says counts and names, never what anybody wrote. Each has a number of its own that nobody can guess,
 //! so that the hash of one that is forgotten tells nothing of what it said. Pure.
 
+mod in_base64;
 pub mod note;
 pub mod tree;
 
@@ -109,23 +110,6 @@ pub struct Entry {
     /// What it says; nothing where it was forgotten.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub line: Option<String>,
-}
-
-mod in_base64 {
-    use super::{Engine, Hash, STANDARD};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(hash: &Hash, to: S) -> Result<S::Ok, S::Error> {
-        STANDARD.encode(hash).serialize(to)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Hash, D::Error> {
-        let text = String::deserialize(from)?;
-        let bytes = STANDARD.decode(text).ok();
-        bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| serde::de::Error::custom("a hash is 32 bytes in base64"))
-    }
 }
 
 /// In a file, what stands in the place of a receipt that was forgotten.
