@@ -14,9 +14,7 @@ const NEWEST_ARRIVALS: &str = "
 /// written, left out.
 pub fn newest(db: &Db, count: i64) -> Result<Vec<i64>, Error> {
     let doing = "look when the newest events arrived";
-    let mut stamps = db.rows(doing, NEWEST_ARRIVALS, params![count], |r| {
-        r.get::<_, Option<i64>>(0)
-    })?;
+    let mut stamps = db.rows(doing, NEWEST_ARRIVALS, params![count], |r| Ok(r.stamp(0)))?;
     stamps.reverse();
     let known = stamps.into_iter().flatten();
     Ok(known.filter(|stamp| *stamp >= FIRST_POSSIBLE.0).collect())

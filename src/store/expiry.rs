@@ -30,9 +30,18 @@ fn first_believed(ts: Millis) -> Millis {
     }
 }
 
+/// [`FIRST_POSSIBLE`], as a statement writes it: a macro cannot name a constant there. A test holds the two together.
+macro_rules! first_possible {
+    () => {
+        "1388534400000"
+    };
+}
+pub(super) use first_possible;
+
 /// R-50 as every statement asks it, of events whose columns are named with a prefix (a plus sign in it keeps SQLite from
 /// an index), by the numbers of an [`Expiry`]: its `near`, `live_end`, `live_before`, `ts`, `first_known` and
-/// `backfilled_after`, or the columns of those names in a table.
+/// `backfilled_after`, or the columns of those names in a table. A stamp that is no number (SQLite holds what was put in)
+/// is unknown: as a number it is 0.
 macro_rules! has_expired {
     ($e:literal of $table:literal) => {
         has_expired!(@ $e, ($table, ".near"), ($table, ".live_end"), ($table, ".live_before"), ($table, ".ts"),
@@ -45,13 +54,14 @@ macro_rules! has_expired {
      ($($known:literal),+), ($($backfilled:literal),+)) => {
         concat!(
             "(", $e, "stream_ordering > 0
-              AND ", $e, "stream_ordering < CASE WHEN ", $e, "received_ts >= ", $($near),+, " THEN ", $($end),+,
-                                               " ELSE ", $($before),+, " END
-              AND coalesce(", $e, "received_ts < ", $($ts),+, " AND ", $e, "stream_ordering >= ", $($known),+, ",
+              AND ", $e, "stream_ordering < CASE WHEN CAST(", $e, "received_ts AS BIGINT) >= ", $($near),+, "
+                                                 THEN ", $($end),+, " ELSE ", $($before),+, " END
+              AND coalesce(CAST(", $e, "received_ts AS BIGINT) < ", $($ts),+, " AND ", $e, "stream_ordering >= ", $($known),+, ",
                            ", $e, "stream_ordering >= ", $($known),+, ")
               OR ", $e, "stream_ordering < 0
                  AND (", $e, "origin_server_ts < ", $($ts),+, "
-                      OR (", $e, "received_ts < ", $($ts),+, " AND ", $e, "received_ts >= 1388534400000
+                      OR (CAST(", $e, "received_ts AS BIGINT) < ", $($ts),+, "
+                          AND CAST(", $e, "received_ts AS BIGINT) >= ", $crate::store::expiry::first_possible!(), "
                           AND ", $e, "stream_ordering > ", $($backfilled),+, ")))"
         )
     };
@@ -154,26 +164,26 @@ const OLDEST: &str = "SELECT min(stream_ordering) FROM events";
 /// was not set, of which few servers have some.
 const FIRST_KNOWN: &str = "
     SELECT stream_ordering FROM events
-     WHERE stream_ordering > 0 AND received_ts >= $1
+     WHERE stream_ordering > 0 AND CAST(received_ts AS BIGINT) >= $1
      ORDER BY stream_ordering LIMIT 1";
 
 /// The same of backfilled events.
 const FIRST_KNOWN_BACKFILLED: &str = "
     SELECT -stream_ordering FROM events
-     WHERE stream_ordering < 0 AND received_ts >= $1
+     WHERE stream_ordering < 0 AND CAST(received_ts AS BIGINT) >= $1
      ORDER BY stream_ordering DESC LIMIT 1";
 
 /// The nearest live event at or before a place whose stamp is possible. Binds `$1` the place, `$2` the first possible
 /// stamp, `$3` the last. Walks the rows between, which have none.
 const KNOWN_BEFORE: &str = "
     SELECT stream_ordering, received_ts FROM events
-     WHERE stream_ordering > 0 AND stream_ordering <= $1 AND received_ts BETWEEN $2 AND $3
+     WHERE stream_ordering > 0 AND stream_ordering <= $1 AND CAST(received_ts AS BIGINT) BETWEEN $2 AND $3
      ORDER BY stream_ordering DESC LIMIT 1";
 
 /// The same of backfilled events.
 const KNOWN_BEFORE_BACKFILLED: &str = "
     SELECT -stream_ordering, received_ts FROM events
-     WHERE stream_ordering < 0 AND stream_ordering >= -CAST($1 AS BIGINT) AND received_ts BETWEEN $2 AND $3
+     WHERE stream_ordering < 0 AND stream_ordering >= -CAST($1 AS BIGINT) AND CAST(received_ts AS BIGINT) BETWEEN $2 AND $3
      ORDER BY stream_ordering LIMIT 1";
 
 /// The live events at or before some places, with their stamps. Binds `$1` the places as a JSON array. R-24 (a), defect
@@ -339,7 +349,8 @@ impl<'a> Arrivals<'a> {
             Side::Backfilled => KNOWN_BEFORE_BACKFILLED,
         };
         let params = params![place, asked.first_believed.0, self.latest.0];
-        self.db.row(DOING, sql, params, |r| r.get(1))
+        let found = self.db.row(DOING, sql, params, |r| Ok(r.stamp(1)))?;
+        Ok(found.flatten())
     }
 
     /// The stamp of the last good row between one that is and a place where there is none any more.
@@ -371,7 +382,7 @@ impl<'a> Arrivals<'a> {
         };
         let asked = Value::from(places).to_string();
         let found = self.db.rows(DOING, sql, params![asked], |r| {
-            Ok((r.get::<_, Option<i64>>(0)?, r.get::<_, Option<i64>>(1)?))
+            Ok((r.get::<_, Option<i64>>(0)?, r.stamp(1)))
         })?;
         let mut rows: Vec<Arrival> = found
             .into_iter()
@@ -402,4 +413,14 @@ fn places_before(place: i64) -> Vec<i64> {
         .map(|distance| place - distance)
         .take_while(|at| *at > 0);
     std::iter::once(place).chain(before).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_possible_stamp_is_one_number() {
+        assert_eq!(first_possible!(), FIRST_POSSIBLE.0.to_string());
+    }
 }

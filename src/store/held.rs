@@ -24,7 +24,7 @@ const ADD_HELD: &str = "INSERT INTO rk_held (sender, since, until) VALUES ($1, $
 const FORGET_HELD: &str = "DELETE FROM rk_held";
 
 /// Takes what is held out of a selection. Which of the two clocks a time is meant by is not asked: what either says is held,
-/// and so is what nobody can tell.
+/// and so is what nobody can tell: on SQLite a text in place of a number is greater than any.
 const LEAVE_HELD: &str = "
     DELETE FROM rk_selected
      WHERE stream_ordering IN (
@@ -35,6 +35,8 @@ const LEAVE_HELD: &str = "
               AND EXISTS (SELECT 1 FROM rk_held h
                            WHERE coalesce(h.sender = e.sender, TRUE)
                              AND (e.received_ts IS NULL
+                                  OR e.received_ts > 9223372036854775807
+                                  OR e.origin_server_ts > 9223372036854775807
                                   OR e.received_ts BETWEEN h.since AND h.until
                                   OR e.origin_server_ts BETWEEN h.since AND h.until)))";
 
@@ -47,6 +49,8 @@ const LOWEST_HELD: &str = "
        AND e.topological_ordering < $2
        AND coalesce(e.sender = CAST($3 AS TEXT), TRUE)
        AND (e.received_ts IS NULL
+            OR e.received_ts > 9223372036854775807
+            OR e.origin_server_ts > 9223372036854775807
             OR e.received_ts BETWEEN $4 AND $5
             OR e.origin_server_ts BETWEEN $4 AND $5)
      ORDER BY e.topological_ordering, e.stream_ordering LIMIT 1";

@@ -146,7 +146,7 @@ pub fn forward_extremities(db: &Db, room: &RoomId) -> Result<Vec<ForwardExtremit
             event_id: r.get(0)?,
             state_group: r.get(1)?,
             depth: r.get(2)?,
-            received_ts: r.get(3)?,
+            received_ts: r.stamp(3),
         })
     })
 }
@@ -178,7 +178,7 @@ pub fn event_near(
     };
     let doing = "find an event by its time";
     db.row(doing, sql, params![room.as_str(), ts], |r| {
-        Ok((r.get(0)?, r.get(1)?))
+        Ok((r.get(0)?, r.stamp(1).unwrap_or(0)))
     })
 }
 

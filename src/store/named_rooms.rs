@@ -47,7 +47,7 @@ pub fn at(db: &Db, room: &RoomId, point: Point) -> Result<Option<Mark>, Error> {
         Ok(Mark {
             event_id: row.get(0)?,
             sender: row.get::<_, Option<String>>(1)?.unwrap_or_default(),
-            sent: Millis(row.get::<_, Option<i64>>(2)?.unwrap_or(0)),
+            sent: Millis(row.stamp(2).unwrap_or(0)),
         })
     })
 }

@@ -65,7 +65,7 @@ pub fn each_related<S: AsRef<str>>(
                 topological: r.get(5)?,
                 stream: r.get(6)?,
             },
-            origin_server_ts: r.get(7)?,
+            origin_server_ts: r.stamp(7),
         });
         Ok(())
     })

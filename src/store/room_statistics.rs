@@ -267,7 +267,7 @@ pub fn times(db: &Db, rooms: &[(&RoomId, i64)]) -> Result<BTreeMap<RoomId, Times
     let mut arrivals: BTreeMap<i64, Option<Millis>> = BTreeMap::new();
     db.for_each(DOING, ARRIVALS, params![streams], |row| {
         let stream: i64 = row.get(0)?;
-        let (received, sent): (Option<i64>, Option<i64>) = (row.get(1)?, row.get(2)?);
+        let (received, sent) = (row.stamp(1), row.stamp(2));
         let at = match (received, sent) {
             (Some(received), Some(sent)) if stream < 0 => Some(received.min(sent)),
             (received, sent) => received.or(sent),

@@ -31,6 +31,8 @@ const NEWEST_SURVIVOR: &str = concat!(
             OR EXISTS (SELECT 1 FROM rk_held h
                         WHERE coalesce(h.sender = events.sender, TRUE)
                           AND (events.received_ts IS NULL
+                               OR events.received_ts > 9223372036854775807
+                               OR events.origin_server_ts > 9223372036854775807
                                OR events.received_ts BETWEEN h.since AND h.until
                                OR events.origin_server_ts BETWEEN h.since AND h.until)))
        AND NOT outlier
@@ -52,6 +54,8 @@ const NEWEST_BUMP: &str = concat!(
             OR EXISTS (SELECT 1 FROM rk_held h
                         WHERE coalesce(h.sender = events.sender, TRUE)
                           AND (events.received_ts IS NULL
+                               OR events.received_ts > 9223372036854775807
+                               OR events.origin_server_ts > 9223372036854775807
                                OR events.received_ts BETWEEN h.since AND h.until
                                OR events.origin_server_ts BETWEEN h.since AND h.until)))
        AND NOT outlier
@@ -80,6 +84,8 @@ const BUMP_SURVIVES: &str = concat!(
                 OR EXISTS (SELECT 1 FROM rk_held h
                             WHERE coalesce(h.sender = e.sender, TRUE)
                               AND (e.received_ts IS NULL
+                                   OR e.received_ts > 9223372036854775807
+                                   OR e.origin_server_ts > 9223372036854775807
                                    OR e.received_ts BETWEEN h.since AND h.until
                                    OR e.origin_server_ts BETWEEN h.since AND h.until))
                 OR s.event_id IS NOT NULL

@@ -209,6 +209,15 @@ pub(super) enum Of<'r> {
 }
 
 impl Row<'_> {
+    /// A time of a column. Where something else than a number stands there, nobody knows it: SQLite holds what was put in.
+    pub fn stamp(&self, at: usize) -> Option<i64> {
+        match self.value(at) {
+            Ok(Value::Int(stamp)) => Some(stamp),
+            Ok(Value::Real(stamp)) => Some(stamp as i64),
+            _ => None,
+        }
+    }
+
     /// A column as the type that is asked for.
     ///
     /// # Errors

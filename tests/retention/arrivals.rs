@@ -232,6 +232,44 @@ fn rows_without_a_stamp_count_as_received_with_the_nearest_that_has_one() {
 }
 
 #[test]
+fn a_stamp_that_is_no_number_is_unknown_and_ends_no_command() {
+    for what in ["'never'", "''", "x'00ff'", "0.5", "1e300", "NULL"] {
+        let site = stream(&daily(400), &[(Some(FIRST_TS), FIRST_TS)]);
+        let at = |days: i64| FIRST_TS + days * DAY;
+        site.run(&format!(
+            "UPDATE events SET received_ts = {what} WHERE event_id IN ('$live100', '$live300', '$live301', '$back0')
+                OR stream_ordering <= 4"
+        ));
+        site.run(&format!(
+            "UPDATE events SET origin_server_ts = {what} WHERE event_id IN ('$live102', '$back0')"
+        ));
+        let before = held(&site.tables());
+        for room in ROOMS {
+            purge(&site, room, PurgePoint::BeforeTs(Millis(at(200)))).expect("purges");
+        }
+        let after = held(&site.tables());
+        let gone: BTreeSet<&String> = before.difference(&after).collect();
+        // What is unknown goes with the nearest before it, and what nobody can date stays.
+        // One that lies in the future keeps its own event.
+        let is_future = what == "1e300";
+        assert_eq!(gone.contains(&"$live100".to_owned()), !is_future, "{what}");
+        assert!(gone.contains(&"$live102".to_owned()), "{what}");
+        for stays in ["$live300", "$live301", "$live200", "$back0"] {
+            // A number is what its sender claims, however small.
+            let is_claimed = stays == "$back0" && what == "0.5";
+            assert!(is_claimed || after.contains(stays), "{what}: {stays}");
+        }
+        let too_young = gone.iter().any(|id| {
+            let number = id.strip_prefix("$live").and_then(|n| n.parse::<i64>().ok());
+            number.is_some_and(|number| number >= 200)
+        });
+        assert!(!too_young, "{what}: {gone:?}");
+        let keeper = Keeper::open(config(&site)).expect("opens");
+        keeper.stop();
+    }
+}
+
+#[test]
 fn stamps_in_the_future_keep_their_own_events_and_no_others() {
     let mut live = daily(200);
     for stamp in live.iter_mut().skip(60).take(41) {
