@@ -350,6 +350,10 @@ const WRITES_NO_ROWS: &[(&str, &[&str])] = &[
             "note_one_of_rooms",
         ],
     ),
+    (
+        "store/search/lookup.rs",
+        &["note", "note_room", "note_rooms"],
+    ),
     ("store/temp_tables.rs", &["begin", "end"]),
     // Asks the index whether it is whole, by a statement that looks like one that writes.
     ("store/search.rs", &["verify"]),

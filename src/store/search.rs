@@ -1,7 +1,10 @@
 //! The full-text index (V-0d): `event_search` is FTS4 on SQLite and has no index on event ids.
 //!
 //! A delete by event id would read the whole index once a batch, which makes a long purge quadratic. So the
-//! content table is walked once a job, and what it says of the room is kept in a temporary table.
+//! content table is walked once a job, and what it says of the room is kept in a temporary table. Where few documents are
+//! wanted, the index itself says which they are (see `lookup`).
+
+mod lookup;
 
 use super::db::{Db, params};
 use super::event_rows;
@@ -83,9 +86,16 @@ const DELETE_CONTENT: &str = "
               AND c.docid = m.docid
               AND c.c0event_id = s.event_id)";
 
-/// Taking a document out of the index costs about as much as putting one in; a rebuild puts in what remains.
-/// So with fewer documents left than go, rebuilding is the cheaper way, and it leaves no trace of what went.
-const REBUILD_BELOW: f64 = 1.0;
+/// Documents, up to `$1`: how many there are beyond is not worth reading all of them.
+const COUNT_UP_TO: &str =
+    "SELECT count(*) FROM (SELECT 1 FROM event_search_docsize LIMIT $1) AS some";
+
+/// Whether fewer documents are left than the `going` ones. Taking a document out of the index costs about as much as putting
+/// one in; a rebuild puts in what remains. So it is the cheaper way then, and it leaves no trace of what went.
+fn is_most(db: &Db, doing: &'static str, going: i64) -> Result<bool, Error> {
+    let twice = going.saturating_mul(2);
+    Ok(db.count(doing, COUNT_UP_TO, params![twice])? < twice)
+}
 
 /// Documents that go with this batch.
 const COUNT_GOING: &str = "
@@ -153,6 +163,10 @@ impl Documents {
         if newest <= seen {
             return Ok(());
         }
+        if seen == i64::MIN && lookup::note(db, one.filter(|_| !self.of_many), newest)? {
+            db.execute(doing, SET_SEEN, params![newest])?;
+            return Ok(());
+        }
         match one {
             Some((room, below)) if !self.of_many => {
                 db.execute(doing, NOTE_DOCUMENTS, params![seen, room.as_str(), below])?;
@@ -173,10 +187,7 @@ impl Documents {
         if going == 0 {
             return Ok(0);
         }
-        let rebuild = may_rebuild && {
-            let left = db.count(doing, "SELECT count(*) FROM event_search_docsize", &[])? - going;
-            (left as f64) < going as f64 * REBUILD_BELOW
-        };
+        let rebuild = may_rebuild && is_most(db, doing, going)?;
         let removed = if rebuild {
             let removed = db.execute(doing, DELETE_CONTENT, &[])?;
             self::rebuild(db)?;
@@ -212,8 +223,10 @@ pub fn note_room(db: &Db, room: &RoomId) -> Result<(), Error> {
     let doing = "read the full-text index";
     if is_present(db) {
         db.batch("make the temporary tables", TEMPORARY_TABLE)?;
-        db.execute(doing, NOTE_ROOM, params![i64::MIN, room.as_str()])?;
         let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+        if !lookup::note_room(db, room, newest)? {
+            db.execute(doing, NOTE_ROOM, params![i64::MIN, room.as_str()])?;
+        }
         db.execute(doing, SET_SEEN, params![newest])?;
     }
     Ok(())
@@ -232,7 +245,7 @@ const ADD_ROOM: &str = "INSERT OR IGNORE INTO rk_search_rooms (room_id) VALUES (
 
 /// Walks the content table once.
 const NOTE_ROOMS: &str = "
-    INSERT INTO rk_search_of_rooms (room_id, docid)
+    INSERT OR IGNORE INTO rk_search_of_rooms (room_id, docid)
     SELECT c.c1room_id, c.docid
       FROM event_search_content c
      CROSS JOIN rk_search_rooms r
@@ -251,7 +264,7 @@ const NOTE_ONE_OF_ROOMS: &str = "
 
 const ROOMS_SEEN: &str = "SELECT docid FROM rk_search_rooms_seen";
 
-/// Notes the documents of many rooms that are to go, one after the other, in one walk; outside a write transaction.
+/// Notes the documents of many rooms that are to go, one after the other, in one walk at most; outside a write transaction.
 pub fn note_rooms<'a>(db: &Db, rooms: impl Iterator<Item = &'a RoomId>) -> Result<(), Error> {
     let doing = "read the full-text index";
     if !is_present(db) {
@@ -259,11 +272,14 @@ pub fn note_rooms<'a>(db: &Db, rooms: impl Iterator<Item = &'a RoomId>) -> Resul
     }
     db.batch("make the temporary tables", TEMPORARY_TABLE)?;
     db.batch("make the temporary tables", TEMPORARY_ROOMS)?;
-    for room in rooms {
+    let rooms: Vec<&RoomId> = rooms.collect();
+    for room in &rooms {
         db.execute(doing, ADD_ROOM, params![room.as_str()])?;
     }
-    db.execute(doing, NOTE_ROOMS, &[])?;
     let newest = db.count(doing, NEWEST_DOCUMENT, &[])?;
+    if !lookup::note_rooms(db, &rooms, newest)? {
+        db.execute(doing, NOTE_ROOMS, &[])?;
+    }
     db.execute(doing, ADD_ROOMS_SEEN, params![newest])?;
     Ok(())
 }
@@ -301,10 +317,7 @@ pub fn remove_room(
         return Ok((0, false));
     }
     let last = db.count(doing, LAST_OF_NEXT, params![most])?;
-    let rebuild = may_rebuild && noted <= most && {
-        let left = db.count(doing, "SELECT count(*) FROM event_search_docsize", &[])? - noted;
-        (left as f64) < noted as f64 * REBUILD_BELOW
-    };
+    let rebuild = may_rebuild && noted <= most && is_most(db, doing, noted)?;
     let table = if rebuild {
         "event_search_content"
     } else {
@@ -370,12 +383,23 @@ pub fn rebuild(db: &Tx<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Bytes of the index, without its content.
+/// Bytes of the index, without its content. A segment says in its entry how many its leaves take, after the number of its
+/// last block; a minus while it is being merged. Where one does not, all of them are looked at.
 pub fn index_bytes(db: &Db) -> Result<i64, Error> {
-    const SIZE: &str = "SELECT sum(length(block)) FROM event_search_segments";
-    match is_present(db) {
-        true => db.count("measure the full-text index", SIZE, &[]),
-        false => Ok(0),
+    const SAID: &str = "
+        SELECT CASE WHEN min(start_block = 0 OR instr(end_block, ' ') > 0)
+                    THEN sum(length(root) + CASE WHEN start_block = 0 THEN 0
+                                                 ELSE abs(CAST(substr(end_block, instr(end_block, ' ') + 1) AS INTEGER)) END)
+               END
+          FROM event_search_segdir";
+    const SIZE: &str = "SELECT coalesce(sum(length(block)), 0) FROM event_search_segments";
+    let doing = "measure the full-text index";
+    if !is_present(db) {
+        return Ok(0);
+    }
+    match db.row(doing, SAID, &[], |row| row.get::<_, Option<i64>>(0))? {
+        Some(Some(bytes)) => Ok(bytes),
+        _ => db.count(doing, SIZE, &[]),
     }
 }
 
