@@ -12,6 +12,7 @@ mod logging;
 mod messages;
 mod output;
 mod remote;
+mod repair;
 mod retention;
 mod room_set;
 mod rooms;
@@ -160,6 +161,8 @@ enum Command {
     },
     /// Test the database against the invariants I-1 … I-19; exit code 1 when one is violated.
     Check,
+    /// Mend what `check` finds and what can be mended without guessing.
+    Repair(repair::Repair),
     /// Read the configuration and say what is wrong in it, every mistake with its file and line, and what would be used.
     CheckConfig,
     /// Print completions for a shell: bash, elvish, fish, powershell or zsh.
@@ -304,6 +307,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check => check(config(&cli.global)?, json),
+        Command::Repair(wanted) => {
+            repair::repair(config(&cli.global)?, wanted, cli.global.yes, json)
+        }
         Command::CheckConfig => check_config::check_config(&cli.global),
         Command::Completions { shell } => {
             let mut text = Vec::new();
@@ -522,9 +528,9 @@ fn signals() -> Result<std::sync::Arc<std::sync::atomic::AtomicBool>, Error> {
 
 fn check(config: Config, json: bool) -> Result<ExitCode, Error> {
     let mut bar = output::Checks::new(json);
-    let violations = Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?;
-    output::violations(json, &violations);
-    Ok(if violations.is_empty() {
+    let report = Viewer::open(config)?.check(|rule, meaning| bar.show(rule, meaning))?;
+    output::checked(json, &report);
+    Ok(if report.violations.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(EXIT_FAILED)

@@ -13,6 +13,7 @@ mod messages;
 mod notifier;
 mod ownership;
 mod put_back;
+pub mod repair;
 mod restore;
 pub mod retention;
 mod retention_room;
@@ -77,6 +78,7 @@ pub use self::holds::{add_hold, holds, release_hold};
 pub use self::measures::Measures;
 pub use self::notifier::is_part;
 pub use self::ownership::identity_of;
+pub use self::repair::{RepairPlan, RepairSummary};
 pub use self::restore::{Restoration, RestoreRequest, restore};
 pub use self::room_set::{SetAction, SetRequest, StartedSet};
 pub use self::room_set_plan::{
@@ -351,7 +353,7 @@ impl Keeper {
         }
         let shared = self.shared.clone();
         let pool = match work {
-            Work::StateSweep => self.threads.server_work.as_ref(),
+            Work::StateSweep | Work::Repair(_) => self.threads.server_work.as_ref(),
             _ => self.threads.pool.as_deref(),
         };
         let pool = pool.ok_or(Error::Stopping)?;
@@ -501,6 +503,9 @@ impl Shared {
         if matches!(work, Work::StateSweep) {
             return self.run_state_sweep(guard);
         }
+        if let Work::Repair(request) = work {
+            return self.run_repair(guard, request);
+        }
         let live = guard.live().clone();
         let is_stopping = || self.is_suspended(&live);
         if is_stopping() {
@@ -512,7 +517,7 @@ impl Shared {
                 self.finish_room_purge(&guard, room, purge, &is_stopping)
             }
             // Runs have a thread of their own.
-            Work::Retention(_) | Work::RoomSet(_) | Work::StateSweep => {
+            Work::Retention(_) | Work::RoomSet(_) | Work::StateSweep | Work::Repair(_) => {
                 Err(Error::Bug("a worker was given a job of many rooms".into()))
             }
             Work::RoomOfSet(part) => self

@@ -425,3 +425,37 @@ fn a_sweep_of_state_groups_is_planned_and_done_over_http_and_what_is_misspelt_do
     let groups = |tables: &support::tables::Tables| tables.rows("state_groups").len() as i64;
     assert_eq!(groups(&before) - groups(&daemon.site.tables()), freed);
 }
+
+#[test]
+fn a_repair_is_planned_and_done_over_http_and_what_is_misspelt_does_nothing() {
+    let daemon = Daemon::start(5);
+    let path = "/_roomkeeper/v1/repair";
+    for wrong in [
+        json!({"dry_rum": true}),
+        json!({"dry_run": "yes"}),
+        json!({"rules": "I-5"}),
+        json!({"rules": ["I-55"]}),
+        json!([]),
+    ] {
+        let (status, errcode, _) = daemon.refused("POST", path, Some(wrong.clone()));
+        assert_eq!(status, 400, "{wrong}: {errcode}");
+    }
+    daemon.site.run(
+        "INSERT INTO event_relations (event_id, relates_to_id, relation_type) VALUES ('$gone', '$x', 'm.y')",
+    );
+    let rules = json!({"rules": ["I-13"], "dry_run": true});
+    let plan = daemon.ask("POST", path, Some(rules));
+    assert_eq!(plan.status, 200, "{:?}", plan.body);
+    assert_eq!(plan.body["items"][0]["told"][0]["about"], "$gone");
+    let started = daemon.ask("POST", path, Some(json!({"rules": ["I-13"]})));
+    let id = started.body["job_id"].as_str().expect("an id").to_owned();
+    let job = daemon.keeper.wait(&id.as_str().into()).expect("mended");
+    assert_eq!(job.kind, "repair");
+    assert_eq!(job.progress["rows_removed"]["event_relations"], 1);
+    let again = daemon.ask(
+        "POST",
+        path,
+        Some(json!({"rules": ["I-13"], "dry_run": true})),
+    );
+    assert_eq!(again.body["items"], json!([]));
+}

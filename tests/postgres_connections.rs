@@ -56,7 +56,7 @@ fn the_limits_of_a_role_end_no_check_and_no_reclaim() {
     let begun = Instant::now();
     let holder = hold("event_json");
     let viewer = Viewer::open(config.clone()).expect("opens");
-    let found = viewer.check(|_, _| ()).expect("checked");
+    let found = viewer.check(|_, _| ()).expect("checked").violations;
     holder.join().expect("ended");
     assert!(found.is_empty(), "{found:?}");
     assert!(

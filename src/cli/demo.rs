@@ -100,7 +100,7 @@ pub(super) fn demo(as_json: bool) -> Result<ExitCode, Error> {
             "plan": plan, "job": job, "events_before": before, "events_after": after, "violations": violations,
         }));
     } else {
-        output::violations(false, &violations);
+        output::violations(&violations);
         output::say(
             "\nThe sample is deleted again. On your own server, begin with a copy: see the README.",
         );

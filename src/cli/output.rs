@@ -13,6 +13,7 @@ use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::ids::{Escaped, RoomId, UserId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
+use crate::keeper::repair::REPAIR;
 use crate::keeper::retention::{RETENTION, RetentionSummary};
 use crate::keeper::room_set::ROOM_SET;
 use crate::keeper::state_sweep::STATE_SWEEP;
@@ -20,7 +21,7 @@ use crate::keeper::{RoomSetSummary, StateSweepSummary};
 use crate::plan_hash::PlanHash;
 use crate::plural::{count, count_of};
 use crate::purge::{self, Plan};
-use crate::store::check::Violation;
+use crate::store::check::{CheckReport, Violation};
 use crate::store::event_rows::RowCounts;
 use crate::store::reclaim::Reclaimed;
 use crate::store::space::human;
@@ -297,6 +298,10 @@ pub(super) fn extent(job: &JobRecord, progress: &Progress) -> (i64, i64, &'stati
         let summary = sweep_summary(progress);
         return (summary.groups_done, summary.groups_planned, "state groups");
     }
+    if job.kind == REPAIR {
+        let summary = super::repair::summary(progress);
+        return (summary.rows_mended, summary.rows_found, "rows");
+    }
     (progress.events_done, progress.events_planned, "events")
 }
 
@@ -314,6 +319,9 @@ pub fn job_done(as_json: bool, job: &JobRecord, said: &[String]) {
         return;
     }
     let progress = progress_of(job);
+    if job.kind == REPAIR {
+        return super::repair::done(job, &progress);
+    }
     if let Some(told) = progress.more.get(SHUTDOWN_ROOM) {
         shutdown(&serde_json::from_value(told.clone()).unwrap_or_default());
     }
@@ -455,12 +463,37 @@ pub fn reclaimed(as_json: bool, database: &Database, reclaimed: Reclaimed) {
 }
 
 /// What `check` found.
-pub fn violations(as_json: bool, violations: &[Violation]) {
+pub fn checked(as_json: bool, report: &CheckReport) {
     if as_json {
-        json(&json!({"violations": violations}));
+        json(&serde_json::to_value(report).unwrap_or_default());
         return;
     }
-    for violation in violations {
+    violations(&report.violations);
+    for leftover in &report.leftovers {
+        say(&format!(
+            "{} left over, such as {}: {}",
+            count(leftover.rows, "row"),
+            Escaped(&leftover.example),
+            leftover.found.join(", ")
+        ));
+    }
+    if report.violations.is_empty() {
+        say("every invariant holds");
+    }
+    note(&format!(
+        "looked at {} of {} in {:.1} s",
+        count(report.rows, "row"),
+        count(report.tables, "table"),
+        report.took_ms as f64 / 1000.0
+    ));
+    if !(report.violations.is_empty() && report.leftovers.is_empty()) {
+        note("`roomkeeper repair --dry-run` says what of it can be mended");
+    }
+}
+
+/// Rules that are broken.
+pub fn violations(all: &[Violation]) {
+    for violation in all {
         if !violation.found.is_empty() {
             say(&format!(
                 "the file is damaged (rule {}). Stop the homeserver, make a copy of the file and of its -wal, and restore a \
@@ -476,12 +509,9 @@ pub fn violations(as_json: bool, violations: &[Violation]) {
             "{} is violated by {}, such as {}: {}",
             violation.rule,
             count(violation.rows, "row"),
-            violation.example,
+            Escaped(&violation.example),
             violation.meaning
         ));
-    }
-    if violations.is_empty() {
-        say("every invariant holds");
     }
 }
 

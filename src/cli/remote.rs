@@ -19,6 +19,7 @@ use crate::error::{Error, HELD, PLAN_DRIFTED};
 use crate::hold::Hold;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, State};
+use crate::keeper::repair::RepairRequest;
 use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, SetAction, SetRequest, Viewer};
 use crate::plan_hash::PlanHash;
 use crate::point::PurgePoint;
@@ -250,6 +251,20 @@ pub(super) fn sweep_state(config: &Config, as_json: bool) -> Result<ExitCode, Er
     let started = answer(client.post("/_roomkeeper/v1/state/sweep", &json!({})))?;
     let id = started.get("job_id").and_then(Value::as_str);
     follow(&client, id.unwrap_or_default(), as_json)
+}
+
+/// Has the daemon mend what a check finds, and waits for it.
+pub(super) fn repair(
+    config: &Config,
+    request: &RepairRequest,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let client = daemon(config)?;
+    let body = json!({ "rules": request.rules });
+    let started = answer(client.post("/_roomkeeper/v1/repair", &body))?;
+    let id = started.get("job_id").and_then(Value::as_str);
+    let job = attend(&client, id.unwrap_or_default(), as_json)?;
+    Ok(super::repair::ended(&job, as_json))
 }
 
 /// A daemon on this database that can be asked.

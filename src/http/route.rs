@@ -182,6 +182,7 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("GET", "/_roomkeeper/v1/rooms", room_report::list),
     ("POST", "/_roomkeeper/v1/sets", room_sets::start),
     ("POST", "/_roomkeeper/v1/state/sweep", state::sweep),
+    ("POST", "/_roomkeeper/v1/repair", state::repair),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -281,6 +282,7 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
     ("POST", "/_roomkeeper/v1/sets", RequestClass::Slow),
     // Reads all tables of state groups where it only plans.
     ("POST", "/_roomkeeper/v1/state/sweep", RequestClass::Slow),
+    ("POST", "/_roomkeeper/v1/repair", RequestClass::Slow),
 ];
 
 /// The class of a request.

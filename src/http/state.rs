@@ -1,13 +1,14 @@
-//! `POST /_roomkeeper/v1/state/sweep`: lets every state group of the server go that no event has, or with
-//! `{"dry_run": true}` says which those are.
+//! What is about the whole server: `POST /_roomkeeper/v1/state/sweep` lets every state group go that no event has,
+//! `POST /_roomkeeper/v1/repair` mends what a check finds; with `{"dry_run": true}` they say what they would do.
 //!
-//! Our own endpoint. The answer is `{"job_id": …}`, a job that is asked after like every other, or the plan.
+//! Our own endpoints. The answer is `{"job_id": …}`, a job that is asked after like every other, or the plan.
 
 use serde_json::{Value, json};
 
 use super::handlers::Response;
 use super::json::{self, ApiError, Body};
 use super::{Api, Context};
+use crate::keeper::repair::RepairRequest;
 
 /// Starts a sweep, or plans it.
 pub fn sweep(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
@@ -26,5 +27,34 @@ pub fn sweep(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     }
     let id = api.keeper_for(ctx, &who).sweep_state()?;
     log::info!("state sweep {id}: {who} asks for it");
+    Ok(json::json(200, &json!({ "job_id": id })))
+}
+
+/// Mends what a check finds, all of it or by `rules`; or plans it.
+pub fn repair(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
+    let who = api.admin(ctx)?;
+    let body = json::object(&ctx.request.body, Body::Optional)?;
+    let known = ["dry_run", "rules"];
+    if let Some(key) = body.keys().find(|key| !known.contains(&key.as_str())) {
+        return Err(ApiError::bad_json(format!(
+            "unknown member {key:?}; there are dry_run and rules"
+        )));
+    }
+    let is_dry_run = match body.get("dry_run") {
+        None | Some(Value::Bool(false)) => false,
+        Some(Value::Bool(true)) => true,
+        Some(_) => return Err(ApiError::bad_json("dry_run must be true or false")),
+    };
+    let rules = match body.get("rules") {
+        None => Vec::new(),
+        Some(rules) => serde_json::from_value::<Vec<String>>(rules.clone())
+            .map_err(|_| ApiError::bad_json("rules must be a list like [\"I-5\"]"))?,
+    };
+    let request = RepairRequest::of(&rules).map_err(ApiError::bad_json)?;
+    if is_dry_run {
+        return Ok(json::json(200, &api.keeper.plan_repair(&request)?));
+    }
+    let id = api.keeper_for(ctx, &who).repair(&request)?;
+    log::info!("repair {id}: {who} asks for it");
     Ok(json::json(200, &json!({ "job_id": id })))
 }

@@ -24,7 +24,7 @@ use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan, Request};
 use crate::retention;
 use crate::sqlite_file;
-use crate::store::check::{self, Violation};
+use crate::store::check::{self, CheckReport, Violation};
 use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver::HomeserverDetector;
@@ -186,7 +186,7 @@ impl Viewer {
     }
 
     /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.
-    pub fn check(&self, each: impl FnMut(&str, &str)) -> Result<Vec<Violation>, Error> {
+    pub fn check(&self, each: impl FnMut(&str, &str)) -> Result<CheckReport, Error> {
         check::check(&self.db, self.config.clock.now(), each)
     }
 
@@ -196,12 +196,12 @@ impl Viewer {
     }
 }
 
-/// Tests a database as [`Viewer::check`] does, whether or not anybody uses it.
+/// Tests a database as [`Viewer::check`] does, whether or not anybody uses it: the rules that it breaks.
 pub fn check_offline(
     config: &Config,
     each: impl FnMut(&str, &str),
 ) -> Result<Vec<Violation>, Error> {
-    Viewer::open(config.clone())?.check(each)
+    Ok(Viewer::open(config.clone())?.check(each)?.violations)
 }
 
 /// Every job on record, oldest first, as the ledger has it; the database is not looked at, and nothing is made. `None` while

@@ -1,7 +1,7 @@
 //! What a job is to do: its kind and parameters in the ledger, as values.
 
-use super::state_sweep;
 use super::{PURGE_HISTORY, deletion, retention, retention_room, room_set, room_set_part};
+use super::{repair, state_sweep};
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, Subject};
 use crate::purge::Request;
@@ -15,6 +15,7 @@ pub(super) enum Work {
     RoomSet(room_set::RoomSet),
     RoomOfSet(Box<room_set_part::RoomOfSet>),
     StateSweep,
+    Repair(repair::RepairRequest),
 }
 
 impl Work {
@@ -42,6 +43,7 @@ impl Work {
                 part.map(|part| Self::RoomOfSet(Box::new(part)))
             }
             state_sweep::STATE_SWEEP => Some(Self::StateSweep),
+            repair::REPAIR => serde_json::from_value(record.params).ok().map(Self::Repair),
             _ => deletion::Deletion::of_record(record).map(Self::DeleteRoom),
         }
     }

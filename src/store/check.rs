@@ -1,13 +1,15 @@
 //! The invariants I-1 … I-19 of a database (behaviour.md section 11.1). Reads only.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
+use std::time::Instant;
 
 use serde::Serialize;
 
 use super::catalog::Catalog;
 use super::db::{Db, Engine, Value};
 use super::tables::{self, Table};
-use super::{homeserver, search};
+use super::{homeserver, repair, search};
 use crate::error::{Chain, Error};
 use crate::time::Millis;
 
@@ -25,6 +27,22 @@ pub struct Violation {
     /// Of a damaged file: everything that is known of the damage.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub found: Vec<String>,
+}
+
+/// What a check found, and what it looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// Rules that are broken.
+    pub violations: Vec<Violation>,
+    /// Rows that nobody reads any more, which the homeserver itself or other programs have left. They break nothing, and
+    /// `repair` removes them.
+    pub leftovers: Vec<Violation>,
+    /// Tables that were read from end to end.
+    pub tables: i64,
+    /// Rows that these hold.
+    pub rows: i64,
+    /// How long it took, in milliseconds.
+    pub took_ms: i64,
 }
 
 /// A rule, as a query that must return no row; its first column names what breaks it.
@@ -373,16 +391,19 @@ const FOREIGN_KEYS: &str = "-- PostgreSQL
        AND NOT (pg_is_in_recovery() AND 'u' IN (c.relpersistence, p.relpersistence))
      ORDER BY k.conname";
 
-/// Tests the database against every rule that applies to it; empty when it breaks none. `each` hears of a rule
-/// before it is tested.
+/// Tables of a server that this role may read; on a standby those that have content there.
+const READABLE: &str = "-- PostgreSQL
+    SELECT c.relname FROM pg_class c
+     WHERE c.relkind IN ('r', 'p') AND pg_table_is_visible(c.oid) AND has_table_privilege(c.oid, 'SELECT')
+       AND NOT (pg_is_in_recovery() AND c.relpersistence = 'u')";
+
+/// Tests the database against every rule that applies to it, and reads every table of a homeserver's that it has. `each`
+/// hears of a rule before it is tested.
 ///
 /// # Errors
 /// Only when the database cannot be read.
-pub fn check(
-    db: &Db,
-    now: Millis,
-    mut each: impl FnMut(&str, &str),
-) -> Result<Vec<Violation>, Error> {
+pub fn check(db: &Db, now: Millis, mut each: impl FnMut(&str, &str)) -> Result<CheckReport, Error> {
+    let begun = Instant::now();
     let mut violations = Vec::new();
     // What could not be asked, because the file is damaged there.
     let mut unread = Vec::new();
@@ -420,6 +441,44 @@ pub fn check(
         each("I-18", "foreign keys hold");
         violations.extend(broken_keys(db)?);
     }
+    let readable: Option<HashSet<String>> = match db.engine() {
+        Engine::Sqlite => None,
+        Engine::Postgres => {
+            let names = db.rows("look which tables there are", READABLE, &[], |r| r.get(0))?;
+            Some(names.into_iter().collect())
+        }
+    };
+    let may_read = |table: &str| readable.as_ref().is_none_or(|names| names.contains(table));
+    let mut leftovers = Vec::new();
+    for mend in repair::all(db) {
+        if !mend.is_leftover || !may_read(mend.table) {
+            continue;
+        }
+        each(mend.rule, &mend.wrong);
+        let asked = mend.find(db).map(|found| {
+            if let Some(first) = found.first() {
+                let rows = i64::try_from(found.len()).unwrap_or(i64::MAX);
+                leftovers.push(violation(mend.rule, MAY_GO, rows, first.shown.clone()));
+                if let Some(told) = leftovers.last_mut() {
+                    told.found = vec![mend.wrong.clone()];
+                }
+            }
+        });
+        or_unread(&format!("{} ({})", mend.rule, mend.wrong), asked)?;
+    }
+    let (mut tables_read, mut rows_read) = (0, 0);
+    for table in tables::ALL {
+        if !db.catalog().has(table.name) || !may_read(table.name) {
+            continue;
+        }
+        each("I-18", &format!("the table {} can be read", table.name));
+        let sql = format!("SELECT count(*) FROM {}", table.name);
+        let asked = db.count("count the rows", &sql, &[]).map(|rows| {
+            tables_read += 1;
+            rows_read += rows;
+        });
+        or_unread(&format!("the table {}", table.name), asked)?;
+    }
     let leftover = homeserver::leftover_locks(db, now).map(|leftover| {
         if leftover > 0 {
             let (meaning, example) = (NO_LOCKS, homeserver::INSTANCE_NAME.to_owned());
@@ -439,8 +498,16 @@ pub fn check(
             violations.push(violation("I-18", INDEX_AGREES, 1, example));
         }
     }
-    Ok(violations)
+    Ok(CheckReport {
+        violations,
+        leftovers,
+        tables: tables_read,
+        rows: rows_read,
+        took_ms: i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX),
+    })
 }
+
+const MAY_GO: &str = "rows that nobody reads any more";
 
 const NO_LOCKS: &str = "no lock of ours is left when nothing runs";
 

@@ -42,6 +42,7 @@ mod redactions;
 mod referring;
 pub mod relations;
 pub mod removed;
+pub mod repair;
 pub mod restore;
 pub mod room_rows;
 pub mod room_statistics;

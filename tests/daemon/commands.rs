@@ -103,11 +103,8 @@ fn a_damaged_file_is_told_as_what_it_is_by_check_and_left_alone_by_reclaim() {
     let reclaim = home.run(&["reclaim"]);
     reclaim.assert_ended(3, "is damaged, and was before");
     assert!(!reclaim.err.contains("internal error"), "{}", reclaim.err);
-    assert_eq!(
-        home.run(&["check", "--json"]).json(),
-        found,
-        "nothing was lost"
-    );
+    let again = home.run(&["check", "--json"]).json();
+    assert_eq!(again["violations"], found["violations"], "nothing was lost");
     let after = std::fs::read(home.database()).expect("reads");
     assert_eq!(after.len(), bytes.len());
 }

@@ -15,4 +15,5 @@ mod mistakes;
 mod notify;
 #[path = "../sample/mod.rs"]
 mod sample;
+mod server_wide;
 mod service;
