@@ -182,7 +182,10 @@ fn assert_readable(directory: &Path, about: &str) {
         let said = text(&output);
         assert!(output.status.success(), "{about}, {words:?}: {said}");
         match words[0] {
-            "check" => assert_eq!(said, "every invariant holds\n", "{about}"),
+            "check" => assert!(
+                said.starts_with("every invariant holds\n"),
+                "{about}: {said}"
+            ),
             "jobs" => assert!(said.contains("\"complete\""), "{about}: {said}"),
             _ => assert!(
                 said.contains("!a:example.org") || !output.stdout.is_empty(),

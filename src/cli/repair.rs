@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::output::{self, count};
+use super::output;
 use super::{attend, remote, words};
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
@@ -13,6 +13,7 @@ use crate::job::Progress;
 use crate::jobs::ledger::JobRecord;
 use crate::keeper::repair::{RepairItem, RepairRequest, Unmended};
 use crate::keeper::{Keeper, RepairPlan, RepairSummary, Viewer};
+use crate::plural::count;
 
 #[derive(Args)]
 pub(super) struct Repair {
@@ -48,7 +49,7 @@ pub(super) fn repair(
 
 /// As for every job, and what could not be mended is a failure, too.
 pub(super) fn ended(job: &JobRecord, as_json: bool) -> ExitCode {
-    let code = super::ended(job, as_json);
+    let code = super::ended(job, &[], as_json);
     match summary(&output::progress_of(job)).unmended.is_empty() {
         true => code,
         false => ExitCode::from(EXIT_FAILED),
