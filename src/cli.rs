@@ -11,6 +11,7 @@ mod log_pipe;
 mod logging;
 mod messages;
 mod output;
+mod receipts;
 mod remote;
 mod repair;
 mod retention;
@@ -146,6 +147,8 @@ enum Command {
     Restore(archive::Restore),
     /// What was removed and can come back: the archives of jobs.
     Archives(archive::Archives),
+    /// What was done, and that nobody has changed what was said of it.
+    Receipts(receipts::Receipts),
     /// What the rooms' state takes, and what of it is of no use any more.
     #[command(subcommand)]
     State(state::State),
@@ -294,6 +297,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         }
         Command::Archives(wanted) => {
             archive::archives(&config(&cli.global)?, wanted, cli.global.yes, json)
+        }
+        Command::Receipts(wanted) => {
+            receipts::receipts(&config(&cli.global)?, wanted, cli.global.yes, json)
         }
         Command::Messages(wanted) => messages::messages(config(&cli.global)?, wanted, json),
         Command::Jobs(wanted) => jobs::jobs(config(&cli.global)?, wanted, json),

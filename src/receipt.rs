@@ -31,7 +31,7 @@ const MEMBERS: [&str; 16] = [
 ];
 
 /// What is to be said.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Draft {
     /// By which it is asked for: a job's id, a hold's name.
     pub reference: String,
@@ -40,7 +40,7 @@ pub struct Draft {
     /// What was done.
     pub what: String,
     /// All else.
-    pub said: BTreeMap<&'static str, Value>,
+    pub said: BTreeMap<String, Value>,
 }
 
 impl Draft {
@@ -56,8 +56,8 @@ impl Draft {
 
     /// And this.
     #[must_use]
-    pub fn say(mut self, member: &'static str, value: impl Into<Value>) -> Self {
-        self.said.insert(member, value.into());
+    pub fn say(mut self, member: &str, value: impl Into<Value>) -> Self {
+        self.said.insert(member.to_owned(), value.into());
         self
     }
 
@@ -71,7 +71,11 @@ impl Draft {
             .try_fill_bytes(&mut salt)
             .map_err(|e| format!("the system gives no random numbers: {e}"))?;
         let mut line: BTreeMap<&str, Value> = MEMBERS.map(|name| (name, Value::Null)).into();
-        line.extend(self.said.iter().map(|(name, value)| (*name, sorted(value))));
+        line.extend(
+            self.said
+                .iter()
+                .map(|(name, value)| (name.as_str(), sorted(value))),
+        );
         line.extend([
             ("v", json!(VERSION)),
             ("seq", json!(seq)),

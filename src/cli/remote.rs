@@ -24,6 +24,7 @@ use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, SetAction, SetReq
 use crate::plan_hash::PlanHash;
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
+use crate::receipt::{Entry, Proof, Verified};
 use crate::time::Millis;
 
 /// How often a running job is asked after.
@@ -405,4 +406,58 @@ pub(super) fn jobs(config: &Config, is_said: bool) -> Result<Vec<JobRecord>, Err
     let listed = answer(client.get("/_roomkeeper/v1/jobs"))?;
     serde_json::from_value(listed.get("jobs").cloned().unwrap_or_default())
         .map_err(|e| Error::Bug(format!("the daemon's answer is no list of jobs: {e}")))
+}
+
+/// The receipts of the daemon that has the ledger.
+pub(super) struct ReceiptsOfDaemon(Client);
+
+impl ReceiptsOfDaemon {
+    /// Its daemon, which is asked without a word: somebody may write what comes into a file.
+    pub(super) fn of(config: &Config) -> Result<Self, Error> {
+        Ok(Self(owner_of(config)?.0))
+    }
+
+    fn ask(&self, path: &str) -> Result<Value, Error> {
+        answer(self.0.get(&format!("/_roomkeeper/v1/receipts{path}")))
+    }
+
+    pub(super) fn page(&self, from: u64, most: usize) -> Result<Vec<Entry>, Error> {
+        let page = self.ask(&format!("?from={from}&limit={most}"))?;
+        understood(page.get("receipts"))
+    }
+
+    pub(super) fn of_reference(&self, reference: &str) -> Result<Vec<Entry>, Error> {
+        let found = self.ask(&format!("/{}", quoted(reference)))?;
+        understood(found.get("receipts"))
+    }
+
+    pub(super) fn prove(&self, reference: &str) -> Result<Vec<Proof>, Error> {
+        let found = self.ask(&format!("/{}/proof", quoted(reference)))?;
+        understood(found.get("proofs"))
+    }
+
+    pub(super) fn verify(&self) -> Result<Verified, Error> {
+        understood(Some(&self.ask("/verify")?))
+    }
+
+    /// A checkpoint of now, and of how many receipts it is.
+    pub(super) fn checkpoint(&self) -> Result<(String, u64), Error> {
+        let page = self.ask("?limit=0")?;
+        let note: String = understood(page.get("checkpoint"))?;
+        match crate::receipt::note::claimed(&note) {
+            Some((size, _)) => Ok((note, size)),
+            None => Err(Error::Bug("the daemon's answer is no checkpoint".into())),
+        }
+    }
+
+    pub(super) fn forget(&self, reference: &str, reason: &str) -> Result<Vec<u64>, Error> {
+        let path = format!("/_roomkeeper/v1/receipts/{}/forget", quoted(reference));
+        let forgotten = answer(self.0.post(&path, &json!({ "reason": reason })))?;
+        understood(forgotten.get("forgotten"))
+    }
+}
+
+fn understood<T: serde::de::DeserializeOwned>(said: Option<&Value>) -> Result<T, Error> {
+    serde_json::from_value(said.cloned().unwrap_or_default())
+        .map_err(|e| Error::Bug(format!("the daemon's answer is not understood: {e}")))
 }

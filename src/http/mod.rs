@@ -29,6 +29,7 @@ mod plan;
 mod private;
 mod purge_history;
 mod query;
+mod receipts;
 mod room_report;
 mod room_sets;
 mod rooms;

@@ -7,7 +7,8 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     Api, Context, block, context, delete_room, health, hierarchy, holds, jobs, listings, lookups,
-    messages, metrics, page, plan, purge_history, room_report, room_sets, rooms, state, users,
+    messages, metrics, page, plan, purge_history, receipts, room_report, room_sets, rooms, state,
+    users,
 };
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
@@ -196,6 +197,19 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
         "/_roomkeeper/v1/holds/{name}/release",
         holds::release,
     ),
+    ("GET", "/_roomkeeper/v1/receipts", receipts::list),
+    ("GET", "/_roomkeeper/v1/receipts/verify", receipts::verify),
+    ("GET", "/_roomkeeper/v1/receipts/{reference}", receipts::get),
+    (
+        "GET",
+        "/_roomkeeper/v1/receipts/{reference}/proof",
+        receipts::prove,
+    ),
+    (
+        "POST",
+        "/_roomkeeper/v1/receipts/{reference}/forget",
+        receipts::forget,
+    ),
     ("GET", "/_roomkeeper/v1/health", health::get),
     ("GET", "/metrics", metrics::get),
     ("GET", "/", page::get),
@@ -278,6 +292,8 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
         RequestClass::Slow,
     ),
     ("GET", "/_roomkeeper/v1/rooms", RequestClass::Slow),
+    // Reads every receipt there ever was.
+    ("GET", "/_roomkeeper/v1/receipts/verify", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/plan", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/sets", RequestClass::Slow),
     // Reads all tables of state groups where it only plans.

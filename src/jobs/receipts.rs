@@ -7,6 +7,8 @@
 //! next checkpoint covers it.
 
 mod files;
+mod inbox;
+mod offline;
 
 use std::path::Path;
 
@@ -15,6 +17,8 @@ use serde_json::{Map, Value, json};
 
 use self::files::{Notes, append, key, last_checkpoint, take_torn_away, told};
 pub use self::files::{checkpoints_of, public_keys, public_keys_of};
+pub use self::inbox::leave;
+pub use self::offline::ReceiptReader;
 use super::ledger::{Ended, Ledger, RECORD, record};
 use super::record::JobRecord;
 use crate::error::{Chain, Context, Error};
@@ -383,6 +387,7 @@ impl Ledger {
     /// Writes a checkpoint of the receipts, unless there are no more of them than at the last one. What hinders it is told
     /// in the log: the next one covers it.
     pub fn checkpoint(&self, at: Millis) {
+        self.take_what_was_left();
         if let Err(e) = self.write_checkpoint(at) {
             log::warn!("no checkpoint of the receipts was written: {}", Chain(&e));
         }
@@ -393,7 +398,7 @@ impl Ledger {
         let path = checkpoints_of(self.path());
         let before = match self.signer.lock().signed {
             Some(size) => size,
-            None => last_checkpoint(self.path(), &path)?.map_or(0, |last| last.size),
+            None => last_checkpoint(self.path(), &path)?.map_or(0, |(_, last)| last.size),
         };
         if checkpoint.size > before {
             let (note, _) = self.sign(checkpoint)?;
@@ -410,8 +415,9 @@ impl Ledger {
     /// At a start: a checkpoint for what ended without one, and a word where the ledger has fewer receipts than it had, or
     /// others.
     pub(super) fn look_at_receipts(&self) -> Result<(), Error> {
+        self.take_what_was_left();
         let path = checkpoints_of(self.path());
-        let last = last_checkpoint(self.path(), &path)?;
+        let last = last_checkpoint(self.path(), &path)?.map(|(_, last)| last);
         let now = self.tree_of(Millis(0))?;
         if let Some(last) = last {
             let is_before = last.size <= now.size && {

@@ -186,6 +186,7 @@ pub fn shred(config: &Config, job: &JobId) -> Result<ArchiveReport, Error> {
     };
     refuse_held(&viewer.db, &holds, job, &report)?;
     remove(&file)?;
+    super::receipts::note_shredded(config, &report);
     Ok(report)
 }
 
@@ -269,6 +270,8 @@ impl Shared {
             refused => refused?,
         }
         remove(file)?;
+        let receipt = super::receipts::of_shredding("its time was over", &report, true, now);
+        super::receipts::note(self.register.ledger(), &receipt);
         log::info!("the archive of {job} is taken away: its time is over");
         Ok(())
     }

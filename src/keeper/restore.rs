@@ -164,6 +164,7 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
             )
         ));
     }
+    super::receipts::note_restored(config, &ledger, &done);
     Ok(done)
 }
 

@@ -269,7 +269,11 @@ fn reclaim_what_is_whole(config: &Config, via: Option<&Path>) -> Result<Reclaime
     let _lock = WorkLock::take(&config.database, &config.ledger)?;
     refuse_anybody_else(config)?;
     let Some(file) = config.database.file() else {
-        return space::vacuum(&Db::open(&config.database, &OpenOptions::default())?);
+        let reclaimed = space::vacuum(&Db::open(&config.database, &OpenOptions::default())?)?;
+        if let Some(ledger) = &ledger {
+            super::receipts::note_reclaimed(config, ledger, reclaimed);
+        }
+        return Ok(reclaimed);
     };
     let mut options = ReclaimOptions {
         via,
@@ -291,6 +295,7 @@ fn reclaim_what_is_whole(config: &Config, via: Option<&Path>) -> Result<Reclaime
     if config.overwrite_deleted {
         ledger.clear_pending(overwrite::MERGE_INDEX)?;
     }
+    super::receipts::note_reclaimed(config, &ledger, reclaimed);
     Ok(reclaimed)
 }
 

@@ -13,6 +13,7 @@ mod home;
 mod jobs;
 mod mistakes;
 mod notify;
+mod receipts;
 #[path = "../sample/mod.rs"]
 mod sample;
 mod server_wide;

@@ -13,7 +13,7 @@ use crate::sqlite_file;
 /// How much of the end of a file of checkpoints can hold the last of them, in bytes.
 const LONGEST_NOTE: u64 = 4096;
 
-fn beside(ledger: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(ledger: &Path, suffix: &str) -> PathBuf {
     let mut name = ledger.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)
@@ -196,8 +196,11 @@ impl Iterator for Notes {
     }
 }
 
-/// The last checkpoint of a file that was signed by a key of ours.
-pub(super) fn last_checkpoint(ledger: &Path, path: &Path) -> Result<Option<Checkpoint>, Error> {
+/// The last checkpoint of a file that was signed by a key of ours, with its note.
+pub(super) fn last_checkpoint(
+    ledger: &Path,
+    path: &Path,
+) -> Result<Option<(String, Checkpoint)>, Error> {
     let read = || {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
@@ -215,7 +218,9 @@ pub(super) fn last_checkpoint(ledger: &Path, path: &Path) -> Result<Option<Check
     let parts: Vec<&str> = end.split("\n\n").collect();
     let notes = parts.windows(2).rev().filter_map(|pair| {
         let signature = pair[1].trim_end_matches('\n');
-        receipt::open(&format!("{}\n\n{signature}\n", pair[0]), &keys).ok()
+        let note = format!("{}\n\n{signature}\n", pair[0]);
+        let opened = receipt::open(&note, &keys).ok();
+        opened.map(|checkpoint| (note, checkpoint))
     });
     Ok(notes.into_iter().next())
 }

@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::files::key_of;
+use super::files::{beside, key_of};
 use super::*;
 use crate::hold::Hold;
 use crate::ids::RoomId;
@@ -235,4 +235,28 @@ fn holds_have_receipts_also_those_that_were_laid_beside() {
         assert_eq!(ledger.receipts_of("b").expect("there").len(), 1);
     }
     assert_eq!(faults(&ledger), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_left_by_others_is_taken_up_once() {
+    let (_dir, path, ledger) = opened();
+    let draft = Draft::new("shred_archive", "J", Millis(3)).say("who", "@admin:b");
+    leave(&path, draft.clone()).expect("left");
+    let left = beside(&path, ".receipts-left");
+    let text = fs::read_to_string(&left).expect("there");
+    end(&ledger, 4, &removed(1), false);
+    assert_eq!(ledger.receipts_of("J").expect("taken").len(), 1);
+    assert!(!left.exists());
+    // A process that ended before it took the file away; and a line that is torn.
+    fs::write(&left, format!("{text}{}", &text[..20])).expect("written");
+    drop(ledger);
+    let ledger = Ledger::open(&path).expect("opens");
+    end(&ledger, 5, &removed(1), false);
+    assert_eq!(ledger.receipts_of("J").expect("taken").len(), 1);
+    let found = ledger.verify_receipts().expect("read");
+    assert_eq!((found.receipts, found.faults.len()), (3, 0));
+    leave(&path, draft).expect("left");
+    drop(ledger);
+    let ledger = Ledger::open(&path).expect("opens");
+    assert_eq!(ledger.receipts_of("J").expect("taken").len(), 2);
 }
