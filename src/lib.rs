@@ -41,6 +41,34 @@ pub mod sqlite_file;
 pub mod store;
 pub mod time;
 
+/// What the README has no room for, by subject.
+pub mod guide {
+    /// The daemon: paths, logins, proxies, the ledger.
+    ///
+    #[doc = include_str!("guide/daemon.md")]
+    pub mod daemon {}
+    /// Deleting rooms, and what becomes of their people.
+    ///
+    #[doc = include_str!("guide/deletion.md")]
+    pub mod deletion {}
+    /// Looking into a room.
+    ///
+    #[doc = include_str!("guide/messages.md")]
+    pub mod messages {}
+    /// What is different on PostgreSQL.
+    ///
+    #[doc = include_str!("guide/postgresql.md")]
+    pub mod postgresql {}
+    /// How retention is read and carried out.
+    ///
+    #[doc = include_str!("guide/retention.md")]
+    pub mod retention {}
+    /// What is refused, what is overwritten, and what happens beside a running homeserver.
+    ///
+    #[doc = include_str!("guide/safety.md")]
+    pub mod safety {}
+}
+
 /// The rules that comments refer to by their numbers.
 #[doc = include_str!("rules.md")]
 pub mod rules {}

@@ -619,7 +619,16 @@ fn words_of(command: &str) -> Vec<String> {
 
 #[test]
 fn every_command_of_the_readme_is_understood() {
-    let readme = include_str!("../../README.md");
+    let pages = [
+        include_str!("../../README.md"),
+        include_str!("../../src/guide/daemon.md"),
+        include_str!("../../src/guide/deletion.md"),
+        include_str!("../../src/guide/messages.md"),
+        include_str!("../../src/guide/postgresql.md"),
+        include_str!("../../src/guide/retention.md"),
+        include_str!("../../src/guide/safety.md"),
+    ];
+    let readme = pages.join("\n");
     let mut short: Vec<String> = Vec::new();
     let mut in_shell = false;
     let mut understood = 0;
