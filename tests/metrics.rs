@@ -15,10 +15,13 @@ use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use roomkeeper::config::Secret;
 use roomkeeper::{PurgeOptions, PurgePoint, RoomId};
 use support::served::Served;
 
 const TOKEN: &str = "the-token-of-the-scraper";
+/// What reads what is measured, and nothing else.
+const SCRAPER: &str = "reads-and-nothing-else";
 const DASHBOARD: &str = include_str!("../etc/grafana-dashboard.json");
 const ALERTS: &str = include_str!("../etc/prometheus-alerts.yaml");
 
@@ -33,6 +36,7 @@ impl Daemon {
                 config.check_clock = false;
                 config.retention.enabled = true;
                 config.retention_jobs = true;
+                config.metrics_token = Some(Secret::new(SCRAPER));
             },
         ))
     }
@@ -68,6 +72,30 @@ impl Daemon {
             "{head}"
         );
         Scraped::of(&body)
+    }
+}
+
+#[test]
+fn a_token_of_its_own_reads_what_is_measured_and_nothing_else() {
+    let daemon = Daemon::start();
+    let (status, _, body) = daemon.over_tcp("/metrics", Some(SCRAPER));
+    assert_eq!(status, 200, "{body}");
+    for path in [
+        "/_roomkeeper/v1/jobs",
+        "/_roomkeeper/v1/rooms",
+        "/_synapse/admin/v1/rooms",
+        "/_synapse/admin/v1/rooms/!a:example.org/messages",
+        "/_matrix/client/v3/account/whoami",
+    ] {
+        let (status, _, body) = daemon.over_tcp(path, Some(SCRAPER));
+        assert_eq!(status, 403, "{path}: {body}");
+        assert!(
+            body.contains("reads /metrics and nothing else"),
+            "{path}: {body}"
+        );
+    }
+    for (token, expected) in [(Some("another"), 401), (None, 401)] {
+        assert_eq!(daemon.over_tcp("/metrics", token).0, expected, "{token:?}");
     }
 }
 

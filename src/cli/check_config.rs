@@ -94,6 +94,7 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
         ("listen", list(listen.collect())),
         ("trusted proxies", config.trusted_proxies.len().to_string()),
         ("admin token", yes(config.admin_token.is_some())),
+        ("metrics token", yes(config.metrics_token.is_some())),
         ("admin user", config.admin_user.to_string()),
         (
             "a running homeserver",

@@ -152,6 +152,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The static admin token, if there is one (U-14).
     pub admin_token: Option<Secret>,
+    /// The token that reads `/metrics` and nothing else, if there is one.
+    pub metrics_token: Option<Secret>,
     /// Who the holder of the static token is.
     pub admin_user: UserId,
     /// Whether the homeserver keeps its access tokens elsewhere, so that they are not looked for in the database (U-13).
@@ -217,6 +219,7 @@ impl Config {
             notify: None,
             log_format: LogFormat::default(),
             admin_token: None,
+            metrics_token: None,
             admin_user: UserId::new(format!("@roomkeeper:{server_name}")),
             delegated_auth: false,
             authentication_service: None,

@@ -28,6 +28,10 @@ const OUR_KEYS: &[(&str, &str)] = &[
         "a file that holds the static admin token",
     ),
     (
+        "metrics_token_path",
+        "a file that holds a token for /metrics alone",
+    ),
+    (
         "trusted_proxies",
         "a list of addresses and networks: \"127.0.0.1\", \"10.0.0.0/8\"",
     ),
@@ -83,6 +87,7 @@ const OF_THE_SERVER: &[&str] = &[
     "listen",
     "trusted_proxies",
     "admin_token_path",
+    "metrics_token_path",
     "ledger",
     "homeserver",
     "notify",
@@ -148,6 +153,10 @@ fn read_our_key(
         "admin_token_path" => {
             let path = directory.join(string("roomkeeper.admin_token_path", value)?);
             config.admin_token = Some(secret("roomkeeper.admin_token_path", &path)?);
+        }
+        "metrics_token_path" => {
+            let path = directory.join(string("roomkeeper.metrics_token_path", value)?);
+            config.metrics_token = Some(secret("roomkeeper.metrics_token_path", &path)?);
         }
         "admin_user" => {
             let user = UserId::new(string("roomkeeper.admin_user", value)?);

@@ -55,12 +55,15 @@ pub fn serve(keeper: Keeper) -> Result<HttpServer, Error> {
         ));
     }
     let static_token = config.admin_token.clone();
-    if let Some(token) = static_token.as_ref().map(Secret::reveal)
-        && (token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()))
-    {
-        return Err(Error::Config(
-            "the admin token must be one word of visible ASCII characters".into(),
-        ));
+    let metrics_token = config.metrics_token.clone();
+    for (what, token) in [("admin", &static_token), ("metrics", &metrics_token)] {
+        if let Some(token) = token.as_ref().map(Secret::reveal)
+            && (token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(Error::Config(format!(
+                "the {what} token must be one word of visible ASCII characters"
+            )));
+        }
     }
     let service = config.authentication_service.as_ref();
     let service = service.map(|service| Introspector::new(service, &config.server_name));
@@ -79,6 +82,7 @@ pub fn serve(keeper: Keeper) -> Result<HttpServer, Error> {
     let operator = config.admin_user.clone();
     let authenticator = Authenticator {
         static_token,
+        metrics_token,
         operator,
         is_delegated: config.delegated_auth,
         service,
@@ -226,6 +230,11 @@ impl Api {
             }
         }
         client.to_string()
+    }
+
+    /// Whether somebody may read what is measured.
+    pub fn scraper(&self, ctx: &Context) -> Result<(), ApiError> {
+        self.authenticator.scraper(&self.keeper, ctx)
     }
 
     /// Who asks, if they are a server admin. The first thing every endpoint for admins does (H-7).

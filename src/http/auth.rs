@@ -16,6 +16,8 @@ use crate::store::users::Requester;
 pub struct Authenticator {
     /// Our own secret, accepted as a server admin (U-14).
     pub static_token: Option<Secret>,
+    /// What reads `/metrics` and nothing else, if there is such a token.
+    pub metrics_token: Option<Secret>,
     /// Who the static token and the Unix socket speak for.
     pub operator: UserId,
     /// Tokens are not in the database but with an authentication service (U-13).
@@ -56,6 +58,17 @@ impl Authenticator {
         Ok(requester)
     }
 
+    /// Whether somebody may read what is measured: whoever has the token for that, and every admin.
+    ///
+    /// # Errors
+    /// As [`Authenticator::admin`].
+    pub fn scraper(&self, keeper: &Keeper, ctx: &Context) -> Result<(), ApiError> {
+        match token(&ctx.request.authorization, &ctx.query) {
+            Ok(token) if is(self.metrics_token.as_ref(), &token) => Ok(()),
+            _ => self.admin_requester(keeper, ctx).map(drop),
+        }
+    }
+
     /// Whoever asks, guests included.
     ///
     /// # Errors
@@ -68,10 +81,12 @@ impl Authenticator {
             Err(Missing::None) if ctx.request.origin == Origin::Unix => return Ok(self.operator()),
             Err(missing) => return Err(missing.into()),
         };
-        if let Some(own) = &self.static_token
-            && bool::from(own.reveal().as_bytes().ct_eq(token.as_bytes()))
-        {
+        if is(self.static_token.as_ref(), &token) {
             return Ok(self.operator());
+        }
+        if is(self.metrics_token.as_ref(), &token) {
+            let text = "This token reads /metrics and nothing else";
+            return Err(ApiError::new(403, "M_FORBIDDEN", text));
         }
         if let Some(service) = &self.service {
             return delegated(keeper, service.holder(&token)?);
@@ -96,6 +111,11 @@ impl Authenticator {
             token_id: None,
         }
     }
+}
+
+/// Whether a token is this secret; how long that takes says nothing about it.
+fn is(secret: Option<&Secret>, token: &str) -> bool {
+    secret.is_some_and(|secret| bool::from(secret.reveal().as_bytes().ct_eq(token.as_bytes())))
 }
 
 /// Whoever the service named, if the homeserver knows them: a device that was logged out is gone at once, and an account

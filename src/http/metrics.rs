@@ -1,5 +1,5 @@
 //! `GET /metrics`: what a Prometheus server scrapes. For server admins and whoever may open the socket, like all that tells
-//! of the server; it names no room and no user.
+//! of the server, and for the one token that reads nothing else; it names no room and no user.
 //!
 //! Every family is there from the first scrape on, with its description, so that an alert can be written before there is
 //! anything to tell.
@@ -26,7 +26,7 @@ const PREFIX: &str = "roomkeeper";
 
 /// Everything that is measured, now.
 pub fn get(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
-    api.admin(ctx)?;
+    api.scraper(ctx)?;
     let mut registry = Registry::with_prefix(PREFIX);
     registry.register_collector(Box::new(Scrape {
         measures: api.keeper.measures(),

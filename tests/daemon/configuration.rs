@@ -131,3 +131,137 @@ fn what_works_and_should_be_looked_at_is_said_once_and_leaves_the_answer_alone()
         .count();
     assert_eq!(said, 1, "{ran:?}");
 }
+
+/// A configuration as a distribution or a deployment renders it, what is said with `-c`, and what would be used of it.
+struct Rendered {
+    name: &'static str,
+    files: &'static [(&'static str, &'static str)],
+    used: &'static [(&'static str, &'static str)],
+}
+
+/// A rendered file, under its name there.
+macro_rules! rendered {
+    ($name:literal, [$($file:literal),+]) => {
+        &[$(($file, include_str!(concat!("../config/rendered/", $name, "/", $file)))),+]
+    };
+}
+
+const RENDERED: &[Rendered] = &[
+    Rendered {
+        name: "Debian",
+        files: rendered!(
+            "debian",
+            [
+                "homeserver.yaml",
+                "conf.d/server_name.yaml",
+                "conf.d/report_stats.yaml"
+            ]
+        ),
+        used: &[
+            ("server_name", "matrix.example.org"),
+            ("database", "/var/lib/matrix-synapse/homeserver.db"),
+            (
+                "it is looked for at",
+                "/var/run/matrix-synapse.pid, [::1]:8008, 127.0.0.1:8008",
+            ),
+            ("retention", "not enabled"),
+        ],
+    },
+    Rendered {
+        name: "YunoHost",
+        files: rendered!("yunohost", ["homeserver.yaml", "conf.d/server_name.yaml"]),
+        used: &[
+            ("server_name", "example.org"),
+            ("database", "postgres://localhost/synapse"),
+            ("retention", "not enabled"),
+        ],
+    },
+    Rendered {
+        name: "Docker",
+        files: rendered!("docker", ["homeserver.yaml"]),
+        used: &[
+            ("server_name", "example.org"),
+            ("database", "/data/homeserver.db"),
+        ],
+    },
+    Rendered {
+        name: "NixOS",
+        files: rendered!("nixos", ["homeserver.yaml"]),
+        used: &[
+            ("server_name", "example.org"),
+            ("access tokens", "looked up in the database"),
+            ("database", "postgres:///matrix-synapse"),
+            (
+                "it is looked for at",
+                "/run/matrix-synapse.pid, 127.0.0.1:8008, [::1]:8008",
+            ),
+        ],
+    },
+    Rendered {
+        name: "ESS",
+        files: rendered!("ess", ["homeserver.yaml"]),
+        used: &[
+            ("server_name", "example.org"),
+            (
+                "database",
+                "postgres://ess-postgres.ess.svc.cluster.local/synapse",
+            ),
+            (
+                "access tokens",
+                "the authentication service at http://ess-matrix-authentication-service.ess.svc.cluster.local.:8080 is asked",
+            ),
+        ],
+    },
+    Rendered {
+        name: "the ansible playbook",
+        files: rendered!("ansible", ["homeserver.yaml"]),
+        used: &[
+            ("server_name", "example.org"),
+            ("database", "postgres://matrix-postgres/synapse"),
+            ("retention", "enabled, 2 jobs"),
+            ("default max_lifetime", "365d"),
+            (
+                "it is looked for at",
+                "/homeserver.pid, [::1]:8048, [::1]:8008, 127.0.0.1:9100",
+            ),
+        ],
+    },
+];
+
+#[test]
+fn configurations_as_they_are_rendered_elsewhere_are_read_as_they_stand() {
+    for Rendered { name, files, used } in RENDERED {
+        let directory = tempfile::tempdir().expect("a directory");
+        let here = directory.path();
+        std::fs::create_dir(here.join("conf.d")).expect("made");
+        for (file, text) in *files {
+            let text = text.replace("@HERE@", &here.display().to_string());
+            std::fs::write(here.join(file), text).expect("written");
+        }
+        std::fs::write(here.join("mas_synapse_shared_secret"), "secret").expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
+        let command = command.args([
+            "check-config",
+            "--json",
+            "-c",
+            "homeserver.yaml",
+            "-c",
+            "conf.d",
+        ]);
+        let ran = command
+            .current_dir(here)
+            .env_clear()
+            .output()
+            .expect("runs");
+        let said: Value = serde_json::from_slice(&ran.stdout).expect("JSON");
+        assert_eq!(said["errors"], serde_json::json!([]), "{name}");
+        assert!(ran.status.success(), "{name}: {said}");
+        for (key, value) in *used {
+            assert_eq!(said["used"][key], *value, "{name}: {key}: {said:#}");
+        }
+        assert!(
+            !said.to_string().contains("password"),
+            "{name}: a secret is told: {said}"
+        );
+    }
+}
