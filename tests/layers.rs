@@ -330,6 +330,7 @@ const WRITES_NO_ROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // Temporary tables of a connection: what is selected, and what is kept out of it.
+    ("store/event_rows.rs", &["hold_selected"]),
     ("store/forward_extremities.rs", &["leave_out"]),
     ("store/held.rs", &["note", "leave_out"]),
     (

@@ -346,7 +346,7 @@ fn whoever_has_the_daemon_delete_a_room_hears_the_same_warnings_before() {
     done.assert_ended(0, "a daemon (process ");
     done.assert_ended(
         0,
-        "the table of_an_extension, which is not known, has 1 rows of this room",
+        "the table of_an_extension, which is not known, has 1 row of this room",
     );
     drop(daemon);
 }
