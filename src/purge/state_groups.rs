@@ -305,17 +305,14 @@ fn carry_out_steps(
         };
         let carried = ctx.transaction(progress, doing, Scope::Room, limits, |tx, effects| {
             let mut freed = Freed::default();
-            let mut done = 0;
-            for step in parsed {
-                let Step::Rebase { group, base } = *step else {
-                    break;
-                };
-                state_groups::rebase(tx, room, Rebase { group, base }, &mut freed)?;
-                done += 1;
-                if is_short {
-                    break;
-                }
-            }
+            let rebases = parsed.iter().map_while(|step| match *step {
+                Step::Rebase { group, base } => Some(Rebase { group, base }),
+                Step::Delete { .. } => None,
+            });
+            let most = if is_short { 1 } else { usize::MAX };
+            let rebases: Vec<Rebase> = rebases.take(most).collect();
+            state_groups::rebase_all(tx, room, &rebases, &mut freed)?;
+            let mut done = rebases.len();
             // Where room is short, the next transaction.
             if done == 0 || !is_short {
                 let to_delete = parsed[done..].iter().map_while(|step| match step {

@@ -440,7 +440,32 @@ pub(super) fn state_of(db: &Db, group: i64) -> Result<State, Error> {
 /// gone meanwhile, or whose number another room has now, is left alone; a base that is gone or will not do any more
 /// is done without.
 pub fn rebase(db: &Tx<'_>, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> Result<(), Error> {
+    rebase_all(db, room, &[rebase], freed)
+}
+
+/// The same for many, in order: most are deltas on the same base, or on each other, so the states are put together once.
+pub fn rebase_all(
+    db: &Tx<'_>,
+    room: &RoomId,
+    rebases: &[Rebase],
+    freed: &mut Freed,
+) -> Result<(), Error> {
     db.ensure_held(room)?;
+    let mut states = States::new(db);
+    for rebase in rebases {
+        rebase_one(db, room, *rebase, &mut states, freed)?;
+    }
+    Ok(())
+}
+
+/// `states` may be of former ones: the state of a group never changes.
+fn rebase_one(
+    db: &Tx<'_>,
+    room: &RoomId,
+    rebase: Rebase,
+    states: &mut States<'_>,
+    freed: &mut Freed,
+) -> Result<(), Error> {
     let doing = "store a state group anew";
     let is_ours = |group: i64| -> Result<bool, Error> {
         Ok(db.count(doing, OF_ROOM, params![group, room.as_str()])? == 1)
@@ -455,14 +480,13 @@ pub fn rebase(db: &Tx<'_>, room: &RoomId, rebase: Rebase, freed: &mut Freed) -> 
         );
         return Ok(());
     }
-    let mut states = States::new(db);
     let mut base = rebase.base;
     let mut entries: Option<Entries> = None;
     if let Some(group) = base
         && is_ours(group)?
     {
         let held = states.of(group)?;
-        states.keep(group, held.clone());
+        states.keep_only(group, held.clone());
         entries = delta(&*states.of(rebase.group)?, &held);
     }
     let entries = match entries {

@@ -95,6 +95,12 @@ impl<'a> States<'a> {
         self.kept.insert(group, state);
     }
 
+    /// The same, and lets go of all that were kept before.
+    pub(super) fn keep_only(&mut self, group: i64, state: Rc<Resolved>) {
+        self.kept.clear();
+        self.kept.insert(group, state);
+    }
+
     /// Lets go of everything.
     pub(super) fn forget(&mut self) {
         self.kept.clear();
@@ -168,8 +174,10 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
 
+    use super::super::{Freed, Rebase, rebase_one};
     use super::*;
-    use crate::store::db::OpenOptions;
+    use crate::ids::RoomId;
+    use crate::store::db::{OpenOptions, Row};
     use crate::store::schema;
 
     /// The state as it was read before: entry by entry, nearest first.
@@ -187,15 +195,8 @@ mod tests {
         state
     }
 
-    #[test]
-    fn states_are_those_of_the_slow_way_and_few_are_held() {
-        let seed = crate::support::work::seed();
-        println!("ROOMKEEPER_SEED={seed}");
-        let mut rng = StdRng::seed_from_u64(seed);
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("homeserver.db");
-        schema::create(&path).expect("makes");
-        let db = Db::open(&path, &OpenOptions::default()).expect("opens");
+    /// Two hundred groups, most of them deltas on one of the five before.
+    fn random_groups(db: &Db, rng: &mut StdRng) {
         db.batch("begin", "PRAGMA foreign_keys = OFF; BEGIN")
             .expect("begins");
         for group in 1..200_i64 {
@@ -225,6 +226,80 @@ mod tests {
             }
         }
         db.batch("commit", "COMMIT").expect("commits");
+    }
+
+    #[test]
+    fn groups_that_are_stored_anew_together_are_as_if_one_by_one() {
+        let first = crate::support::work::seed();
+        for seed in first..first + 5 {
+            println!("ROOMKEEPER_SEED={seed}");
+            let mut rng = StdRng::seed_from_u64(seed);
+            let dir = tempfile::tempdir().expect("directory");
+            let [path, copy] = ["homeserver.db", "copy.db"].map(|name| dir.path().join(name));
+            schema::create(&path).expect("makes");
+            let open = |path| Db::open(path, &OpenOptions::default()).expect("opens");
+            let db = open(path.as_path());
+            random_groups(&db, &mut rng);
+            let before: Vec<_> = (1..200).map(|group| slowly(&db, group)).collect();
+            drop(db);
+            std::fs::copy(&path, &copy).expect("copied");
+            // Several on the same base, on each other, on ones that will not do, and in full.
+            let (mut rebases, mut base) = (Vec::new(), None);
+            for group in 2..200_i64 {
+                if rng.random_bool(0.3) {
+                    base = rng.random_bool(0.8).then(|| rng.random_range(1..group));
+                }
+                if rng.random_bool(0.6) {
+                    let base = base.filter(|base| *base < group);
+                    rebases.push(Rebase { group, base });
+                }
+            }
+            let room = RoomId::from("!r");
+            let stored = |path, together: bool| {
+                let mut db = open(path);
+                let mut freed = Freed::default();
+                let done = db.of_test("store groups anew", |tx| {
+                    freed = Freed::default();
+                    let mut states = States::new(tx);
+                    for rebase in &rebases {
+                        if !together {
+                            states = States::new(tx);
+                        }
+                        rebase_one(tx, &room, *rebase, &mut states, &mut freed)?;
+                        assert!(states.held_states() <= 2);
+                    }
+                    Ok(())
+                });
+                done.map_err(|_| "given up").expect("stored");
+                let rows = |sql| {
+                    let read = |r: &Row<'_>| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?));
+                    db.rows("read", sql, &[], read).expect("read")
+                };
+                let entries = rows(
+                    "SELECT state_group, type || ' ' || state_key || ' ' || event_id FROM state_groups_state ORDER BY 1, 2",
+                );
+                let edges = rows(
+                    "SELECT state_group, CAST(prev_state_group AS TEXT) FROM state_group_edges ORDER BY 1, 2",
+                );
+                let states: Vec<_> = (1..200).map(|group| slowly(&db, group)).collect();
+                assert!(states == before, "seed {seed}: a state changed");
+                (entries, edges, freed)
+            };
+            let (together, apart) = (stored(path.as_path(), true), stored(copy.as_path(), false));
+            assert!(together == apart, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn states_are_those_of_the_slow_way_and_few_are_held() {
+        let seed = crate::support::work::seed();
+        println!("ROOMKEEPER_SEED={seed}");
+        let mut rng = StdRng::seed_from_u64(seed);
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("homeserver.db");
+        schema::create(&path).expect("makes");
+        let db = Db::open(&path, &OpenOptions::default()).expect("opens");
+        random_groups(&db, &mut rng);
         let mut states = States::new(&db);
         let kept = states.of(7).expect("resolved");
         states.keep(7, kept);
