@@ -11,7 +11,7 @@ use super::{Api, Context};
 use crate::ids::{EventId, RoomId};
 use crate::keeper::PurgeOptions;
 use crate::point::PurgePoint;
-use crate::time::Millis;
+use crate::time::{Millis, check_timestamp};
 
 /// Starts a purge and answers its id at once.
 pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
@@ -42,6 +42,9 @@ pub fn status(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     Ok(json::json(200, &body))
 }
 
+/// The year 5138: nobody means a later time.
+const LATEST_MS: i64 = 99_999_999_999_999;
+
 /// Where a purge goes up to: the event in the path before the one in the body, and an event before a time.
 pub(super) fn point(
     event_in_path: Option<&str>,
@@ -64,6 +67,15 @@ pub(super) fn point(
             "must specify purge_up_to_event_id or purge_up_to_ts",
         )),
         (Some(ts), _) => match ts.as_i64() {
+            // Microseconds: they would be the future, and everything would go (R-55). Ten digits are the past, and nothing.
+            Some(ts) if ts > 0 => match check_timestamp(ts) {
+                Err(why) if ts > LATEST_MS => Err(ApiError::new(
+                    400,
+                    "M_INVALID_PARAM",
+                    format!("purge_up_to_ts: {why}"),
+                )),
+                _ => Ok(PurgePoint::BeforeTs(Millis(ts))),
+            },
             Some(ts) => Ok(PurgePoint::BeforeTs(Millis(ts))),
             None => Err(ApiError::bad_json("purge_up_to_ts must be an int")),
         },
@@ -112,6 +124,26 @@ mod tests {
             ),
             time
         );
+    }
+
+    #[test]
+    fn microseconds_are_no_time_to_purge_up_to() {
+        let ask = |ts: i64| {
+            let body = object(&format!(r#"{{"purge_up_to_ts": {ts}}}"#));
+            point(None, &body)
+        };
+        for ts in [1_767_225_600_000_000, 100_000_000_000_000, i64::MAX] {
+            let failure = ask(ts).expect_err("refused");
+            assert_eq!((failure.status, failure.errcode), (400, "M_INVALID_PARAM"));
+            assert!(failure.error.contains("Microseconds?"), "{}", failure.error);
+        }
+        for ts in [1_767_225_600, 1_767_225_600_000, 99_999_999_999_999, -1, 0] {
+            assert_eq!(ask(ts), Ok(PurgePoint::BeforeTs(Millis(ts))), "{ts}");
+        }
+    }
+
+    fn object(body: &str) -> Map<String, Value> {
+        json::object(body.as_bytes(), Body::Required).expect("an object")
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::ids::{RoomId, UserId};
 use crate::keeper::{SetAction, SetRequest};
 use crate::point::PurgePoint;
 use crate::rooms::Selectors;
-use crate::time::{Millis, parse_duration_with_unit};
+use crate::time::{check_timestamp, parse_duration_with_unit};
 
 /// Rooms of a plan that are told one by one when nothing is said, and at most.
 const DEFAULT_LIMIT: usize = 100;
@@ -121,7 +121,10 @@ fn purge(body: &Map<String, Value>) -> Result<SetAction, ApiError> {
             let ts = ts
                 .as_i64()
                 .ok_or_else(|| ApiError::bad_json("purge_up_to_ts must be an int"))?;
-            PurgePoint::BeforeTs(Millis(ts))
+            // A body of ours: what the command line asks back is asked back here.
+            let ts = check_timestamp(ts)
+                .map_err(|why| ApiError::bad_json(format!("purge_up_to_ts: {why}")))?;
+            PurgePoint::BeforeTs(ts)
         }
         (None, Some(Value::String(age))) => PurgePoint::OlderThan(
             parse_duration_with_unit(age)
@@ -196,6 +199,8 @@ mod tests {
             json!({"action": "purge_history", "older_than": "90"}),
             json!({"action": "purge_history", "older_than": "9d", "purge_up_to_ts": 1}),
             json!({"action": "purge_history", "purge_up_to_ts": 1, "block": true}),
+            json!({"action": "purge_history", "purge_up_to_ts": 1_767_225_600}),
+            json!({"action": "purge_history", "purge_up_to_ts": 1_767_225_600_000_000_i64}),
             json!({"action": "purge_history", "purge_up_to_ts": 1, "delete_local_events": 1}),
             json!({"action": "delete_room", "selector": {"only": ["empty"]}}),
             json!({"action": "delete_room", "all_rooms": 1}),
