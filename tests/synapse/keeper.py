@@ -58,6 +58,12 @@ class Keeper:
         done = self.run("purge-history", order.room_id, *point, *flags)
         return done.returncode, (done.stdout + done.stderr).strip()
 
+    def mendable(self) -> list[str]:
+        """What a repair would change, but for what the homeserver itself has left behind."""
+        import json
+        plan = json.loads(self.run("--json", "repair", "--dry-run").stdout)
+        return [f"{item['rule']}: {item['wrong']} ({item['rows']})" for item in plan["items"]]
+
     def check(self) -> tuple[int, str]:
         done = self.run("check")
         return done.returncode, (done.stdout + done.stderr).strip()
