@@ -524,7 +524,12 @@ mod tests {
         std::fs::write(&program, "#!/bin/sh\n").expect("writes");
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&program, mode).expect("set");
-        for file in ["admin.token", "synapse.token", "hook.token"] {
+        for file in [
+            "admin.token",
+            "metrics.token",
+            "synapse.token",
+            "hook.token",
+        ] {
             let file = directory.path().join(file);
             std::fs::write(&file, "secret\n").expect("writes");
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
