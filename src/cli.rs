@@ -238,9 +238,11 @@ pub fn run() -> ExitCode {
         Err(e) => e,
     };
     if cli.global.json {
-        output::json(
-            &serde_json::json!({"errcode": failed.class().errcode, "error": failed.to_string()}),
-        );
+        output::json(&serde_json::json!({
+            "errcode": failed.class().errcode,
+            "error_code": failed.code(),
+            "error": failed.to_string(),
+        }));
     }
     match logging::is_json() {
         true => log::error!("{}", Chain(&failed)),

@@ -125,6 +125,8 @@ pub enum Error {
         status: u16,
         /// As it answered.
         errcode: &'static str,
+        /// Which error it was, by [`Error::code`]; none where what answered is older.
+        code: Option<String>,
         /// What it said.
         said: String,
     },
@@ -411,14 +413,17 @@ impl Error {
             Self::Remote {
                 status,
                 errcode,
-                said,
+                code,
+                ..
             } => {
                 // As the same would have ended without a daemon.
-                let exit = match (*status, *errcode) {
-                    (400, _) if is_of_the_data(said) => EXIT_FAILED,
-                    (400, _) => EXIT_USAGE,
-                    (503, "M_UNKNOWN") | (_, HELD | PLAN_DRIFTED) => EXIT_REFUSED,
-                    _ => EXIT_FAILED,
+                let exit = match (code.as_deref(), *status) {
+                    // It is the daemon that stops, and nobody here was interrupted.
+                    (Some("stopping"), _) => EXIT_REFUSED,
+                    (Some(code), _) => exit_of_code(code),
+                    (None, 400) => EXIT_USAGE,
+                    (None, 503) => EXIT_REFUSED,
+                    (None, _) => EXIT_FAILED,
                 };
                 (*status, *errcode, exit)
             }
@@ -541,14 +546,15 @@ impl Error {
     }
 }
 
-/// Whether a daemon's 400 is about what is in the database, and not about what was asked.
-fn is_of_the_data(said: &str) -> bool {
-    let errors = [
-        Error::WrongRoom,
-        Error::WouldEmptyRoom,
-        Error::UsersStillJoined,
-    ];
-    errors.iter().any(|e| e.to_string() == said) || said.contains(" already in progress for ")
+/// The exit code of an error of which only the word is known ([`Error::code`]).
+fn exit_of_code(code: &str) -> u8 {
+    match code {
+        "config" | "bad_request" => EXIT_USAGE,
+        "refused" | "changed_while_read" | "ledger_locked" | "index_damaged" | "task_left"
+        | "held" | "plan_drifted" => EXIT_REFUSED,
+        "stopping" | "cancelled" => EXIT_INTERRUPTED,
+        _ => EXIT_FAILED,
+    }
 }
 
 /// Adds to a database's error what we were doing.
@@ -584,5 +590,80 @@ impl fmt::Display for Chain<'_> {
             below = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_a_daemon_answers_ends_a_command_as_the_same_would_without_one() {
+        let said = || "said".to_owned();
+        let room = RoomId::from("!a:b");
+        let store = |source| Error::Store {
+            doing: "look",
+            source,
+        };
+        let denied = Error::Denied {
+            status: 403,
+            errcode: "M_FORBIDDEN",
+            message: "said",
+            soft_logout: None,
+        };
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        for error in [
+            Error::Config(said()),
+            Error::Refused(said()),
+            Error::ChangedWhileRead(said()),
+            Error::LeftTask(said()),
+            Error::IndexDamaged(said()),
+            Error::LedgerLocked("l".into()),
+            Error::bad("M_INVALID_PARAM", "said"),
+            Error::EventNotFound(EventId::from("$a")),
+            Error::WrongRoom,
+            Error::NothingThatOld,
+            Error::RoomBusy { room: room.clone() },
+            Error::WouldEmptyRoom,
+            Error::UsersStillJoined,
+            Error::NoSuchRoom(said()),
+            Error::Held(said()),
+            Error::PlanDrifted(said()),
+            Error::NoSuchHold(said()),
+            Error::QueueFull,
+            Error::Stopping,
+            Error::Cancelled,
+            Error::NoSuchJob(JobId::from("a")),
+            Error::PartialState(EventId::from("$a")),
+            denied,
+            Error::NotInRoom {
+                user: UserId::from("@a:b"),
+                room,
+            },
+            Error::ReadTooLong,
+            Error::NoSpace(said()),
+            store(StoreError::interrupted()),
+            store(StoreError::Io(full)),
+            Error::Bug(said()),
+        ] {
+            let class = error.class();
+            let code = error.code();
+            let remote = Error::Remote {
+                status: class.status,
+                errcode: class.errcode,
+                code: Some(code.to_owned()),
+                said: said(),
+            };
+            let expected = match error {
+                // Nobody here was interrupted.
+                Error::Stopping => EXIT_REFUSED,
+                _ => class.exit,
+            };
+            let answered = Class {
+                exit: expected,
+                ..class
+            };
+            assert_eq!(remote.class(), answered, "{code}");
+        }
     }
 }

@@ -285,6 +285,7 @@ fn a_room_that_is_held_is_left_alone_and_named() {
     assert_eq!(of_room(&before), of_room(&after));
     assert_eq!(sums.rooms_skipped, 1, "{sums:?}");
     assert_eq!(sums.skipped[0].room_id, held);
+    assert_eq!(sums.skipped[0].error_code, "held");
     assert_only_litter_went(&before, &after, "a hold");
 }
 

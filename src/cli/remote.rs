@@ -93,6 +93,7 @@ fn answer(reply: Result<Reply, crate::client::ClientError>) -> Result<Value, Err
             .iter()
             .find(|known| **known == errcode)
             .unwrap_or(&"M_UNKNOWN"),
+        code: word("error_code").map(str::to_owned),
         said: word("error").unwrap_or("no reason given").to_owned(),
     })
 }

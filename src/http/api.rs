@@ -110,6 +110,8 @@ impl Api {
             .split_once('?')
             .unwrap_or((&request.target, ""));
         let found = route::find(&request.method, path);
+        // Whoever comes by the socket is no client of Synapse's, whatever they ask for: our own command line among them.
+        let is_ours = path.starts_with("/_roomkeeper/") || request.origin == Origin::Unix;
         let query = form_urlencoded::parse(query.as_bytes())
             .into_owned()
             .collect();
@@ -122,7 +124,7 @@ impl Api {
         let mut refused = None;
         let mut refuse = |error: ApiError| {
             refused = Some(error.errcode);
-            error.to_response()
+            error.to_response(is_ours)
         };
         let response = match found {
             Found::Endpoint(endpoint, parameters) => {

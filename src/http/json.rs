@@ -15,6 +15,8 @@ pub struct ApiError {
     pub status: u16,
     /// Matrix error code.
     pub errcode: &'static str,
+    /// Which error it is, in a word of ours ([`Error::code`]).
+    pub code: &'static str,
     /// The sentence for the client.
     pub error: String,
     /// The member of that name, where the error has one (U-3 … U-5).
@@ -27,6 +29,7 @@ impl ApiError {
         Self {
             status,
             errcode,
+            code: code_of(status, errcode),
             error: error.into(),
             soft_logout: None,
         }
@@ -47,9 +50,12 @@ impl ApiError {
         Self::new(status, "M_UNRECOGNIZED", "Unrecognized request")
     }
 
-    /// The JSON answer.
-    pub fn to_response(&self) -> Response {
+    /// The JSON answer; our own say our word for it, too (`error_code`), those in Synapse's place what Synapse says.
+    pub fn to_response(&self, is_ours: bool) -> Response {
         let mut body = serde_json::json!({"errcode": self.errcode, "error": self.error});
+        if is_ours {
+            body["error_code"] = self.code.into();
+        }
         if self.status == 429 {
             body["retry_after_ms"] = RETRY_AFTER_MS.into();
         }
@@ -62,6 +68,17 @@ impl ApiError {
             response.headers.push(("Retry-After", seconds));
         }
         response
+    }
+}
+
+/// Our word for what was found wrong before the keeper was asked.
+fn code_of(status: u16, errcode: &str) -> &'static str {
+    match (status, errcode) {
+        (_, "M_UNRECOGNIZED") => "unrecognized",
+        (401 | 403, _) => "denied",
+        (404, _) => "not_found",
+        (400..=499, _) => "bad_request",
+        _ => "unavailable",
     }
 }
 
@@ -91,6 +108,7 @@ impl From<Error> for ApiError {
         Self {
             status: class.status,
             errcode: class.errcode,
+            code: error.code(),
             error: text,
             soft_logout,
         }
@@ -289,10 +307,11 @@ mod tests {
             doing: "purge",
             source,
         });
-        assert_eq!(
-            failure,
-            ApiError::new(500, "M_UNKNOWN", "Internal server error")
-        );
+        let stays = ApiError {
+            code: "database",
+            ..ApiError::new(500, "M_UNKNOWN", "Internal server error")
+        };
+        assert_eq!(failure, stays);
     }
 
     #[test]
@@ -303,11 +322,16 @@ mod tests {
             message: "Access token has expired",
             soft_logout: Some(true),
         };
-        let response = ApiError::from(denied).to_response();
-        assert_eq!(response.status, 401);
-        assert_eq!(
-            serde_json::from_slice::<Value>(&response.body).expect("JSON"),
-            serde_json::json!({"errcode": "M_UNKNOWN_TOKEN", "error": "Access token has expired", "soft_logout": true})
+        let denied = ApiError::from(denied);
+        let mut said = serde_json::json!(
+            {"errcode": "M_UNKNOWN_TOKEN", "error": "Access token has expired", "soft_logout": true}
         );
+        for is_ours in [false, true] {
+            let response = denied.to_response(is_ours);
+            assert_eq!(response.status, 401);
+            let body: Value = serde_json::from_slice(&response.body).expect("JSON");
+            assert_eq!(body, said);
+            said["error_code"] = "denied".into();
+        }
     }
 }

@@ -80,7 +80,7 @@ pub fn run(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
             }
             // The ids of those that run already must not be lost.
             Err(e) if !ids.is_empty() => {
-                refused = Some(e.to_string());
+                refused = Some(e);
                 break;
             }
             Err(e) => return Err(e.into()),
@@ -88,7 +88,8 @@ pub fn run(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     }
     let mut answer = json!({ "job_ids": ids });
     if let Some(refused) = refused {
-        answer["error"] = refused.into();
+        answer["error"] = refused.to_string().into();
+        answer["error_code"] = refused.code().into();
     }
     Ok(json::json(200, &answer))
 }

@@ -32,15 +32,27 @@ pub struct RoomError {
     pub room_id: RoomId,
     /// Why.
     pub error: String,
+    /// The same for programs, by [`Error::code`]; empty in records that are older.
+    #[serde(default)]
+    pub error_code: String,
+}
+
+/// Why a room could not be done: in a sentence, and the same for programs.
+pub(super) type RoomWhy = (String, &'static str);
+
+/// A worker of ours ended by a panic.
+pub(super) fn without_a_word() -> RoomWhy {
+    ("the job stopped without saying why".to_owned(), "bug")
 }
 
 impl RoomError {
     /// Adds a room to those that a record names, as long as there is room for it.
-    pub(super) fn tell(told: &mut Vec<Self>, room: &RoomId, error: String) {
+    pub(super) fn tell(told: &mut Vec<Self>, room: &RoomId, (error, code): RoomWhy) {
         if told.len() < ROOMS_TOLD {
             told.push(Self {
                 room_id: room.clone(),
                 error,
+                error_code: code.to_owned(),
             });
         }
     }

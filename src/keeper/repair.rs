@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::many_rooms::{RoomError, RoomsSummary, with_summary};
+use super::many_rooms::{RoomError, RoomWhy, RoomsSummary, with_summary};
 use super::{Keeper, Shared, Viewer, Work};
 use crate::error::{Chain, Error};
 use crate::hold::Hold;
@@ -289,7 +289,7 @@ impl Viewer {
                 let why = held_back(db, &mend, room, &holds)?;
                 left.insert(room.clone(), why.is_some());
                 if let Some(why) = why {
-                    tell_once(&mut plan.left_alone, room, why);
+                    tell_once(&mut plan.left_alone, room, (why, "held"));
                 }
             }
             found.retain(|one| !one.room.as_ref().is_some_and(|room| left[room]));
@@ -314,8 +314,8 @@ impl Viewer {
 }
 
 /// A room may be left alone for each thing that is wrong there; why it is, is told once.
-fn tell_once(told: &mut Vec<RoomError>, room: &RoomId, why: String) {
-    let is_told = |one: &RoomError| one.room_id == *room && one.error == why;
+fn tell_once(told: &mut Vec<RoomError>, room: &RoomId, why: RoomWhy) {
+    let is_told = |one: &RoomError| one.room_id == *room && one.error == why.0;
     if !told.iter().any(is_told) {
         RoomError::tell(told, room, why);
     }
@@ -480,7 +480,7 @@ impl Shared {
         let mut mended = 0;
         for (room, found) in &rooms {
             self.check_goes_on(guard.live())?;
-            let busy = || "another job has it".to_owned();
+            let busy = || ("another job has it".to_owned(), "room_busy");
             let reserved = room
                 .as_ref()
                 .map(|room| self.register.reserve(REPAIR, room));
@@ -506,10 +506,10 @@ impl Shared {
             mended += rows;
             match (left, room) {
                 (Some(why), Some(room)) => {
-                    log::warn!("{guard}: room {room} is left alone: {why}");
+                    log::warn!("{guard}: room {room} is left alone: {}", why.0);
                     tell_once(&mut repair.summary.left_alone, room, why);
                 }
-                (Some(why), None) => item.waits = Some(why),
+                (Some((why, _)), None) => item.waits = Some(why),
                 (None, _) => {}
             }
             repair.publish(guard);
@@ -525,16 +525,14 @@ fn mend_room(
     room: Option<&RoomId>,
     found: &[Finding],
     repair: &mut Repair,
-) -> Result<(i64, Option<String>), Error> {
+) -> Result<(i64, Option<RoomWhy>), Error> {
     if let Some(room) = room {
         if homeserver::has_own_task(&ctx.db, room, ctx.clock.now())? {
-            return Ok((
-                0,
-                Some("the homeserver itself is purging or deleting it".to_owned()),
-            ));
+            let why = "the homeserver itself is purging or deleting it".to_owned();
+            return Ok((0, Some((why, "room_busy"))));
         }
         if let Some(why) = held_back(&ctx.db, mend, room, &ctx.ledger.holds()?)? {
-            return Ok((0, Some(why)));
+            return Ok((0, Some((why, "held"))));
         }
         if mend.act == Act::Deletes {
             ctx.heed_holds(Removes::History)?;
@@ -554,7 +552,7 @@ fn mend_room(
         ctx.check_cancelled()?;
         let is_running = ctx.server_state_now()? == ServerState::Running;
         if let Some(why) = wait_for_stop(mend, is_running) {
-            return Ok((rows, Some(why)));
+            return Ok((rows, Some((why, "homeserver_running"))));
         }
         match mend_chunk(ctx, mend, scope, chunk, repair)? {
             Chunk::Done(changed) => rows += changed,
@@ -566,7 +564,8 @@ fn mend_room(
                         Chunk::Done(changed) => rows += changed,
                         Chunk::Left(why) => return Ok((rows, Some(why))),
                         Chunk::InTheWay => {
-                            left = Some(format!("another row of {} is in the way", mend.table));
+                            let why = format!("another row of {} is in the way", mend.table);
+                            left = Some((why, "row_in_the_way"));
                         }
                     }
                 }
@@ -579,7 +578,7 @@ fn mend_room(
 /// What became of some rows.
 enum Chunk {
     Done(i64),
-    Left(String),
+    Left(RoomWhy),
     /// What would be written breaks a constraint: another row has its place.
     InTheWay,
 }
@@ -617,9 +616,12 @@ fn mend_chunk(
         Err(e) => return Err(e),
         Ok(Outcome::Done(changed, _)) => Chunk::Done(changed),
         Ok(Outcome::Aborted(Why::HomeserverStarted(_) | Why::ServerStateChanged)) => {
-            Chunk::Left("a homeserver was started or stopped meanwhile: ask again".to_owned())
+            let why = "a homeserver was started or stopped meanwhile: ask again".to_owned();
+            Chunk::Left((why, "homeserver_running"))
         }
-        Ok(Outcome::Aborted(Why::RoomInUse(_))) => Chunk::Left("another job has it".to_owned()),
+        Ok(Outcome::Aborted(Why::RoomInUse(_))) => {
+            Chunk::Left(("another job has it".to_owned(), "room_busy"))
+        }
         Ok(outcome @ (Outcome::TooLong | Outcome::Aborted(Why::BreaksForeignKeys))) => {
             Chunk::Done(outcome.done()?.0)
         }

@@ -12,7 +12,9 @@ use crossbeam_channel::{Sender, unbounded};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::many_rooms::{BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomsSummary, with_summary};
+use super::many_rooms::{
+    BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomWhy, RoomsSummary, with_summary, without_a_word,
+};
 use super::ownership::look;
 use super::retention_room::{RetentionRun, RoomPurge};
 use super::{Keeper, Shared, Viewer, Work};
@@ -181,10 +183,10 @@ impl Counters {
         self.summary.lock().0.rooms_skipped += 1;
     }
 
-    fn failed(&self, room: &RoomId, error: String) {
+    fn failed(&self, room: &RoomId, why: RoomWhy) {
         let summary = &mut self.summary.lock().0;
         summary.rooms_failed += 1;
-        RoomError::tell(&mut summary.errors, room, error);
+        RoomError::tell(&mut summary.errors, room, why);
     }
 
     /// How far the run is.
@@ -418,9 +420,9 @@ impl Shared {
                 }
                 Ok(Err(e)) => {
                     log::error!("room {room}: its retention failed: {}", Chain(&e));
-                    counters.failed(room, e.status_text());
+                    counters.failed(room, (e.status_text(), e.code()));
                 }
-                Err(_) => counters.failed(room, "the job stopped without saying why".into()),
+                Err(_) => counters.failed(room, without_a_word()),
             }
         }
     }

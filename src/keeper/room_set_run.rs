@@ -16,7 +16,8 @@ use serde_json::Value;
 
 use super::Shared;
 use super::many_rooms::{
-    BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomError, RoomsSummary, with_summary,
+    BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomError, RoomWhy, RoomsSummary, with_summary,
+    without_a_word,
 };
 use super::room_set::{Action, DELETE_IN_SET, PURGE_IN_SET, RoomSet};
 use super::room_set_part::{Fits, Kept, Prepare, RoomOfSet, RoomWork};
@@ -172,8 +173,8 @@ impl Counters {
 enum Turn {
     Done(Box<Progress>),
     /// There was nothing to do, or somebody else has it.
-    Skipped(String),
-    Failed(String),
+    Skipped(RoomWhy),
+    Failed(RoomWhy),
 }
 
 /// Rooms that one worker takes one after the other.
@@ -348,7 +349,7 @@ impl Shared {
                     self.take_room(left, work, &mut kept, &prepare, counters)?;
                 }
                 Ok((_, false)) => {
-                    let turn = Turn::Skipped(NO_LONGER_FITS.to_owned());
+                    let turn = Turn::Skipped((NO_LONGER_FITS.to_owned(), "no_longer_fits"));
                     self.note_turn(counters, left.place, room, turn)?;
                 }
                 Err(e) => self.note_turn(counters, left.place, room, turn_of(e)?)?,
@@ -428,7 +429,7 @@ impl Shared {
                 let is_all = self.is_suspended(&counters.live);
                 guard.suspend();
                 if !is_all {
-                    let turn = Turn::Skipped("somebody paused it".to_owned());
+                    let turn = Turn::Skipped(("somebody paused it".to_owned(), "paused"));
                     self.note_turn(counters, left.place, room, turn)?;
                 }
             }
@@ -442,7 +443,7 @@ impl Shared {
                 let (text, code) = (e.status_text(), e.code());
                 let is_of_room = is_of_room(&e) || matches!(e, Error::Cancelled | Error::Bug(_));
                 if is_of_room || may_be_of_room(&e) {
-                    let turn = Turn::Failed(text.clone());
+                    let turn = Turn::Failed((text.clone(), code));
                     self.note_turn(counters, left.place, room, turn)?;
                     guard.end_part(Some((&text, code)));
                 } else {
@@ -451,7 +452,7 @@ impl Shared {
                 }
             }
             Err(_) => {
-                let turn = Turn::Failed("the job stopped without saying why".to_owned());
+                let turn = Turn::Failed(without_a_word());
                 self.note_turn(counters, left.place, room, turn)?;
             }
         }
@@ -478,7 +479,7 @@ impl Shared {
                 RoomOutcome::Done
             }
             Turn::Skipped(why) => {
-                log::info!("room {room}: left alone by set {}: {why}", counters.set);
+                log::info!("room {room}: left alone by set {}: {}", counters.set, why.0);
                 summary.rooms_skipped += 1;
                 RoomError::tell(&mut summary.skipped, room, why);
                 RoomOutcome::Skipped
@@ -543,9 +544,9 @@ impl Shared {
 fn turn_of(e: Error) -> Result<Turn, Error> {
     match e {
         Error::NothingThatOld | Error::RoomBusy { .. } | Error::LeftTask(_) | Error::Held(_) => {
-            Ok(Turn::Skipped(why(&e)))
+            Ok(Turn::Skipped((why(&e), e.code())))
         }
-        e if is_of_room(&e) => Ok(Turn::Failed(e.status_text())),
+        e if is_of_room(&e) => Ok(Turn::Failed((e.status_text(), e.code()))),
         e => Err(e),
     }
 }

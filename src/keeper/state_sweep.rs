@@ -178,7 +178,10 @@ impl Viewer {
             for (room, groups) in unreferenced.of_window(db, window)? {
                 if let Err(e) = held::refuse(db, &room, &holds, Removes::History) {
                     match e {
-                        Error::Held(why) => RoomError::tell(&mut plan.left_alone, &room, why),
+                        Error::Held(_) => {
+                            let why = (e.to_string(), e.code());
+                            RoomError::tell(&mut plan.left_alone, &room, why);
+                        }
                         e => return Err(e),
                     }
                     continue;
@@ -357,18 +360,18 @@ impl Sweep {
         match swept {
             Ok(()) => summary.rooms_done += 1,
             Err(e @ (Error::RoomBusy { .. } | Error::Held(_))) => {
-                let why = match e {
+                let why = match &e {
                     Error::RoomBusy { .. } => "another job has it".to_owned(),
                     e => e.to_string(),
                 };
                 log::warn!("{guard}: room {room} is left alone: {why}");
                 summary.rooms_skipped += 1;
-                RoomError::tell(&mut summary.skipped, room, why);
+                RoomError::tell(&mut summary.skipped, room, (why, e.code()));
             }
             Err(e @ Error::Bug(_)) => {
                 log::error!("{guard}: room {room}: {}", Chain(&e));
                 summary.rooms_failed += 1;
-                RoomError::tell(&mut summary.errors, room, e.status_text());
+                RoomError::tell(&mut summary.errors, room, (e.status_text(), e.code()));
             }
             Err(e) => return Err(e),
         }

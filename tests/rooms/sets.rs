@@ -395,6 +395,7 @@ fn a_room_that_is_another_when_its_turn_comes_is_left_alone_and_told() {
     assert_eq!((did.rooms_done, did.rooms_skipped), (5, 1), "{did:?}");
     assert_eq!(&did.skipped[0].room_id, joined);
     assert!(did.skipped[0].error.contains("not any more"), "{did:?}");
+    assert_eq!(did.skipped[0].error_code, "no_longer_fits");
     assert_eq!(parts(&keeper)[first].state, State::Complete);
     keeper.stop();
     assert_eq!(
