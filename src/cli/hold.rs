@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::hold::Hold;
 use crate::ids::{Escaped, RoomId, UserId};
 use crate::keeper::{self, Viewer};
+use crate::sqlite_file;
 use crate::time::{Millis, When, parse_when};
 
 #[derive(Subcommand)]
@@ -148,6 +149,7 @@ pub(super) fn hold(
     match wanted {
         HoldCommand::Add(add) => {
             let hold = add.hold(config)?;
+            let is_at_work = sqlite_file::holder(&config.ledger).is_some();
             // A daemon is asked where one can be; else whoever is at work finds the file.
             let laid = match remote::add_hold(config, &hold) {
                 Some(laid) => laid?,
@@ -157,6 +159,11 @@ pub(super) fn hold(
                 output::json(&json!(laid));
             } else {
                 output::done(&format!("The hold {laid} is laid."));
+                if is_at_work {
+                    output::note(
+                        "what is being deleted at this moment is not stopped by it: it counts from the next transaction on",
+                    );
+                }
                 warn_of_unknown(config, &laid);
             }
         }

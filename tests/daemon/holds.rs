@@ -45,7 +45,8 @@ fn what_is_held_is_refused_with_3_and_a_release_frees_it() {
     let add = [
         "hold", "add", "case-7", "--room", &room, "--reason", "a court", "--matter", "118",
     ];
-    assert_eq!(home.run(&add).code, Some(0));
+    let laid = home.run(&add);
+    assert_eq!((laid.code, laid.err.as_str()), (Some(0), ""));
     home.run(&add)
         .assert_ended(2, "there was a hold case-7 before");
     purge(&home, 200, &[]).assert_ended(3, "is held by case-7");
@@ -85,7 +86,8 @@ fn what_is_held_is_refused_with_3_and_a_release_frees_it() {
         let second = [
             "hold", "add", "case-8", "--room", &room, "--reason", "another",
         ];
-        assert_eq!(home.run(&second).code, Some(0));
+        home.run(&second)
+            .assert_ended(0, "counts from the next transaction on");
         let listed = client.get("/_roomkeeper/v1/holds").expect("answered").body;
         assert_eq!(
             listed["holds"].as_array().map(Vec::len),

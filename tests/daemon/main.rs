@@ -13,6 +13,7 @@ mod home;
 mod jobs;
 mod mistakes;
 mod notify;
+mod plans;
 mod receipts;
 #[path = "../sample/mod.rs"]
 mod sample;
