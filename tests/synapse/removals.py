@@ -211,6 +211,8 @@ class Removal:
         ann = accounts["ann"]
         gone = next(room for room, shape in self.rooms.items() if shape == "everyday-v10")
         blocked = next(room for room, shape in self.rooms.items() if shape == BLOCKED)
+        # What everybody can read is refused (K-6).
+        (home / "synapse.token").touch(0o600)
         (home / "synapse.token").write_text(self.template.admin_token)
         with Server(self.python, home) as server:
             configuration = json.loads((home / "homeserver.yaml").read_text())

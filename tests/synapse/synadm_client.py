@@ -38,6 +38,8 @@ class Daemon:
 
     def __init__(self, home: Path):
         self.home, self.port = home, free_port()
+        # What everybody can read is refused (K-6).
+        (home / "admin.token").touch(0o600)
         (home / "admin.token").write_text(TOKEN)
         configuration = json.loads((home / "homeserver.yaml").read_text())
         configuration["roomkeeper"] = {
