@@ -81,6 +81,8 @@ pub enum Kind {
     StateGroups,
     /// State groups that were left to the running homeserver to delete.
     MarkedStateGroups,
+    /// Rows of a room that goes, of whatever table.
+    Room,
 }
 
 /// By what it is told whether a transaction has committed.
@@ -107,6 +109,13 @@ pub enum Witness {
         group: i64,
         /// The event that it was made for.
         event_id: EventId,
+    },
+    /// This row was deleted.
+    Row {
+        /// Its table.
+        table: String,
+        /// Where it lay: on SQLite its number; on a server its place, and who wrote it.
+        address: String,
     },
 }
 

@@ -10,6 +10,7 @@ use crate::job::{
     Phase, Progress, Scope, ServerState, Why, full_text,
 };
 use crate::plural::count;
+use crate::store::archived::Kept;
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::{RowCounts, add};
 use crate::store::state_groups::{self, Dependent, Freed, Rebase};
@@ -149,7 +150,7 @@ impl Work<'_, '_> {
     fn batch<T>(
         &mut self,
         may_give_up: bool,
-        mut work: impl FnMut(&Tx<'_>, &mut RowCounts, Pace) -> Result<T, Abort>,
+        mut work: impl FnMut(&Tx<'_>, &mut RowCounts, &mut Kept<'_>, Pace) -> Result<T, Abort>,
     ) -> Result<Option<(T, Cost)>, Error> {
         let waited_from = Instant::now();
         loop {
@@ -170,13 +171,21 @@ impl Work<'_, '_> {
             };
             let merged = full_text::merge_in_steps(self.ctx, &self.disk);
             let (ctx, progress) = (&mut *self.ctx, &mut *self.progress);
+            let (archive, clock, room) = (ctx.archive.clone(), ctx.clock, ctx.room);
+            let how = ctx.server_state;
             let work = |tx: &Tx<'_>, effects: &mut Effects| {
                 // Whatever it deletes.
                 effects.duties = Some(Duties {
                     pages: SecureDelete::Fast,
                     index: true,
                 });
-                let done = work(tx, &mut effects.rows, pace)?;
+                let mut archive = archive.as_ref().map(|archive| archive.lock());
+                let frame = archive
+                    .as_mut()
+                    .map(|archive| archive.frame(tx, how, clock.now()));
+                let mut kept = Kept::new(frame.transpose()?);
+                let done = work(tx, &mut effects.rows, &mut kept, pace)?;
+                kept.finish(room, clock.now())?;
                 effects.events = effects.rows.get("events").copied().unwrap_or(0);
                 Ok(done)
             };
@@ -213,19 +222,19 @@ impl Work<'_, '_> {
     fn at_once(&mut self) -> Result<bool, Error> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
         self.note_documents(&room)?;
-        let done = self.batch(true, |tx, rows, pace| {
+        let done = self.batch(true, |tx, rows, kept, pace| {
             refuse_while_joined(tx, &room, server, force)?;
-            room_rows::delete_live_state(tx, &room, rows)?;
+            room_rows::delete_live_state(tx, &room, rows, kept)?;
             tx.entering("event_search")?;
-            let (removed, _) = search::remove_room(tx, &room, i64::MAX, pace.may_rebuild)?;
+            let (removed, _) = search::remove_room(tx, &room, i64::MAX, pace.may_rebuild, kept)?;
             add(rows, "event_search", removed);
             let selected = room_rows::select_newest(tx, &room, i64::MAX)?;
-            room_rows::remove_selected(tx, &room, selected, rows)?;
+            room_rows::remove_selected(tx, &room, selected, rows, kept)?;
             tx.entering("state_groups")?;
             let groups = state_groups::of_room(tx, &room)?;
-            free(tx, &room, &groups, i64::MAX, rows)?;
+            free(tx, &room, &groups, i64::MAX, rows, kept)?;
             tx.entering("rooms")?;
-            Ok(room_rows::remove_room(tx, &room, rows)?)
+            Ok(room_rows::remove_room(tx, &room, rows, kept)?)
         });
         match done {
             // In smaller steps it may have room.
@@ -237,11 +246,11 @@ impl Work<'_, '_> {
     /// A large room: after the first transaction the homeserver sees no room there.
     fn in_batches(&mut self) -> Result<(), Error> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
-        let is_whole = self.whole_batch(|tx, rows, pace| {
+        let is_whole = self.whole_batch(|tx, rows, kept, pace| {
             refuse_while_joined(tx, &room, server, force)?;
             match pace.is_offline {
-                true => room_rows::delete_live_state(tx, &room, rows)?,
-                false => room_rows::delete_live_state_bounded(tx, &room, rows)?,
+                true => room_rows::delete_live_state(tx, &room, rows, kept)?,
+                false => room_rows::delete_live_state_bounded(tx, &room, rows, kept)?,
             }
             Ok(pace.is_offline)
         })?;
@@ -259,13 +268,13 @@ impl Work<'_, '_> {
                 self.delete_rest(&room, &left)?;
             }
             // What came meanwhile is few; where it is not, all begins again.
-            let gone = self.whole_batch(|tx, rows, _| {
+            let gone = self.whole_batch(|tx, rows, kept, _| {
                 if room_rows::count_events(tx, &room)? > 0 {
                     return Ok(false);
                 }
                 let groups = state_groups::of_room(tx, &room)?;
-                free(tx, &room, &groups, i64::MAX, rows)?;
-                room_rows::remove_room(tx, &room, rows)?;
+                free(tx, &room, &groups, i64::MAX, rows, kept)?;
+                room_rows::remove_room(tx, &room, rows, kept)?;
                 Ok(true)
             })?;
             if gone {
@@ -277,9 +286,11 @@ impl Work<'_, '_> {
     /// A batch that is not given up, however long it takes, and the pause after it.
     fn whole_batch<T>(
         &mut self,
-        mut work: impl FnMut(&Tx<'_>, &mut RowCounts, Pace) -> Result<T, Error>,
+        mut work: impl FnMut(&Tx<'_>, &mut RowCounts, &mut Kept<'_>, Pace) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let done = self.batch(false, |tx, rows, pace| Ok(work(tx, rows, pace)?))?;
+        let done = self.batch(false, |tx, rows, kept, pace| {
+            Ok(work(tx, rows, kept, pace)?)
+        })?;
         let (done, _) =
             done.ok_or_else(|| Error::Bug("a batch without limit was given up".into()))?;
         self.ctx.rest(self.sizer.pause());
@@ -289,8 +300,8 @@ impl Work<'_, '_> {
     /// Removes the room's rows from tables, a bounded number in each batch.
     fn delete_rest(&mut self, room: &RoomId, tables: &[&'static str]) -> Result<(), Error> {
         for table in tables {
-            while self.whole_batch(|tx, rows, pace| {
-                room_rows::delete_rest_bounded(tx, room, table, pace.rows, rows)
+            while self.whole_batch(|tx, rows, kept, pace| {
+                room_rows::delete_rest_bounded(tx, room, table, pace.rows, rows, kept)
             })? {}
         }
         Ok(())
@@ -299,8 +310,9 @@ impl Work<'_, '_> {
     fn remove_documents(&mut self, room: &RoomId) -> Result<(), Error> {
         self.note_documents(room)?;
         loop {
-            let more = self.whole_batch(|tx, rows, pace| {
-                let (removed, more) = search::remove_room(tx, room, pace.rows, pace.may_rebuild)?;
+            let more = self.whole_batch(|tx, rows, kept, pace| {
+                let (removed, more) =
+                    search::remove_room(tx, room, pace.rows, pace.may_rebuild, kept)?;
                 add(rows, "event_search", removed);
                 Ok(more)
             })?;
@@ -316,9 +328,9 @@ impl Work<'_, '_> {
         loop {
             self.sizer.set_limit(self.disk.events()?);
             let events = self.sizer.events();
-            let done = self.batch(true, |tx, rows, _| {
+            let done = self.batch(true, |tx, rows, kept, _| {
                 let selected = room_rows::select_newest(tx, room, events)?;
-                room_rows::remove_selected(tx, room, selected, rows)?;
+                room_rows::remove_selected(tx, room, selected, rows, kept)?;
                 tx.in_time()?;
                 Ok(selected)
             });
@@ -410,8 +422,9 @@ impl Work<'_, '_> {
         let groups = state_groups::of_room(&self.ctx.db, room)?;
         let mut at = 0;
         while at < groups.len() {
-            at +=
-                self.whole_batch(|tx, rows, pace| free(tx, room, &groups[at..], pace.rows, rows))?;
+            at += self.whole_batch(|tx, rows, kept, pace| {
+                free(tx, room, &groups[at..], pace.rows, rows, kept)
+            })?;
         }
         Ok(())
     }
@@ -446,9 +459,10 @@ fn free(
     groups: &[i64],
     most: i64,
     rows: &mut RowCounts,
+    kept: &mut Kept<'_>,
 ) -> Result<usize, Error> {
     let mut freed = Freed::default();
-    let done = state_groups::delete_with_room(db, room, groups, most, &mut freed)?;
+    let done = state_groups::delete_with_room(db, room, groups, most, &mut freed, kept)?;
     freed.add_to(rows);
     Ok(done)
 }

@@ -70,11 +70,6 @@ fn run_interruptibly(
     if request.purge {
         // Before anybody is moved out; and again before the first row goes.
         ctx.heed_holds(Removes::Room)?;
-        if ctx.archive.is_some() {
-            let note = "only history purges are archived: this deletion cannot be undone";
-            log::info!("room {}: {note}", ctx.room);
-            progress.notes.push(note.into());
-        }
         refuse_what_stops_it(ctx)?;
     }
     if extent == DeletionScope::Whole {
@@ -95,6 +90,7 @@ fn run_interruptibly(
     deleted?;
     note_nothing_there(is_known, request, progress);
     note_what_remains(ctx, progress);
+    progress.notes.extend(ctx.archive_note());
     clean_up(ctx, progress)
 }
 

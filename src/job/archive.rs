@@ -14,6 +14,7 @@ use crate::ids::{JobId, RoomId};
 use crate::store::archived;
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::RowCounts;
+use crate::store::tx::Tx;
 use crate::time::Millis;
 
 /// How hard it is compressed while others wait for the database, and while nobody does.
@@ -87,7 +88,7 @@ impl JobArchive {
 /// of it goes. Answers how many rows were written, by table.
 pub(crate) fn archive_events(
     archive: &SharedArchive,
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     events: i64,
     with_documents: bool,

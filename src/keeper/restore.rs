@@ -207,11 +207,18 @@ fn plan(
     let before = read_numbers(file)?;
     let mut look = Look::default();
     for frame in frames {
-        look.rooms.insert(frame.head.room.clone());
-        restore::look(db, &mut archive.records(frame, keys)?, &before, &mut look)?;
+        let room = &frame.head.room;
+        look.rooms.insert(room.clone());
+        let records = &mut archive.records(frame, keys)?;
+        restore::look(db, room, records, &before, &mut look)?;
+    }
+    for room in &look.whole {
+        if restore::is_live(db, room)? {
+            look.live.insert(room.clone());
+        }
     }
     for room in &look.rooms {
-        if !removed::room_stands(db, room)? {
+        if !look.whole.contains(room) && !removed::room_stands(db, room)? {
             return Err(Error::Refused(format!(
                 "room {room} is not in the database any more: its history cannot come back without it"
             )));
@@ -230,8 +237,20 @@ fn plan(
     done.events = look.events + look.outliers;
     done.already_there = look.present;
     done.state_groups = look.groups;
-    done.renumbered = (numbers.groups.len() + numbers.orders.len()) as i64;
+    done.renumbered = numbers.len() as i64;
     done.rows = look.rows;
+    for room in &look.live {
+        done.notes.push(format!(
+            "room {room} was joined anew: its history comes back, and who is in it and how it is set up stays as it is now"
+        ));
+    }
+    if look.whole.len() > look.live.len() {
+        done.notes.push(
+            "a deleted room comes back as it was when its rows went: who was moved out before is out, aliases that lead \
+             elsewhere by now stay there, media does not come back, and a block stays until it is lifted"
+                .into(),
+        );
+    }
     done.notes.push(
         "what others have seen meanwhile stays so: leaves, notifications, and unread counts are not put back".into(),
     );
@@ -243,10 +262,12 @@ pub(super) fn numbers_of(file: &Path) -> PathBuf {
     file.with_extension("rka-numbers")
 }
 
-/// The new numbers of state groups, as they are written down.
+/// The new numbers of state groups and chains, as they are written down.
 #[derive(Serialize, Deserialize)]
 struct Written {
     groups: BTreeMap<i64, i64>,
+    #[serde(default)]
+    chains: BTreeMap<i64, i64>,
 }
 
 /// The numbers that an earlier try gave out: what it brought back goes by them.
@@ -262,13 +283,14 @@ fn read_numbers(file: &Path) -> Result<Numbers, Error> {
         .map_err(|e| Error::Refused(format!("{} cannot be understood: {e}", path.display())))?;
     Ok(Numbers {
         groups: written.groups,
+        chains: written.chains,
         ..Numbers::default()
     })
 }
 
 /// On the disk before the first transaction that goes by them.
 fn write_numbers(file: &Path, numbers: &Numbers) -> Result<(), Error> {
-    if numbers.groups.is_empty() {
+    if numbers.groups.is_empty() && numbers.chains.is_empty() {
         return Ok(());
     }
     let path = numbers_of(file);
@@ -280,8 +302,11 @@ fn write_numbers(file: &Path, numbers: &Numbers) -> Result<(), Error> {
             .truncate(true)
             .mode(0o600)
             .open(&new)?;
-        let groups = numbers.groups.clone();
-        out.write_all(&serde_json::to_vec(&Written { groups })?)?;
+        let written = Written {
+            groups: numbers.groups.clone(),
+            chains: numbers.chains.clone(),
+        };
+        out.write_all(&serde_json::to_vec(&written)?)?;
         out.sync_all()?;
         fs::rename(&new, &path)?;
         sqlite_file::sync_directory_of(&path)

@@ -3,10 +3,14 @@
 //! Which tables that are comes from the one list of tables. Rows of our own stand beside them, in tables whose names begin
 //! with `rk.`: what stays and changes, and by what a state group is known again whose number may be given out anew.
 
+mod kept;
+
+pub use self::kept::Kept;
 use super::db::{Db, Engine, Params, params};
 use super::event_rows::{self, RowCounts, Scope};
 use super::exact_rows;
 use super::tables::Rows;
+use super::tx::Tx;
 use super::value::Value;
 use crate::archive::{Cell, Frame, Head, Kind, Witness};
 use crate::error::{Context, Error, ServerError, StoreError};
@@ -30,6 +34,9 @@ pub(super) const EXTREMITIES: &str = "rk.extremities";
 
 /// The room's least depth before: `min_depth`.
 pub(super) const DEPTH: &str = "rk.depth";
+
+/// Behind the chunks of events, where rows of a room follow: `n`.
+pub(super) const REST: &str = "rk.rest";
 
 /// The last selected event of a chunk that begins behind `$1`, `$2` being one less than its length.
 const END_OF_CHUNK: &str = "
@@ -124,6 +131,7 @@ pub fn stands(db: &Db, witness: &Witness) -> Result<bool, Error> {
         Witness::StateGroup { group, event_id } => {
             db.count(DOING, GROUP_STANDS, params![*group, event_id.as_str()])?
         }
+        Witness::Row { table, address } => i64::from(kept::row_stands(db, table, address)?),
     };
     Ok(found > 0)
 }
@@ -176,7 +184,7 @@ fn write(
 /// # Errors
 /// Those of the archive and of the database.
 pub fn write_selected(
-    db: &Db,
+    db: &Tx<'_>,
     room: &RoomId,
     events: i64,
     with_documents: bool,
@@ -196,8 +204,46 @@ pub fn write_selected(
         EXTREMITIES_OF_ROOM,
         of_room,
     )?;
+    write_chunks(db, frame_ref, Scope::History, room, with_documents)?;
+    if db.catalog().has("threads") {
+        write(db, frame_ref, "threads", &THREAD, THREADS, of_room)?;
+    }
+    let witness = db.row(DOING, WITNESS, &[], |r| {
+        let (event_id, stream_ordering) = (EventId::new(r.get::<_, String>(0)?), r.get(1)?);
+        Ok(match r.get(2)? {
+            true => Witness::Deleted {
+                event_id,
+                stream_ordering,
+            },
+            false => Witness::Outlier {
+                event_id,
+                stream_ordering,
+            },
+        })
+    })?;
+    let head = Head {
+        kind: Kind::Events,
+        room: room.clone(),
+        at_ms: now,
+        events,
+        rows: frame.counts().clone(),
+        is_encrypted: false,
+        witness,
+    };
+    frame.finish(&head)?;
+    Ok(head.rows)
+}
+
+/// Writes the selected events and what belongs to them, chunk by chunk.
+fn write_chunks(
+    db: &Db,
+    frame: &mut Frame<'_>,
+    scope: Scope,
+    room: &RoomId,
+    with_documents: bool,
+) -> Result<(), Error> {
     // The events first: what becomes of them says what becomes of all other rows.
-    let mut tables = Scope::History.tables();
+    let mut tables = scope.tables();
     let is_own = |table: &str| table == "event_search" && db.engine() == Engine::Sqlite;
     tables.retain(|(table, _)| !is_own(table.name) && db.catalog().has(table.name));
     tables.sort_by_key(|(_, rows)| *rows != Rows::Itself);
@@ -228,26 +274,26 @@ pub fn write_selected(
     loop {
         let end = db.row(DOING, END_OF_CHUNK, params![after, most - 1], |r| r.get(0))?;
         let to: i64 = end.unwrap_or(i64::MAX);
-        frame_ref.chunk().map_err(|e| frame_ref.explain(&e))?;
+        frame.chunk().map_err(|e| frame.explain(&e))?;
         let chunk = params![after, to];
         let outlier = ["event_id", "stream_ordering"];
-        write(db, frame_ref, OUTLIERS, &outlier, OUTLIERS_OF_CHUNK, chunk)?;
+        write(db, frame, OUTLIERS, &outlier, OUTLIERS_OF_CHUNK, chunk)?;
         let group = ["id", "room_id", "event_id"];
-        write(db, frame_ref, GROUPS, &group, GROUPS_OF_CHUNK, chunk)?;
+        write(db, frame, GROUPS, &group, GROUPS_OF_CHUNK, chunk)?;
         for (table, columns, sql, in_room) in &statements {
             let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
             match in_room {
                 true => {
                     let chunk = params![after, to, room.as_str()];
-                    write(db, frame_ref, table, &columns, sql, chunk)?;
+                    write(db, frame, table, &columns, sql, chunk)?;
                 }
-                false => write(db, frame_ref, table, &columns, sql, chunk)?,
+                false => write(db, frame, table, &columns, sql, chunk)?,
             }
         }
         if with_documents {
             write(
                 db,
-                frame_ref,
+                frame,
                 "event_search",
                 &DOCUMENT,
                 DOCUMENTS_OF_CHUNK,
@@ -259,33 +305,7 @@ pub fn write_selected(
             None => break,
         }
     }
-    if db.catalog().has("threads") {
-        write(db, frame_ref, "threads", &THREAD, THREADS, of_room)?;
-    }
-    let witness = db.row(DOING, WITNESS, &[], |r| {
-        let (event_id, stream_ordering) = (EventId::new(r.get::<_, String>(0)?), r.get(1)?);
-        Ok(match r.get(2)? {
-            true => Witness::Deleted {
-                event_id,
-                stream_ordering,
-            },
-            false => Witness::Outlier {
-                event_id,
-                stream_ordering,
-            },
-        })
-    })?;
-    let head = Head {
-        kind: Kind::Events,
-        room: room.clone(),
-        at_ms: now,
-        events,
-        rows: frame.counts().clone(),
-        is_encrypted: false,
-        witness,
-    };
-    frame.finish(&head)?;
-    Ok(head.rows)
+    Ok(())
 }
 
 /// Makes sure that no row of an event went that was not written down: where triggers are off, whoever adds one that no

@@ -140,7 +140,7 @@ pub(super) fn remove_events_first(db: &Tx<'_>, counts: &mut RowCounts) -> Result
 
 /// Where triggers are off: has the selected events to itself, so that what belongs to them by a foreign key stays as it is
 /// until they go. Outliers that have become a part of the timeline meanwhile are let go of.
-pub(super) fn hold_selected(db: &Db) -> Result<(), Error> {
+pub(super) fn hold_selected(db: &Tx<'_>) -> Result<(), Error> {
     if db.are_triggers_off() {
         let doing = "hold the events to purge";
         db.count(doing, HOLD_SELECTED, &[])?;

@@ -6,14 +6,16 @@
 
 mod groups;
 mod numbers;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use self::groups::restore_groups;
 pub use self::numbers::{Numbers, number};
-use super::archived::{DEPTH, EXTREMITIES, GROUPS, OUTLIERS};
+pub use self::room::is_live;
+use super::archived::{DEPTH, EXTREMITIES, GROUPS, OUTLIERS, REST};
 use super::db::{Db, Engine, params};
-use super::event_rows::{RowCounts, Scope, add};
+use super::event_rows::{RowCounts, Scope, add, add_all};
 use super::exact_rows;
 use super::tables::Rows;
 use super::tx::Tx;
@@ -123,12 +125,20 @@ pub struct Look {
     pub rows: RowCounts,
     /// Rooms.
     pub rooms: BTreeSet<RoomId>,
+    /// Rooms that come back themselves.
+    pub whole: BTreeSet<RoomId>,
+    /// Rooms of these that live again: what they are now, they stay.
+    pub live: BTreeSet<RoomId>,
     /// Outliers that come back with a newer frame.
     outliers_coming: HashSet<String>,
     taken_orders: BTreeSet<i64>,
     least_order: i64,
     taken_groups: BTreeSet<i64>,
     greatest_group: i64,
+    taken_chains: BTreeSet<i64>,
+    greatest_chain: i64,
+    /// Chains that were looked at.
+    chains: HashSet<i64>,
     /// Groups that come back, and what each rests on.
     coming: HashSet<i64>,
     edges: Vec<(i64, i64)>,
@@ -147,6 +157,15 @@ pub struct Restored {
     pub rows: RowCounts,
     /// Rows that stay away, by table: their table, or what they belong to, is gone.
     pub left_out: RowCounts,
+}
+
+impl Restored {
+    fn add(&mut self, more: &Self) {
+        self.events += more.events;
+        self.groups += more.groups;
+        add_all(&mut self.rows, &more.rows);
+        add_all(&mut self.left_out, &more.left_out);
+    }
 }
 
 enum Item<'a> {
@@ -230,6 +249,7 @@ fn group(db: &Db, group: i64) -> Result<Option<Known>, Error> {
 /// [`Error::Refused`] where the frame is damaged inside; those of the database.
 pub fn look(
     db: &Db,
+    room: &RoomId,
     records: &mut Records,
     before: &Numbers,
     look: &mut Look,
@@ -274,6 +294,16 @@ pub fn look(
                     look.taken_orders.insert(order);
                 }
             }
+            "rooms" => {
+                look.whole.insert(room.clone());
+            }
+            "event_auth_chains" => {
+                let chain = row.int("chain_id")?;
+                look.greatest_chain = look.greatest_chain.max(chain);
+                if look.chains.insert(chain) && numbers::is_taken(db, before.chain(chain), room)? {
+                    look.taken_chains.insert(chain);
+                }
+            }
             "state_groups" => {
                 let (id, known) = row.known()?;
                 look.greatest_group = look.greatest_group.max(id);
@@ -315,7 +345,13 @@ struct Key {
 }
 
 impl Insert {
-    fn of(db: &Db, table: &str, archived: &[String]) -> Result<Option<Self>, Error> {
+    /// With `looks_up`, rows stay away as well whose event or room is not there.
+    fn of(
+        db: &Db,
+        table: &str,
+        archived: &[String],
+        looks_up: bool,
+    ) -> Result<Option<Self>, Error> {
         if !db.catalog().has(table) {
             return Ok(None);
         }
@@ -340,7 +376,9 @@ impl Insert {
         }
         let keys = keys
             .into_values()
-            .filter(|(parent, _)| !["events", "rooms"].contains(&parent.to_lowercase().as_str()))
+            .filter(|(parent, _)| {
+                looks_up || !["events", "rooms"].contains(&parent.to_lowercase().as_str())
+            })
             .map(|(parent, columns)| {
                 let is: Vec<String> = columns
                     .iter()
@@ -389,9 +427,10 @@ impl Insert {
 }
 
 /// Takes the rows of an outlier away, in whose place the event itself comes back.
-fn replace_outlier(db: &Tx<'_>, event: &str) -> Result<(), Error> {
-    for (table, rows) in Scope::History.tables() {
-        if rows == Rows::Itself || table.name == "event_search" || !db.catalog().has(table.name) {
+fn replace_outlier(db: &Tx<'_>, scope: Scope, event: &str) -> Result<(), Error> {
+    for (table, rows) in scope.tables() {
+        let is_index = table.name == "event_search" && db.engine() == Engine::Sqlite;
+        if rows == Rows::Itself || is_index || !db.catalog().has(table.name) {
             continue;
         }
         let sql = format!("DELETE FROM {} WHERE event_id = $1", table.name);
@@ -410,44 +449,42 @@ fn replace_outlier(db: &Tx<'_>, event: &str) -> Result<(), Error> {
 struct Chunk {
     inserted: HashSet<String>,
     turned_back: HashSet<String>,
+    /// Whether rows of a room that goes are no events' at this place.
+    is_over: bool,
 }
 
 /// Puts the events of a frame back, in one transaction.
-///
-/// # Errors
-/// Those of the archive and of the database; nothing has come back then.
-pub fn restore_events(
+fn restore_events(
     db: &Tx<'_>,
     room: &RoomId,
     records: &mut Records,
     numbers: &Numbers,
+    scope: Scope,
 ) -> Result<Restored, Error> {
+    let of_whole = scope == Scope::Room;
+    let is_live = of_whole && is_live(db, room)?;
     db.batch(DOING, db.text(LATE_KEYS, LATE_KEYS_ON_POSTGRES))?;
     let of_room = params![room.as_str()];
     let is_purged_depth = db.count(DOING, IS_PURGED_DEPTH, of_room)? > 0;
     let mut restored = Restored::default();
     let mut inserts: HashMap<String, Option<Insert>> = HashMap::new();
-    let mut chunk = Chunk::default();
+    let mut chunk = Chunk {
+        is_over: of_whole,
+        ..Chunk::default()
+    };
     let (mut extremities, mut depth, mut threads) = (Vec::new(), None, Vec::new());
     walk(records, &mut |item| {
         let Item::Row(table, columns, mut cells) = item else {
             chunk = Chunk::default();
             return Ok(());
         };
-        for (column, cell) in columns.iter().zip(&mut cells) {
-            let numbers = match column.as_str() {
-                "stream_ordering" => &numbers.orders,
-                "state_group" => &numbers.groups,
-                _ => continue,
-            };
-            if let Some(new) = cell.int().and_then(|number| numbers.get(&number)) {
-                *cell = Cell::Int(*new);
-            }
-        }
+        numbers.exchange(columns, &mut cells);
         let row = Fields(columns, &cells);
         match table {
             DEPTH => depth = row.at("min_depth").and_then(Cell::int),
             EXTREMITIES => extremities.push(row.text("event_id")?.to_owned()),
+            REST => chunk.is_over = true,
+            _ if chunk.is_over => {}
             OUTLIERS => {
                 let id = row.text("event_id")?;
                 if db.execute(DOING, TURN_BACK, params![id])? > 0 {
@@ -465,7 +502,7 @@ pub fn restore_events(
                     "events" => match event(db, id)? {
                         None => true,
                         Some((_, true)) if row.int("outlier")? == 0 => {
-                            replace_outlier(db, id)?;
+                            replace_outlier(db, scope, id)?;
                             true
                         }
                         Some(_) => false,
@@ -478,10 +515,14 @@ pub fn restore_events(
                 if !comes {
                     return Ok(());
                 }
+                if is_live && table == "event_auth_chains" {
+                    room::chain_later(db, id)?;
+                    return Ok(());
+                }
                 let insert = match inserts.get(table) {
                     Some(insert) => insert,
                     None => {
-                        let insert = Insert::of(db, table, columns)?;
+                        let insert = Insert::of(db, table, columns, false)?;
                         inserts.entry(table.to_owned()).or_insert(insert)
                     }
                 };
@@ -554,7 +595,7 @@ fn restore_thread(db: &Tx<'_>, row: &Fields<'_>, restored: &mut Restored) -> Res
 /// Puts a frame back, in one transaction.
 ///
 /// # Errors
-/// As [`restore_events`] and `restore_groups`.
+/// Those of the archive and of the database; nothing has come back then.
 pub fn restore(
     db: &Tx<'_>,
     kind: Kind,
@@ -564,7 +605,8 @@ pub fn restore(
 ) -> Result<Restored, Error> {
     db.ensure_held(room)?;
     match kind {
-        Kind::Events => restore_events(db, room, &mut records()?, numbers),
+        Kind::Events => restore_events(db, room, &mut records()?, numbers, Scope::History),
         Kind::StateGroups | Kind::MarkedStateGroups => restore_groups(db, records, numbers),
+        Kind::Room => room::restore_room(db, room, records, numbers),
     }
 }

@@ -4,6 +4,7 @@
 //! What makes the room live goes first. Its events go newest first, so that what remains always has its ancestors and
 //! its state. What hangs on neither goes then, and the room's own row last.
 
+use super::archived::Kept;
 use super::db::{Db, Engine, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::tables::{self, Holds, Otherwise, Per, Rows, Step, Table};
@@ -181,20 +182,24 @@ fn unknown_tables(db: &Db) -> Vec<&str> {
 }
 
 /// Takes away what makes the room live. Inside a transaction.
-pub fn delete_live_state(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn delete_live_state(
+    db: &Tx<'_>,
+    room: &RoomId,
+    counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
+) -> Result<(), Error> {
     db.ensure_held(room)?;
-    take_away_aliases(db, room, counts)?;
+    take_away_aliases(db, room, counts, kept)?;
     state_groups::forget_persisting(db, room, counts)?;
-    delete_by_room(db, room, Step::LiveState, counts)
+    delete_by_room(db, room, Step::LiveState, counts, kept)
 }
 
 /// The current state that is no membership, and that of local users: without these it is the state of no room that the
 /// homeserver is in. Walks the room's part of the key on current state.
-const DELETE_LIVE_STATE: &str = "
-    DELETE FROM current_state_events
-     WHERE room_id = $1
-       AND (type <> 'm.room.member'
-            OR state_key IN (SELECT user_id FROM local_current_membership WHERE room_id = $1))";
+const LIVE_STATE: &str = "
+    t.room_id = $1
+       AND (t.type <> 'm.room.member'
+            OR t.state_key IN (SELECT user_id FROM local_current_membership WHERE room_id = $1))";
 
 /// As [`delete_live_state`], for where others wait: what has a row for each member is left to [`delete_rest_bounded`], those rows apart
 /// without which the homeserver sees no room. Inside a transaction.
@@ -202,15 +207,19 @@ pub fn delete_live_state_bounded(
     db: &Tx<'_>,
     room: &RoomId,
     counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
 ) -> Result<(), Error> {
     db.ensure_held(room)?;
     let doing = "take away what makes the room live";
-    take_away_aliases(db, room, counts)?;
+    take_away_aliases(db, room, counts, kept)?;
     state_groups::forget_persisting(db, room, counts)?;
-    let rows = db.execute(doing, DELETE_LIVE_STATE, params![room.as_str()])?;
+    let of_room = params![room.as_str()];
+    kept.rows(db, "current_state_events", LIVE_STATE, of_room)?;
+    let delete = format!("DELETE FROM current_state_events AS t WHERE {LIVE_STATE}");
+    let rows = db.execute(doing, &delete, of_room)?;
     add(counts, "current_state_events", rows);
     for table in present(db, Step::LiveState).filter(|table| table.per != Per::Member) {
-        delete_rest_of_table(db, room, table.name, counts)?;
+        delete_rest_of_table(db, room, table.name, counts, kept)?;
     }
     Ok(())
 }
@@ -228,17 +237,21 @@ pub fn delete_rest_bounded(
     table: &'static str,
     most: i64,
     counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
 ) -> Result<bool, Error> {
     db.ensure_held(room)?;
     if db.engine() == Engine::Postgres {
         // There nobody waits for these rows.
-        delete_rest_of_table(db, room, table, counts)?;
+        delete_rest_of_table(db, room, table, counts, kept)?;
         return Ok(false);
     }
     let doing = "delete the room's rows";
     let find = format!("SELECT rowid FROM {table} WHERE room_id = $1 LIMIT $2");
     let mut found: Vec<i64> = db.rows(doing, &find, params![room.as_str(), most], |r| r.get(0))?;
     found.sort_unstable();
+    for row in &found {
+        kept.rows(db, table, "t.rowid = $1", params![*row])?;
+    }
     let delete = format!("DELETE FROM {table} WHERE rowid = $1");
     let mut rows = 0;
     for row in &found {
@@ -248,19 +261,26 @@ pub fn delete_rest_bounded(
     Ok(i64::try_from(found.len()).unwrap_or(i64::MAX) >= most)
 }
 
-fn take_away_aliases(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+fn take_away_aliases(
+    db: &Tx<'_>,
+    room: &RoomId,
+    counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
+) -> Result<(), Error> {
     if db.catalog().has("room_alias_servers") {
         let doing = "take away what makes the room live";
-        let rows = db.execute(doing, DELETE_ALIAS_SERVERS, params![room.as_str()])?;
+        let of_room = params![room.as_str()];
+        kept.rows(db, "room_alias_servers", ALIAS_SERVERS, of_room)?;
+        let delete = format!("DELETE FROM room_alias_servers AS t WHERE {ALIAS_SERVERS}");
+        let rows = db.execute(doing, &delete, of_room)?;
         add(counts, "room_alias_servers", rows);
     }
     Ok(())
 }
 
 /// Before the aliases themselves. Walks the aliases of the room, then the index on alias.
-const DELETE_ALIAS_SERVERS: &str = "
-    DELETE FROM room_alias_servers
-     WHERE room_alias IN (SELECT room_alias FROM room_aliases WHERE room_id = $1)";
+const ALIAS_SERVERS: &str =
+    "t.room_alias IN (SELECT room_alias FROM room_aliases WHERE room_id = $1)";
 
 /// The newest events of the room by depth, for the next batch: what remains then has all its ancestors, and every
 /// event that a state of the remaining ones names. Binds `$1` room, `$2` how many. Walks `events_order_room` backwards
@@ -286,13 +306,12 @@ pub fn select_newest(db: &Db, room: &RoomId, events: i64) -> Result<i64, Error> 
 /// looked up among its links, which is one walk over each chain. Walks `event_auth_chain_links_idx` and the key on
 /// chain and sequence number.
 const LINKS: &str = "
-    FROM event_auth_chain_links
-     WHERE origin_chain_id IN (
+    t.origin_chain_id IN (
            SELECT c.chain_id FROM rk_selected s CROSS JOIN event_auth_chains c WHERE c.event_id = s.event_id)
        AND EXISTS (
            SELECT 1 FROM event_auth_chains c CROSS JOIN rk_selected s
-            WHERE c.chain_id = event_auth_chain_links.origin_chain_id
-              AND c.sequence_number = event_auth_chain_links.origin_sequence_number
+            WHERE c.chain_id = t.origin_chain_id
+              AND c.sequence_number = t.origin_sequence_number
               AND s.event_id = c.event_id)";
 
 /// Backward extremities that no event of the timeline points at any more. Binds `$1` room. Walks `ev_edges_prev_id`.
@@ -314,12 +333,17 @@ pub fn remove_selected(
     room: &RoomId,
     selected: i64,
     counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
 ) -> Result<(), Abort> {
     db.ensure_held(room)?;
     let doing = "delete the room's events";
+    kept.selected(db, room)?;
+    db.in_time()?;
     if db.catalog().has("event_auth_chain_links") {
         db.entering("event_auth_chain_links")?;
-        let rows = db.execute(doing, &format!("DELETE {LINKS}"), &[])?;
+        kept.rows(db, "event_auth_chain_links", LINKS, &[])?;
+        let delete = format!("DELETE FROM event_auth_chain_links AS t WHERE {LINKS}");
+        let rows = db.execute(doing, &delete, &[])?;
         add(counts, "event_auth_chain_links", rows);
     }
     event_rows::remove(
@@ -336,8 +360,13 @@ pub fn remove_selected(
 }
 
 /// Removes what hangs on neither life nor events. Inside a transaction.
-pub fn delete_rest(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
-    delete_by_room(db, room, Step::AfterEvents, counts)
+pub fn delete_rest(
+    db: &Tx<'_>,
+    room: &RoomId,
+    counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
+) -> Result<(), Error> {
+    delete_by_room(db, room, Step::AfterEvents, counts, kept)
 }
 
 /// Tables that [`delete_rest_of_table`] takes, in its order: those that have rows of the room.
@@ -375,10 +404,13 @@ pub fn delete_rest_of_table(
     room: &RoomId,
     table: &'static str,
     counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
 ) -> Result<(), Error> {
     db.ensure_held(room)?;
+    let of_room = params![room.as_str()];
+    kept.rows(db, table, "t.room_id = $1", of_room)?;
     let sql = format!("DELETE FROM {table} WHERE room_id = $1");
-    let rows = db.execute("delete the room's rows", &sql, params![room.as_str()])?;
+    let rows = db.execute("delete the room's rows", &sql, of_room)?;
     add(counts, table, rows);
     Ok(())
 }
@@ -388,26 +420,30 @@ fn delete_by_room(
     room: &RoomId,
     when: Step,
     counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
 ) -> Result<(), Error> {
     for table in present(db, when) {
-        delete_rest_of_table(db, room, table.name, counts)?;
+        delete_rest_of_table(db, room, table.name, counts, kept)?;
     }
     Ok(())
 }
 
 /// Removes the room's own row, after a last look for what came meanwhile; and rows that wait for the deletion of state
 /// groups which are gone (P-46). Inside a transaction, when no event of the room is left.
-pub fn remove_room(db: &Tx<'_>, room: &RoomId, counts: &mut RowCounts) -> Result<(), Error> {
+pub fn remove_room(
+    db: &Tx<'_>,
+    room: &RoomId,
+    counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
+) -> Result<(), Error> {
     db.ensure_held(room)?;
     const DELETE: &str = "DELETE FROM rooms WHERE room_id = $1";
     let doing = "delete the room's own row";
-    delete_live_state(db, room, counts)?;
-    delete_rest(db, room, counts)?;
-    add(
-        counts,
-        "rooms",
-        db.execute(doing, DELETE, params![room.as_str()])?,
-    );
+    delete_live_state(db, room, counts, kept)?;
+    delete_rest(db, room, counts, kept)?;
+    let of_room = params![room.as_str()];
+    kept.rows(db, "rooms", "t.room_id = $1", of_room)?;
+    add(counts, "rooms", db.execute(doing, DELETE, of_room)?);
     state_groups::forget_compressor_with_room(db, room, counts)?;
     state_groups::forget_orphans(db, counts)
 }
@@ -420,12 +456,13 @@ pub fn count(db: &Db, room: &RoomId) -> Result<RowCounts, Error> {
     let mut counts = RowCounts::new();
     let selected = select_newest(db, room, i64::MAX)?;
     if db.catalog().has("event_auth_chain_links") {
-        let rows = db.count(doing, &format!("SELECT count(*) {LINKS}"), &[])?;
+        let count = format!("SELECT count(*) FROM event_auth_chain_links t WHERE {LINKS}");
+        let rows = db.count(doing, &count, &[])?;
         add(&mut counts, "event_auth_chain_links", rows);
     }
     event_rows::count(db, Scope::Room, id, selected, &mut counts)?;
     if db.catalog().has("room_alias_servers") {
-        let count = DELETE_ALIAS_SERVERS.replacen("DELETE", "SELECT count(*)", 1);
+        let count = format!("SELECT count(*) FROM room_alias_servers t WHERE {ALIAS_SERVERS}");
         let rows = db.count(doing, &count, params![id])?;
         add(&mut counts, "room_alias_servers", rows);
     }

@@ -6,6 +6,7 @@
 
 mod lookup;
 
+use super::archived::Kept;
 use super::db::{Db, params};
 use super::event_rows;
 use super::tx::Tx;
@@ -304,6 +305,7 @@ pub fn remove_room(
     room: &RoomId,
     most: i64,
     may_rebuild: bool,
+    kept: &mut Kept<'_>,
 ) -> Result<(i64, bool), Error> {
     db.ensure_held(room)?;
     let doing = "delete the room's full-text documents";
@@ -323,6 +325,7 @@ pub fn remove_room(
     } else {
         "event_search"
     };
+    kept.documents(db, NOTED, params![last, room.as_str()])?;
     let delete = format!("DELETE FROM {table} WHERE docid IN ({NOTED})");
     let removed = db.execute(doing, &delete, params![last, room.as_str()])?;
     if rebuild {

@@ -13,12 +13,12 @@ pub fn verbs(db: &Db) {
     _ = history::remove(db, any(), any(), any(), any());
     _ = members::move_aliases(db, any(), any(), any());
     _ = restore::restore(db, any(), any(), any(), any());
-    _ = room_rows::delete_rest_bounded(db, any(), any(), any(), any());
-    _ = room_rows::remove_selected(db, any(), any(), any());
-    _ = search::remove_room(db, any(), any(), any());
+    _ = room_rows::delete_rest_bounded(db, any(), any(), any(), any(), any());
+    _ = room_rows::remove_selected(db, any(), any(), any(), any());
+    _ = search::remove_room(db, any(), any(), any(), any());
     _ = search::optimize(db);
     _ = state_groups::delete(db, any(), any(), any(), any(), any(), any());
-    _ = state_groups::delete_with_room(db, any(), any(), any(), any());
+    _ = state_groups::delete_with_room(db, any(), any(), any(), any(), any());
 }
 
 pub fn main() {}

@@ -12,6 +12,7 @@ pub mod engine;
 pub mod extras;
 pub mod groups;
 pub mod ids;
+pub mod litter;
 pub mod model;
 pub mod rooms;
 pub mod samples;

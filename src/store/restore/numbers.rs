@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{DOING, Look, group};
+use crate::archive::Cell;
 use crate::error::Error;
+use crate::ids::RoomId;
 use crate::store::db::{Db, Engine, params};
 
 const LEAST_ORDER: &str = "SELECT min(stream_ordering) FROM events";
@@ -21,6 +23,26 @@ const GREATEST_GROUP_ON_POSTGRES: &str = "-- PostgreSQL
 const SET_GROUPS: &str = "-- PostgreSQL
     SELECT setval('state_group_id_seq', greatest($1, (SELECT last_value FROM state_group_id_seq)))";
 
+const GREATEST_CHAIN: &str = "SELECT max(chain_id) FROM event_auth_chains";
+
+const GREATEST_CHAIN_ON_POSTGRES: &str = "-- PostgreSQL
+    SELECT greatest((SELECT max(chain_id) FROM event_auth_chains), (SELECT last_value FROM event_auth_chain_id))";
+
+/// Binds `$1` the greatest number in use.
+const SET_CHAINS: &str = "-- PostgreSQL
+    SELECT setval('event_auth_chain_id', greatest($1, (SELECT last_value FROM event_auth_chain_id)))";
+
+/// Whether a chain is another room's, or nobody knows whose. Binds `$1` chain, `$2` room. Walks the key on chain.
+const IS_ANOTHERS: &str = "
+    SELECT EXISTS (SELECT 1 FROM event_auth_chains c
+                     LEFT JOIN events e ON e.event_id = c.event_id
+                    WHERE c.chain_id = $1 AND coalesce(e.room_id, '') <> $2)";
+
+/// Whether a chain's number was given out again.
+pub(super) fn is_taken(db: &Db, chain: i64, room: &RoomId) -> Result<bool, Error> {
+    Ok(db.count(DOING, IS_ANOTHERS, params![chain, room.as_str()])? > 0)
+}
+
 /// Binds `$1` the least number in use, without its sign.
 const SET_ORDERS: &str = "-- PostgreSQL
     SELECT setval('events_backfill_stream_seq', greatest($1, (SELECT last_value FROM events_backfill_stream_seq)))";
@@ -32,15 +54,51 @@ pub struct Numbers {
     pub groups: BTreeMap<i64, i64>,
     /// Stream orderings.
     pub orders: BTreeMap<i64, i64>,
+    /// Chains of the auth graph.
+    pub chains: BTreeMap<i64, i64>,
 }
 
 impl Numbers {
     pub(super) fn group(&self, group: i64) -> i64 {
         self.groups.get(&group).copied().unwrap_or(group)
     }
+
+    pub(super) fn chain(&self, chain: i64) -> i64 {
+        self.chains.get(&chain).copied().unwrap_or(chain)
+    }
+
+    /// Puts the new numbers into a row.
+    pub(super) fn exchange(&self, columns: &[String], cells: &mut [Cell<'static>]) {
+        for (column, cell) in columns.iter().zip(cells) {
+            let numbers = match column.as_str() {
+                "state_group" => &self.groups,
+                "chain_id" | "origin_chain_id" | "target_chain_id" => &self.chains,
+                "stream_ordering"
+                | "event_stream_ordering"
+                | "bump_stamp"
+                | "last_receipt_stream_ordering"
+                | "unsubscribed_at_stream_ordering"
+                | "redact_end_ordering" => &self.orders,
+                _ => continue,
+            };
+            if let Some(new) = cell.int().and_then(|number| numbers.get(&number)) {
+                *cell = Cell::Int(*new);
+            }
+        }
+    }
 }
 
 impl Numbers {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.groups.len() + self.orders.len() + self.chains.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Has a server give none of them out. Before the first transaction that goes by them.
     ///
     /// # Errors
@@ -51,6 +109,9 @@ impl Numbers {
         }
         if let Some(group) = self.groups.values().max() {
             db.count(DOING, SET_GROUPS, params![*group])?;
+        }
+        if let Some(chain) = self.chains.values().max() {
+            db.count(DOING, SET_CHAINS, params![*chain])?;
         }
         if let Some(order) = self.orders.values().min() {
             db.count(DOING, SET_ORDERS, params![-*order])?;
@@ -94,6 +155,19 @@ pub fn number(db: &Db, look: &mut Look, before: &Numbers) -> Result<Numbers, Err
     for id in &look.taken_groups {
         next += 1;
         numbers.groups.insert(*id, next);
+    }
+    numbers.chains = before.chains.clone();
+    if !look.taken_chains.is_empty() {
+        let sql = db.text(GREATEST_CHAIN, GREATEST_CHAIN_ON_POSTGRES);
+        let given = before.chains.values().copied().max().unwrap_or(0);
+        let mut next = db
+            .count(DOING, sql, &[])?
+            .max(look.greatest_chain)
+            .max(given);
+        for id in &look.taken_chains {
+            next += 1;
+            numbers.chains.insert(*id, next);
+        }
     }
     let least = db
         .count(DOING, db.text(LEAST_ORDER, LEAST_ORDER_ON_POSTGRES), &[])?

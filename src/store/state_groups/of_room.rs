@@ -3,6 +3,7 @@
 use super::{FORGET_ORPHANS, Freed, OF_ROOM, REFERENCED, delete_group};
 use crate::error::Error;
 use crate::ids::RoomId;
+use crate::store::archived::Kept;
 use crate::store::db::{Db, Engine, params};
 use crate::store::event_rows::{RowCounts, add};
 use crate::store::tx::Tx;
@@ -47,6 +48,7 @@ pub fn delete_with_room(
     groups: &[i64],
     rows: i64,
     freed: &mut Freed,
+    kept: &mut Kept<'_>,
 ) -> Result<usize, Error> {
     db.ensure_held(room)?;
     const RESTS_ELSEWHERE: &str = "
@@ -69,6 +71,7 @@ pub fn delete_with_room(
             log::warn!("state group {group} is of use to another room and stays");
             continue;
         }
+        kept.group(db, group)?;
         delete_group(db, group, freed)?;
     }
     Ok(groups.len())
