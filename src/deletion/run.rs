@@ -55,6 +55,7 @@ pub fn run(
         .set_interrupt(Some(Box::new(move || handle.interrupt())));
     let outcome = run_interruptibly(ctx, request, extent, &mut progress);
     ctx.live.set_interrupt(None);
+    ctx.tell_of_archive(&mut progress);
     ctx.publish(&progress);
     outcome.map_err(|e| ctx.map_interrupt(e)).map(|()| progress)
 }
@@ -90,7 +91,6 @@ fn run_interruptibly(
     deleted?;
     note_nothing_there(is_known, request, progress);
     note_what_remains(ctx, progress);
-    progress.notes.extend(ctx.archive_note());
     clean_up(ctx, progress)
 }
 

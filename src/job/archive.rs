@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{JobContext, ServerState};
+use super::{JobContext, Progress, ServerState};
 use crate::archive::{self, Frame, Head, Header, Kind, Witness, Writer};
 use crate::config;
 use crate::error::Error;
@@ -167,25 +167,29 @@ impl JobContext<'_> {
         }
     }
 
-    /// The same for programs, and for the job's receipt.
-    pub(crate) fn archive_report(&self) -> Option<serde_json::Value> {
-        let archive = self.archive.as_ref()?.lock();
-        let (path, bytes) = archive.size()?;
-        let file = path.file_name()?.to_string_lossy().into_owned();
+    /// What a person should know of the archive at the end of a job; and the same for programs, and for its receipt.
+    pub(crate) fn tell_of_archive(&self, progress: &mut Progress) {
+        const OPENING: &str = "what was removed is in ";
+        let Some(archive) = &self.archive else {
+            return;
+        };
+        let archive = archive.lock();
+        let Some((path, bytes)) = archive.size() else {
+            return;
+        };
         let until = self.clock.now() + archive.settings.keep;
-        Some(serde_json::json!({"file": file, "bytes": bytes, "until_ms": until}))
-    }
-
-    /// What a person should know of the archive at the end of a job.
-    pub(crate) fn archive_note(&self) -> Option<String> {
-        let archive = self.archive.as_ref()?.lock();
-        let (path, bytes) = archive.size()?;
-        let until = self.clock.now() + archive.settings.keep;
-        Some(format!(
-            "what was removed is in {} ({bytes} bytes) until {}: `roomkeeper restore {}` brings it back",
+        // An earlier run of the job said so, too.
+        progress.notes.retain(|note| !note.starts_with(OPENING));
+        progress.notes.push(format!(
+            "{OPENING}{} ({bytes} bytes) until {}: `roomkeeper restore {}` brings it back",
             path.display(),
             until.as_date(),
             archive.job
-        ))
+        ));
+        if let Some(file) = path.file_name() {
+            let file = file.to_string_lossy();
+            let told = serde_json::json!({"file": file, "bytes": bytes, "until_ms": until});
+            progress.more.insert("archive".into(), told);
+        }
     }
 }

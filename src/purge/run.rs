@@ -54,10 +54,7 @@ pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Erro
     acquire_synapse_lock(ctx, &[PURGE_LOCK]).map_err(|e| ctx.map_interrupt(e))?;
     let outcome = run_locked(ctx, request, &mut progress);
     ctx.live.set_interrupt(None);
-    progress.notes.extend(ctx.archive_note());
-    if let Some(archive) = ctx.archive_report() {
-        progress.more.insert("archive".into(), archive);
-    }
+    ctx.tell_of_archive(&mut progress);
     ctx.release_synapse_lock();
     ctx.publish(&progress);
     outcome.map(|()| progress)
