@@ -104,7 +104,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "once a dry run",
     ),
     (
-        "FROM (SELECT 1 FROM event_search_docsize LIMIT $1) AS some",
+        "FROM (SELECT 1 FROM event_search_docsize LIMIT $1) AS n",
         "event_search_docsize",
         "no more rows than twice what goes: decides between two ways that both cost far more",
     ),

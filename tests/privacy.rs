@@ -230,7 +230,13 @@ fn reclaim_shrinks_the_file_and_changes_nothing_in_it() {
     assert_eq!(found(&site, SECRET), (0, 0));
     assert_eq!(
         beside(&site.database),
-        ["homeserver.db", "homeserver.db.roomkeeper"]
+        [
+            "homeserver.db",
+            "homeserver.db.roomkeeper",
+            "homeserver.db.roomkeeper.checkpoints",
+            "homeserver.db.roomkeeper.checkpoints.key",
+            "homeserver.db.roomkeeper.checkpoints.pub"
+        ]
     );
     let conn = Connection::open(&site.database).expect("opens");
     let mode: String = conn

@@ -88,8 +88,7 @@ const DELETE_CONTENT: &str = "
               AND c.c0event_id = s.event_id)";
 
 /// Documents, up to `$1`: how many there are beyond is not worth reading all of them.
-const COUNT_UP_TO: &str =
-    "SELECT count(*) FROM (SELECT 1 FROM event_search_docsize LIMIT $1) AS some";
+const COUNT_UP_TO: &str = "SELECT count(*) FROM (SELECT 1 FROM event_search_docsize LIMIT $1) AS n";
 
 /// Whether fewer documents are left than the `going` ones. Taking a document out of the index costs about as much as putting
 /// one in; a rebuild puts in what remains. So it is the cheaper way then, and it leaves no trace of what went.

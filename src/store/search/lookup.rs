@@ -63,7 +63,7 @@ const NOTE_ONE_OF_ROOMS: &str = "
 
 /// Events of a room, up to `$2`. Binds `$1` room.
 const COUNT_EVENTS: &str =
-    "SELECT count(*) FROM (SELECT 1 FROM events WHERE room_id = $1 LIMIT $2) AS some";
+    "SELECT count(*) FROM (SELECT 1 FROM events WHERE room_id = $1 LIMIT $2) AS n";
 
 /// Whether words end where [`longest_word`] has them end.
 const IS_PORTER: &str = "
