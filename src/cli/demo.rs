@@ -91,9 +91,11 @@ pub(super) fn demo(as_json: bool) -> Result<ExitCode, Error> {
         output::job_done(false, &job, &[]);
     }
     let after = counts(&database)?;
-    tell(format!(
-        "\nEvents before and after, by room:\n  {before:?}\n  {after:?}\n\n$ roomkeeper check"
-    ));
+    tell("\nEvents before and after, by room:".to_owned());
+    for ((room, before), (_, after)) in before.iter().zip(&after) {
+        tell(format!("  {room:<22} {before:>5} {after:>5}"));
+    }
+    tell("\n$ roomkeeper check".to_owned());
     let violations = check_offline(&config, |_, _| ())?;
     if as_json {
         output::json(&json!({
@@ -101,6 +103,9 @@ pub(super) fn demo(as_json: bool) -> Result<ExitCode, Error> {
         }));
     } else {
         output::violations(&violations);
+        if violations.is_empty() {
+            output::say("every invariant holds");
+        }
         output::say(
             "\nThe sample is deleted again. On your own server, begin with a copy: see the README.",
         );

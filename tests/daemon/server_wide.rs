@@ -1,6 +1,8 @@
 //! Commands about the whole server: what is of no use is swept, what is wrong is mended, alone and by a daemon.
 
-use crate::home::{Daemon, Home};
+use std::process::Command;
+
+use crate::home::{Daemon, Home, Ran};
 use crate::sample;
 
 /// State that no event has, and rows that nobody reads any more.
@@ -119,4 +121,19 @@ fn a_daemon_that_is_at_work_mends() {
     assert!(jobs.out.contains("repair"), "{jobs:?}");
     daemon.terminate();
     home.assert_sound();
+}
+
+#[test]
+fn the_demo_shows_what_changed_and_that_all_is_well() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
+    let shown = Ran::of(command.arg("demo").output().expect("runs"));
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    for words in [
+        "To do this and nothing else: --plan ",
+        "events deleted in 1 transaction",
+        "\n  !workshop:example.org   1205  1205\n",
+        "$ roomkeeper check\nevery invariant holds\n",
+    ] {
+        assert!(shown.out.contains(words), "{words} in {}", shown.out);
+    }
 }
