@@ -180,8 +180,9 @@ fn memory_stays_bounded_whatever_hundreds_of_clients_send_and_do_not_read() {
     }
     let peak = server.kib("VmHWM:");
     println!("resident KiB: {before} at rest, {bodies} with 400 bodies, {peak} at most");
-    // The cap of 64 MiB, one round of reading over it, the handlers' own copies, and the allocator's slack.
-    assert!(peak < before + 300 * 1024, "{before} -> {peak} KiB");
+    // The cap of 64 MiB, one round of reading over it, the handlers' own copies, and the allocator's slack: 215 to 315 MiB by
+    // how many handlers copy in the same moment. All that was asked for would be 458 MiB, and copies of it.
+    assert!(peak < before + 380 * 1024, "{before} -> {peak} KiB");
 }
 
 #[test]
