@@ -359,8 +359,7 @@ const WRITES_NO_ROWS: &[(&str, &[&str])] = &[
     // Asks the index whether it is whole, by a statement that looks like one that writes.
     ("store/search.rs", &["verify"]),
     // How the engine reads, in transactions that only read.
-    ("store/state_groups/indexes.rs", &["compare"]),
-    ("store/repair/indexes.rs", &["compare"]),
+    ("store/index_test.rs", &["compare"]),
     ("store/state_groups/unreferenced.rs", &["run", "confirm"]),
     // The file anew, row by row the same.
     ("store/reclaim.rs", &["copy_into", "vacuum_into"]),

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::keeper::{Keeper, StateSweepPlan, Viewer};
 use crate::plural::count;
-use crate::store::state_groups::IndexesBy;
+use crate::store::index_test::IndexesBy;
 
 /// What is done with them.
 #[derive(Subcommand)]

@@ -23,8 +23,9 @@ use crate::store::check::{self, Violation};
 use crate::store::db::{Db, SecureDelete};
 use crate::store::event_rows::add;
 use crate::store::homeserver;
+use crate::store::index_test::IndexesBy;
 use crate::store::reclaim;
-use crate::store::repair::{self, Act, Finding, Indexes, Mend};
+use crate::store::repair::{self, Act, Finding, Mend};
 
 /// The kind of a repair in the ledger.
 pub const REPAIR: &str = "repair";
@@ -170,7 +171,7 @@ pub struct RepairPlan {
     /// Rules that are broken and by which nothing can be mended.
     pub unmended: Vec<Unmended>,
     /// How the indexes were tested by whose word this is so.
-    pub indexes_by: Indexes,
+    pub indexes_by: IndexesBy,
 }
 
 /// What a repair has done, beside what every job tells.

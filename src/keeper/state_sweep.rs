@@ -22,7 +22,8 @@ use crate::plural::count;
 use crate::purge::{self, RoomSweep};
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{RowCounts, add_all};
-use crate::store::state_groups::{IndexesBy, Unreferenced, verify_indexes};
+use crate::store::index_test::IndexesBy;
+use crate::store::state_groups::{Unreferenced, verify_indexes};
 use crate::store::{homeserver, reclaim};
 
 /// The kind of a sweep in the ledger.

@@ -23,6 +23,7 @@ pub mod going;
 pub mod held;
 pub mod history;
 pub mod homeserver;
+pub mod index_test;
 pub mod left_rooms;
 pub mod lookups;
 pub mod members;

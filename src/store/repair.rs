@@ -10,14 +10,14 @@ mod members;
 mod rows;
 
 use self::members::Subject;
-use super::db::{Db, Engine, params};
+use super::db::{Db, Engine, Row, RowResult, params};
 use super::search;
 use super::tx::Tx;
 use crate::error::Error;
 use crate::event;
 use crate::ids::RoomId;
 
-pub use self::indexes::{Indexes, verify};
+pub use self::indexes::verify;
 
 /// What becomes of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -76,6 +76,19 @@ pub struct Finding {
     pub room: Option<RoomId>,
     /// What a person knows it by.
     pub shown: String,
+}
+
+impl Finding {
+    /// By an address that people know it by, and its room.
+    fn of_room(row: &Row<'_>) -> RowResult<Self> {
+        let address: String = row.get(0)?;
+        let room: String = row.get(1)?;
+        Ok(Self {
+            shown: address.clone(),
+            address,
+            room: Some(RoomId::new(room)),
+        })
+    }
 }
 
 /// Most things that are found at once: the rest is found by looking again.
@@ -137,17 +150,7 @@ impl Mend {
     /// Those of the database.
     pub fn find(&self, db: &Db) -> Result<Vec<Finding>, Error> {
         let doing = "look what can be mended";
-        let of_room = |sql: &str| {
-            db.rows(doing, sql, params![MOST_FOUND], |r| {
-                let address: String = r.get(0)?;
-                let room: String = r.get(1)?;
-                Ok(Finding {
-                    shown: address.clone(),
-                    address,
-                    room: Some(RoomId::new(room)),
-                })
-            })
-        };
+        let of_room = |sql: &str| db.rows(doing, sql, params![MOST_FOUND], Finding::of_room);
         match &self.how {
             How::Rows { find, .. } => db.rows(doing, find, params![MOST_FOUND], |r| {
                 let room: Option<String> = r.get(1)?;

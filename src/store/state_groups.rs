@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 pub use self::group_set::GroupSet;
 pub use self::in_use::{Persisting, persisting};
-pub use self::indexes::{IndexesBy, verify_indexes};
+pub use self::indexes::verify_indexes;
 pub use self::of_room::{
     Dependent, count_of_room, delete_with_room, dependents, forget_compressor,
     forget_compressor_with_room, forget_persisting, has_compressor_notes, of_room,

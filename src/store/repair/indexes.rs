@@ -3,18 +3,7 @@
 
 use crate::error::{Chain, Error};
 use crate::store::db::{Db, Engine, params};
-
-/// How they were tested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Indexes {
-    /// SQLite's own check of the whole file.
-    IntegrityCheck,
-    /// `bt_index_check` of the extension `amcheck`, every row of the table looked up.
-    Amcheck,
-    /// Their entries, counted and summed up against the tables.
-    Comparison,
-}
+use crate::store::index_test::{self, IndexesBy};
 
 /// Tables by whose indexes it is told whether something is there, and the column that is asked.
 const ASKED: [(&str, &str); 15] = [
@@ -41,10 +30,6 @@ const INTEGRITY: &str =
 /// What SQLite says of a full-text index: derived data, which a rebuild mends (P-55).
 const FULL_TEXT: &str = "malformed inverted index for FTS4 table";
 
-const HAS_AMCHECK: &str = "-- PostgreSQL
-    SELECT count(*) FROM (SELECT to_regprocedure('bt_index_check(regclass, boolean)') AS f) AS there
-     WHERE f IS NOT NULL AND has_function_privilege(f, 'EXECUTE')";
-
 /// Binds `$1` the tables.
 const INDEXES: &str = "-- PostgreSQL
     SELECT i.indexrelid::regclass::TEXT
@@ -56,27 +41,11 @@ const INDEXES: &str = "-- PostgreSQL
        AND t.relname IN (SELECT value FROM json_each($1))
      ORDER BY 1";
 
-/// A function of the extension, which most servers do not have.
-const CHECKER: &str = "bt_index_check";
-
-const BY_TABLE: &str = "-- PostgreSQL
-    SET LOCAL enable_seqscan = on;
-    SET LOCAL enable_indexscan = off;
-    SET LOCAL enable_indexonlyscan = off;
-    SET LOCAL enable_bitmapscan = off";
-
-const BY_INDEX: &str = "-- PostgreSQL
-    SET LOCAL enable_seqscan = off;
-    SET LOCAL enable_sort = off;
-    SET LOCAL enable_indexscan = on;
-    SET LOCAL enable_indexonlyscan = on;
-    SET LOCAL max_parallel_workers_per_gather = 0";
-
 /// Tests them. `each` hears what comes next.
 ///
 /// # Errors
 /// [`Error::Refused`] for what is damaged: nothing is mended then. Those of the database.
-pub fn verify(db: &Db, each: &mut dyn FnMut(&str)) -> Result<Indexes, Error> {
+pub fn verify(db: &Db, each: &mut dyn FnMut(&str)) -> Result<IndexesBy, Error> {
     let doing = "test the indexes";
     if db.engine() == Engine::Sqlite {
         each("the whole file");
@@ -95,65 +64,27 @@ pub fn verify(db: &Db, each: &mut dyn FnMut(&str)) -> Result<Indexes, Error> {
                 Err(damaged("the file", &Chain(&e).to_string()))
             }
             (Err(e), None) if !e.is_damage() => Err(e),
-            _ => Ok(Indexes::IntegrityCheck),
+            _ => Ok(IndexesBy::IntegrityCheck),
         };
     }
-    if db.count(doing, HAS_AMCHECK, &[])? == 1 {
-        let check = format!(
-            "-- PostgreSQL
-             SELECT count(*) FROM (SELECT {CHECKER}(CAST(CAST($1 AS TEXT) AS REGCLASS), TRUE)) AS checked"
-        );
-        let tables: Vec<&str> = ASKED.iter().map(|(table, _)| *table).collect();
-        let tables = serde_json::to_string(&tables).unwrap_or_default();
-        for index in db.rows(doing, INDEXES, params![tables], |r| r.get::<_, String>(0))? {
-            each(&index);
-            match db.count(doing, &check, params![index]) {
-                Err(Error::Store { source, .. }) if source.is_index_corrupted() => {
-                    return Err(damaged(&format!("the index {index}"), &source.to_string()));
-                }
-                checked => checked?,
-            };
-        }
-        return Ok(Indexes::Amcheck);
+    let tables: Vec<&str> = ASKED.iter().map(|(table, _)| *table).collect();
+    let tables = serde_json::to_string(&tables).unwrap_or_default();
+    let of_index = |index: &str, how: &str| damaged(&format!("the index {index}"), how);
+    if index_test::by_amcheck(db, INDEXES, params![tables], each, of_index)? {
+        return Ok(IndexesBy::Amcheck);
     }
     for (table, column) in ASKED {
         if db.catalog().has_column(table, column) {
             each(&format!("{table}.{column}"));
-            compare(db, table, column)?;
+            let sums =
+                format!("count({column}), coalesce(sum(hashtext(CAST({column} AS TEXT))), 0)");
+            if let Some(wrong) = index_test::compare(db, table, column, &sums)? {
+                let what = format!("an index on {column} of the table {table}");
+                return Err(damaged(&what, &wrong));
+            }
         }
     }
-    Ok(Indexes::Comparison)
-}
-
-/// Counts what is found by the column along an index, and by the table, on one snapshot.
-fn compare(db: &Db, table: &str, column: &str) -> Result<(), Error> {
-    let doing = "hold an index against its table";
-    let sums =
-        format!("SELECT count({column}), coalesce(sum(hashtext(CAST({column} AS TEXT))), 0) FROM ");
-    let by_table = format!("{sums} {table}");
-    // Walked from its first entry to its last, where there is an index.
-    let by_index = format!("{sums} (SELECT {column} FROM {table} ORDER BY {column}) AS entries");
-    db.read(doing, |db| {
-        let ask = |setting: &str, sql: &str| {
-            db.batch(doing, setting)?;
-            let read = db.row(doing, sql, &[], |r| {
-                Ok((r.get::<_, i64>(0)?, r.get::<_, i64>(1)?))
-            })?;
-            read.ok_or_else(|| Error::Bug("a count has no answer".into()))
-        };
-        let by_table = ask(BY_TABLE, &by_table)?;
-        let by_index = ask(BY_INDEX, &by_index)?;
-        match by_table == by_index {
-            true => Ok(()),
-            false => Err(damaged(
-                &format!("an index on {column} of the table {table}"),
-                &format!(
-                    "it has {} entries, and the table has {} rows",
-                    by_index.0, by_table.0
-                ),
-            )),
-        }
-    })
+    Ok(IndexesBy::Comparison)
 }
 
 fn damaged(what: &str, how: &str) -> Error {

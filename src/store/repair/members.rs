@@ -271,15 +271,8 @@ impl Subject {
             Local => LOCAL,
             Snapshots => SNAPSHOTS,
         };
-        let candidates = db.rows("look at the memberships", sql, params![MOST_FOUND], |r| {
-            let address: String = r.get(0)?;
-            let room: String = r.get(1)?;
-            Ok(Finding {
-                shown: address.clone(),
-                address,
-                room: Some(RoomId::new(room)),
-            })
-        })?;
+        let doing = "look at the memberships";
+        let candidates = db.rows(doing, sql, params![MOST_FOUND], Finding::of_room)?;
         let mut found = Vec::new();
         for one in candidates {
             if self.change(db, &one)?.is_some() {

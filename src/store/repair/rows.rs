@@ -159,7 +159,7 @@ const CONDITIONS: &[Condition] = &[
         wrong: "current state with another stream ordering than its event",
         table: "current_state_events",
         needs: &["current_state_events.event_stream_ordering"],
-        is_so: "t.event_stream_ordering <> (SELECT e.stream_ordering FROM events e WHERE e.event_id = t.event_id)",
+        is_so: OTHER_ORDERING,
         set: Some(ORDERING),
         needs_stopped: Some(CACHES),
         ..BASE
@@ -169,7 +169,7 @@ const CONDITIONS: &[Condition] = &[
         wrong: "a membership with another stream ordering than its event",
         table: "room_memberships",
         needs: &["room_memberships.event_stream_ordering"],
-        is_so: "t.event_stream_ordering <> (SELECT e.stream_ordering FROM events e WHERE e.event_id = t.event_id)",
+        is_so: OTHER_ORDERING,
         set: Some(ORDERING),
         needs_stopped: Some(CACHES),
         ..BASE
@@ -179,7 +179,7 @@ const CONDITIONS: &[Condition] = &[
         wrong: "a local membership with another stream ordering than its event",
         table: "local_current_membership",
         needs: &["local_current_membership.event_stream_ordering"],
-        is_so: "t.event_stream_ordering <> (SELECT e.stream_ordering FROM events e WHERE e.event_id = t.event_id)",
+        is_so: OTHER_ORDERING,
         set: Some(ORDERING),
         needs_stopped: Some(CACHES),
         ..BASE
@@ -258,6 +258,8 @@ const CONDITIONS: &[Condition] = &[
         ..BASE
     },
 ];
+
+const OTHER_ORDERING: &str = "t.event_stream_ordering <> (SELECT e.stream_ordering FROM events e WHERE e.event_id = t.event_id)";
 
 const ORDERING: &str = "event_stream_ordering = (SELECT e.stream_ordering FROM events e WHERE e.event_id = t.event_id)";
 
