@@ -5,7 +5,7 @@
 //! its state. What hangs on neither goes then, and the room's own row last.
 
 use super::archived::Kept;
-use super::db::{Db, Engine, params};
+use super::db::{Db, Engine, Params, params};
 use super::event_rows::{self, Removal, RowCounts, Scope, add};
 use super::tables::{self, Holds, Otherwise, Per, Rows, Step, Table};
 use super::temp_tables::{self, Extent};
@@ -214,10 +214,8 @@ pub fn delete_live_state_bounded(
     take_away_aliases(db, room, counts, kept)?;
     state_groups::forget_persisting(db, room, counts)?;
     let of_room = params![room.as_str()];
-    kept.rows(db, "current_state_events", LIVE_STATE, of_room)?;
-    let delete = format!("DELETE FROM current_state_events AS t WHERE {LIVE_STATE}");
-    let rows = db.execute(doing, &delete, of_room)?;
-    add(counts, "current_state_events", rows);
+    let table = "current_state_events";
+    delete_kept(db, doing, table, LIVE_STATE, of_room, counts, kept)?;
     for table in present(db, Step::LiveState).filter(|table| table.per != Per::Member) {
         delete_rest_of_table(db, room, table.name, counts, kept)?;
     }
@@ -261,6 +259,22 @@ pub fn delete_rest_bounded(
     Ok(i64::try_from(found.len()).unwrap_or(i64::MAX) >= most)
 }
 
+/// Removes the rows of a table, as `t`, for which this is so; where there is an archive they are written there first.
+fn delete_kept(
+    db: &Tx<'_>,
+    doing: &'static str,
+    table: &'static str,
+    condition: &str,
+    of: Params<'_>,
+    counts: &mut RowCounts,
+    kept: &mut Kept<'_>,
+) -> Result<(), Error> {
+    kept.rows(db, table, condition, of)?;
+    let delete = format!("DELETE FROM {table} AS t WHERE {condition}");
+    add(counts, table, db.execute(doing, &delete, of)?);
+    Ok(())
+}
+
 fn take_away_aliases(
     db: &Tx<'_>,
     room: &RoomId,
@@ -270,10 +284,8 @@ fn take_away_aliases(
     if db.catalog().has("room_alias_servers") {
         let doing = "take away what makes the room live";
         let of_room = params![room.as_str()];
-        kept.rows(db, "room_alias_servers", ALIAS_SERVERS, of_room)?;
-        let delete = format!("DELETE FROM room_alias_servers AS t WHERE {ALIAS_SERVERS}");
-        let rows = db.execute(doing, &delete, of_room)?;
-        add(counts, "room_alias_servers", rows);
+        let table = "room_alias_servers";
+        delete_kept(db, doing, table, ALIAS_SERVERS, of_room, counts, kept)?;
     }
     Ok(())
 }
@@ -341,10 +353,8 @@ pub fn remove_selected(
     db.in_time()?;
     if db.catalog().has("event_auth_chain_links") {
         db.entering("event_auth_chain_links")?;
-        kept.rows(db, "event_auth_chain_links", LINKS, &[])?;
-        let delete = format!("DELETE FROM event_auth_chain_links AS t WHERE {LINKS}");
-        let rows = db.execute(doing, &delete, &[])?;
-        add(counts, "event_auth_chain_links", rows);
+        let table = "event_auth_chain_links";
+        delete_kept(db, doing, table, LINKS, &[], counts, kept)?;
     }
     event_rows::remove(
         db,

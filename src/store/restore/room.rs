@@ -181,37 +181,16 @@ pub(super) fn restore_room(
 ) -> Result<Restored, Error> {
     let is_live = is_live(db, room)?;
     let mut restored = restore_groups(db, records, numbers)?;
+    let put = |restored: &mut Restored, wanted: &dyn Fn(&str) -> bool| {
+        rest(db, room, records, numbers, is_live, restored, wanted)
+    };
     // What everything else refers to comes first.
-    rest(
-        db,
-        room,
-        records,
-        numbers,
-        is_live,
-        &mut restored,
-        &|table| table == "rooms",
-    )?;
+    put(&mut restored, &|table| table == "rooms")?;
     let events = restore_events(db, room, &mut records()?, numbers, Scope::Room)?;
     restored.add(&events);
     let first = "partial_state_rooms";
-    rest(
-        db,
-        room,
-        records,
-        numbers,
-        is_live,
-        &mut restored,
-        &|table| table == first,
-    )?;
-    rest(
-        db,
-        room,
-        records,
-        numbers,
-        is_live,
-        &mut restored,
-        &|table| !["rooms", first].contains(&table),
-    )?;
+    put(&mut restored, &|table| table == first)?;
+    put(&mut restored, &|table| !["rooms", first].contains(&table))?;
     Ok(restored)
 }
 
