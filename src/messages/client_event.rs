@@ -52,7 +52,23 @@ pub(crate) struct Writer<'a> {
     pub(crate) bundles: &'a Bundles,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// In the form of clients, for somebody without a session.
+    pub(crate) fn without_session(
+        now: Millis,
+        loader: &'a Loader<'a>,
+        bundles: &'a Bundles,
+    ) -> Self {
+        Self {
+            now,
+            format: Format::Client,
+            session: None,
+            is_admin: false,
+            loader,
+            bundles,
+        }
+    }
+
     /// An event of the page, with what is said about it.
     pub(crate) fn event(&self, event: &Event, membership: Option<&str>) -> String {
         let bundle = self.bundles.get(event.id.as_ref());

@@ -116,14 +116,7 @@ pub fn context(
     };
     let (bundles, _) = aggregate::bundles(db, &mut loader, &shown, &requester)?;
     let event = {
-        let writer = Writer {
-            now,
-            format: Format::Client,
-            session: None,
-            is_admin: false,
-            loader: &loader,
-            bundles: &bundles,
-        };
+        let writer = Writer::without_session(now, &loader, &bundles);
         EventJson::new(writer.event(&shown[0], None))
     };
     let last = after.chunk.last().and_then(|last| id_of(last.as_str()));
@@ -136,14 +129,8 @@ pub fn context(
     else {
         return Ok(Around::TooLarge);
     };
-    let writer = Writer {
-        now,
-        format: Format::Client,
-        session: None,
-        is_admin: false,
-        loader: &loader,
-        bundles: &HashMap::new(),
-    };
+    let no_bundles = HashMap::new();
+    let writer = Writer::without_session(now, &loader, &no_bundles);
     let texts = before.chunk.iter().chain([&event]).chain(&after.chunk);
     let mut size: usize = texts.map(|event| event.as_str().len()).sum();
     let mut written = Vec::with_capacity(state.len());
