@@ -6,15 +6,15 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
 use rand::Rng;
 use rand::rngs::StdRng;
 use roomkeeper::archive::Identity;
-use roomkeeper::config::{Archive, HomeserverPolicy};
+use roomkeeper::config::HomeserverPolicy;
 use roomkeeper::hold::Hold;
-use roomkeeper::keeper::{self, Restoration, RestoreRequest};
+use roomkeeper::keeper::{self, RestoreRequest};
 use roomkeeper::{Config, Error, JobId, Keeper, RoomId};
+use support::archives::{archiving, directory, restore};
 use support::engine::{self, Engine};
 use support::rooms::Recipe;
 use support::samples::{any_cut, count_in_samples, for_each_sample};
@@ -28,16 +28,6 @@ const LEFT: &[&str] = &[
     "event_push_summary",
     "sliding_sync_joined_rooms",
 ];
-
-fn directory(site: &Site) -> PathBuf {
-    site.directory().join("archive")
-}
-
-fn archiving(site: &Site, config: Config) -> Config {
-    let mut config = config;
-    config.archive = Some(Archive::in_directory(directory(site)));
-    config
-}
 
 /// How a purge goes about it.
 fn ways(site: &Site) -> Vec<(&'static str, Config)> {
@@ -59,17 +49,6 @@ fn purge(config: Config, ask: &Ask) -> Option<JobId> {
     let outcome = keeper.wait(&id);
     keeper.stop();
     outcome.ok().map(|_| id)
-}
-
-fn restore(site: &Site, job: &JobId, dry_run: bool) -> Result<Restoration, Error> {
-    let config = archiving(site, site.config());
-    let request = RestoreRequest {
-        job: job.clone(),
-        room: None,
-        dry_run,
-        keys: Vec::new(),
-    };
-    keeper::restore(&config, &request)
 }
 
 /// Without what has no meaning: which documents of the index have which numbers.

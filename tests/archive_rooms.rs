@@ -6,12 +6,11 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 
-use roomkeeper::config::Archive;
 use roomkeeper::deletion::Request;
-use roomkeeper::keeper::{self, Restoration, RestoreRequest};
+use roomkeeper::keeper;
 use roomkeeper::{Config, Error, JobId, Keeper, RoomId};
+use support::archives::{archiving, restore};
 use support::groups::State;
 use support::litter::litter;
 use support::rooms::Recipe;
@@ -19,15 +18,6 @@ use support::samples::{count_in_samples, for_each_sample};
 use support::state_model::Graph;
 use support::tables::{Row, Tables, Value, assert_same};
 use support::work::Site;
-
-fn directory(site: &Site) -> PathBuf {
-    site.directory().join("archive")
-}
-
-fn archiving(site: &Site, mut config: Config) -> Config {
-    config.archive = Some(Archive::in_directory(directory(site)));
-    config
-}
 
 /// How a deletion goes about it.
 fn ways(site: &Site) -> Vec<(&'static str, Config)> {
@@ -69,17 +59,6 @@ fn jobs(config: &Config) -> Vec<JobId> {
         .into_iter()
         .filter_map(|report| report.job)
         .collect()
-}
-
-fn restore(site: &Site, job: &JobId, dry_run: bool) -> Result<Restoration, Error> {
-    let config = archiving(site, site.config());
-    let request = RestoreRequest {
-        job: job.clone(),
-        room: None,
-        dry_run,
-        keys: Vec::new(),
-    };
-    keeper::restore(&config, &request)
 }
 
 /// Without what has no meaning, and what only ever waits for somebody.

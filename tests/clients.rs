@@ -69,6 +69,11 @@ impl Daemon {
         let errcode = reply.body["errcode"].as_str().unwrap_or_default();
         (reply.status, errcode.to_owned())
     }
+
+    fn assert_invalid(&self, path: &str) {
+        let expected = (400, "M_INVALID_PARAM".to_owned());
+        assert_eq!(self.refused("GET", path), expected, "{path}");
+    }
 }
 
 impl Drop for Daemon {
@@ -582,12 +587,7 @@ fn a_space_is_told_with_its_rooms_and_no_circle_is_endless() {
     let unknown = daemon.refused("GET", "/_synapse/admin/v1/rooms/!no:example.org/hierarchy");
     assert_eq!(unknown, (404, "M_NOT_FOUND".to_owned()));
     for wrong in ["max_depth=-1", "limit=x", "from=x", "from=99999999"] {
-        let expected = (400, "M_INVALID_PARAM".to_owned());
-        assert_eq!(
-            daemon.refused("GET", &format!("{path}?{wrong}")),
-            expected,
-            "{wrong}"
-        );
+        daemon.assert_invalid(&format!("{path}?{wrong}"));
     }
 }
 
@@ -633,12 +633,7 @@ fn tasks_are_ours_with_the_homeservers_beside_them() {
         assert_eq!(ids(&found["scheduled_tasks"], "id"), expected, "{query}");
     }
     for wrong in ["status=done", "job_status=x", "max_timestamp=x"] {
-        let expected = (400, "M_INVALID_PARAM".to_owned());
-        assert_eq!(
-            daemon.refused("GET", &format!("{path}?{wrong}")),
-            expected,
-            "{wrong}"
-        );
+        daemon.assert_invalid(&format!("{path}?{wrong}"));
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every suite takes what it needs; none takes everything.
 #![allow(dead_code)]
 
+pub mod archives;
 pub mod arrivals;
 #[cfg(feature = "postgres")]
 pub mod cluster;
