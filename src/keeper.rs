@@ -6,12 +6,14 @@ mod deletion;
 mod holds;
 mod job_context;
 mod jobs;
+mod kind;
 pub mod lookups;
 mod many_rooms;
 mod measures;
 mod messages;
 mod notifier;
 mod ownership;
+mod purge_history;
 mod put_back;
 mod receipts;
 pub mod repair;
@@ -26,13 +28,11 @@ mod room_set_run;
 mod rooms;
 pub mod state_sweep;
 mod viewer;
-mod work;
 
 use self::notifier::Notifier;
 use self::ownership::{own_work, refuse_running_homeserver, refuse_wrong_server_name};
 use self::retention_scheduler::RetentionScheduler;
 use self::room_set_run::RoomSetRunner;
-use self::work::Work;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,38 +47,33 @@ use serde_json::json;
 use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
-use crate::ids::{JobId, RoomId};
+use crate::job::Reserve;
 use crate::job::held::warn_of_reviews;
-use crate::job::{Removes, Reserve};
 use crate::jobs::alarm::Alarm;
-use crate::jobs::ledger::{JobRecord, State, Subject};
-use crate::jobs::pool::{Pool, QUEUE_DEPTH, SubmitError};
+use crate::jobs::ledger::{JobRecord, State};
+use crate::jobs::pool::{Pool, QUEUE_DEPTH};
 use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
 use crate::locks::RoomLocks;
 use crate::plan_hash::PlanHash;
-use crate::plural::count;
-use crate::point::{Point, PurgePoint};
-use crate::purge::{self, Plan, Request};
 use crate::sqlite_file;
 use crate::store::connections::Connections;
 use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver;
-use crate::store::points;
 use crate::store::read_limit::ReadLimit;
 use crate::store::removed;
 use crate::store::users::{self, Requester};
 use crate::store::wal::WalGuard;
 use crate::store::work_lock::WorkLock;
-use crate::time::Millis;
 
 pub use self::archives::{ArchiveReport, archives, shred};
 pub use self::deletion::DeleteStatus;
 pub use self::holds::{add_hold, holds, release_hold};
+pub use self::kind::{JobExtent, JobKind, rows, state_words};
 pub use self::measures::Measures;
-pub use self::notifier::is_part;
 pub use self::ownership::identity_of;
+pub use self::purge_history::{PurgeOptions, PurgeStatus};
 pub use self::receipts::{forget_receipts, receipt_keys, recorded_receipts};
 pub use self::repair::{RepairPlan, RepairSummary};
 pub use self::restore::{Restoration, RestoreRequest, restore};
@@ -91,53 +86,11 @@ pub use self::rooms::{RoomQuery, RoomReport, rooms};
 pub use self::state_sweep::{StateSweepPlan, StateSweepSummary};
 pub use self::viewer::{Viewer, check_offline, reclaim, reclaim_via, recorded_jobs};
 
-/// The kind of a history purge in the ledger (S-16 names it so).
-pub const PURGE_HISTORY: &str = "purge_history";
-
 /// Read-only connections kept open for questions: one for each handler thread of HTTP.
 const READERS: usize = 8;
 
 /// Workers that a keeper can have.
 const MOST_WORKERS: usize = 64;
-
-/// How a purge is to be done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PurgeOptions {
-    /// Whether local users' messages go as well as remote ones.
-    pub delete_local_events: bool,
-    /// What was received after this stays, whatever its depth; of what was backfilled, what was also sent after it. A
-    /// point that is a time or an age says so already: the earlier of the two counts.
-    pub keep_received_after: Option<Millis>,
-    /// Go no further than to the first event that is held, instead of around it.
-    pub strict: bool,
-}
-
-impl PurgeOptions {
-    /// The purge up to a point, of what was received before `keep_from`.
-    fn request(self, point: Point, keep_from: Option<Millis>) -> Request {
-        let by_point = keep_from.map(|from| from - Millis(1));
-        let keep_received_after = match (self.keep_received_after, by_point) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        Request {
-            point,
-            delete_local_events: self.delete_local_events,
-            keep_received_after,
-            expiry: None,
-            held: Vec::new(),
-        }
-    }
-}
-
-/// The status of a history purge, in Synapse's terms (S-1, S-2).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PurgeStatus {
-    /// `active`, `complete` or `failed`.
-    pub status: &'static str,
-    /// Why it failed.
-    pub error: Option<String>,
-}
 
 /// Keeps the rooms of one homeserver database.
 ///
@@ -286,112 +239,6 @@ impl Keeper {
         &self.shared.config
     }
 
-    /// Starts a purge of a room's history and returns at once; the work is a job.
-    ///
-    /// # Errors
-    /// [`Error::EventNotFound`], [`Error::WrongRoom`], [`Error::NothingThatOld`] for the point;
-    /// [`Error::RoomBusy`] while another job has the room; [`Error::Held`] where the whole room is held; [`Error::Refused`] for an age while the clock may be ahead;
-    /// [`Error::PlanDrifted`]; [`Error::QueueFull`], [`Error::Stopping`]. Nothing was started then.
-    pub fn purge_history(
-        &self,
-        room: &RoomId,
-        point: PurgePoint,
-        options: PurgeOptions,
-    ) -> Result<JobId, Error> {
-        if self.is_stopping() {
-            return Err(Error::Stopping);
-        }
-        if matches!(point, PurgePoint::OlderThan(_)) {
-            self.shared.refuse_clock_ahead()?;
-        }
-        let now = self.judged_at()?;
-        let keep_from = point.keep_received_from(now);
-        let point = self.shared.with_reader(|db| {
-            let point = points::resolve(db, room, &point, now);
-            let point = point.map_err(|e| self.told_as_drift(e))?;
-            self.shared.refuse_own_task(db, room)?;
-            Ok(point)
-        })?;
-        let held = self.shared.refuse_held(room, Removes::History)?;
-        let point = match options.strict {
-            true => self.shared.before_what_is_held(room, point, &held)?,
-            false => point,
-        };
-        let request = options.request(point, keep_from);
-        self.refuse_drift(|viewer, plan| viewer.bind_purge(room, &request, plan.at()))?;
-        let params = serde_json::to_value(&request).map_err(|e| Error::Bug(e.to_string()))?;
-        let params = self.bound(params);
-        self.shared.release_reserve_if_short();
-        let subject = Subject::Room(room.clone());
-        let guard =
-            self.shared
-                .register
-                .enqueue_for(self.asked_by(), PURGE_HISTORY, &subject, params);
-        let guard = guard.map_err(|e| self.shared.tell_full_disk(e))?;
-        let id = guard.id().clone();
-        log::info!("room {room}: purge {id} up to {point} is queued");
-        self.submit(guard, Work::PurgeHistory(request))?;
-        Ok(id)
-    }
-
-    /// What such a purge would remove, table by table. Reads only.
-    pub fn plan_purge(
-        &self,
-        room: &RoomId,
-        point: &PurgePoint,
-        options: PurgeOptions,
-    ) -> Result<Plan, Error> {
-        self.viewer()?.plan_purge(room, point, options)
-    }
-
-    fn submit(&self, guard: JobGuard, work: Work) -> Result<(), Error> {
-        self.shared.note_the_database(&guard);
-        if let Work::Retention(run) = work {
-            return self.run_retention(guard, run);
-        }
-        if let Work::RoomSet(set) = work {
-            let runner = self.threads.room_sets.as_ref().ok_or(Error::Stopping)?;
-            return runner.run(guard, set);
-        }
-        let shared = self.shared.clone();
-        let pool = match work {
-            Work::StateSweep | Work::Repair(_) => self.threads.server_work.as_ref(),
-            _ => self.threads.pool.as_deref(),
-        };
-        let pool = pool.ok_or(Error::Stopping)?;
-        // The guard outlives a refusal, so that it can be withdrawn.
-        let slot = Arc::new(Mutex::new(Some(guard)));
-        let taken = slot.clone();
-        let job = Box::new(move || {
-            if let Some(guard) = taken.lock().take() {
-                shared.run_job(guard, &work);
-            }
-        });
-        let refused = match pool.submit(job) {
-            Ok(()) => return Ok(()),
-            Err(SubmitError::Full) => Error::QueueFull,
-            Err(SubmitError::Closed) => Error::Stopping,
-        };
-        if let Some(guard) = slot.lock().take() {
-            guard.cancel_enqueue();
-        }
-        Err(refused)
-    }
-
-    /// The status of a history purge; `None` when there is no such purge, or 24 hours after its end (S-10).
-    pub fn purge_status(&self, id: &str) -> Result<Option<PurgeStatus>, Error> {
-        let register = &self.shared.register;
-        let found = register.look_up(&JobId::from(id), PURGE_HISTORY)?;
-        Ok(found.map(|job| PurgeStatus {
-            status: match job.state {
-                State::Queued | State::Running | State::Paused | State::Waiting => "active",
-                State::Complete => "complete",
-                State::Failed => "failed",
-            },
-            error: job.error,
-        }))
-    }
-
     /// The user of a Synapse access token (U-2 … U-8).
     ///
     /// # Errors
@@ -501,60 +348,9 @@ impl Shared {
         }
     }
 
-    fn run_job(&self, guard: JobGuard, work: &Work) {
-        if matches!(work, Work::StateSweep) {
-            return self.run_state_sweep(guard);
-        }
-        if let Work::Repair(request) = work {
-            return self.run_repair(guard, request);
-        }
-        let live = guard.live().clone();
-        let is_stopping = || self.is_suspended(&live);
-        if is_stopping() {
-            return guard.suspend();
-        }
-        let outcome = guard.start().and_then(|()| match work {
-            Work::PurgeHistory(request) => self.purge(&guard, request, &is_stopping),
-            Work::RetentionOfRoom(room, purge) => {
-                self.finish_room_purge(&guard, room, purge, &is_stopping)
-            }
-            // Runs have a thread of their own.
-            Work::Retention(_) | Work::RoomSet(_) | Work::StateSweep | Work::Repair(_) => {
-                Err(Error::Bug("a worker was given a job of many rooms".into()))
-            }
-            Work::RoomOfSet(part) => self
-                .work_on_room(&guard, part, &mut None, None)
-                .map(|done| format!("{} deleted", count(done.events_deleted, "event"))),
-            Work::DeleteRoom(deletion) => self.delete_room(&guard, deletion, &is_stopping),
-        });
-        match outcome {
-            Ok(summary) => {
-                log::info!("{guard} is complete: {summary}");
-                guard.end(None);
-            }
-            Err(e) => end_early(guard, &self.tell_full_disk(e)),
-        }
-    }
-
     /// That a disk is full is told with what is free on it, and what helps.
     pub(super) fn tell_full_disk(&self, e: Error) -> Error {
         tell_full_disk(self.config.database.file(), e)
-    }
-
-    fn purge(
-        &self,
-        guard: &JobGuard,
-        request: &Request,
-        is_stopping: &(dyn Fn() -> bool + Sync),
-    ) -> Result<String, Error> {
-        self.refuse_drift_of(guard, |viewer, plan| {
-            viewer.bind_purge(guard.room(), request, plan.at())
-        })?;
-        let progress = purge::run(&mut self.job_context(guard, is_stopping)?, request)?;
-        Ok(format!(
-            "{} deleted",
-            count(progress.events_deleted, "event")
-        ))
     }
 
     /// A full disk has no room for what the ledger notes either.

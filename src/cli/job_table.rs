@@ -1,8 +1,8 @@
 //! The list of jobs as people read it: a line with headers for each, and beneath it what there is to know or to do.
 
-use super::output::{self, progress_of, state};
+use super::output::{self, progress_of};
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::is_part;
+use crate::keeper::{JobExtent, JobKind, state_words};
 use crate::plural::count;
 use crate::time::{Clock, SystemClock};
 
@@ -22,8 +22,9 @@ pub(super) fn print(records: &[JobRecord], shows_parts: bool) {
     if records.is_empty() {
         output::done("no jobs on record");
     }
-    let is_told =
-        |job: &&JobRecord| shows_parts || !is_part(&job.kind) || job.state != State::Complete;
+    let is_told = |job: &&JobRecord| {
+        shows_parts || !JobKind::of(&job.kind).is_part() || job.state != State::Complete
+    };
     let told: Vec<&JobRecord> = records.iter().filter(is_told).collect();
     let mut lines: Vec<[String; 8]> = told.iter().map(|job| columns(job)).collect();
     if !lines.is_empty() && !output::is_quiet() {
@@ -42,7 +43,7 @@ pub(super) fn print(records: &[JobRecord], shows_parts: bool) {
         output::say(padded.collect::<Vec<_>>().join("  ").trim_end());
         let job = n.checked_sub(headers).and_then(|n| told.get(n));
         if let Some(job) = job.filter(|job| is_to_explain(job)) {
-            output::say(&format!("  {}", state(job)));
+            output::say(&format!("  {}", state_words(job)));
         }
     }
     let untold = records.len() - told.len();
@@ -73,7 +74,7 @@ fn columns(job: &JobRecord) -> [String; 8] {
         until.map(|until| (until - started).for_people())
     });
     let dash = || "-".to_owned();
-    let (done, planned, _) = output::extent(job, &progress);
+    let JobExtent { done, planned, .. } = JobKind::of(&job.kind).extent(&progress);
     let events = match (done, planned) {
         (0, 0) => dash(),
         (done, planned) => format!("{done} of {planned}"),

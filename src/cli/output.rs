@@ -9,15 +9,11 @@ use serde_json::{Value, json};
 
 use super::logging;
 use crate::database::Database;
-use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
-use crate::ids::{Escaped, RoomId, UserId};
+use crate::deletion;
+use crate::ids::{Escaped, RoomId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::repair::REPAIR;
-use crate::keeper::retention::{RETENTION, RetentionSummary};
-use crate::keeper::room_set::ROOM_SET;
-use crate::keeper::state_sweep::STATE_SWEEP;
-use crate::keeper::{RoomSetSummary, StateSweepSummary};
+use crate::keeper::{JobKind, rows};
 use crate::plan_hash::PlanHash;
 use crate::plural::{count, count_of};
 use crate::purge::{self, Plan};
@@ -253,56 +249,11 @@ fn in_a_row(names: &[impl AsRef<str>]) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// What a deletion's shutdown did.
-fn shutdown(shutdown: &Shutdown) {
-    let list = |users: &[UserId]| {
-        let users: Vec<&str> = users.iter().map(UserId::as_str).collect();
-        in_a_row(&users)
-    };
-    if !shutdown.kicked_users.is_empty() {
-        say(&format!("moved out: {}", list(&shutdown.kicked_users)));
-    }
-    if !shutdown.failed_to_kick_users.is_empty() {
-        say(&format!(
-            "could not be moved: {}",
-            list(&shutdown.failed_to_kick_users)
-        ));
-    }
-    if let Some(room) = &shutdown.new_room_id {
-        say(&format!("the new room is {room}"));
-    }
-    if !shutdown.local_aliases.is_empty() {
-        say(&format!(
-            "aliases that lead there: {}",
-            in_a_row(&shutdown.local_aliases)
-        ));
-    }
-}
-
 /// Rows by table.
-pub fn table(rows: &RowCounts) {
-    let width = rows.keys().map(String::len).max().unwrap_or(0);
-    for (table, count) in rows {
-        let rows = if *count == 1 { "row" } else { "rows" };
-        say(&format!("  {table:width$}  {count:>12} {rows}"));
+pub fn table(removed: &RowCounts) {
+    for line in rows(removed) {
+        say(&line);
     }
-}
-
-fn sweep_summary(progress: &Progress) -> StateSweepSummary {
-    serde_json::from_value(progress.more.clone().into()).unwrap_or_default()
-}
-
-/// How much a job has done of how much, and of what.
-pub(super) fn extent(job: &JobRecord, progress: &Progress) -> (i64, i64, &'static str) {
-    if job.kind == STATE_SWEEP {
-        let summary = sweep_summary(progress);
-        return (summary.groups_done, summary.groups_planned, "state groups");
-    }
-    if job.kind == REPAIR {
-        let summary = super::repair::summary(progress);
-        return (summary.rows_mended, summary.rows_found, "rows");
-    }
-    (progress.events_done, progress.events_planned, "events")
 }
 
 pub(super) fn progress_of(job: &JobRecord) -> Progress {
@@ -319,120 +270,11 @@ pub fn job_done(as_json: bool, job: &JobRecord, said: &[String]) {
         return;
     }
     let progress = progress_of(job);
-    if job.kind == REPAIR {
-        return super::repair::done(job, &progress);
-    }
-    if let Some(told) = progress.more.get(SHUTDOWN_ROOM) {
-        shutdown(&serde_json::from_value(told.clone()).unwrap_or_default());
-    }
-    if job.kind == RETENTION {
-        let summary: RetentionSummary =
-            serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
-        say(&format!("retention of {} is {}", job.subject, state(job)));
-        say(&format!(
-            "{} purged of {} due; {} skipped, {} failed, {} left alone",
-            count(summary.rooms_purged, "room"),
-            summary.rooms_planned,
-            summary.rooms_skipped,
-            summary.rooms_failed,
-            summary.rooms_left_alone
-        ));
-        for failed in &summary.errors {
-            say(&format!("  {}: {}", failed.room_id, failed.error));
-        }
-    } else if job.kind == ROOM_SET {
-        let summary: RoomSetSummary =
-            serde_json::from_value(progress.more.clone().into()).unwrap_or_default();
-        say(&format!(
-            "{} of {} is {}",
-            job.params["action"].as_str().unwrap_or_default(),
-            job.subject,
-            state(job)
-        ));
-        say(&format!(
-            "{} done of {}; {} left alone, {} failed; {} moved out",
-            summary.rooms_done,
-            count(summary.rooms_planned, "room"),
-            summary.rooms_skipped,
-            summary.rooms_failed,
-            count(summary.people_moved, "local user"),
-        ));
-        for left in &summary.skipped {
-            say(&format!("  {}  left alone: {}", left.room_id, left.error));
-        }
-        for failed in &summary.errors {
-            say(&format!("  {}  failed: {}", failed.room_id, failed.error));
-        }
-    } else if job.kind == STATE_SWEEP {
-        let summary = sweep_summary(&progress);
-        say(&format!("the sweep of state groups is {}", state(job)));
-        say(&format!(
-            "{} of {} had no event any more; {} swept, {} left alone, {} failed",
-            summary.groups_planned,
-            count(summary.groups_looked_at, "state group"),
-            count(summary.rooms_done, "room"),
-            summary.rooms_skipped,
-            summary.rooms_failed,
-        ));
-        for left in &summary.skipped {
-            say(&format!("  {}  left alone: {}", left.room_id, left.error));
-        }
-        for failed in &summary.errors {
-            say(&format!("  {}  failed: {}", failed.room_id, failed.error));
-        }
-    } else {
-        say(&format!(
-            "{} of {} is {}",
-            job.kind,
-            job.subject,
-            state(job)
-        ));
-    }
-    table(&progress.rows_removed);
-    if job.kind == STATE_SWEEP {
-        say(&format!(
-            "{} freed, {} left to the homeserver to delete; the longest transaction took {} ms",
-            count(progress.state_groups_freed, "state group"),
-            progress.state_groups_marked,
-            progress.longest_transaction_ms,
-        ));
-    // A shutdown alone removes nothing, and is told above.
-    } else if progress.batches > 0 || !progress.more.contains_key(SHUTDOWN_ROOM) {
-        say(&format!(
-            "{} deleted in {}, the longest {} ms; {} freed",
-            count(progress.events_deleted, "event"),
-            count(progress.batches, "transaction"),
-            progress.longest_transaction_ms,
-            count(progress.state_groups_freed, "state group")
-        ));
-    }
-    if let Some(bytes) = progress.reclaimable_bytes {
-        say(&format!(
-            "`roomkeeper reclaim` would give {} back to the disk",
-            human(bytes)
-        ));
+    for line in JobKind::of(&job.kind).words(job, &progress) {
+        say(&line);
     }
     for note in progress.notes.iter().filter(|note| !said.contains(note)) {
         say(&format!("Note: {note}"));
-    }
-}
-
-pub(super) fn state(job: &JobRecord) -> String {
-    match (job.state, &job.error) {
-        (State::Failed, Some(error)) => format!("failed: {error}"),
-        (State::Failed, None) => "failed".into(),
-        (State::Complete, _) => "complete".into(),
-        (State::Running, _) => "running".into(),
-        (State::Paused, _) => format!("paused (`jobs --continue {}` goes on)", job.id),
-        (State::Waiting, _) => format!(
-            "waits: {}; `jobs --resume` goes on with it, `jobs --cancel {}` ends it",
-            job.waits.as_deref().unwrap_or("nobody said why"),
-            job.id
-        ),
-        (State::Queued, _) if job.started_ms.is_some() => {
-            "interrupted (`jobs --resume` goes on)".into()
-        }
-        (State::Queued, _) => "queued".into(),
     }
 }
 
@@ -547,10 +389,11 @@ impl Bar {
         let progress = progress_of(job);
         let phase = serde_json::to_value(progress.phase).unwrap_or_default();
         let phase = phase.as_str().unwrap_or_default();
-        let (done, planned, what) = extent(job, &progress);
-        let (planned, done) = (
-            u64::try_from(planned).unwrap_or(0),
-            u64::try_from(done).unwrap_or(0),
+        let extent = JobKind::of(&job.kind).extent(&progress);
+        let (planned, done, what) = (
+            u64::try_from(extent.planned).unwrap_or(0),
+            u64::try_from(extent.done).unwrap_or(0),
+            extent.of,
         );
         if let Some(bar) = &self.bar {
             bar.set_length(planned);

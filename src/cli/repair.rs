@@ -11,7 +11,7 @@ use crate::error::{EXIT_FAILED, Error};
 use crate::ids::Escaped;
 use crate::job::Progress;
 use crate::jobs::ledger::JobRecord;
-use crate::keeper::repair::{RepairItem, RepairRequest, Unmended};
+use crate::keeper::repair::{RepairItem, RepairRequest};
 use crate::keeper::{Keeper, RepairPlan, RepairSummary, Viewer};
 use crate::plural::count;
 
@@ -61,52 +61,6 @@ pub(super) fn summary(progress: &Progress) -> RepairSummary {
     serde_json::from_value(progress.more.clone().into()).unwrap_or_default()
 }
 
-/// What a repair did.
-pub(super) fn done(job: &JobRecord, progress: &Progress) {
-    let summary = summary(progress);
-    output::say(&format!("the repair is {}", output::state(job)));
-    for item in &summary.items {
-        let mended = match item.rows_mended {
-            0 => "left as it is".to_owned(),
-            n if n == item.rows => format!("{} mended", count(n, "row")),
-            n => format!("{n} of {} mended", count(item.rows, "row")),
-        };
-        output::say(&format!("  {}  {}: {mended}", item.rule, item.wrong));
-        if let Some(why) = &item.waits {
-            output::say(&format!("        {why}"));
-        }
-    }
-    for left in &summary.left_alone {
-        output::say(&format!(
-            "  {}  is left alone: {}",
-            left.room_id, left.error
-        ));
-    }
-    if summary.items.is_empty() {
-        output::say("nothing was to be mended, and nothing was changed");
-    }
-    unmended(&summary.unmended);
-    if summary.unmended.is_empty() {
-        output::say("checked again: every invariant holds");
-    }
-    for note in &progress.notes {
-        output::say(&format!("Note: {note}"));
-    }
-}
-
-fn unmended(all: &[Unmended]) {
-    for one in all {
-        output::say(&format!(
-            "{} is still broken by {}, such as {}: {}. Not mended: {}.",
-            one.rule,
-            count(one.rows, "row"),
-            Escaped(&one.example),
-            one.meaning,
-            one.advice
-        ));
-    }
-}
-
 fn show(plan: &RepairPlan, as_json: bool) {
     if as_json {
         output::json(&serde_json::to_value(plan).unwrap_or_default());
@@ -124,7 +78,9 @@ fn show(plan: &RepairPlan, as_json: bool) {
     if plan.items.is_empty() {
         output::say("Nothing is to be mended.");
     }
-    unmended(&plan.unmended);
+    for one in &plan.unmended {
+        output::say(&one.words());
+    }
     output::say("Nothing was changed.");
 }
 

@@ -19,7 +19,7 @@ use super::json::ApiError;
 use super::{Api, Context};
 use crate::counters::{BOUNDS, COUNTERS, Histogram, Labelled, Wait};
 use crate::error::Error;
-use crate::keeper::{Measures, retention::RETENTION, room_set::ROOM_SET};
+use crate::keeper::{JobKind, Measures};
 
 /// What all names begin with.
 const PREFIX: &str = "roomkeeper";
@@ -237,15 +237,12 @@ fn requests(out: &mut Writer<'_>) -> fmt::Result {
     )
 }
 
-/// Jobs whose own sum is that of their rooms' jobs, which are counted by themselves.
-const SUMS: [&str; 2] = [RETENTION, ROOM_SET];
-
 /// By kind of job; nothing is counted twice.
 fn by_kind(labelled: &Labelled) -> Vec<Row> {
     let rows = labelled.lock().clone();
     let rows = rows
         .into_iter()
-        .filter(|((kind, _), _)| !SUMS.contains(&kind.as_str()));
+        .filter(|((kind, _), _)| !JobKind::of(kind).has_parts());
     rows.map(|((kind, _), count)| (vec![("kind", kind)], count as f64))
         .collect()
 }
@@ -323,7 +320,7 @@ mod tests {
     #[test]
     fn what_a_run_or_a_set_of_rooms_removed_is_counted_once() {
         let labelled = Labelled::default();
-        for kind in ["purge_history", RETENTION, "retention_purge", ROOM_SET] {
+        for kind in ["purge_history", "retention", "retention_purge", "room_set"] {
             add(&labelled, (kind, ""), 7);
         }
         let kinds: Vec<String> = by_kind(&labelled)

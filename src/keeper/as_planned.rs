@@ -140,7 +140,7 @@ impl Viewer {
         at: Option<Millis>,
     ) -> Result<(PlanDigest, Vec<String>), Error> {
         let mut digest = self.new_digest(at);
-        digest.word(Part::Asked, super::PURGE_HISTORY);
+        digest.word(Part::Asked, super::purge_history::PURGE_HISTORY.name);
         digest.word(Part::Asked, &request.delete_local_events.to_string());
         digest.word(Part::Rooms, room.as_str());
         digest.word(Part::Points, &request.point.to_string());

@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Keeper, Shared, Viewer, Work, ownership};
+use super::kind::{self, JobKind, Runner, RunsOn, Work};
+use super::{Keeper, Shared, Viewer, ownership};
 use crate::config::HomeserverPolicy;
 use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdown};
 use crate::error::Error;
-use crate::ids::{JobId, RoomId, UserId};
+use crate::ids::{Escaped, JobId, RoomId, UserId};
 use crate::job::{self, Phase, Progress, Removes, held};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::register::JobGuard;
@@ -16,31 +17,92 @@ use crate::store::db::{Access, Db};
 use crate::store::tx::Tx;
 use crate::store::{blocks, forward_extremities, room_rows, rooms};
 
-/// The kind of a deletion that is asked after by its id or its room (S-16 names it so).
-pub(super) const SHUTDOWN_AND_PURGE_ROOM: &str = "shutdown_and_purge_room";
+/// A deletion that is asked after by its id or its room (S-16 names it so).
+pub(super) static SHUTDOWN_AND_PURGE_ROOM: JobKind = JobKind {
+    is_plannable: true,
+    words,
+    ..JobKind::new("shutdown_and_purge_room", RunsOn::Worker, |job| {
+        Deletion::of_record(job, DeletionScope::Whole)
+    })
+};
 
-/// The kind of a deletion that is waited for (H-42); no status tells of it.
-pub(super) const DELETE_ROOM: &str = "delete_room";
+/// A deletion that is waited for (H-42); no status tells of it.
+pub(super) static DELETE_ROOM: JobKind = JobKind {
+    is_plannable: true,
+    words,
+    ..JobKind::new("delete_room", RunsOn::Worker, |job| {
+        Deletion::of_record(job, DeletionScope::Whole)
+    })
+};
 
-/// The kind of a deletion of rows alone, waited for as well.
-pub(super) const PURGE_ROOM: &str = "purge_room";
+/// A deletion of rows alone, waited for as well.
+pub(super) static PURGE_ROOM: JobKind = JobKind::new("purge_room", RunsOn::Worker, |job| {
+    Deletion::of_record(job, DeletionScope::Rows)
+});
 
 /// A deletion, as a job.
+#[derive(Clone, Serialize)]
 pub(super) struct Deletion {
+    #[serde(flatten)]
     request: Request,
+    #[serde(skip)]
     extent: DeletionScope,
 }
 
 impl Deletion {
-    pub(super) fn of_record(record: JobRecord) -> Option<Self> {
-        let extent = match record.kind.as_str() {
-            SHUTDOWN_AND_PURGE_ROOM | DELETE_ROOM => DeletionScope::Whole,
-            PURGE_ROOM => DeletionScope::Rows,
-            _ => return None,
-        };
-        let request = serde_json::from_value(record.params).ok()?;
-        Some(Self { request, extent })
+    fn of_record(job: &JobRecord, extent: DeletionScope) -> Option<Box<dyn Work>> {
+        let request = Request::deserialize(&job.params).ok()?;
+        Some(Box::new(Self { request, extent }))
     }
+}
+
+impl Work for Deletion {
+    fn run(&self, on: &Runner<'_>, guard: JobGuard) {
+        on.shared.run_one(guard, |guard, is_stopping| {
+            on.shared.delete_room(guard, self, is_stopping)
+        });
+    }
+}
+
+/// What a deletion did: what its shutdown did first.
+pub(super) fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
+    let has_shut_down = progress.more.contains_key(SHUTDOWN_ROOM);
+    let mut lines = match has_shut_down {
+        true => words_of_shutdown(&shutdown_of(job)),
+        false => Vec::new(),
+    };
+    lines.push(kind::what_became_of(job));
+    lines.extend(kind::rows(&progress.rows_removed));
+    // A shutdown alone removes nothing.
+    if progress.batches > 0 || !has_shut_down {
+        lines.push(kind::events(progress));
+    }
+    lines.extend(kind::reclaimable(progress));
+    lines
+}
+
+fn words_of_shutdown(shutdown: &Shutdown) -> Vec<String> {
+    let list = |names: &mut dyn Iterator<Item = &str>| {
+        let names: Vec<String> = names.map(|name| Escaped(name).to_string()).collect();
+        names.join(", ")
+    };
+    let users = |users: &[UserId]| list(&mut users.iter().map(UserId::as_str));
+    let mut lines = Vec::new();
+    if !shutdown.kicked_users.is_empty() {
+        lines.push(format!("moved out: {}", users(&shutdown.kicked_users)));
+    }
+    if !shutdown.failed_to_kick_users.is_empty() {
+        let failed = users(&shutdown.failed_to_kick_users);
+        lines.push(format!("could not be moved: {failed}"));
+    }
+    if let Some(room) = &shutdown.new_room_id {
+        lines.push(format!("the new room is {room}"));
+    }
+    if !shutdown.local_aliases.is_empty() {
+        let aliases = list(&mut shutdown.local_aliases.iter().map(AsRef::as_ref));
+        lines.push(format!("aliases that lead there: {aliases}"));
+    }
+    lines
 }
 
 /// The status of a room's deletion, as Synapse's clients know it (S-5, S-18).
@@ -110,18 +172,8 @@ impl Keeper {
         }
         self.refuse_drift(|viewer, _| viewer.bind_deletion(room, &request))?;
         let deletion = self.deletion(request, DeletionScope::Whole);
-        let params = self.bound(params_of(&deletion)?);
-        shared.release_reserve_if_short();
         let subject = Subject::Room(room.clone());
-        let guard =
-            shared
-                .register
-                .enqueue_for(self.asked_by(), SHUTDOWN_AND_PURGE_ROOM, &subject, params);
-        let guard = guard.map_err(|e| shared.tell_full_disk(e))?;
-        let id = guard.id().clone();
-        log::info!("room {room}: deletion {id} is queued");
-        self.submit(guard, Work::DeleteRoom(deletion))?;
-        Ok(id)
+        self.start(&SHUTDOWN_AND_PURGE_ROOM, &subject, deletion)
     }
 
     /// Deletes a room and waits for it (H-42). Where another job has the room, that is waited for first (L-4). No status
@@ -137,7 +189,7 @@ impl Keeper {
             self.shared.refuse_held(room, Removes::Room)?;
         }
         let ended = self.do_and_wait(
-            DELETE_ROOM,
+            &DELETE_ROOM,
             room,
             self.deletion(request, DeletionScope::Whole),
         )?;
@@ -161,7 +213,7 @@ impl Keeper {
             ..Request::default()
         };
         self.do_and_wait(
-            PURGE_ROOM,
+            &PURGE_ROOM,
             room,
             self.deletion(request, DeletionScope::Rows),
         )
@@ -169,18 +221,19 @@ impl Keeper {
 
     fn do_and_wait(
         &self,
-        kind: &str,
+        kind: &JobKind,
         room: &RoomId,
         deletion: Deletion,
     ) -> Result<JobRecord, Error> {
         // Where another job has the room it is not yet as it will be: the plan is looked at when the turn comes.
-        let params = self.bound(params_of(&deletion)?);
+        let params = self.params_of(kind, &deletion)?;
         let register = &self.shared.register;
         let subject = Subject::Room(room.clone());
         let (asked_by, is_stopping) = (self.asked_by(), || self.is_stopping());
-        let guard = register.enqueue_when_free(kind, &subject, &params, asked_by, is_stopping)?;
+        let guard =
+            register.enqueue_when_free(kind.name, &subject, &params, asked_by, is_stopping)?;
         let id = guard.id().clone();
-        self.submit(guard, Work::DeleteRoom(deletion))?;
+        self.submit(guard, Box::new(deletion))?;
         match self.wait(&id) {
             Err(Error::JobFailed { code, .. })
                 if code.as_deref() == Some(Error::UsersStillJoined.code()) =>
@@ -208,7 +261,7 @@ impl Keeper {
     /// The status of a deletion; `None` when there is no such one, or 24 hours after its end (S-10).
     pub fn delete_status(&self, id: &str) -> Result<Option<DeleteStatus>, Error> {
         let register = &self.shared.register;
-        let found = register.look_up(&JobId::from(id), SHUTDOWN_AND_PURGE_ROOM)?;
+        let found = register.look_up(&JobId::from(id), SHUTDOWN_AND_PURGE_ROOM.name)?;
         Ok(found.map(DeleteStatus::of))
     }
 
@@ -216,8 +269,11 @@ impl Keeper {
     pub fn delete_ids_by_room(&self, room: &RoomId) -> Result<Vec<JobId>, Error> {
         let now = self.shared.config.clock.now();
         let ledger = self.shared.register.ledger();
-        let records =
-            ledger.of_subject(&Subject::Room(room.clone()), SHUTDOWN_AND_PURGE_ROOM, now)?;
+        let records = ledger.of_subject(
+            &Subject::Room(room.clone()),
+            SHUTDOWN_AND_PURGE_ROOM.name,
+            now,
+        )?;
         Ok(records.into_iter().map(|record| record.id).collect())
     }
 
@@ -354,10 +410,6 @@ pub(super) fn refuse_foreign(request: &Request, server_name: &str) -> Result<(),
         )),
         _ => Ok(()),
     }
-}
-
-fn params_of(deletion: &Deletion) -> Result<serde_json::Value, Error> {
-    serde_json::to_value(&deletion.request).map_err(|e| Error::Bug(e.to_string()))
 }
 
 /// D-2, H-6.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Keeper, UNKNOWN_KIND, Work, retention_room};
+use super::kind::{JobKind, work_of};
+use super::{Keeper, UNKNOWN_KIND};
 use crate::error::Error;
 use crate::ids::JobId;
 use crate::jobs::ledger::{JobRecord, State};
@@ -74,7 +75,7 @@ impl Keeper {
         }
         let guard = register.requeue(&record)?;
         register.ledger().set_state(id, State::Queued)?;
-        let Some(work) = Work::of_record(record) else {
+        let Some(work) = work_of(&record) else {
             guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
             return Ok(());
         };
@@ -91,7 +92,10 @@ impl Keeper {
     pub(super) fn take_up(&self, is_wanted: impl Fn(State) -> bool) -> Result<Vec<JobId>, Error> {
         let mut resumed = Vec::new();
         for record in self.shared.register.ledger().unended()? {
-            if !is_wanted(record.state) || self.shared.leave_to_set(&record)? {
+            if !is_wanted(record.state) {
+                continue;
+            }
+            if (JobKind::of(&record.kind).is_left_to_another)(&self.shared, &record)? {
                 continue;
             }
             let id = record.id.clone();
@@ -113,18 +117,13 @@ impl Keeper {
             if record.state != State::Queued {
                 register.ledger().set_state(&id, State::Queued)?;
             }
-            let Some(work) = Work::of_record(record) else {
+            let Some(work) = work_of(&record) else {
                 guard.end(Some((UNKNOWN_KIND, "unknown_kind")));
                 continue;
             };
-            if let Work::Retention(run) = &work
-                && !self.shared.is_still_wanted(*run)
-            {
-                log::warn!("{guard}: {}", retention_room::NO_LONGER_WANTED);
-                guard.end(Some((
-                    retention_room::NO_LONGER_WANTED,
-                    "no_longer_configured",
-                )));
+            if let Some((why, code)) = work.given_up(&self.shared) {
+                log::warn!("{guard}: {why}");
+                guard.end(Some((why, code)));
                 continue;
             }
             log::info!("{guard} goes on where it was interrupted");

@@ -75,7 +75,7 @@ impl Shared {
         let lag = |job: &PurgeJob| {
             let (ledger, now) = (self.register.ledger(), config.clock.now());
             let subject = Subject::Lifetimes(job.range);
-            let since = match ledger.last_complete(RETENTION, &subject)? {
+            let since = match ledger.last_complete(RETENTION.name, &subject)? {
                 Some(began) => began,
                 None => {
                     let name = retention_scheduler::name(job.interval, &job.range);

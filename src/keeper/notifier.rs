@@ -17,8 +17,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use super::job_view;
-use super::retention::RETENTION_PURGE;
-use super::room_set::{DELETE_IN_SET, PURGE_IN_SET};
+use super::kind::JobKind;
 use crate::config::{Command, Config, Notify};
 use crate::error::{Context, Error};
 use crate::jobs::alarm::Alarm;
@@ -51,11 +50,6 @@ const NOT_INHERITED: [&str; 6] = [
     "WATCHDOG_USEC",
     "CREDENTIALS_DIRECTORY",
 ];
-
-/// Whether jobs of this kind belong to another one, which tells of them.
-pub fn is_part(kind: &str) -> bool {
-    [RETENTION_PURGE, PURGE_IN_SET, DELETE_IN_SET].contains(&kind)
-}
 
 /// Tells of a job that ended.
 pub(super) type Tell = Arc<dyn Fn(&JobRecord) + Send + Sync>;
@@ -92,7 +86,7 @@ impl Notifier {
                 State::Failed => notify.failed,
                 _ => false,
             };
-            if !is_wanted || is_part(&job.kind) {
+            if !is_wanted || JobKind::of(&job.kind).is_part() {
                 return;
             }
             if let Err(TrySendError::Full(_)) = hand_over.try_send(job.clone()) {

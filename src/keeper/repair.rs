@@ -8,17 +8,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::kind::{self, JobExtent, JobKind, Runner, RunsOn, Work, parameters};
 use super::many_rooms::{RoomError, RoomWhy, RoomsSummary, with_summary};
-use super::{Keeper, Shared, Viewer, Work};
+use super::{Keeper, Shared, Viewer};
 use crate::error::{Chain, Error};
 use crate::hold::Hold;
-use crate::ids::{JobId, RoomId};
+use crate::ids::{Escaped, JobId, RoomId};
 use crate::job::{
     Duties, HomeserverWatch, JobContext, Limits, Outcome, Phase, Progress, Removes, Scope,
     ServerState, Why, clean_up, held, overwrite,
 };
-use crate::jobs::ledger::Subject;
+use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
+use crate::plural::count;
 use crate::store::check::{self, Violation};
 use crate::store::db::{Db, SecureDelete};
 use crate::store::event_rows::add;
@@ -27,8 +29,50 @@ use crate::store::index_test::IndexesBy;
 use crate::store::reclaim;
 use crate::store::repair::{self, Act, Finding, Mend};
 
-/// The kind of a repair in the ledger.
-pub const REPAIR: &str = "repair";
+/// A repair.
+pub(super) static REPAIR: JobKind = JobKind {
+    measure,
+    words,
+    ..JobKind::new("repair", RunsOn::ServerThread, parameters::<RepairRequest>)
+};
+
+impl Work for RepairRequest {
+    fn run(&self, on: &Runner<'_>, guard: JobGuard) {
+        on.shared.run_repair(guard, self);
+    }
+}
+
+fn measure(progress: &Progress) -> JobExtent {
+    let summary: RepairSummary = kind::summary(progress);
+    JobExtent {
+        done: summary.rows_mended,
+        planned: summary.rows_found,
+        of: "rows",
+    }
+}
+
+fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
+    let summary: RepairSummary = kind::summary(progress);
+    let mut lines = vec![format!("the repair is {}", kind::state_words(job))];
+    for item in &summary.items {
+        let mended = match item.rows_mended {
+            0 => "left as it is".to_owned(),
+            n if n == item.rows => format!("{} mended", count(n, "row")),
+            n => format!("{n} of {} mended", count(item.rows, "row")),
+        };
+        lines.push(format!("  {}  {}: {mended}", item.rule, item.wrong));
+        lines.extend(item.waits.as_ref().map(|why| format!("        {why}")));
+    }
+    lines.extend(kind::rooms(&summary.left_alone, "  is left alone"));
+    if summary.items.is_empty() {
+        lines.push("nothing was to be mended, and nothing was changed".into());
+    }
+    lines.extend(summary.unmended.iter().map(Unmended::words));
+    if summary.unmended.is_empty() {
+        lines.push("checked again: every invariant holds".into());
+    }
+    lines
+}
 
 /// Rows that are told of each thing that is mended.
 const ROWS_TOLD: usize = 100;
@@ -150,6 +194,18 @@ pub struct Unmended {
 }
 
 impl Unmended {
+    /// For people. What it names is in it as it is.
+    pub fn words(&self) -> String {
+        format!(
+            "{} is still broken by {}, such as {}: {}. Not mended: {}.",
+            self.rule,
+            count(self.rows, "row"),
+            Escaped(&self.example),
+            self.meaning,
+            self.advice
+        )
+    }
+
     fn of(violation: &Violation) -> Self {
         Self {
             rule: violation.rule.to_owned(),
@@ -216,18 +272,7 @@ impl Keeper {
         if self.is_stopping() {
             return Err(Error::Stopping);
         }
-        self.shared.release_reserve_if_short();
-        let subject = Subject::Server {};
-        let params = serde_json::to_value(request).map_err(|e| Error::Bug(e.to_string()))?;
-        let guard = self
-            .shared
-            .register
-            .enqueue_for(self.asked_by(), REPAIR, &subject, params);
-        let guard = guard.map_err(|e| self.shared.tell_full_disk(e))?;
-        let id = guard.id().clone();
-        log::info!("{guard} is queued");
-        self.submit(guard, Work::Repair(request.clone()))?;
-        Ok(id)
+        self.start(&REPAIR, &Subject::Server {}, request.clone())
     }
 
     /// What such a repair would do now. Reads only, and takes as long as a check.
@@ -484,7 +529,7 @@ impl Shared {
             let busy = || ("another job has it".to_owned(), "room_busy");
             let reserved = room
                 .as_ref()
-                .map(|room| self.register.reserve(REPAIR, room));
+                .map(|room| self.register.reserve(REPAIR.name, room));
             let _reserved = match reserved.transpose() {
                 Ok(reserved) => reserved,
                 Err(Error::RoomBusy { room }) => {

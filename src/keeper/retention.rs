@@ -12,12 +12,13 @@ use crossbeam_channel::{Sender, unbounded};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::kind::{self, Belongs, JobKind, Runner, RunsOn, Work, parameters, work_of};
 use super::many_rooms::{
     BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomWhy, RoomsSummary, with_summary, without_a_word,
 };
 use super::ownership::look;
-use super::retention_room::{RetentionRun, RoomPurge};
-use super::{Keeper, Shared, Viewer, Work};
+use super::retention_room::{NO_LONGER_WANTED, RetentionRun, RoomPurge};
+use super::{Keeper, Shared, Viewer};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
@@ -36,11 +37,58 @@ use crate::time::Millis;
 
 pub use super::many_rooms::RoomError;
 
-/// The kind of a retention run in the ledger.
-pub const RETENTION: &str = "retention";
+/// A retention run.
+pub(super) static RETENTION: JobKind = JobKind {
+    belongs: Belongs::HasParts,
+    is_plannable: true,
+    words,
+    ..JobKind::new(
+        "retention",
+        RunsOn::RetentionThread,
+        parameters::<RetentionRun>,
+    )
+};
 
-/// The kind of the purge of one room in such a run. Nobody was told its id (S-13).
-pub const RETENTION_PURGE: &str = "retention_purge";
+/// The purge of one room in such a run. Nobody was told its id (S-13).
+pub(super) static RETENTION_PURGE: JobKind = JobKind {
+    belongs: Belongs::IsPart,
+    ..JobKind::new("retention_purge", RunsOn::Worker, RoomPurge::of_record)
+};
+
+impl Work for RetentionRun {
+    fn run(&self, on: &Runner<'_>, guard: JobGuard) {
+        on.with_workers(guard, |pool, guard| {
+            let now = on.shared.config.clock.now();
+            on.shared.note_run(self.range, now);
+            on.shared.run(pool, guard, *self, now);
+        });
+    }
+
+    fn given_up(&self, shared: &Shared) -> Option<(&'static str, &'static str)> {
+        let is_wanted = shared.is_still_wanted(*self);
+        (!is_wanted).then_some((NO_LONGER_WANTED, "no_longer_configured"))
+    }
+}
+
+fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
+    let summary: RetentionSummary = kind::summary(progress);
+    let mut lines = vec![
+        format!("retention of {} is {}", job.subject, kind::state_words(job)),
+        format!(
+            "{} purged of {} due; {} skipped, {} failed, {} left alone",
+            count(summary.rooms_purged, "room"),
+            summary.rooms_planned,
+            summary.rooms_skipped,
+            summary.rooms_failed,
+            summary.rooms_left_alone
+        ),
+    ];
+    lines.extend(kind::rooms(&summary.errors, ""));
+    lines.extend(kind::rows(&progress.rows_removed));
+    lines.push(kind::events(progress));
+    lines.extend(kind::reclaimable(progress));
+    lines
+}
 
 /// Most rooms of a batch: between two of them others get a worker.
 const BATCH_ROOMS: usize = 1_000;
@@ -134,17 +182,8 @@ impl Keeper {
         self.refuse_drift(|viewer, _| viewer.bind_retention(range, now, &is_busy))?;
         let guard = self.shared.enqueue_retention(run, self.asked_by())?;
         let id = guard.id().clone();
-        self.run_retention(guard, run)?;
+        self.hand_over(guard, Box::new(run))?;
         Ok(id)
-    }
-
-    pub(super) fn run_retention(&self, guard: JobGuard, run: RetentionRun) -> Result<(), Error> {
-        let retention_scheduler = self
-            .threads
-            .retention_scheduler
-            .as_ref()
-            .ok_or(Error::Stopping)?;
-        retention_scheduler.run(guard, run)
     }
 
     /// Looks at the clock now instead of when it is due; answers the retention runs that began by themselves since this was
@@ -209,7 +248,7 @@ impl Shared {
         let Some((first, others)) = self.interrupted(&subject)? else {
             return self
                 .register
-                .enqueue_for(asked_by, RETENTION, &subject, params);
+                .enqueue_for(asked_by, RETENTION.name, &subject, params);
         };
         if run.plan.is_some() {
             return Err(Error::Refused(format!(
@@ -235,26 +274,30 @@ impl Shared {
         let unended = self.register.ledger().unended()?;
         // One that is paused, or waits for a person's word, goes on by that alone.
         let mut runs = unended.into_iter().filter(|job| {
-            job.kind == RETENTION && job.subject == *subject && job.state == State::Queued
+            job.kind == RETENTION.name && job.subject == *subject && job.state == State::Queued
         });
         Ok(runs.next().map(|first| (first, runs.collect())))
     }
 
     /// Finishes what a run that was interrupted was in the middle of: a purge of a room has noted more than a plan of
     /// today would find.
-    fn finish_interrupted(&self, is_over: &dyn Fn() -> bool) -> Result<(), Error> {
+    fn finish_interrupted(self: &Arc<Self>, is_over: &dyn Fn() -> bool) -> Result<(), Error> {
         for job in self.register.ledger().unended()? {
-            if job.kind != RETENTION_PURGE || job.state != State::Queued || is_over() {
+            if job.kind != RETENTION_PURGE.name || job.state != State::Queued || is_over() {
                 continue;
             }
             // Another job has the room, perhaps this one.
             let Ok(guard) = self.register.requeue(&job) else {
                 continue;
             };
-            match Work::of_record(job) {
+            match work_of(&job) {
                 Some(work) => {
                     log::info!("{guard} goes on where it was interrupted");
-                    self.run_job(guard, &work);
+                    let runner = Runner {
+                        shared: self,
+                        workers: None,
+                    };
+                    work.run(&runner, guard);
                 }
                 None => guard.end(Some((super::UNKNOWN_KIND, "unknown_kind"))),
             }
@@ -448,9 +491,9 @@ impl Shared {
         };
         let purge = RoomPurge { request, run };
         let params = serde_json::to_value(&purge).map_err(|e| Error::Bug(e.to_string()))?;
-        let guard = self
-            .register
-            .enqueue(RETENTION_PURGE, &Subject::Room(room.clone()), params)?;
+        let guard =
+            self.register
+                .enqueue(RETENTION_PURGE.name, &Subject::Room(room.clone()), params)?;
         let id = guard.id().clone();
         counters.running.lock().push(id.clone());
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
@@ -614,7 +657,7 @@ impl Viewer {
 
     fn digest_of_retention(&self, plan: &Plan, rooms: &BTreeMap<RoomId, RoomDigest>) -> PlanDigest {
         let mut digest = self.new_digest(Some(plan.now_ms));
-        digest.word(Part::Asked, RETENTION);
+        digest.word(Part::Asked, RETENTION.name);
         digest.word(Part::Asked, &plan.range.to_string());
         for (room, planned) in rooms {
             digest.room(room, planned);

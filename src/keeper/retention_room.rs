@@ -4,10 +4,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Shared;
+use super::kind::{Runner, Work};
 use super::retention::RETENTION;
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::jobs::ledger::JobRecord;
+use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plan_hash::PlanHash;
 use crate::plural::count;
@@ -42,6 +43,28 @@ pub(super) struct RoomPurge {
     pub(super) request: Request,
     #[serde(flatten)]
     pub(super) run: RetentionRun,
+}
+
+/// The same with its room: all of its job.
+struct RoomOfRun(RoomId, RoomPurge);
+
+impl RoomPurge {
+    pub(super) fn of_record(job: &JobRecord) -> Option<Box<dyn Work>> {
+        let Subject::Room(room) = &job.subject else {
+            return None;
+        };
+        let purge = Self::deserialize(&job.params).ok()?;
+        Some(Box::new(RoomOfRun(room.clone(), purge)))
+    }
+}
+
+impl Work for RoomOfRun {
+    fn run(&self, on: &Runner<'_>, guard: JobGuard) {
+        let Self(room, purge) = self;
+        on.shared.run_one(guard, |guard, is_stopping| {
+            on.shared.finish_room_purge(guard, room, purge, is_stopping)
+        });
+    }
 }
 
 /// Why a run that was interrupted does not go on.
@@ -130,7 +153,7 @@ impl Shared {
             return Ok(());
         }
         let accepted = |job: &JobRecord| {
-            job.kind == RETENTION && job.progress["clock_accepted"] == Value::Bool(true)
+            job.kind == RETENTION.name && job.progress["clock_accepted"] == Value::Bool(true)
         };
         let jobs = self.register.ledger().list()?;
         let ended = jobs.iter().filter(|job| accepted(job));

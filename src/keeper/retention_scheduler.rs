@@ -10,6 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::Shared;
+use super::kind::{JobKind, Runner, Work};
 use super::retention_room::RetentionRun;
 use crate::error::{Chain, Error};
 use crate::ids::JobId;
@@ -29,8 +30,8 @@ const WRITE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the thread is asked to do.
 enum Command {
-    /// Run this range now.
-    Run(JobGuard, RetentionRun),
+    /// Carry this out now.
+    Run(JobGuard, Box<dyn Work>),
     /// Look at the clock now, and say which runs began since this was last asked, when they have ended.
     Tick(Sender<Vec<JobId>>),
 }
@@ -67,9 +68,9 @@ impl RetentionScheduler {
         orders.send(send).map_err(|_| Error::Stopping)
     }
 
-    /// Runs a range as soon as what runs now has ended.
-    pub(super) fn run(&self, guard: JobGuard, run: RetentionRun) -> Result<(), Error> {
-        self.send(Command::Run(guard, run))
+    /// Carries a job out as soon as what runs now has ended.
+    pub(super) fn run(&self, guard: JobGuard, work: Box<dyn Work>) -> Result<(), Error> {
+        self.send(Command::Run(guard, work))
     }
 
     /// Looks at the clock now; answers the runs that were due since this was last asked, which have ended.
@@ -175,7 +176,7 @@ impl Runs {
 
 impl Shared {
     /// Notes that the jobs of this range run, from which their intervals count at the next start.
-    fn note_run(&self, range: LifetimeRange, now: Millis) {
+    pub(super) fn note_run(&self, range: LifetimeRange, now: Millis) {
         let jobs = self.config.retention.purge_jobs.iter();
         for job in jobs.filter(|job| job.range == range) {
             let noted = self
@@ -192,10 +193,12 @@ impl Shared {
 fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Receiver<Command>) {
     loop {
         match orders.recv_timeout(shared.sleep_for(&runs)) {
-            Ok(Command::Run(guard, run)) => {
-                let now = shared.config.clock.now();
-                shared.note_run(run.range, now);
-                shared.run(pool, guard, run, now);
+            Ok(Command::Run(guard, work)) => {
+                let runner = Runner {
+                    shared,
+                    workers: Some(pool),
+                };
+                work.run(&runner, guard);
             }
             Ok(Command::Tick(answer)) => {
                 runs.tick(shared, pool);
@@ -207,12 +210,8 @@ fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Rec
         shared.register.write_what_is_unwritten();
         shared.register.forget_old(shared.config.keep_jobs);
         shared.expire_archives();
-        for parts in [
-            super::retention::RETENTION_PURGE,
-            super::room_set::PURGE_IN_SET,
-            super::room_set::DELETE_IN_SET,
-        ] {
-            shared.register.forget_complete(parts);
+        for parts in JobKind::parts() {
+            shared.register.forget_complete(parts.name);
         }
     }
 }

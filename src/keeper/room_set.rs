@@ -7,27 +7,61 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::kind::{self, Belongs, JobKind, Runner, RunsOn, Work, parameters};
+use super::room_set_run::RoomSetSummary;
 use super::rooms::Selected;
-use super::{Keeper, Shared, Work, deletion};
+use super::{Keeper, Shared, deletion};
 use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
-use crate::jobs::ledger::Subject;
+use crate::job::Progress;
+use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
 use crate::point::PurgePoint;
 use crate::rooms::{Condition, Selectors, Sort, Summary};
 use crate::time::Millis;
 
-/// The kind of a job on a set of rooms in the ledger.
-pub const ROOM_SET: &str = "room_set";
+/// A job on a set of rooms.
+pub(super) static ROOM_SET: JobKind = JobKind {
+    belongs: Belongs::HasParts,
+    is_plannable: true,
+    words,
+    ..JobKind::new("room_set", RunsOn::RoomSetThread, parameters::<RoomSet>)
+};
 
-/// The kind of the purge of one room of a set.
-pub const PURGE_IN_SET: &str = "purge_history_in_set";
+impl Work for RoomSet {
+    fn run(&self, on: &Runner<'_>, guard: JobGuard) {
+        on.with_workers(guard, |pool, guard| on.shared.run_set(pool, guard, self));
+    }
+}
 
-/// The kind of the deletion of one room of a set.
-pub const DELETE_IN_SET: &str = "delete_room_in_set";
+fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
+    let summary: RoomSetSummary = kind::summary(progress);
+    let mut lines = vec![
+        format!(
+            "{} of {} is {}",
+            job.params["action"].as_str().unwrap_or_default(),
+            job.subject,
+            kind::state_words(job)
+        ),
+        format!(
+            "{} done of {}; {} left alone, {} failed; {} moved out",
+            summary.rooms_done,
+            count(summary.rooms_planned, "room"),
+            summary.rooms_skipped,
+            summary.rooms_failed,
+            count(summary.people_moved, "local user"),
+        ),
+    ];
+    lines.extend(kind::rooms(&summary.skipped, "  left alone"));
+    lines.extend(kind::rooms(&summary.errors, "  failed"));
+    lines.extend(kind::rows(&progress.rows_removed));
+    lines.push(kind::events(progress));
+    lines.extend(kind::reclaimable(progress));
+    lines
+}
 
 /// Most conditions of a set, named rooms apart.
 const MOST_CONDITIONS: usize = 1_000;
@@ -249,8 +283,7 @@ impl Keeper {
             rooms: count,
             decided_ms: now,
         };
-        let params = serde_json::to_value(&set).map_err(|e| Error::Bug(e.to_string()))?;
-        let params = self.bound(params);
+        let params = self.params_of(&ROOM_SET, &set)?;
         shared.release_reserve_if_short();
         let guard = shared
             .enqueue_set(self.asked_by(), &request.words(rooms.len()), &params)
@@ -265,7 +298,7 @@ impl Keeper {
         }
         let id = guard.id().clone();
         log::info!("{guard} is queued");
-        self.submit(guard, Work::RoomSet(set))?;
+        self.submit(guard, Box::new(set))?;
         Ok(StartedSet {
             job_id: Some(id),
             rooms: count,
@@ -287,7 +320,7 @@ impl Shared {
                 number => format!("{words} #{number}"),
             });
             let register = &self.register;
-            match register.enqueue_for(asked_by, ROOM_SET, &subject, params.clone()) {
+            match register.enqueue_for(asked_by, ROOM_SET.name, &subject, params.clone()) {
                 Err(Error::RoomBusy { .. }) => {}
                 enqueued => return enqueued,
             }

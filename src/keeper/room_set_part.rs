@@ -5,18 +5,44 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 
 use super::Shared;
-use super::room_set::{DELETE_IN_SET, PURGE_IN_SET, RoomSet};
+use super::deletion as room_deletion;
+use super::kind::{Belongs, JobKind, Runner, RunsOn, Work, parameters};
+use super::room_set::RoomSet;
 use crate::deletion::{self, DeletionScope};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::job::{HomeserverWatch, Progress};
 use crate::jobs::ledger::{Ended, JobRecord};
 use crate::jobs::register::JobGuard;
+use crate::plural::count;
 use crate::purge;
 use crate::rooms::{Condition, Selectors};
 use crate::store::db::Db;
 use crate::store::room_statistics;
 use crate::time::Millis;
+
+/// The purge of one room of a set.
+pub(super) static PURGE_IN_SET: JobKind = JobKind {
+    belongs: Belongs::IsPart,
+    is_left_to_another: Shared::leave_to_set,
+    ..JobKind::new(
+        "purge_history_in_set",
+        RunsOn::Worker,
+        parameters::<RoomOfSet>,
+    )
+};
+
+/// The deletion of one room of a set.
+pub(super) static DELETE_IN_SET: JobKind = JobKind {
+    belongs: Belongs::IsPart,
+    is_left_to_another: Shared::leave_to_set,
+    words: room_deletion::words,
+    ..JobKind::new(
+        "delete_room_in_set",
+        RunsOn::Worker,
+        parameters::<RoomOfSet>,
+    )
+};
 
 /// One room of a set: the parameters of its job in the ledger.
 #[derive(Clone, Serialize, Deserialize)]
@@ -35,10 +61,19 @@ pub(super) enum RoomWork {
 
 impl RoomOfSet {
     pub(super) fn of_record(record: &JobRecord) -> Option<Self> {
-        match record.kind.as_str() {
-            PURGE_IN_SET | DELETE_IN_SET => serde_json::from_value(record.params.clone()).ok(),
-            _ => None,
-        }
+        let is_one = [&PURGE_IN_SET, &DELETE_IN_SET]
+            .iter()
+            .any(|kind| kind.name == record.kind);
+        is_one.then(|| Self::deserialize(&record.params).ok())?
+    }
+}
+
+impl Work for RoomOfSet {
+    fn run(&self, on: &Runner<'_>, guard: JobGuard) {
+        on.shared.run_one(guard, |guard, _| {
+            let done = on.shared.work_on_room(guard, self, &mut None, None)?;
+            Ok(format!("{} deleted", count(done.events_deleted, "event")))
+        });
     }
 }
 
@@ -143,7 +178,7 @@ impl Shared {
 
     /// A part of a set is taken up by its set alone; one whose set has ended is over as well. Answers whether a record is
     /// such a part.
-    pub(super) fn leave_to_set(&self, record: &JobRecord) -> Result<bool, Error> {
+    fn leave_to_set(&self, record: &JobRecord) -> Result<bool, Error> {
         let Some(part) = RoomOfSet::of_record(record) else {
             return Ok(false);
         };

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::deletion::{DELETE_ROOM, PURGE_ROOM, SHUTDOWN_AND_PURGE_ROOM};
+use super::kind::JobKind;
+use super::purge_history::PURGE_HISTORY;
 use super::retention::RETENTION;
 use super::room_set::{Action, ROOM_SET, SetRequest};
 use super::rooms::{self, Selected};
 use super::viewer::recorded_jobs;
-use super::{Keeper, PURGE_HISTORY, PurgeOptions, Viewer, ownership};
+use super::{Keeper, PurgeOptions, Viewer, ownership};
 use crate::config::Config;
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -265,7 +267,7 @@ impl Viewer {
 
     fn digest_of_set(&self, action: &Action, rooms: &Digests, at: Option<Millis>) -> PlanDigest {
         let mut digest = self.new_digest(at);
-        digest.word(Part::Asked, ROOM_SET);
+        digest.word(Part::Asked, ROOM_SET.name);
         // The time of a purge is not said: what it comes to is.
         digest.word(Part::Asked, action.verb());
         for (room, planned) in rooms {
@@ -363,17 +365,17 @@ pub(super) fn why(e: &Error) -> String {
 
 /// Rows a second that jobs which do the same have removed here; nothing before they have removed enough to tell.
 fn rate(jobs: &[JobRecord], action: &Action) -> Option<f64> {
-    let (kinds, word): (&[&str], &str) = match action {
-        Action::PurgeHistory { .. } => (&[PURGE_HISTORY, RETENTION], "purge_history"),
+    let (kinds, word): (&[&JobKind], &str) = match action {
+        Action::PurgeHistory { .. } => (&[&PURGE_HISTORY, &RETENTION], "purge_history"),
         Action::DeleteRoom { .. } => (
-            &[SHUTDOWN_AND_PURGE_ROOM, DELETE_ROOM, PURGE_ROOM],
+            &[&SHUTDOWN_AND_PURGE_ROOM, &DELETE_ROOM, &PURGE_ROOM],
             "delete_room",
         ),
     };
     let (mut rows, mut millis) = (0, 0);
     for job in jobs {
-        let does_the_same = kinds.contains(&job.kind.as_str())
-            || (job.kind == ROOM_SET && job.params["action"] == word);
+        let does_the_same = kinds.iter().any(|kind| kind.name == job.kind)
+            || (job.kind == ROOM_SET.name && job.params["action"] == word);
         if let (State::Complete, true, Some(from), Some(to)) =
             (job.state, does_the_same, job.started_ms, job.ended_ms)
         {

@@ -15,12 +15,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Shared;
+use super::kind::{Runner, Work};
 use super::many_rooms::{
     BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomError, RoomWhy, RoomsSummary, with_summary,
     without_a_word,
 };
-use super::room_set::{Action, DELETE_IN_SET, PURGE_IN_SET, RoomSet};
-use super::room_set_part::{Fits, Kept, Prepare, RoomOfSet, RoomWork};
+use super::room_set::{Action, RoomSet};
+use super::room_set_part::{DELETE_IN_SET, Fits, Kept, PURGE_IN_SET, Prepare, RoomOfSet, RoomWork};
 use super::room_set_plan::{is_of_room, why};
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::error::{Chain, Error};
@@ -81,22 +82,28 @@ impl RoomsSummary for RoomSetSummary {
     }
 }
 
+type Order = (JobGuard, Box<dyn Work>);
+
 /// The thread that sets run in, one after the other; dropping it ends and joins it. It is no worker, so that it can wait
 /// for workers without holding one.
 pub(super) struct RoomSetRunner {
-    orders: Option<Sender<(JobGuard, RoomSet)>>,
+    orders: Option<Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl RoomSetRunner {
     pub(super) fn start(shared: Arc<Shared>, pool: Arc<Pool>) -> Result<Self, Error> {
-        let (orders, taken): (_, Receiver<(JobGuard, RoomSet)>) = bounded(MOST_WAITING);
+        let (orders, taken): (_, Receiver<Order>) = bounded(MOST_WAITING);
         let thread = thread::Builder::new()
             .name("room-sets".into())
             .spawn(move || {
                 let _watched = shared.alarm.watch("room-sets");
-                for (guard, set) in taken {
-                    shared.run_set(&pool, guard, &set);
+                let runner = Runner {
+                    shared: &shared,
+                    workers: Some(&pool),
+                };
+                for (guard, work) in taken {
+                    work.run(&runner, guard);
                 }
             })
             .map_err(|e| Error::Store {
@@ -110,7 +117,7 @@ impl RoomSetRunner {
     }
 
     /// Runs a set as soon as those before it have ended.
-    pub(super) fn run(&self, guard: JobGuard, set: RoomSet) -> Result<(), Error> {
+    pub(super) fn run(&self, guard: JobGuard, set: Box<dyn Work>) -> Result<(), Error> {
         let Some(orders) = &self.orders else {
             return Err(Error::Stopping);
         };
@@ -185,7 +192,7 @@ struct Batch {
 
 impl Shared {
     /// Carries a set out, and says in the ledger how it ended.
-    fn run_set(self: &Arc<Self>, pool: &Arc<Pool>, guard: JobGuard, set: &RoomSet) {
+    pub(super) fn run_set(self: &Arc<Self>, pool: &Arc<Pool>, guard: JobGuard, set: &RoomSet) {
         self.run_many(guard, |guard| {
             let done = self.run_rooms_of_set(pool, guard, set);
             done.map_err(|e| self.tell_full_disk(e))
@@ -388,8 +395,8 @@ impl Shared {
         counters: &Counters,
     ) -> Result<(), Error> {
         let kind = match &work {
-            RoomWork::Purge(_) => PURGE_IN_SET,
-            RoomWork::Deletion(_) => DELETE_IN_SET,
+            RoomWork::Purge(_) => &PURGE_IN_SET,
+            RoomWork::Deletion(_) => &DELETE_IN_SET,
         };
         let part = RoomOfSet {
             set: counters.set.clone(),
@@ -397,7 +404,7 @@ impl Shared {
         };
         let params = serde_json::to_value(&part).map_err(|e| Error::Bug(e.to_string()))?;
         let subject = Subject::Room(left.room.clone());
-        match self.register.enqueue_part(kind, &subject, params) {
+        match self.register.enqueue_part(kind.name, &subject, params) {
             Ok(guard) => self.do_part(guard, left, &part, kept, prepare, counters),
             Err(e) => self.note_turn(counters, left.place, &left.room, turn_of(e)?),
         }

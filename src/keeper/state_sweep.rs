@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::kind::{self, JobExtent, JobKind, Runner, RunsOn, Work};
 use super::many_rooms::{RoomError, RoomsSummary, with_summary};
-use super::{Keeper, Shared, Viewer, Work};
+use super::{Keeper, Shared, Viewer};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
 use crate::job::{
     HomeserverWatch, JobContext, Phase, Progress, Removes, SharedArchive, clean_up, held, overwrite,
 };
-use crate::jobs::ledger::Subject;
+use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
 use crate::purge::{self, RoomSweep};
@@ -26,8 +26,59 @@ use crate::store::index_test::IndexesBy;
 use crate::store::state_groups::{Unreferenced, verify_indexes};
 use crate::store::{homeserver, reclaim};
 
-/// The kind of a sweep in the ledger.
-pub const STATE_SWEEP: &str = "state_sweep";
+/// A sweep.
+pub(super) static STATE_SWEEP: JobKind = JobKind {
+    measure,
+    words,
+    ..JobKind::new("state_sweep", RunsOn::ServerThread, |_| {
+        Some(Box::new(StateSweep {}))
+    })
+};
+
+/// There is nothing to say of one before it begins.
+#[derive(Serialize)]
+struct StateSweep {}
+
+impl Work for StateSweep {
+    fn run(&self, on: &Runner<'_>, guard: JobGuard) {
+        on.shared.run_state_sweep(guard);
+    }
+}
+
+fn measure(progress: &Progress) -> JobExtent {
+    let summary: StateSweepSummary = kind::summary(progress);
+    JobExtent {
+        done: summary.groups_done,
+        planned: summary.groups_planned,
+        of: "state groups",
+    }
+}
+
+fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
+    let summary: StateSweepSummary = kind::summary(progress);
+    let mut lines = vec![
+        format!("the sweep of state groups is {}", kind::state_words(job)),
+        format!(
+            "{} of {} had no event any more; {} swept, {} left alone, {} failed",
+            summary.groups_planned,
+            count(summary.groups_looked_at, "state group"),
+            count(summary.rooms_done, "room"),
+            summary.rooms_skipped,
+            summary.rooms_failed,
+        ),
+    ];
+    lines.extend(kind::rooms(&summary.skipped, "  left alone"));
+    lines.extend(kind::rooms(&summary.errors, "  failed"));
+    lines.extend(kind::rows(&progress.rows_removed));
+    lines.push(format!(
+        "{} freed, {} left to the homeserver to delete; the longest transaction took {} ms",
+        count(progress.state_groups_freed, "state group"),
+        progress.state_groups_marked,
+        progress.longest_transaction_ms,
+    ));
+    lines.extend(kind::reclaimable(progress));
+    lines
+}
 
 /// Groups whose rooms are held in memory at once.
 const WINDOW: u64 = 1_000_000;
@@ -127,18 +178,7 @@ impl Keeper {
         if self.is_stopping() {
             return Err(Error::Stopping);
         }
-        self.shared.release_reserve_if_short();
-        let subject = Subject::Server {};
-        let params = Value::Object(serde_json::Map::new());
-        let guard =
-            self.shared
-                .register
-                .enqueue_for(self.asked_by(), STATE_SWEEP, &subject, params);
-        let guard = guard.map_err(|e| self.shared.tell_full_disk(e))?;
-        let id = guard.id().clone();
-        log::info!("{guard} is queued");
-        self.submit(guard, Work::StateSweep)?;
-        Ok(id)
+        self.start(&STATE_SWEEP, &Subject::Server {}, StateSweep {})
     }
 
     /// What a sweep would do now. Reads only, and takes as long as the tables of state groups are large.
@@ -331,7 +371,7 @@ impl Shared {
         (room, groups, archive): (&RoomId, &[i64], SharedArchive),
         (unreferenced, progress): (&Unreferenced, &mut Progress),
     ) -> Result<(), Error> {
-        let _reserved = self.register.reserve(STATE_SWEEP, room)?;
+        let _reserved = self.register.reserve(STATE_SWEEP.name, room)?;
         let (db, watch) = kept
             .take()
             .ok_or_else(|| Error::Bug("a connection was lost".into()))?;

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use roomkeeper::jobs::ledger::State;
-use roomkeeper::keeper::retention::RETENTION_PURGE;
 use roomkeeper::policy::{LifetimeRange, PurgeJob};
 use roomkeeper::retention::Reason;
 use roomkeeper::{JobId, Keeper, Millis, PurgeOptions, PurgePoint, RoomId, days};
@@ -147,7 +146,7 @@ fn a_room_that_another_job_gets_before_a_run_comes_to_it_is_skipped_and_planned_
     let of_first = Held::new(&town, first);
     let run = keeper.purge_history_for_rooms_in_range(range.shortest, range.longest);
     let run = run.expect("begun");
-    await_job(&keeper, RETENTION_PURGE, first);
+    await_job(&keeper, "retention_purge", first);
     // By now the plan is made, and has both.
     let of_later = Held::new(&town, later);
     let other = begin_purge(&keeper, later);

@@ -2,7 +2,6 @@
 //! everybody has left, without a unit, and by a clock that is ahead.
 
 use roomkeeper::jobs::ledger::State;
-use roomkeeper::keeper::retention::{RETENTION, RETENTION_PURGE};
 use roomkeeper::policy::{LifetimeRange, PurgeJob};
 use roomkeeper::retention::{LeftAlone, Reason};
 use roomkeeper::{Config, Error, Keeper, Millis, PurgeOptions, PurgePoint, RoomId, days};
@@ -182,12 +181,18 @@ fn leave_unfinished(town: &Town, config: &Config) {
     for (id, kind, of, subject, params) in [
         (
             "run",
-            RETENTION,
+            "retention",
             "lifetimes",
             "..".to_owned(),
             "{}".to_owned(),
         ),
-        ("part", RETENTION_PURGE, "room", room(1), purge.to_string()),
+        (
+            "part",
+            "retention_purge",
+            "room",
+            room(1),
+            purge.to_string(),
+        ),
     ] {
         ledger
             .execute(job, params![id, kind, of, subject, params, NOW.0])
@@ -275,7 +280,7 @@ fn a_policy_that_changes_while_a_run_is_at_work_counts_when_its_room_is_reached(
     let held = Held::new(&town, 17);
     let id = keeper.purge_history_for_rooms_in_range(None, Some(days(1)));
     let id = id.expect("begun");
-    await_job(&keeper, RETENTION_PURGE, 17);
+    await_job(&keeper, "retention_purge", 17);
     town.site.run(&format!(
         "UPDATE room_retention SET max_lifetime = {} WHERE room_id IN ('{}', '{}')",
         days(900).0,

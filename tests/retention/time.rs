@@ -1,7 +1,6 @@
 //! When jobs run: a week of it in a moment, and clocks that are set wrong.
 
 use roomkeeper::jobs::ledger::{JobRecord, State};
-use roomkeeper::keeper::retention::RETENTION;
 use roomkeeper::policy::{LifetimeRange, PurgeJob};
 use roomkeeper::{Config, Keeper, Millis, days};
 
@@ -28,7 +27,7 @@ fn with_jobs(town: &Town) -> Config {
 
 fn runs(keeper: &Keeper) -> Vec<JobRecord> {
     let mut runs = keeper.jobs().expect("listed");
-    runs.retain(|job| job.kind == RETENTION);
+    runs.retain(|job| job.kind == "retention");
     runs
 }
 

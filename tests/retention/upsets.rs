@@ -1,7 +1,6 @@
 //! Rooms that are busy, rooms that are broken, and runs that are stopped half-way.
 
 use roomkeeper::jobs::ledger::State;
-use roomkeeper::keeper::retention::RETENTION;
 use roomkeeper::retention::Reason;
 use roomkeeper::{Error, Keeper, RoomId, days};
 use rusqlite::Connection;
@@ -59,7 +58,7 @@ fn a_run_of_a_range_is_not_begun_twice_and_one_that_is_stopped_goes_on() {
     let keeper = Keeper::open(config).expect("opens again");
     // It may have ended before it was stopped.
     let run = keeper.wait(&id).expect("went on");
-    assert_eq!(run.kind, RETENTION);
+    assert_eq!(run.kind, "retention");
     let rooms: Vec<_> = keeper.jobs().expect("listed").into_iter().collect();
     for job in &rooms {
         keeper.wait(&job.id).expect("complete");
