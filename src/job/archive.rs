@@ -173,6 +173,9 @@ impl JobContext<'_> {
         let Some(archive) = &self.archive else {
             return;
         };
+        if progress.rows_removed.values().all(|rows| *rows == 0) {
+            return;
+        }
         let archive = archive.lock();
         let Some((path, bytes)) = archive.size() else {
             return;
