@@ -37,6 +37,7 @@ const INDEX_TEXT_ON_POSTGRES: &str = "-- PostgreSQL
 struct Writer<'a> {
     db: &'a Db,
     room: &'a RoomId,
+    server: &'a str,
     depth: i64,
     group: i64,
     last: Option<EventId>,
@@ -60,6 +61,7 @@ fn fill_room(
     let mut writer = Writer {
         db,
         room,
+        server,
         depth: 0,
         group: *stream * 1_000,
         last: None,
@@ -214,6 +216,14 @@ impl Writer<'_> {
                 "INSERT INTO room_memberships (event_id, user_id, sender, room_id, membership, event_stream_ordering)
                  VALUES ($1, $2, $2, $3, 'join', $4)",
                 params![event.as_str(), sender.as_str(), room, at],
+            )?;
+        }
+        if membership.is_some() && sender.is_local(self.server) {
+            db.execute(
+                doing,
+                "INSERT INTO local_current_membership (room_id, user_id, event_id, membership, event_stream_ordering)
+                 VALUES ($1, $2, $3, 'join', $4)",
+                params![room, sender.as_str(), event.as_str(), at],
             )?;
         }
         Ok(())
