@@ -11,6 +11,7 @@ mod log_pipe;
 mod logging;
 mod messages;
 mod output;
+mod plan_text;
 mod receipts;
 mod remote;
 mod repair;
@@ -433,8 +434,10 @@ fn purge_history(
         cut => cut?,
     };
     if wanted.dry_run {
-        let plan = Viewer::open(config)?.plan_purge(&room, &point, options)?;
-        output::plan(json, &plan, cut.as_deref());
+        let viewer = Viewer::open(config)?;
+        let plan = viewer.plan_purge(&room, &point, options)?;
+        let estimate = viewer.estimate_purge(&plan.rows_removed)?;
+        plan_text::purge(json, &plan, cut.as_deref(), estimate);
         return Ok(ExitCode::SUCCESS);
     }
     let to = cut.as_deref().unwrap_or("the point that was named");

@@ -3,6 +3,7 @@
 mod archives;
 mod as_planned;
 mod deletion;
+mod estimate;
 mod holds;
 mod job_context;
 mod jobs;
@@ -69,6 +70,7 @@ use crate::store::work_lock::WorkLock;
 
 pub use self::archives::{ArchiveReport, archives, shred};
 pub use self::deletion::DeleteStatus;
+pub use self::estimate::Estimate;
 pub use self::holds::{add_hold, holds, release_hold};
 pub use self::kind::{JobExtent, JobKind, rows, state_words};
 pub use self::measures::Measures;

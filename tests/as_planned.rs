@@ -8,7 +8,7 @@ mod support;
 use roomkeeper::deletion::Request;
 use roomkeeper::error::PLAN_DRIFTED;
 use roomkeeper::hold::Hold;
-use roomkeeper::keeper::{SetAction, SetRequest};
+use roomkeeper::keeper::{SetAction, SetRequest, Viewer};
 use roomkeeper::plan_hash::PlanHash;
 use roomkeeper::policy::LifetimeRange;
 use roomkeeper::rooms::Selectors;
@@ -91,6 +91,33 @@ fn drifted<T>(done: Result<T, Error>, named: &str) -> String {
 
 fn purge(keeper: &Keeper, ask: &Ask) -> Result<JobId, Error> {
     keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), ask.options())
+}
+
+#[test]
+fn a_plan_comes_to_some_bytes_and_no_more_than_there_are() {
+    let (site, ask) = middle();
+    let plan = site.plan(&ask).expect("planned");
+    let viewer = Viewer::open(site.config()).expect("opens");
+    let one = viewer
+        .estimate_purge(&plan.rows_removed)
+        .expect("estimates");
+    assert!(one.bytes > 0 && one.bytes <= one.database_bytes, "{one:?}");
+    assert_eq!(
+        (one.rows_per_second, one.seconds),
+        (None, None),
+        "nothing was done here yet"
+    );
+    let mut twice = plan.rows_removed.clone();
+    twice.values_mut().for_each(|rows| *rows *= 2);
+    let two = viewer.estimate_deletion(&twice).expect("estimates");
+    assert!(
+        two.bytes >= one.bytes && two.bytes <= two.database_bytes,
+        "{one:?} {two:?}"
+    );
+    let none = viewer
+        .estimate_purge(&Default::default())
+        .expect("estimates");
+    assert_eq!(none.bytes, 0);
 }
 
 #[test]
@@ -366,6 +393,7 @@ fn a_job_is_looked_at_again_when_its_turn_comes() {
 }
 
 also_on_postgres! {
+    a_plan_comes_to_some_bytes_and_no_more_than_there_are,
     what_is_as_planned_is_done_as_without_a_plan,
     whatever_drifts_is_named_and_nothing_is_touched,
     deletions_sets_and_retention_runs_are_bound_too,

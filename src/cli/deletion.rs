@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{as_planned, finish_said, output, remote, room_set, words};
+use super::{as_planned, finish_said, output, plan_text, remote, room_set, words};
 use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
@@ -84,8 +84,13 @@ pub(super) fn delete_room(
     }
     let (room, _) = words::any_room(&config, wanted.room.as_deref().unwrap_or_default())?;
     if wanted.dry_run {
-        let plan = Viewer::open(config)?.plan_deletion(&room, &request)?;
-        output::deletion_plan(as_json, &plan);
+        let viewer = Viewer::open(config)?;
+        let plan = viewer.plan_deletion(&room, &request)?;
+        plan_text::deletion(
+            as_json,
+            &plan,
+            viewer.estimate_deletion(&plan.rows_removed)?,
+        );
         return Ok(ExitCode::SUCCESS);
     }
     let what = match (request.purge, &request.new_room_user_id) {

@@ -9,14 +9,11 @@ use serde_json::{Value, json};
 
 use super::logging;
 use crate::database::Database;
-use crate::deletion;
 use crate::ids::{Escaped, RoomId};
 use crate::job::Progress;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::{JobKind, rows};
-use crate::plan_hash::PlanHash;
-use crate::plural::{count, count_of};
-use crate::purge::{self, Plan};
+use crate::plural::count;
 use crate::store::check::{CheckReport, Violation};
 use crate::store::event_rows::RowCounts;
 use crate::store::reclaim::Reclaimed;
@@ -135,116 +132,8 @@ pub fn nothing_to_do(as_json: bool, room: &RoomId, why: &str) {
     }
 }
 
-/// What a purge would remove.
-pub fn plan(as_json: bool, plan: &Plan, cut: Option<&str>) {
-    if as_json {
-        json(&serde_json::to_value(plan).unwrap_or_default());
-        return;
-    }
-    if plan.local_messages_kept > 0 {
-        say(&purge::local_messages_note(plan.local_messages_kept));
-    }
-    let point = plan.point.to_string();
-    say(&format!(
-        "A purge of room {} up to {} would remove",
-        plan.room_id,
-        cut.unwrap_or(&point)
-    ));
-    table(&plan.rows_removed);
-    say(&format!(
-        "{}, {} as outliers (state, and what must not go); {}.\nNothing was changed.",
-        count_of(plan.events_deleted, "event goes", "events go"),
-        count_of(plan.events_kept_as_outliers, "stays", "stay"),
-        count_of(
-            plan.state_groups_freed,
-            "state group goes",
-            "state groups go"
-        )
-    ));
-    for table in &plan.referring_tables {
-        let what = match table.stops_delete {
-            true => "it would stop there; delete them first if they are not the homeserver's own",
-            false => "they go along or are changed, as their table says",
-        };
-        let rows = count_of(table.rows, "row refers", "rows refer");
-        say(&format!(
-            "The table {} is not known; {rows} to what would go: {what}.",
-            Escaped(&table.table)
-        ));
-    }
-    if plan.events_held > 0 {
-        say(&format!(
-            "{} below the point in the timeline, held by {}.",
-            count_of(plan.events_held, "event stays", "events stay"),
-            plan.holds.join(", ")
-        ));
-    }
-    if plan.extremities_kept > 0 {
-        say(&purge::extremities_note(plan.extremities_kept));
-    }
-    if let Some(who) = plan.foreign_keys {
-        say(&format!("Foreign keys would be {who}."));
-    }
-    bound(plan.plan);
-}
-
-/// What binds a plan, and how.
-pub fn bound(plan: Option<PlanHash>) {
-    if let Some(plan) = plan {
-        say(&format!("To do this and nothing else: --plan {plan}"));
-    }
-}
-
-/// What a deletion would do.
-pub fn deletion_plan(as_json: bool, plan: &deletion::Plan) {
-    if as_json {
-        json(&serde_json::to_value(plan).unwrap_or_default());
-        return;
-    }
-    let unknown = if plan.is_known {
-        ""
-    } else {
-        ", which the homeserver does not know,"
-    };
-    say(&format!(
-        "A deletion of room {}{unknown} would move {} out",
-        plan.room_id,
-        count(plan.users_to_move.len() as u64, "local user")
-    ));
-    for (user, membership) in &plan.users_to_move {
-        say(&format!("  {user} ({membership})"));
-    }
-    if !plan.aliases_to_move.is_empty() {
-        let aliases = in_a_row(&plan.aliases_to_move);
-        say(&format!("point {aliases} to the new room"));
-    }
-    if plan.rows_removed.is_empty() {
-        say("and remove none of its rows");
-    } else {
-        say("and remove");
-        table(&plan.rows_removed);
-    }
-    for unknown in &plan.unknown_tables {
-        let what = if unknown.stops_delete {
-            "they would stop the delete"
-        } else {
-            "they go along or stay, as their table says"
-        };
-        say(&format!(
-            "The table {} is not known; {} of this room: {what}.",
-            unknown.table,
-            count_of(unknown.rows, "of its rows is", "of its rows are")
-        ));
-    }
-    for note in &plan.notes {
-        say(&format!("Note: {note}"));
-    }
-    say("Nothing was changed.");
-    bound(plan.plan);
-}
-
 /// Names of somebody else's, one after the other.
-fn in_a_row(names: &[impl AsRef<str>]) -> String {
+pub(super) fn in_a_row(names: &[impl AsRef<str>]) -> String {
     let names = names.iter().map(|name| Escaped(name.as_ref()).to_string());
     names.collect::<Vec<_>>().join(", ")
 }

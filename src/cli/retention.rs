@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{output, remote, words};
+use super::{output, plan_text, remote, words};
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::jobs::ledger::{JobRecord, State};
@@ -250,7 +250,7 @@ fn show(plan: &Plan) {
         human(u64::try_from(plan.estimated_bytes).unwrap_or(0)),
         count_of(many(plan.left_alone.len()), "room is", "rooms are")
     ));
-    output::bound(plan.plan);
+    plan_text::bound(plan.plan);
 }
 
 fn line(due: &Due) -> String {

@@ -6,9 +6,8 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::output;
 use super::rooms::Which;
-use super::{as_planned, finish, remote, words};
+use super::{as_planned, finish, output, plan_text, remote, words};
 use crate::config::Config;
 use crate::error::Error;
 use crate::ids::RoomId;
@@ -202,7 +201,7 @@ fn plan(config: &Config, request: &SetRequest, as_json: bool) -> Result<ExitCode
         ));
     } else {
         show(&totals);
-        output::bound(Some(bound));
+        plan_text::bound(Some(bound));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -242,17 +241,6 @@ fn show(totals: &SetTotals) {
         size(totals.estimated_bytes),
         size(totals.bytes_after_reclaim),
     ));
-    output::say(&match totals.seconds {
-        Some(seconds) => format!(
-            "At the rate of earlier jobs here ({} a second) that takes about {}.",
-            count(totals.rows_per_second.unwrap_or(0), "row"),
-            match seconds {
-                0..=90 => count(seconds, "second"),
-                seconds => count((seconds + 59) / 60, "minute"),
-            }
-        ),
-        None => "How long it takes is not known: no job of this sort has removed enough here yet."
-            .into(),
-    });
+    output::say(&plan_text::time(totals.rows_per_second, totals.seconds));
     output::say("Nothing was changed.");
 }

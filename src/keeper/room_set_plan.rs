@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::deletion::{DELETE_ROOM, PURGE_ROOM, SHUTDOWN_AND_PURGE_ROOM};
+use super::estimate::rate;
 use super::kind::JobKind;
 use super::purge_history::PURGE_HISTORY;
 use super::retention::RETENTION;
@@ -15,8 +16,6 @@ use super::{Keeper, PurgeOptions, Viewer, ownership};
 use crate::config::Config;
 use crate::error::Error;
 use crate::ids::RoomId;
-use crate::job::Progress;
-use crate::jobs::ledger::{JobRecord, State};
 use crate::plan_hash::{Part, PlanDigest, PlanHash, RoomDigest};
 use crate::point::PurgePoint;
 use crate::rooms::{Summary, Totals};
@@ -24,9 +23,6 @@ use crate::store::event_rows::RowCounts;
 use crate::store::space;
 use crate::time::Millis;
 use crate::{deletion, purge};
-
-/// Rows that must have been removed before a rate is one.
-const ROWS_OF_A_RATE: i64 = 1_000;
 
 /// What would be done with one room.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -153,10 +149,8 @@ impl Keeper {
         request.validate(&shared.config)?;
         let now = shared.config.clock.now();
         let selected = shared.selected(&request.selectors, now)?;
-        let rate = rate(
-            &shared.register.ledger().list()?,
-            &request.action_at(now, &shared.config.admin_user),
-        );
+        let (kinds, action) = does_the_same(&request.action_at(now, &shared.config.admin_user));
+        let rate = rate(&shared.register.ledger().list()?, kinds, action);
         let viewer = Viewer::open(shared.config.clone())?;
         let mut plan = SetPlan {
             rooms: Vec::new(),
@@ -212,7 +206,8 @@ pub fn plan_set(
     let now = config.clock.now();
     let selected = rooms::selected(config, &request.selectors)?;
     let jobs = recorded_jobs(config).ok().flatten().unwrap_or_default();
-    let rate = rate(&jobs, &request.action_at(now, &config.admin_user));
+    let (kinds, action) = does_the_same(&request.action_at(now, &config.admin_user));
+    let rate = rate(&jobs, kinds, action);
     let viewer = Viewer::open(config.clone())?;
     viewer.plan_rooms(request, now, selected, rate, &|_| false, each)
 }
@@ -363,26 +358,16 @@ pub(super) fn why(e: &Error) -> String {
     }
 }
 
-/// Rows a second that jobs which do the same have removed here; nothing before they have removed enough to tell.
-fn rate(jobs: &[JobRecord], action: &Action) -> Option<f64> {
-    let (kinds, word): (&[&JobKind], &str) = match action {
-        Action::PurgeHistory { .. } => (&[&PURGE_HISTORY, &RETENTION], "purge_history"),
-        Action::DeleteRoom { .. } => (
-            &[&SHUTDOWN_AND_PURGE_ROOM, &DELETE_ROOM, &PURGE_ROOM],
-            "delete_room",
-        ),
-    };
-    let (mut rows, mut millis) = (0, 0);
-    for job in jobs {
-        let does_the_same = kinds.iter().any(|kind| kind.name == job.kind)
-            || (job.kind == ROOM_SET.name && job.params["action"] == word);
-        if let (State::Complete, true, Some(from), Some(to)) =
-            (job.state, does_the_same, job.started_ms, job.ended_ms)
-        {
-            let did: Progress = serde_json::from_value(job.progress.clone()).unwrap_or_default();
-            rows += did.rows_removed.values().sum::<i64>();
-            millis += (to - from).0.max(0);
-        }
+/// What jobs do the same as this, by their kinds and by what a set of rooms calls it.
+fn does_the_same(action: &Action) -> (&'static [&'static JobKind], &'static str) {
+    match action {
+        Action::PurgeHistory { .. } => (&PURGES, "purge_history"),
+        Action::DeleteRoom { .. } => (&DELETIONS, "delete_room"),
     }
-    (rows >= ROWS_OF_A_RATE && millis > 0).then(|| rows as f64 * 1_000.0 / millis as f64)
 }
+
+/// Kinds of jobs that purge histories.
+pub(super) const PURGES: [&JobKind; 2] = [&PURGE_HISTORY, &RETENTION];
+
+/// Kinds of jobs that delete rooms.
+pub(super) const DELETIONS: [&JobKind; 3] = [&SHUTDOWN_AND_PURGE_ROOM, &DELETE_ROOM, &PURGE_ROOM];

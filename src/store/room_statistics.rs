@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::db::{Db, Engine, Row, RowResult, params};
+use super::sizes::{SQLITE_EVENT, SQLITE_GROUP, SQLITE_JSON_BYTE, SQLITE_STATE_ROW};
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::time::Millis;
@@ -575,15 +576,7 @@ const SIZES_ON_POSTGRES: &str = "-- PostgreSQL
        AND c.relname NOT IN ('e2e_room_keys', 'device_lists_changes_in_room', 'user_directory')
      GROUP BY 1";
 
-/// What an event takes in SQLite's tables besides its JSON, and what a byte of that takes (its page is never quite full,
-/// and the full-text index has most of it once more): measured on databases of real servers of 16 thousand to a million
-/// events.
-const SQLITE_EVENT: f64 = 1_350.0;
-const SQLITE_JSON_BYTE: f64 = 1.15;
-
-/// The same for a row of a state (type, key, room, event, and the index on the first two), for a group, and for a member.
-const SQLITE_STATE_ROW: f64 = 210.0;
-const SQLITE_GROUP: f64 = 190.0;
+/// What a member of a room takes in SQLite's tables.
 const SQLITE_ENTRY: f64 = 900.0;
 
 /// What rows take on the average. `events`, `state_rows`, `groups` and `entries` are the server's.

@@ -129,7 +129,7 @@ fn what_is_not_so_yet_is_not_said_and_nothing_to_do_is() {
     let plan = home.run(&["delete-room", &room, "--no-purge", "--dry-run"]);
     plan.assert_ended(0, "");
     assert!(
-        plan.out.contains("and remove none of its rows\n"),
+        plan.out.contains("out and remove none of its rows.\n"),
         "{plan:?}"
     );
     let resumed = home.run(&["jobs", "--resume"]);

@@ -115,6 +115,36 @@ fn every_mistake_is_told_as_what_it_is() {
             0,
             "",
         ),
+        // What is held, archived, proved, mended.
+        (&["hold", "add", "court"], 2, ""),
+        (&["hold", "add", "court", "--room", room], 2, "--reason"),
+        (
+            &["hold", "release", "nothing", "--reason", "over"],
+            1,
+            "nothing",
+        ),
+        (&["restore", "nothing"], 2, "no archives are kept"),
+        (&["archives", "shred", "nothing"], 2, "no archives are kept"),
+        (&["receipts", "show", "nothing"], 1, "nothing"),
+        (&["receipts", "proof", "nothing"], 1, "nothing"),
+        (
+            &["receipts", "forget", "nothing", "--reason", "asked for"],
+            1,
+            "nothing",
+        ),
+        (&["repair", "I-99"], 2, "I-99"),
+        (&["state", "sweep", "now"], 2, "unexpected argument"),
+        (&["rooms", "--larger-than", "big"], 2, "big"),
+        (&["rooms", "--inactive", "365"], 2, "365"),
+        (&["delete-room", "--empty", room], 2, "say one of the two"),
+        (&["delete-room"], 2, "say which room"),
+        (&["jobs", "--state", "odd"], 2, "odd"),
+        (&["jobs", "--since", "soon"], 2, "soon"),
+        (
+            &["purge-history", room, "--before", "90d", "--plan", "x"],
+            2,
+            "plan",
+        ),
         // Other words.
         (&["explode"], 2, "unrecognized subcommand"),
         (
