@@ -124,14 +124,18 @@ fn a_daemon_that_is_at_work_mends() {
 }
 
 #[test]
-fn the_demo_shows_what_changed_and_that_all_is_well() {
+fn the_demo_is_killed_goes_on_undoes_deletes_and_all_is_well() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roomkeeper"));
     let shown = Ran::of(command.arg("demo").output().expect("runs"));
     assert_eq!(shown.code, Some(0), "{shown:?}");
     for words in [
         "To do this and nothing else: --plan ",
-        "events deleted in 1 transaction",
-        "\n  !workshop:example.org   1205  1205\n",
+        "\nKilled (SIGKILL) after ",
+        "\npurge_history of room !garden:example.org is complete\n",
+        "1037 events of !garden:example.org are back.",
+        "\nshutdown_and_purge_room of room !workshop:example.org is complete\n",
+        " are as they were written.",
+        "\n  !garden:example.org     1205   168  1205\n  !workshop:example.org   1205  1205     0\n",
         "$ roomkeeper check\nevery invariant holds\n",
     ] {
         assert!(shown.out.contains(words), "{words} in {}", shown.out);
