@@ -11,6 +11,7 @@ mod lock;
 pub(crate) mod overwrite;
 mod progress;
 pub(crate) mod removed;
+mod residue;
 mod transaction;
 #[cfg(test)]
 pub(crate) mod workbench;

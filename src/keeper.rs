@@ -18,6 +18,7 @@ mod purge_history;
 mod put_back;
 mod receipts;
 pub mod repair;
+mod residue;
 mod restore;
 pub mod retention;
 mod retention_room;
@@ -78,6 +79,7 @@ pub use self::ownership::identity_of;
 pub use self::purge_history::{PurgeOptions, PurgeStatus};
 pub use self::receipts::{forget_receipts, receipt_keys, recorded_receipts};
 pub use self::repair::{RepairPlan, RepairSummary};
+pub use self::residue::{ResidueReport, residue};
 pub use self::restore::{Restoration, RestoreRequest, restore};
 pub use self::room_set::{SetAction, SetRequest, StartedSet};
 pub use self::room_set_plan::{

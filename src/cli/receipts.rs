@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 
 use super::remote::ReceiptsOfDaemon;
 use super::{output, words};
+use crate::archive::Identity;
 use crate::config::Config;
 use crate::error::{Context, EXIT_FAILED, Error};
 use crate::ids::Escaped;
 use crate::jobs::receipts::ReceiptReader;
-use crate::keeper;
+use crate::keeper::{self, ResidueReport};
 use crate::plural::count;
 use crate::receipt::note::PublicKey;
 use crate::receipt::{Entry, FileReader, LONGEST_LINE, Proof, Verified};
@@ -63,6 +64,15 @@ enum Act {
     Export,
     /// The public keys with which checkpoints are verified.
     Keys,
+    /// Look through every text of the database for what a job removed: for all of its events where its archive can be read,
+    /// else for those that its receipt names. Reads every table once. Exit code 1 where something stands that should not.
+    Residue {
+        /// The job.
+        job: String,
+        /// The private keys of an encrypted archive, in a file as age-keygen writes it.
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
+    },
     /// Forget what a receipt says. Its hash stays, and with it the proofs of all others; that it was done has a receipt.
     Forget {
         /// The job, the hold, or the number.
@@ -176,6 +186,20 @@ pub(super) fn receipts(
                 output::json_text(&key.to_string());
             }
         }
+        Some(Act::Residue { job, identity }) => {
+            let receipts = Source::of(config)?.of_reference(job)?;
+            let keys = match identity {
+                Some(file) => Identity::read(file)?,
+                None => Vec::new(),
+            };
+            let stop = super::signals()?;
+            let on_table = &mut |table: &str| {
+                log::debug!("looking through {table}");
+                !stop.load(std::sync::atomic::Ordering::SeqCst)
+            };
+            let found = keeper::residue(config, job, &receipts, &keys, on_table)?;
+            return Ok(left_over(&found, as_json));
+        }
         Some(Act::Forget { reference, reason }) => {
             let question = format!("forget what the receipts of {} say?", Escaped(reference));
             words::ask(&question, is_said, as_json)?;
@@ -246,6 +270,42 @@ fn in_words(entry: &Entry) -> String {
         word("ref"),
     ))
     .to_string()
+}
+
+fn left_over(report: &ResidueReport, as_json: bool) -> ExitCode {
+    let is_clean = report.residue.surprises().next().is_none();
+    if as_json {
+        output::json(&json!(report));
+    } else {
+        for found in &report.residue.found {
+            let why = match &found.why {
+                Some(why) => why,
+                None => "this should not be there",
+            };
+            output::say(&format!(
+                "{}.{}: {} ({why})",
+                Escaped(&found.table),
+                Escaped(&found.column),
+                count(found.count, "row")
+            ));
+        }
+        let events = count(report.events as i64, "event");
+        let what = match (report.is_whole, report.from_archive) {
+            (true, true) => format!("the room and all {events} of its archive"),
+            (true, false) => format!("the room and {events} of it"),
+            (false, true) => format!("all {events} of its archive"),
+            (false, false) => format!("{events} that its receipt names"),
+        };
+        let columns = count(report.residue.columns_scanned as i64, "column");
+        output::say(&format!("Looked for {what} in {columns}."));
+        if is_clean {
+            output::done("Nothing of it is left but what others say of it.");
+        }
+    }
+    match is_clean {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(EXIT_FAILED),
+    }
 }
 
 fn verified(found: &Verified, as_json: bool) -> ExitCode {

@@ -56,6 +56,9 @@ pub fn run(
     let outcome = run_interruptibly(ctx, request, extent, &mut progress);
     ctx.live.set_interrupt(None);
     ctx.tell_of_archive(&mut progress);
+    if outcome.is_ok() {
+        ctx.look_for_residue(&mut progress);
+    }
     ctx.publish(&progress);
     outcome.map_err(|e| ctx.map_interrupt(e)).map(|()| progress)
 }

@@ -10,6 +10,9 @@ use crate::jobs::removed::Removed;
 use crate::store::db::{Db, Engine};
 use crate::store::removed;
 
+/// Events of a transaction of which the job remembers that they went.
+const SOME: i64 = 5;
+
 /// What a transaction removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Removing<'a> {
@@ -28,11 +31,14 @@ pub(crate) fn note_removed(
     job: &RunningJob,
     what: Removing<'_>,
 ) -> Result<(), Error> {
+    let some = match what {
+        Removing::Events => removed::some_selected(db, SOME)?,
+        Removing::Room(_) | Removing::Nothing => Vec::new(),
+    };
+    let ids = some.iter().map(|(event, _)| event.clone()).collect();
+    job.set_removing(ids);
     let removed = Removed {
-        event: match what {
-            Removing::Events => removed::one_selected(db)?,
-            Removing::Room(_) | Removing::Nothing => None,
-        },
+        event: some.into_iter().next(),
         room: match what {
             Removing::Room(room) => Some(room.clone()),
             Removing::Events | Removing::Nothing => None,

@@ -303,6 +303,7 @@ impl JobContext<'_> {
         });
         let wal_bytes = log_length(&self.db);
         if result.is_ok() {
+            live.remember_removed();
             self.archive_committed();
         }
         if let Ok(((_, effects), _)) = &result

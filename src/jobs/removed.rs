@@ -94,6 +94,25 @@ impl Ledger {
             .map(drop)
     }
 
+    /// Events that a job has noted, and that are gone as far as is known.
+    ///
+    /// # Errors
+    /// Those of the ledger.
+    pub fn noted_removed(&self, job: &JobId) -> Result<Vec<EventId>, Error> {
+        const NOTED: &str = "
+            SELECT event_id FROM removed
+             WHERE job = $1 AND event_id IS NOT NULL AND stage > 0 ORDER BY seq DESC LIMIT 20";
+        let conn = self.conn.lock();
+        let read = || {
+            conn.prepare_cached(NOTED)?
+                .query_map([job.as_str()], |row| {
+                    row.get(0).map(|id: String| EventId::new(id))
+                })?
+                .collect::<rusqlite::Result<Vec<EventId>>>()
+        };
+        read().context("read the ledger")
+    }
+
     /// Whether a job may have removed anything, as far back as that is noted.
     pub fn has_noted_removed(&self, job: &JobId) -> Result<bool, Error> {
         const NOTED: &str = "

@@ -7,7 +7,10 @@ use serde_json::Value;
 
 use super::record::JobRecord;
 use crate::counters::{COUNTERS, add};
-use crate::ids::JobId;
+use crate::ids::{EventId, JobId};
+
+/// Events that a job remembers of those that it removed.
+const MOST_REMEMBERED: usize = 20;
 
 /// What stops a statement that is running now.
 pub type Interrupt = Box<dyn Fn() + Send>;
@@ -23,11 +26,22 @@ pub struct RunningJob {
     pub(super) cancelled: AtomicBool,
     pub(super) paused: AtomicBool,
     has_removed: AtomicBool,
+    remembered: Mutex<Remembered>,
     pub(super) reached_cleanup: AtomicBool,
     interrupt: Mutex<Option<Interrupt>>,
     progress: Mutex<Value>,
     /// Events and rows removed that are in the counters already, or were removed before this process took the job up.
     counted: Mutex<(u64, u64)>,
+}
+
+/// Some of the events that went.
+#[derive(Default)]
+struct Remembered {
+    /// Of the transaction that has not committed yet.
+    going: Vec<EventId>,
+    gone: Vec<EventId>,
+    /// How many there were to remember.
+    seen: usize,
 }
 
 /// Events and rows that a job has removed, as its progress tells them.
@@ -48,6 +62,7 @@ impl RunningJob {
             cancelled: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             has_removed: AtomicBool::new(false),
+            remembered: Mutex::default(),
             reached_cleanup: AtomicBool::new(false),
             interrupt: Mutex::new(None),
             progress: Mutex::new(record.progress.clone()),
@@ -73,6 +88,32 @@ impl RunningJob {
     /// It has.
     pub fn set_has_removed(&self) {
         self.has_removed.store(true, Ordering::SeqCst);
+    }
+
+    /// What its transaction is about to remove, if it commits: some of it.
+    pub fn set_removing(&self, events: Vec<EventId>) {
+        self.remembered.lock().going = events;
+    }
+
+    /// It has committed. Of many transactions those are remembered that came first, and last.
+    pub fn remember_removed(&self) {
+        let mut all = self.remembered.lock();
+        for event in std::mem::take(&mut all.going) {
+            match all.gone.len() < MOST_REMEMBERED {
+                true => all.gone.push(event),
+                false => {
+                    let half = MOST_REMEMBERED / 2;
+                    let at = half + all.seen % half;
+                    all.gone[at] = event;
+                }
+            }
+            all.seen += 1;
+        }
+    }
+
+    /// Some of the events that it removed since this process took it up.
+    pub fn remembered(&self) -> Vec<EventId> {
+        self.remembered.lock().gone.clone()
     }
 
     /// Says by what the job's present statement can be stopped; `None` while it must not be.

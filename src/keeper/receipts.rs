@@ -167,6 +167,11 @@ pub(super) fn of_shredding(
 pub(super) fn note_shredded(config: &Config, report: &ArchiveReport) {
     let who = config.admin_user.as_str();
     let draft = of_shredding(who, report, false, config.clock.now());
+    note_whoever_has_the_ledger(config, draft);
+}
+
+/// Writes a receipt, or leaves it to the roomkeeper that has the ledger.
+pub(super) fn note_whoever_has_the_ledger(config: &Config, draft: Draft) {
     let noted = match own_ledger(config) {
         Ok(ledger) => ledger.note_receipt(&draft).map(drop),
         Err(Error::LedgerLocked(_)) => receipts::leave(&config.ledger, draft),

@@ -55,6 +55,9 @@ pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Erro
     let outcome = run_locked(ctx, request, &mut progress);
     ctx.live.set_interrupt(None);
     ctx.tell_of_archive(&mut progress);
+    if outcome.is_ok() {
+        ctx.look_for_residue(&mut progress);
+    }
     ctx.release_synapse_lock();
     ctx.publish(&progress);
     outcome.map(|()| progress)

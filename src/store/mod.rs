@@ -44,6 +44,7 @@ mod referring;
 pub mod relations;
 pub mod removed;
 pub mod repair;
+pub mod residue;
 pub mod restore;
 pub mod room_rows;
 pub mod room_statistics;

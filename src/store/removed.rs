@@ -19,11 +19,11 @@ const EVENT_STANDS: &str =
 /// Binds `$1` room.
 const ROOM_STANDS: &str = "SELECT count(*) FROM rooms WHERE room_id = $1";
 
-/// One of the events that the transaction is about to delete: the newest, because a server does not give a live event's
-/// number out again.
-const ONE_SELECTED: &str = "
+/// Some of the events that the transaction is about to delete: the newest first, because a server does not give a live
+/// event's number out again. Binds `$1` how many.
+const SOME_SELECTED: &str = "
     SELECT event_id, stream_ordering FROM rk_selected
-     WHERE to_delete ORDER BY stream_ordering DESC LIMIT 1";
+     WHERE to_delete ORDER BY stream_ordering DESC LIMIT $1";
 
 /// Whether a server still has a database of this number. Binds `$1` its OID.
 const HAS_DATABASE: &str = "-- PostgreSQL
@@ -63,9 +63,10 @@ pub fn room_stands(db: &Db, room: &RoomId) -> Result<bool, Error> {
     Ok(db.count(DOING, ROOM_STANDS, params![room.as_str()])? > 0)
 }
 
-/// One of the selected events that go, with its stream ordering. Must run in the transaction that selected.
-pub fn one_selected(db: &Db) -> Result<Option<(EventId, i64)>, Error> {
-    db.row(DOING, ONE_SELECTED, &[], |r| {
+/// The newest of the selected events that go, no more than `most`, with their stream orderings. Must run in the transaction
+/// that selected.
+pub fn some_selected(db: &Db, most: i64) -> Result<Vec<(EventId, i64)>, Error> {
+    db.rows(DOING, SOME_SELECTED, params![most], |r| {
         Ok((EventId::new(r.get::<_, String>(0)?), r.get(1)?))
     })
 }
