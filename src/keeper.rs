@@ -28,6 +28,7 @@ mod room_set_part;
 mod room_set_plan;
 mod room_set_run;
 mod rooms;
+pub mod state_compress;
 pub mod state_sweep;
 mod viewer;
 
@@ -87,6 +88,9 @@ pub use self::room_set_plan::{
 };
 pub use self::room_set_run::RoomSetSummary;
 pub use self::rooms::{RoomQuery, RoomReport, rooms};
+pub use self::state_compress::{
+    CompressRequest, CompressSums, RoomCompression, StateCompressPlan, StateCompressSummary,
+};
 pub use self::state_sweep::{StateSweepPlan, StateSweepSummary};
 pub use self::viewer::{Viewer, check_offline, reclaim, reclaim_via, recorded_jobs};
 

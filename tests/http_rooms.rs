@@ -427,6 +427,45 @@ fn a_sweep_of_state_groups_is_planned_and_done_over_http_and_what_is_misspelt_do
 }
 
 #[test]
+fn state_is_compressed_over_http_and_what_is_misspelt_does_nothing() {
+    let daemon = Daemon::start(5);
+    let path = "/_roomkeeper/v1/state/compress";
+    for wrong in [
+        json!({"dry_rum": true}),
+        json!({"dry_run": 1}),
+        json!({"selectors": {"only": ["emty"]}}),
+        json!({"selectors": {"only": ["room=!nobody:example.org"]}}),
+        json!([]),
+    ] {
+        let (status, errcode, _) = daemon.refused("POST", path, Some(wrong.clone()));
+        assert_eq!(status, 400, "{wrong}: {errcode}");
+    }
+    let before = daemon.site.tables();
+    let plan = daemon.ask("POST", path, Some(json!({"dry_run": true})));
+    assert_eq!(plan.status, 200, "{:?}", plan.body);
+    assert_eq!(plan.body["indexes_by"], "integrity_check");
+    let started = daemon.ask("POST", path, None);
+    let id = started.body["job_id"].as_str().expect("an id").to_owned();
+    let job = daemon.keeper.wait(&id.as_str().into()).expect("compressed");
+    assert_eq!(job.kind, "state_compress");
+    for sum in [
+        "groups_looked_at",
+        "groups_changed",
+        "state_rows_before",
+        "state_rows_after",
+    ] {
+        assert!(plan.body[sum].is_i64(), "{sum}");
+        assert_eq!(job.progress[sum], plan.body[sum], "{sum}");
+    }
+    let rows = |tables: &support::tables::Tables| tables.rows("state_groups_state").len() as i64;
+    let left = rows(&daemon.site.tables());
+    let fewer = plan.body["state_rows_before"]
+        .as_i64()
+        .zip(plan.body["state_rows_after"].as_i64());
+    assert_eq!(fewer.map(|(was, is)| was - is), Some(rows(&before) - left));
+}
+
+#[test]
 fn a_repair_is_planned_and_done_over_http_and_what_is_misspelt_does_nothing() {
     let daemon = Daemon::start(5);
     let path = "/_roomkeeper/v1/repair";

@@ -20,7 +20,9 @@ use crate::hold::Hold;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::repair::RepairRequest;
-use crate::keeper::{self, PurgeOptions, RoomQuery, RoomReport, SetAction, SetRequest, Viewer};
+use crate::keeper::{
+    self, CompressRequest, PurgeOptions, RoomQuery, RoomReport, SetAction, SetRequest, Viewer,
+};
 use crate::plan_hash::PlanHash;
 use crate::point::PurgePoint;
 use crate::policy::LifetimeRange;
@@ -251,6 +253,19 @@ pub(super) fn start_set(
 pub(super) fn sweep_state(config: &Config, as_json: bool) -> Result<ExitCode, Error> {
     let client = daemon(config)?;
     let started = answer(client.post("/_roomkeeper/v1/state/sweep", &json!({})))?;
+    let id = started.get("job_id").and_then(Value::as_str);
+    follow(&client, id.unwrap_or_default(), as_json)
+}
+
+/// Has the daemon store states in fewer rows, and waits for it.
+pub(super) fn compress_state(
+    config: &Config,
+    request: &CompressRequest,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let client = daemon(config)?;
+    let body = serde_json::to_value(request).unwrap_or_default();
+    let started = answer(client.post("/_roomkeeper/v1/state/compress", &body))?;
     let id = started.get("job_id").and_then(Value::as_str);
     follow(&client, id.unwrap_or_default(), as_json)
 }

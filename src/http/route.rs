@@ -183,6 +183,7 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("GET", "/_roomkeeper/v1/rooms", room_report::list),
     ("POST", "/_roomkeeper/v1/sets", room_sets::start),
     ("POST", "/_roomkeeper/v1/state/sweep", state::sweep),
+    ("POST", "/_roomkeeper/v1/state/compress", state::compress),
     ("POST", "/_roomkeeper/v1/repair", state::repair),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
@@ -298,6 +299,7 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
     ("POST", "/_roomkeeper/v1/sets", RequestClass::Slow),
     // Reads all tables of state groups where it only plans.
     ("POST", "/_roomkeeper/v1/state/sweep", RequestClass::Slow),
+    ("POST", "/_roomkeeper/v1/state/compress", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/repair", RequestClass::Slow),
 ];
 

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::many_rooms::RoomError;
 use super::{Keeper, Shared, deletion, end_early, purge_history, repair};
-use super::{retention, room_set, room_set_part, state_sweep};
+use super::{retention, room_set, room_set_part, state_compress, state_sweep};
 use crate::error::Error;
 use crate::ids::JobId;
 use crate::job::Progress;
@@ -23,7 +23,7 @@ use crate::store::event_rows::RowCounts;
 use crate::store::space::human;
 
 /// Every kind of job that there is.
-static KINDS: [&JobKind; 11] = [
+static KINDS: [&JobKind; 12] = [
     &purge_history::PURGE_HISTORY,
     &deletion::SHUTDOWN_AND_PURGE_ROOM,
     &deletion::DELETE_ROOM,
@@ -34,6 +34,7 @@ static KINDS: [&JobKind; 11] = [
     &room_set_part::PURGE_IN_SET,
     &room_set_part::DELETE_IN_SET,
     &state_sweep::STATE_SWEEP,
+    &state_compress::STATE_COMPRESS,
     &repair::REPAIR,
 ];
 

@@ -158,7 +158,7 @@ pub struct StateSweepPlan {
 }
 
 /// What a person should know of how the indexes were looked at.
-fn note_of(indexes: IndexesBy) -> Option<&'static str> {
+pub(super) fn note_of(indexes: IndexesBy) -> Option<&'static str> {
     match indexes {
         IndexesBy::IntegrityCheck | IndexesBy::Amcheck => None,
         IndexesBy::Comparison => Some(

@@ -1,5 +1,6 @@
 //! History purges (behaviour.md section 4): what a request would remove, and removing it in batches.
 
+mod compress;
 mod extremities;
 #[cfg(test)]
 mod faults;
@@ -12,6 +13,7 @@ mod run;
 mod state_groups;
 mod sweep;
 
+pub use compress::{compress_room, needs_stopped, plan_compress};
 pub use extremities::{extremities_note, local_messages_note};
 pub use plan::{Extremities, Plan, bind, content_bytes, foreign_key_mode, plan, selection};
 pub use request::Request;

@@ -4,6 +4,8 @@
 //! was a delta on one that goes, what it will be a delta on instead. The state of a group never changes, so
 //! a plan can be carried out in pieces, in order, and again after a crash, to the same end.
 
+mod compact;
+mod compress;
 mod group_set;
 mod in_use;
 mod indexes;
@@ -14,6 +16,7 @@ mod unreferenced;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
+pub use self::compress::{Compressed, Compressor, Step, rooms_with_groups};
 pub use self::group_set::GroupSet;
 pub use self::in_use::{Persisting, persisting};
 pub use self::indexes::verify_indexes;

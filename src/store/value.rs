@@ -230,6 +230,15 @@ impl Row<'_> {
         })
     }
 
+    /// A text of a column, where it stands.
+    ///
+    /// # Errors
+    /// When it holds something else.
+    pub fn text(&self, at: usize) -> RowResult<&str> {
+        let wanted = String::NAME;
+        text_of(self.value(at)?).ok_or(StoreError::Column { at, wanted })
+    }
+
     /// A column as it is.
     pub fn value(&self, at: usize) -> RowResult<Value<'_>> {
         match &self.0 {
