@@ -17,6 +17,7 @@ pub mod litter;
 pub mod model;
 pub mod rooms;
 pub mod samples;
+pub mod seed;
 #[cfg(feature = "daemon")]
 pub mod served;
 #[cfg(feature = "postgres")]

@@ -21,6 +21,7 @@ use super::engine::Engine;
 use super::ids::word_of;
 use super::model::Wanted;
 use super::rooms::{self, Recipe};
+pub use super::seed::{cases, seed};
 use super::tables::{Row, Tables};
 
 /// The time in the samples: a day after their events.
@@ -410,19 +411,4 @@ fn directory() -> tempfile::TempDir {
 /// How far a job is, in its own words.
 pub fn progress_of(record: &JobRecord) -> Progress {
     serde_json::from_value(record.progress.clone()).expect("a purge's progress")
-}
-
-/// The seed of this run: `ROOMKEEPER_SEED` repeats one, otherwise it is new every time. Tests print it when they fail.
-pub fn seed() -> u64 {
-    match std::env::var("ROOMKEEPER_SEED") {
-        Ok(text) => text.parse().expect("ROOMKEEPER_SEED is a number"),
-        Err(_) => rand::random::<u32>().into(),
-    }
-}
-
-/// How many cases to try: `ROOMKEEPER_CASES`, or the few that every run affords.
-pub fn cases(few: u64) -> u64 {
-    std::env::var("ROOMKEEPER_CASES").map_or(few, |text| {
-        text.parse().expect("ROOMKEEPER_CASES is a number")
-    })
 }
