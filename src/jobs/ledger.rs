@@ -178,6 +178,7 @@ impl Ledger {
         }
         conn.execute_batch(
             "PRAGMA journal_mode = WAL;
+             PRAGMA wal_autocheckpoint = 64;
              PRAGMA synchronous = FULL;
              BEGIN IMMEDIATE; COMMIT;",
         )
