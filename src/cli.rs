@@ -450,7 +450,7 @@ fn purge_history(
     let planned_at = wanted.plan.and_then(|plan| plan.at());
     let now = planned_at.unwrap_or_else(|| config.clock.now());
     let asked = config.clone();
-    let keeper = match Keeper::open(config) {
+    let keeper = match Keeper::open_for(config, &room) {
         Err(Error::LedgerLocked(_)) => {
             if matches!(point, PurgePoint::OlderThan(_)) {
                 Viewer::open(asked.clone())?.refuse_clock_ahead()?;

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 
 pub(crate) use self::archive::{GroupsFrame, JobArchive, SharedArchive, archive_events};
 pub use self::batch_sizer::{BatchSizer, ServerState};
-pub(crate) use self::disk::{DiskBudget, Reserve};
+pub(crate) use self::disk::{DiskBudget, Reserve, smallest_need};
 pub(crate) use self::held::{HoldWatch, Removes};
 pub use self::homeserver_watch::HomeserverWatch;
 pub(crate) use self::lock::acquire_synapse_lock;

@@ -37,7 +37,6 @@ use self::ownership::{own_work, refuse_running_homeserver, refuse_wrong_server_n
 use self::retention_scheduler::RetentionScheduler;
 use self::room_set_run::RoomSetRunner;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -50,8 +49,9 @@ use serde_json::json;
 use crate::config::Config;
 use crate::database::Database;
 use crate::error::{Chain, Error};
-use crate::job::Reserve;
+use crate::ids::RoomId;
 use crate::job::held::warn_of_reviews;
+use crate::job::{Reserve, smallest_need};
 use crate::jobs::alarm::Alarm;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH};
@@ -59,7 +59,7 @@ use crate::jobs::register::{JobGuard, JobRegistry};
 use crate::jobs::removed::Removed;
 use crate::locks::RoomLocks;
 use crate::plan_hash::PlanHash;
-use crate::sqlite_file;
+use crate::sqlite_file::{self, NEEDED_TO_BEGIN};
 use crate::store::connections::Connections;
 use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::free_pages::RawFile;
@@ -153,8 +153,25 @@ impl Keeper {
     /// running (unless told otherwise), or when the database is not one we know or another server's; [`Error::Config`]
     /// when there is none.
     pub fn open(config: Config) -> Result<Self, Error> {
-        let file = config.database.file().map(Path::to_owned);
-        Self::open_with_room(config).map_err(|e| tell_full_disk(file.as_deref(), e))
+        let asked = config.clone();
+        Self::open_with_room(config).map_err(|e| tell_full_disk(&asked, e, NEEDED_TO_BEGIN))
+    }
+
+    /// The same for a job on a room: on a full disk it is said what that needs.
+    ///
+    /// # Errors
+    /// As [`Keeper::open`].
+    pub fn open_for(config: Config, room: &RoomId) -> Result<Self, Error> {
+        let asked = config.clone();
+        Self::open(config).map_err(|e| match (e, asked.database.file()) {
+            (Error::NoSpace(said), Some(file)) => {
+                let needed = Viewer::open(asked.clone()).map(|viewer| viewer.smallest_need(room));
+                Error::NoSpace(needed.map_or(said, |needed| {
+                    sqlite_file::full(&[file, &asked.ledger], needed)
+                }))
+            }
+            (e, _) => e,
+        })
     }
 
     fn open_with_room(config: Config) -> Result<Self, Error> {
@@ -356,9 +373,14 @@ impl Shared {
         }
     }
 
-    /// That a disk is full is told with what is free on it, and what helps.
-    pub(super) fn tell_full_disk(&self, e: Error) -> Error {
-        tell_full_disk(self.config.database.file(), e)
+    /// That a disk is full is told with what is free on it, what a job on the room (or on the server) needs, and what helps.
+    pub(super) fn tell_full_disk(&self, e: Error, room: Option<&RoomId>) -> Error {
+        // What is missing for a step is said where that was tried.
+        if !e.is_full() || matches!(e, Error::NoSpace(_)) {
+            return e;
+        }
+        let needed = self.with_reader(|db| Ok(smallest_need(db, room)));
+        tell_full_disk(&self.config, e, needed.unwrap_or(NEEDED_TO_BEGIN))
     }
 
     /// A full disk has no room for what the ledger notes either.
@@ -412,12 +434,24 @@ impl Drop for Threads {
     }
 }
 
-fn tell_full_disk(file: Option<&Path>, e: Error) -> Error {
-    match (&e, file) {
+fn tell_full_disk(config: &Config, e: Error, needed: u64) -> Error {
+    match (&e, config.database.file()) {
         (Error::Store { doing, .. }, Some(file)) if e.is_full() => {
-            Error::NoSpace(format!("could not {doing}: {}", sqlite_file::full(file)))
+            let full = sqlite_file::full(&[file, &config.ledger], needed);
+            Error::NoSpace(format!("could not {doing}: {full}"))
         }
         _ => e,
+    }
+}
+
+/// Does what writes, once more where a full disk kept it from its end and there was a reserve for that.
+fn with_reserve<T>(
+    config: &Config,
+    mut work: impl FnMut() -> Result<T, Error>,
+) -> Result<T, Error> {
+    match (work(), config.database.file()) {
+        (Err(e), Some(file)) if e.is_full() && Reserve::beside(file).release_if_short() => work(),
+        (done, _) => done,
     }
 }
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use crate::error::{Context, Error, StoreError};
+use crate::plural::count_of;
 
 /// A connection that reads a file and changes nothing, beside it neither.
 pub struct Reading {
@@ -291,7 +292,7 @@ pub fn explained(
         false => missing_to_read(path),
     };
     match missing {
-        _ if source.is_full() => Error::NoSpace(full(path)),
+        _ if source.is_full() => Error::NoSpace(full(&[path], NEEDED_TO_BEGIN)),
         _ if source.is_no_database() => Error::Config(format!(
             "{} is not a SQLite database: name the homeserver's database file",
             path.display()
@@ -301,22 +302,31 @@ pub fn explained(
     }
 }
 
-/// What the smallest transaction may need, with the ledger's own.
-pub const SMALLEST_NEED: u64 = 4 << 20;
+/// What the ledger and SQLite's own files take, in bytes: nothing is written without them.
+pub const NEEDED_TO_BEGIN: u64 = 1 << 20;
 
-/// That a disk is full, with what is free, what is missing, and what helps.
-pub fn full(path: &Path) -> String {
-    let directory = directory_of(path);
-    let free = rustix::fs::statvfs(directory).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
+/// That a disk is full, with what is free on it, what is missing of the bytes that are needed, and what helps. Of files that
+/// lie on several disks, that of the fullest (S-35).
+pub fn full(paths: &[&Path], needed: u64) -> String {
+    let free_beside = |path: &&Path| {
+        let stat = rustix::fs::statvfs(directory_of(path));
+        stat.map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
+    };
+    let fullest = paths.iter().min_by_key(|path| free_beside(path));
+    let path = fullest.copied().unwrap_or(Path::new("."));
+    let free = free_beside(&path);
     // Where even that was not enough, twice as much may be.
-    let missing = match SMALLEST_NEED.saturating_sub(free) {
+    let missing = match needed.saturating_sub(free) {
         0 => free,
         missing => missing,
     };
     format!(
-        "the disk of {} is full: {free} bytes are free, and some {missing} more are needed. Free some, and ask again; \
-         `roomkeeper reclaim --via DIRECTORY` shrinks the database by way of another disk",
-        directory.display()
+        "the disk of {} is full: {} free, and some {} needed. Free some, and ask again; what only reads works meanwhile \
+         (`messages`, `jobs`, `check`, `--dry-run`), and `roomkeeper reclaim --via DIRECTORY` shrinks the database by way of \
+         another disk",
+        directory_of(path).display(),
+        count_of(free, "byte is", "bytes are"),
+        count_of(missing, "more is", "more are"),
     )
 }
 

@@ -102,7 +102,7 @@ pub(super) fn delete_room(
     };
     words::ask(&format!("{what} room {room}?"), is_said, as_json)?;
     let asked = config.clone();
-    let keeper = match Keeper::open(config) {
+    let keeper = match Keeper::open_for(config, &room) {
         Err(Error::LedgerLocked(_)) => {
             return remote::delete_room(&asked, &room, &request, wanted.plan, as_json);
         }

@@ -59,6 +59,7 @@ pub(super) fn delete(
         ctx,
         progress,
         disk,
+        most_rows: i64::MAX,
     };
     work.free_dependents()?;
     work.sizer.set_limit(work.disk.events()?);
@@ -94,6 +95,8 @@ struct Work<'a, 'b> {
     ctx: &'a mut JobContext<'b>,
     progress: &'a mut Progress,
     disk: DiskBudget,
+    /// Most rows of one transaction, since the disk had no room for more.
+    most_rows: i64,
 }
 
 impl Work<'_, '_> {
@@ -139,7 +142,7 @@ impl Work<'_, '_> {
         };
         Ok(Pace {
             is_offline,
-            rows: most.min(self.disk.rows()?),
+            rows: most.min(self.disk.rows()?).min(self.most_rows),
             // Not for each of many rooms.
             may_rebuild: is_offline && !self.sizer.is_limited() && !self.ctx.is_one_of_many,
         })
@@ -197,7 +200,15 @@ impl Work<'_, '_> {
                 // At another pace.
                 Ok(Outcome::Aborted(Why::ServerStateChanged)) => {}
                 Ok(outcome @ Outcome::Aborted(_)) => return outcome.done().map(Some),
-                // Nothing of it happened, and its log is gone.
+                // Nothing of it happened, and its log is gone: fewer rows at once may have room.
+                Err(e)
+                    if e.is_full()
+                        && !may_give_up
+                        && pace.rows > 1
+                        && ctx.db.engine() == Engine::Sqlite =>
+                {
+                    self.most_rows = (pace.rows / 8).max(1);
+                }
                 Err(e) if e.is_full() && ctx.release_reserve() => {}
                 Err(e)
                     if e.is_busy()
@@ -248,11 +259,12 @@ impl Work<'_, '_> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
         let is_whole = self.whole_batch(|tx, rows, kept, pace| {
             refuse_while_joined(tx, &room, server, force)?;
-            match pace.is_offline {
+            let is_whole = pace.is_offline && pace.rows == ROWS_OFFLINE;
+            match is_whole {
                 true => room_rows::delete_live_state(tx, &room, rows, kept)?,
                 false => room_rows::delete_live_state_bounded(tx, &room, rows, kept)?,
             }
-            Ok(pace.is_offline)
+            Ok(is_whole)
         })?;
         if !is_whole {
             // Rows refer to events: all of these before the first of those.
@@ -263,7 +275,7 @@ impl Work<'_, '_> {
             self.remove_documents(&room)?;
             self.remove_events(&room)?;
             self.remove_groups(&room)?;
-            if !self.is_offline() {
+            if !self.is_offline() || self.pace()?.rows < ROWS_OFFLINE {
                 let left = room_rows::tables_of_rest(&self.ctx.db, &room)?;
                 self.delete_rest(&room, &left)?;
             }

@@ -8,12 +8,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::sqlite_file;
+use crate::ids::RoomId;
+use crate::sqlite_file::{self, NEEDED_TO_BEGIN};
 use crate::store::db::Db;
+use crate::store::sizes;
 use crate::store::space::free_bytes;
-
-/// Left for the ledger and for SQLite's own files.
-const KEEP_FREE: u64 = 1 << 20;
 
 /// From so much on, nothing here says how large a batch may be.
 const PLENTY: u64 = 1 << 30;
@@ -27,8 +26,25 @@ const PER_ROW: u64 = 2 << 10;
 /// Log of one leaf of the full-text index that is merged: it is written, and those it was made of go. Seen: 43 kB.
 const PER_LEAF: u64 = 64 << 10;
 
+/// Log of one entry of state that is written: its row, and its place in an index.
+const PER_STATE_ENTRY: u64 = 512;
+
+/// An event's text is in its table, in the full-text index, and in what both are made of meanwhile.
+const TIMES_EVENT: u64 = 4;
+
 /// Below this a job begins by letting the reserve go.
-const SHORT: u64 = sqlite_file::SMALLEST_NEED;
+const SHORT: u64 = 4 << 20;
+
+/// Bytes that the smallest steps of a job on a room, or on the whole server, may need; what cannot be measured counts as
+/// little.
+pub(crate) fn smallest_need(db: &Db, room: Option<&RoomId>) -> u64 {
+    let step = sizes::smallest_step(db, room).unwrap_or_default();
+    let of = |number: i64, each: u64| u64::try_from(number).unwrap_or(0).saturating_mul(each);
+    NEEDED_TO_BEGIN
+        .saturating_add(of(step.events.max(1), FIRST_PER_EVENT))
+        .saturating_add(of(step.largest_event, TIMES_EVENT))
+        .saturating_add(of(step.state_entries, PER_STATE_ENTRY))
+}
 
 /// What the disk has room for.
 pub struct DiskBudget {
@@ -49,7 +65,7 @@ impl DiskBudget {
         let Some(path) = &self.path else {
             return Ok(None);
         };
-        let free = free_bytes(path)?.saturating_sub(KEEP_FREE);
+        let free = free_bytes(path)?.saturating_sub(NEEDED_TO_BEGIN);
         // Batches differ: one may take twice what the one before took.
         Ok((free < PLENTY).then_some(free / 2))
     }
@@ -96,10 +112,10 @@ impl DiskBudget {
         }
     }
 
-    /// That not even the smallest transaction has room.
-    pub fn full(&self) -> Error {
+    /// That not even the smallest transaction on a room has room.
+    pub fn full(&self, db: &Db, room: &RoomId) -> Error {
         let path = self.path.as_deref().unwrap_or(Path::new("."));
-        Error::NoSpace(sqlite_file::full(path))
+        Error::NoSpace(sqlite_file::full(&[path], smallest_need(db, Some(room))))
     }
 }
 
@@ -153,11 +169,9 @@ impl Reserve {
         is_gone
     }
 
-    /// Gives the file up where the disk has hardly anything left.
-    pub fn release_if_short(&self) {
-        if free_bytes(&self.0).is_ok_and(|free| free < SHORT) {
-            self.release();
-        }
+    /// Gives the file up where the disk has hardly anything left; answers whether it did.
+    pub fn release_if_short(&self) -> bool {
+        free_bytes(&self.0).is_ok_and(|free| free < SHORT) && self.release()
     }
 }
 

@@ -205,7 +205,7 @@ impl JobContext<'_> {
             true => &show,
             false => &|_| {},
         };
-        let (outcome, cared) = self.carry_out(doing, scope, limits, on_table, work)?;
+        let (outcome, cared) = self.carry_out_with_room(doing, scope, limits, on_table, work)?;
         let (value, effects, cost) = match outcome {
             Outcome::Done((value, effects), cost) => (value, effects, cost),
             Outcome::TooLong => return Ok(Outcome::TooLong),
@@ -229,13 +229,33 @@ impl JobContext<'_> {
         limits: Limits<'_>,
         mut work: impl FnMut(&Tx<'_>) -> Result<T, Abort>,
     ) -> Result<Outcome<T>, Error> {
-        let (outcome, cared) = self.carry_out(doing, scope, limits, &|_| {}, |tx, _| work(tx))?;
+        let (outcome, cared) =
+            self.carry_out_with_room(doing, scope, limits, &|_| {}, |tx, _| work(tx))?;
         cared?;
         Ok(match outcome {
             Outcome::Done((value, _), cost) => Outcome::Done(value, cost),
             Outcome::TooLong => Outcome::TooLong,
             Outcome::Aborted(why) => Outcome::Aborted(why),
         })
+    }
+
+    /// Once more where a full disk kept it from its end and the reserve was there for that. Whoever empties the log each time
+    /// works in steps, and makes them smaller first.
+    #[expect(clippy::type_complexity, reason = "named, it would say no more")]
+    fn carry_out_with_room<T>(
+        &mut self,
+        doing: &'static str,
+        scope: Scope<'_>,
+        limits: Limits<'_>,
+        on_table: &dyn Fn(&'static str),
+        mut work: impl FnMut(&Tx<'_>, &mut Effects) -> Result<T, Abort>,
+    ) -> Result<(Outcome<(T, Effects)>, Result<(), Error>), Error> {
+        match self.carry_out(doing, scope, limits, on_table, &mut work) {
+            Err(e) if e.is_full() && matches!(limits.log, Log::Leave) && self.release_reserve() => {
+                self.carry_out(doing, scope, limits, on_table, &mut work)
+            }
+            done => done,
+        }
     }
 
     /// Answers besides whether the log could be looked after.

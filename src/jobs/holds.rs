@@ -329,7 +329,7 @@ fn change_file(
     let told = |e: std::io::Error| {
         let source = StoreError::Io(e);
         match source.is_full() {
-            true => Error::NoSpace(sqlite_file::full(&path)),
+            true => Error::NoSpace(sqlite_file::full(&[&path], sqlite_file::NEEDED_TO_BEGIN)),
             false => Error::Store {
                 doing: "write the file of holds",
                 source,

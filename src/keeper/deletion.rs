@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::kind::{self, JobKind, Runner, RunsOn, Work};
-use super::{Keeper, Shared, Viewer, ownership};
+use super::{Keeper, Shared, Viewer, ownership, with_reserve};
 use crate::config::HomeserverPolicy;
 use crate::deletion::{self, DeletionScope, Plan, Request, SHUTDOWN_ROOM, Shutdown};
 use crate::error::Error;
@@ -230,8 +230,9 @@ impl Keeper {
         let register = &self.shared.register;
         let subject = Subject::Room(room.clone());
         let (asked_by, is_stopping) = (self.asked_by(), || self.is_stopping());
-        let guard =
-            register.enqueue_when_free(kind.name, &subject, &params, asked_by, is_stopping)?;
+        self.shared.release_reserve_if_short();
+        let guard = register.enqueue_when_free(kind.name, &subject, &params, asked_by, is_stopping);
+        let guard = guard.map_err(|e| self.shared.tell_full_disk(e, Some(room)))?;
         let id = guard.id().clone();
         self.submit(guard, Box::new(deletion))?;
         match self.wait(&id) {
@@ -455,6 +456,16 @@ impl Shared {
 
     /// The same to a room, which nobody else reads or writes meanwhile.
     fn write_once_in<T>(
+        &self,
+        room: Option<&RoomId>,
+        doing: &'static str,
+        mut work: impl FnMut(&Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let written = with_reserve(&self.config, || self.write_in(room, doing, &mut work));
+        written.map_err(|e| self.tell_full_disk(e, room))
+    }
+
+    fn write_in<T>(
         &self,
         room: Option<&RoomId>,
         doing: &'static str,

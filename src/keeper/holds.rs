@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::ownership::own_ledger;
-use super::{Keeper, Shared, Viewer, retention};
+use super::{Keeper, Shared, Viewer, retention, tell_full_disk, with_reserve};
 use crate::config::Config;
 use crate::error::Error;
 use crate::hold::{HeldEvents, Hold, Release};
@@ -14,6 +14,7 @@ use crate::jobs;
 use crate::point::Point;
 use crate::purge::{self, Request};
 use crate::retention::Plan;
+use crate::sqlite_file::NEEDED_TO_BEGIN;
 use crate::store;
 use crate::store::db::Db;
 use crate::time::Millis;
@@ -25,11 +26,12 @@ use crate::time::Millis;
 /// [`Error::BadRequest`] for a hold that cannot be meant, or a name that was used before; those of the ledger.
 pub fn add_hold(config: &Config, hold: Hold) -> Result<Hold, Error> {
     let hold = noted(config, hold);
-    match own_ledger(config) {
-        Ok(ledger) => ledger.add_hold(&hold)?,
-        Err(Error::LedgerLocked(_)) => jobs::holds::add_without_owning(&config.ledger, &hold)?,
-        Err(e) => return Err(e),
-    }
+    let add = || match own_ledger(config) {
+        Ok(ledger) => ledger.add_hold(&hold),
+        Err(Error::LedgerLocked(_)) => jobs::holds::add_without_owning(&config.ledger, &hold),
+        Err(e) => Err(e),
+    };
+    written(config, add)?;
     Ok(hold)
 }
 
@@ -40,12 +42,18 @@ pub fn add_hold(config: &Config, hold: Hold) -> Result<Hold, Error> {
 /// ledger.
 pub fn release_hold(config: &Config, name: &str, reason: &str) -> Result<Hold, Error> {
     let by = Some(config.admin_user.to_string());
-    own_ledger(config)?.release_hold(name, &release(reason, by, config.clock.now()))
+    let release = release(reason, by, config.clock.now());
+    written(config, || own_ledger(config)?.release_hold(name, &release))
 }
 
 /// Every hold there ever was, oldest first; those that are released say so. Owns nothing and changes nothing.
 pub fn holds(config: &Config) -> Vec<Hold> {
     jobs::holds::read(&config.ledger)
+}
+
+/// What is noted in the ledger has room where there is a reserve; else it is said how much is missing (S-35).
+fn written<T>(config: &Config, work: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    with_reserve(config, work).map_err(|e| tell_full_disk(config, e, NEEDED_TO_BEGIN))
 }
 
 fn noted(config: &Config, hold: Hold) -> Hold {
@@ -91,7 +99,8 @@ impl Keeper {
     /// As [`add_hold`].
     pub fn add_hold(&self, hold: Hold) -> Result<Hold, Error> {
         let hold = noted(&self.shared.config, hold);
-        self.shared.register.ledger().add_hold(&hold)?;
+        let shared = &self.shared;
+        written(&shared.config, || shared.register.ledger().add_hold(&hold))?;
         log::info!("the hold {hold} is laid");
         Ok(hold)
     }
@@ -109,7 +118,8 @@ impl Keeper {
         let config = &self.shared.config;
         let by = by.or_else(|| Some(config.admin_user.to_string()));
         let release = release(reason, by, config.clock.now());
-        let hold = self.shared.register.ledger().release_hold(name, &release)?;
+        let ledger = self.shared.register.ledger();
+        let hold = written(config, || ledger.release_hold(name, &release))?;
         log::info!("the hold {hold} is released");
         Ok(hold)
     }

@@ -301,7 +301,7 @@ impl Keeper {
         self.shared.release_reserve_if_short();
         let register = &self.shared.register;
         let guard = register.enqueue_for(self.asked_by(), kind.name, subject, params);
-        let guard = guard.map_err(|e| self.shared.tell_full_disk(e))?;
+        let guard = guard.map_err(|e| self.shared.tell_full_disk(e, subject.room()))?;
         let id = guard.id().clone();
         log::info!("{guard} is queued{}", work.detail());
         self.submit(guard, Box::new(work))?;
@@ -387,7 +387,10 @@ impl Shared {
                 log::info!("{guard} is complete: {summary}");
                 guard.end(None);
             }
-            Err(e) => end_early(guard, &self.tell_full_disk(e)),
+            Err(e) => {
+                let e = self.tell_full_disk(e, Some(guard.room()));
+                end_early(guard, &e);
+            }
         }
     }
 }

@@ -109,7 +109,8 @@ fn make_ledger(ledger: &Path, database: Option<&Path>) -> Result<(), Error> {
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
         Err(e) if e.kind() == ErrorKind::StorageFull => {
-            return Err(Error::NoSpace(sqlite_file::full(ledger)));
+            let needed = sqlite_file::NEEDED_TO_BEGIN;
+            return Err(Error::NoSpace(sqlite_file::full(&[ledger], needed)));
         }
         Err(e) => {
             let missing = sqlite_file::missing_to_create(ledger);

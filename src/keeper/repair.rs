@@ -15,8 +15,8 @@ use crate::error::{Chain, Error};
 use crate::hold::Hold;
 use crate::ids::{Escaped, JobId, RoomId};
 use crate::job::{
-    Duties, HomeserverWatch, JobContext, Limits, Outcome, Phase, Progress, Removes, Scope,
-    ServerState, Why, clean_up, held, overwrite,
+    DiskBudget, Duties, HomeserverWatch, JobContext, Limits, Log, Outcome, Phase, Progress,
+    Removes, Scope, ServerState, Why, clean_up, held, overwrite,
 };
 use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
@@ -403,7 +403,7 @@ impl Shared {
                     goes_on().err().unwrap_or(e)
                 }
                 e if e.is_damage() => reclaim::damaged(&Chain(&e).to_string()),
-                e => self.tell_full_disk(e),
+                e => self.tell_full_disk(e, None),
             })
         });
     }
@@ -594,19 +594,38 @@ fn mend_room(
         ServerState::Stopped => offline,
         ServerState::Running => beside,
     };
-    for chunk in found.chunks(batch) {
+    let disk = DiskBudget::new(&ctx.db);
+    let (mut at, mut most) = (0, batch);
+    while at < found.len() {
         ctx.check_cancelled()?;
         let is_running = ctx.server_state_now()? == ServerState::Running;
         if let Some(why) = wait_for_stop(mend, is_running) {
             return Ok((rows, Some((why, "homeserver_running"))));
         }
-        match mend_chunk(ctx, mend, scope, chunk, repair)? {
+        let room_for = usize::try_from(disk.rows()?).unwrap_or(usize::MAX);
+        let size = most.min(room_for).min(found.len() - at);
+        let log = match room_for < batch || most < batch {
+            true => Log::Empty,
+            false => Log::Leave,
+        };
+        let chunk = &found[at..at + size];
+        let done = match mend_chunk(ctx, mend, scope, (chunk, log), repair) {
+            // Nothing of it happened: fewer at once may have room (S-35).
+            Err(e) if e.is_full() && size > 1 => {
+                most = (size / 8).max(1);
+                continue;
+            }
+            Err(e) if e.is_full() && ctx.release_reserve() => continue,
+            done => done?,
+        };
+        at += size;
+        match done {
             Chunk::Done(changed) => rows += changed,
             Chunk::Left(why) => return Ok((rows, Some(why))),
             // One of them: the others go by themselves.
             Chunk::InTheWay => {
                 for one in chunk.chunks(1) {
-                    match mend_chunk(ctx, mend, scope, one, repair)? {
+                    match mend_chunk(ctx, mend, scope, (one, log), repair)? {
                         Chunk::Done(changed) => rows += changed,
                         Chunk::Left(why) => return Ok((rows, Some(why))),
                         Chunk::InTheWay => {
@@ -633,10 +652,11 @@ fn mend_chunk(
     ctx: &mut JobContext<'_>,
     mend: &Mend,
     scope: Scope<'_>,
-    chunk: &[Finding],
+    (chunk, log): (&[Finding], Log<'_>),
     repair: &mut Repair,
 ) -> Result<Chunk, Error> {
     let limits = Limits {
+        log,
         is_batch: true,
         ..Limits::default()
     };

@@ -11,16 +11,17 @@ use serde::{Deserialize, Serialize};
 
 use super::archives::{file_of, settings};
 use super::ownership::{look, own_work, refuse_anybody_else, refuse_wrong_server_name};
+use super::{tell_full_disk, with_reserve};
 use crate::archive::{self, Found, FrameAt, Identity, Reader};
 use crate::config::Config;
 use crate::error::Error;
 use crate::hold::Hold;
 use crate::ids::{JobId, RoomId};
-use crate::job::write_once;
+use crate::job::{Reserve, write_once};
 use crate::jobs::ledger::Ledger;
 use crate::locks::RoomLocks;
 use crate::plural::{count, count_of};
-use crate::sqlite_file;
+use crate::sqlite_file::{self, NEEDED_TO_BEGIN};
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{RowCounts, add_all};
 use crate::store::restore::{self, Look, Numbers, Restored};
@@ -74,6 +75,13 @@ pub struct Restoration {
 /// job has not ended, or where what the archive needs is gone, which is said before anything is touched;
 /// [`Error::LedgerLocked`].
 pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration, Error> {
+    if let (false, Some(file)) = (request.dry_run, config.database.file()) {
+        Reserve::beside(file).release_if_short();
+    }
+    restore_with_room(config, request).map_err(|e| tell_full_disk(config, e, NEEDED_TO_BEGIN))
+}
+
+fn restore_with_room(config: &Config, request: &RestoreRequest) -> Result<Restoration, Error> {
     let archive = settings(config)?;
     let file = file_of(archive, &request.job)?;
     let mut archive = Reader::open(&file)?;
@@ -141,9 +149,13 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
         let head = &frame.head;
         let records = || archive.records(frame, &request.keys);
         let (room, doing) = (Some(&head.room), "restore the archive");
-        let back = write_once(&mut db, &locks, &writer, room, doing, |tx| {
-            restore::restore(tx, head.kind, &head.room, &records, &numbers)
+        let back = with_reserve(config, || {
+            write_once(&mut db, &locks, &writer, room, doing, |tx| {
+                restore::restore(tx, head.kind, &head.room, &records, &numbers)
+            })
         });
+        // A transaction comes back whole or not at all.
+        let back = back.map_err(|e| tell_full_disk(config, e, needed_for(frame)));
         let back = back.map_err(|e| match n {
             0 => e,
             _ => {
@@ -166,6 +178,17 @@ pub fn restore(config: &Config, request: &RestoreRequest) -> Result<Restoration,
     }
     super::receipts::note_restored(config, &ledger, &done);
     Ok(done)
+}
+
+/// Bytes that one transaction of an archive needs on the disk, at most: its rows in the log and in the file.
+fn needed_for(frame: &FrameAt) -> u64 {
+    // Seen: a row and its places in indexes; and what compressing has saved.
+    const PER_ROW: u64 = 2 << 10;
+    const TIMES_COMPRESSED: u64 = 16;
+    let rows = u64::try_from(frame.head.rows.values().sum::<i64>()).unwrap_or(0);
+    NEEDED_TO_BEGIN
+        .saturating_add(rows.saturating_mul(PER_ROW))
+        .saturating_add(frame.bytes.saturating_mul(TIMES_COMPRESSED))
 }
 
 fn add(done: &mut Restoration, back: &Restored) {

@@ -204,6 +204,8 @@ struct Counters {
     summary: Mutex<(RetentionSummary, Progress)>,
     /// The purges that run now.
     running: Mutex<Vec<JobId>>,
+    /// What ended the run early, and would keep every further room from being purged: a full disk.
+    broken: Mutex<Option<Error>>,
 }
 
 impl Counters {
@@ -212,6 +214,10 @@ impl Counters {
         summary.rooms_purged += 1;
         progress.events_done += due.events;
         progress.add_part(done);
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.lock().is_some()
     }
 
     fn left_alone(&self) {
@@ -246,9 +252,10 @@ impl Shared {
         let subject = Subject::Lifetimes(run.range);
         self.release_reserve_if_short();
         let Some((first, others)) = self.interrupted(&subject)? else {
-            return self
+            let admitted = self
                 .register
                 .enqueue_for(asked_by, RETENTION.name, &subject, params);
+            return admitted.map_err(|e| self.tell_full_disk(e, None));
         };
         if run.plan.is_some() {
             return Err(Error::Refused(format!(
@@ -313,7 +320,10 @@ impl Shared {
         run: RetentionRun,
         now: Millis,
     ) {
-        self.run_many(guard, |guard| self.run_rooms(pool, guard, run, now));
+        self.run_many(guard, |guard| {
+            let done = self.run_rooms(pool, guard, run, now);
+            done.map_err(|e| self.tell_full_disk(e, None))
+        });
     }
 
     fn run_rooms(
@@ -376,6 +386,7 @@ impl Shared {
         let counters = Arc::new(Counters {
             summary: Mutex::new((summary, progress)),
             running: Mutex::default(),
+            broken: Mutex::default(),
         });
         let mut batches = batches(&plan, run);
         let most = self.config.workers.div_ceil(2);
@@ -388,6 +399,9 @@ impl Shared {
                 for id in counters.running.lock().iter() {
                     self.register.cancel(id);
                 }
+            }
+            if counters.is_broken() {
+                batches.clear();
             }
             while running < most
                 && let Some(batch) = batches.pop_front()
@@ -407,6 +421,9 @@ impl Shared {
             publish(&counters.progress());
         }
         stay()?;
+        if let Some(e) = counters.broken.lock().take() {
+            return Err(e);
+        }
         // A clock that was set meanwhile is none to measure by.
         if self.config.check_clock && self.refuse_clock_ahead().is_err() {
             counters.summary.lock().0.clock_accepted = false;
@@ -442,7 +459,7 @@ impl Shared {
     ) {
         let mut kept: Option<(Db, HomeserverWatch)> = None;
         for (due, request) in &batch.rooms {
-            if self.is_stopping.load(Ordering::SeqCst) || is_cancelled() {
+            if self.is_stopping.load(Ordering::SeqCst) || is_cancelled() || counters.is_broken() {
                 return;
             }
             let room = &due.room_id;
@@ -464,6 +481,10 @@ impl Shared {
                 Ok(Err(e)) => {
                     log::error!("room {room}: its retention failed: {}", Chain(&e));
                     counters.failed(room, (e.status_text(), e.code()));
+                    if e.is_full() {
+                        // The next room would fare no better.
+                        counters.broken.lock().get_or_insert(e);
+                    }
                 }
                 Err(_) => counters.failed(room, without_a_word()),
             }
@@ -491,9 +512,10 @@ impl Shared {
         };
         let purge = RoomPurge { request, run };
         let params = serde_json::to_value(&purge).map_err(|e| Error::Bug(e.to_string()))?;
-        let guard =
-            self.register
-                .enqueue(RETENTION_PURGE.name, &Subject::Room(room.clone()), params)?;
+        let guard = self
+            .register
+            .enqueue(RETENTION_PURGE.name, &Subject::Room(room.clone()), params)
+            .map_err(|e| self.tell_full_disk(e, Some(room)))?;
         let id = guard.id().clone();
         counters.running.lock().push(id.clone());
         let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
@@ -517,6 +539,7 @@ impl Shared {
             }
             Ok(progress)
         })();
+        let outcome = outcome.map_err(|e| self.tell_full_disk(e, Some(room)));
         counters.running.lock().retain(|running| *running != id);
         match &outcome {
             Ok(_) => guard.end_part(None),

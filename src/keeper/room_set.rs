@@ -287,14 +287,14 @@ impl Keeper {
         shared.release_reserve_if_short();
         let guard = shared
             .enqueue_set(self.asked_by(), &request.words(rooms.len()), &params)
-            .map_err(|e| shared.tell_full_disk(e))?;
+            .map_err(|e| shared.tell_full_disk(e, None))?;
         let rooms: Vec<(RoomId, i64)> = rooms
             .into_iter()
             .map(|room| (room.room_id, room.events))
             .collect();
         if let Err(e) = shared.register.ledger().insert_room_set(guard.id(), &rooms) {
             guard.cancel_enqueue();
-            return Err(shared.tell_full_disk(e));
+            return Err(shared.tell_full_disk(e, None));
         }
         let id = guard.id().clone();
         log::info!("{guard} is queued");

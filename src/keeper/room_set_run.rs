@@ -195,7 +195,7 @@ impl Shared {
     pub(super) fn run_set(self: &Arc<Self>, pool: &Arc<Pool>, guard: JobGuard, set: &RoomSet) {
         self.run_many(guard, |guard| {
             let done = self.run_rooms_of_set(pool, guard, set);
-            done.map_err(|e| self.tell_full_disk(e))
+            done.map_err(|e| self.tell_full_disk(e, None))
         });
     }
 
@@ -445,7 +445,7 @@ impl Shared {
                 guard.end_part(Some((&e.status_text(), e.code())));
             }
             Ok(Err(e)) => {
-                let e = self.tell_full_disk(e);
+                let e = self.tell_full_disk(e, Some(guard.room()));
                 log::error!("{guard} failed: {}", Chain(&e));
                 let (text, code) = (e.status_text(), e.code());
                 let is_of_room = is_of_room(&e) || matches!(e, Error::Cancelled | Error::Bug(_));

@@ -350,7 +350,7 @@ impl Shared {
                     goes_on().err().unwrap_or(e)
                 }
                 e if e.is_damage() => reclaim::damaged(&Chain(&e).to_string()),
-                e => self.tell_full_disk(e),
+                e => self.tell_full_disk(e, None),
             })
         });
     }

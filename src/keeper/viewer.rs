@@ -10,12 +10,12 @@ use parking_lot::Mutex;
 
 use super::holds::before_what_is_held;
 use super::ownership::{look, own_ledger, refuse_anybody_else, refuse_wrong_server_name};
-use super::{PurgeOptions, options};
+use super::{PurgeOptions, options, tell_full_disk};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
 use crate::hold::Hold;
 use crate::ids::RoomId;
-use crate::job::{HomeserverWatch, Removes, held, overwrite, write_once};
+use crate::job::{HomeserverWatch, Removes, held, overwrite, smallest_need, write_once};
 use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::locks::RoomLocks;
@@ -23,7 +23,7 @@ use crate::plan_hash::PlanDigest;
 use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan, Request};
 use crate::retention;
-use crate::sqlite_file;
+use crate::sqlite_file::{self, NEEDED_TO_BEGIN};
 use crate::store::check::{self, CheckReport, Violation};
 use crate::store::db::{Access, Db, OpenOptions};
 use crate::store::free_pages::RawFile;
@@ -190,6 +190,11 @@ impl Viewer {
         check::check(&self.db, self.config.clock.now(), each)
     }
 
+    /// Bytes that the smallest steps of a job on a room may need on the disk.
+    pub fn smallest_need(&self, room: &RoomId) -> u64 {
+        smallest_need(&self.db, Some(room))
+    }
+
     /// Bytes of the database file that hold nothing any more.
     pub fn reclaimable_bytes(&self) -> Result<u64, Error> {
         space::reclaimable_bytes(&self.db)
@@ -256,7 +261,7 @@ pub fn reclaim_via(config: &Config, directory: &Path) -> Result<Reclaimed, Error
 fn reclaim_through(config: &Config, via: Option<&Path>) -> Result<Reclaimed, Error> {
     reclaim_what_is_whole(config, via).map_err(|e| match e.is_damage() {
         true => reclaim::damaged(&Chain(&e).to_string()),
-        false => e,
+        false => tell_full_disk(config, e, NEEDED_TO_BEGIN),
     })
 }
 
@@ -318,7 +323,7 @@ fn merge_index_in_place(config: &Config) -> Result<bool, Error> {
     // Nobody else is at work here.
     let (locks, writer) = (RoomLocks::default(), Mutex::default());
     let doing = "merge the full-text index";
-    write_once(
+    let merged = write_once(
         &mut db,
         &locks,
         &writer,
@@ -329,6 +334,10 @@ fn merge_index_in_place(config: &Config) -> Result<bool, Error> {
             Err(e) if e.is_index_damage() => search::rebuild(tx),
             verified => verified.and_then(|()| search::optimize(tx)),
         },
-    )?;
-    Ok(true)
+    );
+    match merged {
+        // It is done in the copy, then.
+        Err(e) if e.is_full() => Ok(false),
+        merged => merged.map(|()| true),
+    }
 }

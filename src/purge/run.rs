@@ -224,7 +224,7 @@ fn batches(
         ctx.check_cancelled()?;
         match full_text::merge_in_steps(ctx, &disk) {
             Err(e) if e.is_full() && ctx.release_reserve() => continue,
-            Err(e) if e.is_full() => return Err(disk.full()),
+            Err(e) if e.is_full() => return Err(disk.full(&ctx.db, ctx.room)),
             Err(e) if e.is_index_damage() => full_text::rebuild_if_damaged(ctx, progress, e)?,
             merged => merged?,
         }
@@ -311,7 +311,7 @@ fn batches(
                 continue;
             }
             Err(e) if e.is_full() && !on_server && ctx.release_reserve() => continue,
-            Err(e) if e.is_full() && !on_server => return Err(disk.full()),
+            Err(e) if e.is_full() && !on_server => return Err(disk.full(&ctx.db, ctx.room)),
             Err(e) => return Err(e),
         };
         waited_from = Instant::now();

@@ -13,7 +13,7 @@ use crate::job::{
     Progress, Scope, ServerState, Why,
 };
 use crate::plural::count_of;
-use crate::store::db::Db;
+use crate::store::db::{Db, Engine};
 use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules, Walk};
 use crate::time::Millis;
 
@@ -291,11 +291,12 @@ fn carry_out_steps(
     let parsed = parsed?;
     let disk = DiskBudget::new(&ctx.db);
     let (archive, clock) = (ctx.archive.clone(), ctx.clock);
-    let mut at = 0;
+    let on_file = ctx.db.engine() == Engine::Sqlite;
+    let (mut at, mut most_rows) = (0, i64::MAX);
     while at < steps.len() {
         let parsed = &parsed[at..];
         let in_use = in_use(ctx, &ctx.db)?;
-        let room_for = disk.rows()?;
+        let room_for = disk.rows()?.min(most_rows);
         let is_short = room_for < ROWS_OFFLINE;
         let rows = ROWS_OFFLINE.min(room_for);
         let limits = Limits {
@@ -332,7 +333,17 @@ fn carry_out_steps(
             effects.state_groups_freed = freed.groups;
             freed.add_to(&mut effects.rows);
             Ok(done)
-        })?;
+        });
+        let carried = match carried {
+            // Nothing of it happened, and its log is gone: fewer at once may have room (S-35).
+            Err(e) if e.is_full() && on_file && rows > 1 => {
+                most_rows = (rows / 8).max(1);
+                continue;
+            }
+            Err(e) if e.is_full() && ctx.release_reserve() => continue,
+            Err(e) if e.is_full() && on_file => return Err(disk.full(&ctx.db, room)),
+            carried => carried?,
+        };
         let done = match carried {
             Outcome::Aborted(Why::HomeserverStarted(sign)) => return Ok(Some(sign)),
             carried => carried.done()?.0,

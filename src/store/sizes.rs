@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::db::{Db, Engine, params};
 use super::event_rows::RowCounts;
 use crate::error::Error;
+use crate::ids::RoomId;
 
 /// What is known of the events table before a purge.
 #[derive(Clone, Copy, Debug)]
@@ -82,4 +83,49 @@ pub fn bytes_of_rows(db: &Db, rows: &RowCounts) -> Result<i64, Error> {
         + of("state_groups_state") * SQLITE_STATE_ROW
         + of("state_groups") * SQLITE_GROUP;
     Ok((bytes as i64).min(sizes.used_bytes))
+}
+
+/// What the smallest transactions of a job are made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SmallestStep {
+    /// Most events at one depth: a purge never goes half-way through one.
+    pub events: i64,
+    /// Bytes of the largest event among those that go first.
+    pub largest_event: i64,
+    /// Entries of the room's state, or of the largest room's: as many as a state group that is stored in full may have.
+    pub state_entries: i64,
+}
+
+/// Walks the room's part of `events_order_room`.
+const MOST_AT_ONE_DEPTH: &str = "
+    SELECT COALESCE(max(n), 0)
+      FROM (SELECT count(*) AS n FROM events WHERE room_id = $1 AND NOT outlier GROUP BY topological_ordering) AS d";
+
+const LARGEST_EVENT: &str = "
+    SELECT COALESCE(max(octet_length(j.json)), 0)
+      FROM (SELECT event_id FROM events WHERE room_id = $1 AND NOT outlier
+             ORDER BY topological_ordering, stream_ordering LIMIT 1000) AS e
+      JOIN event_json AS j ON j.event_id = e.event_id";
+
+const STATE_ENTRIES: &str = "SELECT count(*) FROM current_state_events WHERE room_id = $1";
+
+const MOST_STATE_ENTRIES: &str = "
+    SELECT COALESCE(max(n), 0) FROM (SELECT count(*) AS n FROM current_state_events GROUP BY room_id) AS r";
+
+/// What the smallest transactions on a room, or on the whole server, are made of. For who has to say how much room is missing:
+/// it walks the room's events.
+pub fn smallest_step(db: &Db, room: Option<&RoomId>) -> Result<SmallestStep, Error> {
+    let doing = "measure the smallest step";
+    let Some(room) = room else {
+        return Ok(SmallestStep {
+            state_entries: db.count(doing, MOST_STATE_ENTRIES, &[])?,
+            ..SmallestStep::default()
+        });
+    };
+    let of_room = params![room.as_str()];
+    Ok(SmallestStep {
+        events: db.count(doing, MOST_AT_ONE_DEPTH, of_room)?,
+        largest_event: db.count(doing, LARGEST_EVENT, of_room)?,
+        state_entries: db.count(doing, STATE_ENTRIES, of_room)?,
+    })
 }

@@ -89,7 +89,7 @@ fn make_key(ledger: &Path, path: &Path) -> Result<NoteKey, Error> {
 pub(super) fn told(path: &Path, e: std::io::Error) -> Error {
     let source = StoreError::Io(e);
     match source.is_full() {
-        true => Error::NoSpace(sqlite_file::full(path)),
+        true => Error::NoSpace(sqlite_file::full(&[path], sqlite_file::NEEDED_TO_BEGIN)),
         false => Error::Store {
             doing: "write checkpoints of receipts",
             source,
