@@ -15,6 +15,7 @@ mod plan_text;
 mod receipts;
 mod remote;
 mod repair;
+mod replay;
 mod retention;
 mod room_set;
 mod rooms;
@@ -148,6 +149,9 @@ enum Command {
     Restore(archive::Restore),
     /// What was removed and can come back: the archives of jobs.
     Archives(archive::Archives),
+    /// After a backup of the database was restored: remove again what jobs have removed since it was made, by their receipts.
+    /// Holds and policies of now count; what was restored from an archive is left. Can be repeated.
+    Replay(replay::Replay),
     /// What was done, and that nobody has changed what was said of it.
     Receipts(receipts::Receipts),
     /// What the rooms' state takes, and what of it is of no use any more.
@@ -300,6 +304,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
         }
         Command::Archives(wanted) => {
             archive::archives(&config(&cli.global)?, wanted, cli.global.yes, json)
+        }
+        Command::Replay(wanted) => {
+            replay::replay(config(&cli.global)?, wanted, cli.global.yes, json)
         }
         Command::Receipts(wanted) => {
             receipts::receipts(&config(&cli.global)?, wanted, cli.global.yes, json)

@@ -159,6 +159,9 @@ fn has_removed(progress: &Value) -> bool {
         || is_some(&progress["state_groups_marked"])
 }
 
+/// Who asks for the retention that is configured.
+pub const SCHEDULED: &str = "retention of the configuration";
+
 /// Of what was asked, what is neither somebody's words nor told elsewhere in a receipt.
 const ASKED: &[&str] = &[
     "delete_local_events",
@@ -214,7 +217,7 @@ fn of_job(job: &JobRecord, ended: Ended<'_>) -> Draft {
     options.extend(members_of(asked, ASKED));
     let who = match (&job.asked_by, &job.params["scheduled"], options.get("set")) {
         (Some(who), _, _) => json!(who),
-        (None, Value::Bool(true), _) => json!("retention of the configuration"),
+        (None, Value::Bool(true), _) => json!(SCHEDULED),
         (None, _, Some(set)) => json!(format!("set {}", set.as_str().unwrap_or_default())),
         (None, _, None) => json!("command line, or a program"),
     };

@@ -391,7 +391,7 @@ impl Keeper {
             .with_reader(|db| self.shared.running_homeserver(db))
     }
 
-    fn deletion(&self, mut request: Request, extent: DeletionScope) -> Deletion {
+    pub(super) fn deletion(&self, mut request: Request, extent: DeletionScope) -> Deletion {
         let operator = &self.shared.config.admin_user;
         request.requester.get_or_insert_with(|| operator.clone());
         Deletion { request, extent }

@@ -47,7 +47,8 @@ pub(super) fn own_ledger(config: &Config) -> Result<Ledger, Error> {
     if ledger.is_of_another(&identity)? && !lies_beside(&config.ledger, &identity) {
         let former = ledger.identity()?.unwrap_or_default();
         if look(config, |db| removed::was_dropped(db, &former))? {
-            put_back::hold_jobs(&ledger, "the database was dropped and made anew")?;
+            let why = "the database was dropped and made anew";
+            put_back::hold_jobs(&ledger, why, config.clock.now())?;
             ledger.adopt(&identity)?;
             return Ok(ledger);
         }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::Shared;
 use super::kind::{Runner, Work};
 use super::retention::RETENTION;
+use crate::config::Config;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, Subject};
@@ -16,10 +17,11 @@ use crate::point::Point;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Decided, Recheck};
+use crate::store::db::Db;
 use crate::time::Millis;
 
 /// What a run takes, and on whose word: its parameters in the ledger.
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct RetentionRun {
     #[serde(flatten)]
     pub(super) range: LifetimeRange,
@@ -70,22 +72,22 @@ impl Work for RoomOfRun {
 /// Why a run that was interrupted does not go on.
 pub(super) const NO_LONGER_WANTED: &str = "interrupted, and not taken up again: retention is no longer enabled, or no job of the configuration has these lifetimes";
 
-impl Shared {
-    /// Whether the configuration of now still asks for a run, where it was the configuration that did.
-    pub(super) fn is_still_wanted(&self, run: RetentionRun) -> bool {
-        let retention = &self.config.retention;
-        !run.scheduled || (retention.enabled && retention.ranges().contains(&run.range))
+impl RetentionRun {
+    fn is_still_wanted(self, config: &Config) -> bool {
+        let retention = &config.retention;
+        !self.scheduled || (retention.enabled && retention.ranges().contains(&self.range))
     }
 
-    /// What of a purge of a run still is to be done by the policy and the configuration of now; `None`: nothing.
+    /// As [`Shared::recheck`].
     pub(super) fn recheck(
-        &self,
-        run: RetentionRun,
+        self,
+        db: &Db,
+        config: &Config,
         room: &RoomId,
         request: &Request,
         now: Millis,
     ) -> Result<Option<Request>, Error> {
-        if !self.is_still_wanted(run) {
+        if !self.is_still_wanted(config) {
             log::info!("room {room}: {NO_LONGER_WANTED}");
             return Ok(None);
         }
@@ -95,9 +97,7 @@ impl Shared {
                 .keep_received_after
                 .map_or(Millis(i64::MAX), |after| after + Millis(1)),
         };
-        let retention = &self.config.retention;
-        let recheck = self
-            .with_reader(|db| retention::recheck(db, retention, &run.range, room, decided, now))?;
+        let recheck = retention::recheck(db, &config.retention, &self.range, room, decided, now)?;
         Ok(match recheck {
             Recheck::AsDecided => Some(request.clone()),
             Recheck::Earlier(decided, expiry) => {
@@ -117,6 +117,24 @@ impl Shared {
                 None
             }
         })
+    }
+}
+
+impl Shared {
+    /// Whether the configuration of now still asks for a run, where it was the configuration that did.
+    pub(super) fn is_still_wanted(&self, run: RetentionRun) -> bool {
+        run.is_still_wanted(&self.config)
+    }
+
+    /// What of a purge of a run still is to be done by the policy and the configuration of now; `None`: nothing.
+    pub(super) fn recheck(
+        &self,
+        run: RetentionRun,
+        room: &RoomId,
+        request: &Request,
+        now: Millis,
+    ) -> Result<Option<Request>, Error> {
+        self.with_reader(|db| run.recheck(db, &self.config, room, request, now))
     }
 
     /// Goes on with the purge of a room that an earlier process began, as far as that still is to be done; what it has
