@@ -9,6 +9,7 @@ mod job_table;
 mod jobs;
 mod log_pipe;
 mod logging;
+mod media;
 mod messages;
 mod output;
 mod plan_text;
@@ -157,6 +158,9 @@ enum Command {
     /// What the rooms' state takes, and what of it is of no use any more.
     #[command(subcommand)]
     State(state::State),
+    /// Uploads, and copies of what other servers have, that nothing refers to any more.
+    #[command(subcommand)]
+    Media(media::Media),
     /// Look at a room's timeline, as anybody sees it.
     Messages(messages::Messages),
     /// What ran, runs, and how it ended.
@@ -298,6 +302,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {
             retention::retention(config(&cli.global)?, wanted, cli.global.yes, json)
         }
         Command::State(wanted) => state::state(config(&cli.global)?, wanted, cli.global.yes, json),
+        Command::Media(wanted) => media::media(config(&cli.global)?, wanted, cli.global.yes, json),
         Command::Hold(wanted) => hold::hold(&config(&cli.global)?, wanted, json),
         Command::Restore(wanted) => {
             archive::restore(&config(&cli.global)?, wanted, cli.global.yes, json)

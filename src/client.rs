@@ -354,8 +354,13 @@ fn connect_to(address: &str, deadline: &Deadline<'_>) -> io::Result<TcpStream> {
 
 /// A room id as one piece of a path.
 pub(crate) fn encoded(room: &RoomId) -> String {
+    encoded_text(room.as_str())
+}
+
+/// Any text as one piece of a path.
+pub(crate) fn encoded_text(whole: &str) -> String {
     let mut text = String::new();
-    for byte in room.as_str().bytes() {
+    for byte in whole.bytes() {
         if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
             text.push(char::from(byte));
         } else {

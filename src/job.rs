@@ -8,6 +8,7 @@ pub(crate) mod full_text;
 pub(crate) mod held;
 mod homeserver_watch;
 mod lock;
+pub mod media;
 pub(crate) mod overwrite;
 mod progress;
 pub(crate) mod removed;

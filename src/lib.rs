@@ -27,6 +27,7 @@ pub mod job;
 pub mod jobs;
 pub mod keeper;
 pub mod locks;
+pub mod media_files;
 pub mod messages;
 pub mod plan_hash;
 pub mod plural;

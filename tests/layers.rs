@@ -36,7 +36,7 @@ const LAYERS: &[&[&str]] = &[
         "event",
     ],
     // Files.
-    &["sqlite_file", "archive"],
+    &["sqlite_file", "archive", "media_files"],
     // Machines.
     &["client", "config", "store", "jobs"],
     // What jobs work with.

@@ -21,7 +21,8 @@ use crate::ids::RoomId;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::repair::RepairRequest;
 use crate::keeper::{
-    self, CompressRequest, PurgeOptions, RoomQuery, RoomReport, SetAction, SetRequest, Viewer,
+    self, CompressRequest, MediaRequest, PurgeOptions, RoomQuery, RoomReport, SetAction,
+    SetRequest, Viewer,
 };
 use crate::plan_hash::PlanHash;
 use crate::point::PurgePoint;
@@ -266,6 +267,23 @@ pub(super) fn compress_state(
     let client = daemon(config)?;
     let body = serde_json::to_value(request).unwrap_or_default();
     let started = answer(client.post("/_roomkeeper/v1/state/compress", &body))?;
+    let id = started.get("job_id").and_then(Value::as_str);
+    follow(&client, id.unwrap_or_default(), as_json)
+}
+
+/// Has the daemon remove media, and waits for it.
+pub(super) fn remove_media(
+    config: &Config,
+    older_than: &str,
+    request: &MediaRequest,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let client = daemon(config)?;
+    let body = json!({
+        "older_than": older_than, "include_unattributable": request.include_unattributable,
+        "media_not_archived": request.media_not_archived,
+    });
+    let started = answer(client.post("/_roomkeeper/v1/media", &body))?;
     let id = started.get("job_id").and_then(Value::as_str);
     follow(&client, id.unwrap_or_default(), as_json)
 }

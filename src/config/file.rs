@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::located::{database, endpoints};
+use super::located::{database, endpoints, media};
 use super::ours::{is_meant_for_ours, read_ours};
 use super::values::{text, truth, wrong};
 pub use super::yaml::Warning;
@@ -207,6 +207,9 @@ pub(super) fn interpret(
     let mut config = Config::for_database(database, &name);
     if !is_elsewhere && let Some(found) = or_note(&mut errors, endpoints(keys, directory)) {
         config.endpoints = found;
+    }
+    if !is_elsewhere && let Some(found) = or_note(&mut errors, media(keys, directory)) {
+        config.media = found;
     }
     if let Some(read) = or_note(&mut errors, retention::read(keys.get("retention"))) {
         config.retention = read;

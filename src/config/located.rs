@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use super::MediaStore;
 use super::values::{mapping, string, text, wrong};
 use super::yaml::{Map, Value};
 use crate::database::{Database, Server};
@@ -123,6 +124,24 @@ fn server(args: Option<&Value>) -> Result<Database, Error> {
         );
     }
     Ok(Database::Server(Server::Keys(keys)))
+}
+
+/// `media_store_path`, and whether media lie elsewhere as well.
+pub(super) fn media(keys: &Map, directory: &Path) -> Result<MediaStore, Error> {
+    // A relative one lies where the homeserver was started, which is most often beside its configuration.
+    let store = text(keys, "media_store_path")?.filter(|path| !path.is_empty());
+    let store = store.map(|path| match directory.join(&path) {
+        beside if beside.is_dir() => beside,
+        _ => path.into(),
+    });
+    let is_given = |key| keys.get(key).is_some_and(|value| !value.is_null());
+    let is_empty = |value: &Value| value.as_list().is_some_and(|list| list.is_empty());
+    let providers = keys.get("media_storage_providers");
+    Ok(MediaStore {
+        directory: store,
+        has_providers: providers.is_some_and(|list| !list.is_null() && !is_empty(list))
+            || is_given("backup_media_store_path"),
+    })
 }
 
 pub(super) fn endpoints(keys: &Map, directory: &Path) -> Result<HomeserverEndpoints, Error> {

@@ -8,6 +8,7 @@ pub mod file;
 mod homeserver;
 #[cfg(feature = "daemon")]
 mod located;
+mod media;
 #[cfg(feature = "daemon")]
 mod misspelt;
 mod network;
@@ -36,6 +37,7 @@ pub use self::archive::Archive;
 pub use self::authentication::AuthenticationService;
 pub use self::event_signing::{EventSigning, SigningKey};
 pub use self::homeserver::HomeserverApi;
+pub use self::media::MediaStore;
 pub use self::network::Network;
 pub use self::notify::{Command, NOTIFY_TIMEOUT, Notify, Webhook};
 use crate::batch::BatchLimits;
@@ -126,6 +128,8 @@ pub struct Config {
     pub overwrite_deleted: bool,
     /// Where what jobs remove is written down first; nowhere without.
     pub archive: Option<Archive>,
+    /// Where the homeserver keeps media.
+    pub media: MediaStore,
     /// How long records of ended jobs are kept.
     pub keep_jobs: Millis,
     /// How long messages stay, and the jobs that see to it: the homeserver's own `retention` block.
@@ -206,6 +210,7 @@ impl Config {
             batch,
             overwrite_deleted: true,
             archive: None,
+            media: MediaStore::default(),
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),
             retention_jobs: false,

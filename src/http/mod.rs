@@ -22,6 +22,7 @@ mod introspection;
 mod jobs;
 mod listings;
 mod lookups;
+mod media;
 mod messages;
 mod metrics;
 mod page;

@@ -7,8 +7,8 @@ use percent_encoding::percent_decode_str;
 
 use super::{
     Api, Context, block, context, delete_room, health, hierarchy, holds, jobs, listings, lookups,
-    messages, metrics, page, plan, purge_history, receipts, room_report, room_sets, rooms, state,
-    users,
+    media, messages, metrics, page, plan, purge_history, receipts, room_report, room_sets, rooms,
+    state, users,
 };
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
@@ -185,6 +185,7 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
     ("POST", "/_roomkeeper/v1/state/sweep", state::sweep),
     ("POST", "/_roomkeeper/v1/state/compress", state::compress),
     ("POST", "/_roomkeeper/v1/repair", state::repair),
+    ("POST", "/_roomkeeper/v1/media", media::remove),
     ("GET", "/_roomkeeper/v1/jobs", jobs::list),
     ("GET", "/_roomkeeper/v1/jobs/{id}", jobs::get),
     ("POST", "/_roomkeeper/v1/jobs/{id}/cancel", jobs::cancel),
@@ -301,6 +302,7 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
     ("POST", "/_roomkeeper/v1/state/sweep", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/state/compress", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/repair", RequestClass::Slow),
+    ("POST", "/_roomkeeper/v1/media", RequestClass::Slow),
 ];
 
 /// The class of a request.

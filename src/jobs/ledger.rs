@@ -228,7 +228,8 @@ impl Ledger {
         const OF_ANOTHER: &str = "
             SELECT EXISTS (SELECT 1 FROM subject_database WHERE identity <> $1)
                AND (EXISTS (SELECT 1 FROM job WHERE state NOT IN ('complete', 'failed'))
-                    OR EXISTS (SELECT 1 FROM candidate) OR EXISTS (SELECT 1 FROM step) OR EXISTS (SELECT 1 FROM duty))";
+                    OR EXISTS (SELECT 1 FROM candidate) OR EXISTS (SELECT 1 FROM step) OR EXISTS (SELECT 1 FROM duty)
+                    OR EXISTS (SELECT 1 FROM media))";
         self.conn
             .lock()
             .query_row(OF_ANOTHER, [identity], |row| row.get(0))

@@ -232,7 +232,12 @@ fn of_job(job: &JobRecord, ended: Ended<'_>) -> Draft {
         .find_map(|name| asked.get(*name))
         .cloned();
     let or_null = |value: &Value, name: &str| value.get(name).cloned().unwrap_or(Value::Null);
-    Draft::new(&job.kind, job.id.as_str(), ended.at)
+    let draft = Draft::new(&job.kind, job.id.as_str(), ended.at);
+    let draft = match progress.get("media") {
+        Some(media) => draft.say("media", media.clone()),
+        None => draft,
+    };
+    draft
         .say("who", who)
         .say("subject", json!(job.subject))
         .say("asked", json!(options))

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use crate::error::Error;
 
 /// The version that this roomkeeper writes.
-pub(super) const VERSION: i64 = 5;
+pub(super) const VERSION: i64 = 6;
 
 /// "rkeL": in the header of every ledger since version 2.
 const APPLICATION_ID: i64 = 0x726b_654c;
@@ -96,6 +96,14 @@ const TABLES: &[(&str, &str)] = &[
         // The whole subtrees of the tree over these hashes.
         "CREATE TABLE IF NOT EXISTS receipt_tree (
             level INTEGER NOT NULL, place INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, place)) WITHOUT ROWID",
+    ),
+    (
+        "media",
+        // Files that a job has to look at once its events are gone; with a name on the disk, those whose rows go or are gone.
+        // A roomkeeper that knows nothing of this refuses the ledger, so that no file is left without a row.
+        "CREATE TABLE IF NOT EXISTS media (
+            job TEXT NOT NULL, origin TEXT NOT NULL, media_id TEXT NOT NULL, file TEXT,
+            PRIMARY KEY (job, origin, media_id)) WITHOUT ROWID",
     ),
 ];
 
@@ -321,12 +329,17 @@ mod tests {
         }
     }
 
-    /// What came with versions 3, 4 and 5: a ledger of the version before had none of it.
-    const CAME_LATER: [&[&str]; 3] = [&["room_of_set"], &["hold"], &["receipt", "receipt_tree"]];
+    /// What came with versions 3 to 6: a ledger of the version before had none of it.
+    const CAME_LATER: [&[&str]; 4] = [
+        &["room_of_set"],
+        &["hold"],
+        &["receipt", "receipt_tree"],
+        &["media"],
+    ];
 
     #[test]
-    fn a_ledger_of_versions_2_to_4_gets_what_came_later_and_keeps_the_rest() {
-        for version in 2..=4 {
+    fn a_ledger_of_versions_2_to_5_gets_what_came_later_and_keeps_the_rest() {
+        for version in 2..=5 {
             let dir = tempfile::tempdir().expect("directory");
             let path = dir.path().join("l");
             let ledger = Ledger::open(&path).expect("made");
@@ -344,6 +357,7 @@ mod tests {
             assert_eq!(ledger.count_receipts().expect("read"), 0);
             assert_eq!(ledger.holds().expect("read").len(), 0);
             assert_eq!(ledger.count_room_set(&"A".into()).expect("read"), 0);
+            assert_eq!(ledger.going_media().expect("read"), []);
         }
     }
 

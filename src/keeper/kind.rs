@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::many_rooms::RoomError;
-use super::{Keeper, Shared, deletion, end_early, purge_history, repair};
+use super::{Keeper, Shared, deletion, end_early, media, purge_history, repair};
 use super::{retention, room_set, room_set_part, state_compress, state_sweep};
 use crate::error::Error;
 use crate::ids::JobId;
@@ -23,7 +23,7 @@ use crate::store::event_rows::RowCounts;
 use crate::store::space::human;
 
 /// Every kind of job that there is.
-static KINDS: [&JobKind; 12] = [
+static KINDS: [&JobKind; 13] = [
     &purge_history::PURGE_HISTORY,
     &deletion::SHUTDOWN_AND_PURGE_ROOM,
     &deletion::DELETE_ROOM,
@@ -36,6 +36,7 @@ static KINDS: [&JobKind; 12] = [
     &state_sweep::STATE_SWEEP,
     &state_compress::STATE_COMPRESS,
     &repair::REPAIR,
+    &media::MEDIA,
 ];
 
 /// What stands for a kind that only a newer roomkeeper knows.

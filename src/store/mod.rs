@@ -26,6 +26,7 @@ pub mod homeserver;
 pub mod index_test;
 pub mod left_rooms;
 pub mod lookups;
+pub mod media;
 pub mod members;
 pub mod named_rooms;
 pub mod own_events;

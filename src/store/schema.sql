@@ -268,3 +268,22 @@ CREATE INDEX scheduled_tasks_status ON scheduled_tasks (status);
 INSERT INTO schema_version (version, upgraded) VALUES (94, FALSE);
 INSERT INTO schema_compat_version (compat_version) VALUES (84);
 INSERT INTO event_push_summary_stream_ordering (stream_ordering) VALUES (0);
+
+-- Media: what people of this server uploaded, and copies of what other servers have.
+CREATE TABLE local_media_repository (
+    media_id TEXT UNIQUE, media_type TEXT, media_length BIGINT, created_ts BIGINT, upload_name TEXT, user_id TEXT,
+    quarantined_by TEXT, url_cache TEXT, last_access_ts BIGINT, safe_from_quarantine BOOLEAN NOT NULL DEFAULT FALSE,
+    authenticated BOOLEAN NOT NULL DEFAULT FALSE, sha256 TEXT);
+CREATE INDEX users_have_local_media ON local_media_repository (user_id, created_ts);
+CREATE TABLE local_media_repository_thumbnails (
+    media_id TEXT, thumbnail_width BIGINT, thumbnail_height BIGINT, thumbnail_type TEXT, thumbnail_method TEXT,
+    thumbnail_length BIGINT, UNIQUE (media_id, thumbnail_width, thumbnail_height, thumbnail_type, thumbnail_method));
+CREATE INDEX local_media_repository_thumbnails_media_id ON local_media_repository_thumbnails (media_id);
+CREATE TABLE remote_media_cache (
+    media_origin TEXT, media_id TEXT, media_type TEXT, created_ts BIGINT, upload_name TEXT, media_length BIGINT,
+    filesystem_id TEXT, last_access_ts BIGINT, quarantined_by TEXT, authenticated BOOLEAN NOT NULL DEFAULT FALSE,
+    sha256 TEXT, UNIQUE (media_origin, media_id));
+CREATE TABLE remote_media_cache_thumbnails (
+    media_origin TEXT, media_id TEXT, thumbnail_width BIGINT, thumbnail_height BIGINT, thumbnail_method TEXT,
+    thumbnail_type TEXT, thumbnail_length BIGINT, filesystem_id TEXT,
+    UNIQUE (media_origin, media_id, thumbnail_width, thumbnail_height, thumbnail_type, thumbnail_method));

@@ -1,0 +1,121 @@
+//! `roomkeeper media`: files that nothing refers to any more.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::{finish, output, remote, words};
+use crate::config::Config;
+use crate::error::Error;
+use crate::keeper::{Keeper, MediaPlan, MediaRequest, Viewer};
+use crate::plural::{count, count_of};
+use crate::store::space::human;
+use crate::time::parse_duration_with_unit;
+
+/// What is done with them.
+#[derive(Subcommand)]
+pub(super) enum Media {
+    /// Say which uploads and copies nothing refers to; reads, and takes no lock.
+    Plan(Which),
+    /// Remove them, with their rows and thumbnails.
+    Run(Which),
+}
+
+#[derive(Args)]
+pub(super) struct Which {
+    /// Only what was uploaded, or fetched from another server, so long ago: 90d, 1y, …
+    #[arg(long, value_name = "DURATION")]
+    older_than: String,
+    /// Also what an encrypted message might refer to, where nobody has looked at it for so long either.
+    #[arg(long)]
+    include_unattributable: bool,
+    /// Go on although archives are kept: media are no part of them, and do not come back.
+    #[arg(long)]
+    media_not_archived: bool,
+    /// The clock is right, although nothing says so: for this command.
+    #[arg(long)]
+    trust_clock: bool,
+}
+
+impl Which {
+    fn request(&self, config: &Config) -> Result<MediaRequest, Error> {
+        let wrong = |said: String| Error::Config(format!("--older-than: {said}"));
+        let age = parse_duration_with_unit(&self.older_than).map_err(wrong)?;
+        let request = MediaRequest::older_than(age, config.clock.now()).map_err(wrong)?;
+        Ok(MediaRequest {
+            include_unattributable: self.include_unattributable,
+            media_not_archived: self.media_not_archived,
+            ..request
+        })
+    }
+}
+
+/// Does it, by the daemon where one is at work.
+pub(super) fn media(
+    mut config: Config,
+    wanted: &Media,
+    is_said: bool,
+    as_json: bool,
+) -> Result<ExitCode, Error> {
+    let (Media::Plan(which) | Media::Run(which)) = wanted;
+    config.check_clock &= !which.trust_clock;
+    let request = which.request(&config)?;
+    if let Media::Plan(_) = wanted {
+        show(&Viewer::open(config)?.plan_media(&request)?, as_json);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let question = "remove every file that nothing refers to any more and that is so old? `media plan` says which";
+    words::ask(question, is_said, as_json)?;
+    let asked = config.clone();
+    let keeper = match Keeper::open(config) {
+        Err(Error::LedgerLocked(_)) => {
+            return remote::remove_media(&asked, &which.older_than, &request, as_json);
+        }
+        keeper => keeper?,
+    };
+    let id = keeper.remove_media(&request)?;
+    finish(&keeper, &id, as_json)
+}
+
+fn bytes(n: i64) -> String {
+    human(n.unsigned_abs())
+}
+
+fn show(plan: &MediaPlan, as_json: bool) {
+    if as_json {
+        output::json(&serde_json::to_value(plan).unwrap_or_default());
+        return;
+    }
+    for file in &plan.largest {
+        let who = file
+            .user_id
+            .as_deref()
+            .map_or(String::new(), |user| format!("  by {user}"));
+        output::say(&format!(
+            "  {}  {}{who}  {}",
+            file.uri,
+            bytes(file.bytes),
+            file.created_ms.as_date()
+        ));
+    }
+    let untold = plan.files - i64::try_from(plan.largest.len()).unwrap_or(i64::MAX);
+    if untold > 0 {
+        output::say(&format!("  and {}", count(untold, "smaller file")));
+    }
+    output::say(&format!(
+        "{} of {} would go, {} of other servers among them, with {}: {}",
+        plan.files,
+        count(plan.stays.files_looked_at, "file"),
+        count_of(plan.remote_files, "copy", "copies"),
+        count(plan.thumbnails, "thumbnail"),
+        bytes(plan.bytes)
+    ));
+    plan.stays
+        .what_stays()
+        .iter()
+        .for_each(|line| output::say(line));
+    for note in &plan.notes {
+        output::say(&format!("Note: {note}"));
+    }
+    output::say("Nothing was changed.");
+}
