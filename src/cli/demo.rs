@@ -242,7 +242,7 @@ impl Demo {
 
     /// Events of the timeline, by room.
     fn events(&self) -> Result<Vec<(String, i64)>, Error> {
-        let db = Db::open(&self.database(), &OpenOptions::default())?;
+        let db = Db::open(self.database(), &OpenOptions::default())?;
         sample::events_by_room(&db)
     }
 
