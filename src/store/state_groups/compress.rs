@@ -3,7 +3,8 @@
 //! A room's groups are taken in order of their numbers, window by window, each in one transaction. Each may rest on the head of
 //! a level: the lowest has a chain of up to a hundred groups, the next begins a new chain of the level below fifty times, and so
 //! on. So a chain has no more links than the levels together, and the groups that are stored in full become few. A group stays as
-//! it is where that takes no more rows and no longer chain; a hundred groups that would take more rows so are left as they are.
+//! it is where that takes no more rows and no longer chain; a hundred groups that would take more rows so are left as they are,
+//! unless their chains are too long already: then they may take more.
 //! Doing it again finds nothing to do.
 //!
 //! Every group that is stored anew is read again in the same transaction, and its state held against what it was.
@@ -91,7 +92,6 @@ struct Level {
 struct Made {
     base: Option<i64>,
     links: u16,
-    links_before: u16,
     /// Links that it has by the levels alone.
     by_levels: u16,
 }
@@ -531,15 +531,17 @@ impl Round<'_, '_> {
             return Ok(());
         };
         let base = stored.bases.first().copied();
-        let links = |made: &dyn Fn(Made) -> u16| match base {
+        let links = match base {
             None => 0,
             // Of another room, or not come to: nobody counted.
-            Some(base) => self.made_of(base).map_or(LEVELS[0], made).saturating_add(1),
+            Some(base) => {
+                let made = self.made_of(base);
+                made.map_or(LEVELS[0], |made| made.links).saturating_add(1)
+            }
         };
         let mut as_it_is = Made {
             base,
-            links: links(&|made| made.links),
-            links_before: links(&|made| made.links_before),
+            links,
             by_levels: 0,
         };
         self.done.groups += 1;
@@ -565,7 +567,8 @@ impl Round<'_, '_> {
                 as_it_is.by_levels = head_made.map_or(0, |made| made.by_levels + 1);
                 let most = match by_levels {
                     true => as_it_is.by_levels,
-                    false => MOST_LINKS.max(as_it_is.links_before),
+                    // Also of one that is longer already: an interrupted run has made it so.
+                    false => MOST_LINKS,
                 };
                 match is_left || (!by_levels && as_it_is.links <= most) {
                     true => (as_it_is, None),
