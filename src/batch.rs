@@ -33,6 +33,8 @@ pub struct BatchLimits {
     pub events_offline: i64,
     /// Whether a purge may be one rewrite when nobody waits.
     pub rewrite: Rewrite,
+    /// Most rooms that go in one transaction, where many small ones are to be purged.
+    pub rooms: usize,
     /// On a PostgreSQL server: whether foreign keys are looked after in sets where the role may switch off triggers.
     pub check_in_bulk: bool,
 }
@@ -45,6 +47,7 @@ impl Default for BatchLimits {
             pause: PAUSE,
             events_offline: MOST_OFFLINE,
             rewrite: Rewrite::WhereCheaper,
+            rooms: 250,
             check_in_bulk: true,
         }
     }

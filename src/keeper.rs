@@ -24,6 +24,7 @@ mod residue;
 mod restore;
 pub mod retention;
 mod retention_room;
+mod retention_rooms;
 mod retention_scheduler;
 pub mod room_set;
 mod room_set_part;

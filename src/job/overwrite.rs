@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::{
-    Endurance, IfStarted, JobContext, LOOK_UP_EVERY, Limits, Outcome, Phase, Progress, Scope,
-    ServerState, full_text,
+    Duties, Endurance, IfStarted, JobContext, LOOK_UP_EVERY, Limits, Outcome, Phase, Progress,
+    Scope, ServerState, full_text,
 };
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
@@ -39,6 +39,17 @@ pub(crate) fn add_pending(
         ledger.add_pending(MERGE_INDEX)?;
     }
     Ok(())
+}
+
+/// What two transactions leave to be done, as one.
+pub(crate) fn both(one: Duties, other: Duties) -> Duties {
+    Duties {
+        pages: match one.pages {
+            SecureDelete::Fast => SecureDelete::Fast,
+            SecureDelete::On | SecureDelete::Off => other.pages,
+        },
+        index: one.index || other.index,
+    }
 }
 
 /// Free pages, in bytes, that are worth looking through for those that a job has added.

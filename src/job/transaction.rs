@@ -39,6 +39,9 @@ pub(crate) enum Scope<'a> {
     /// The job's own room, which is waited for, and others, which are only tried for (L-12): in the homeserver's lock table
     /// as well.
     RoomAnd(&'a [RoomId]),
+    /// The job's own room, which is waited for, and others, which are only tried for (L-12), and of which the job holds the
+    /// homeserver's locks already: small rooms that go together.
+    Together(&'a [RoomId]),
     /// What has no room.
     Server,
 }
@@ -117,6 +120,8 @@ pub(crate) struct Effects {
     pub events: i64,
     /// State groups of events that went: somebody has to look whether they are needed (P-12).
     pub state_groups: Vec<i64>,
+    /// The same of other rooms of the scope, where several go together.
+    pub of_rooms: Vec<(RoomId, Vec<i64>)>,
     /// State groups that went.
     pub state_groups_freed: i64,
     /// Messages of local users that left the timeline and stay in the database (P-56).
@@ -316,6 +321,7 @@ impl JobContext<'_> {
                 overwrite::add_pending(ledger, duties.pages, duties.index)?;
             }
             ledger.add_candidates(room.as_str(), &effects.state_groups)?;
+            ledger.add_candidates_of(&effects.of_rooms)?;
             if let Some(removing) = effects.removing(room) {
                 note_removed(tx, ledger, live, removing)?;
             }
@@ -423,7 +429,9 @@ fn log_length(db: &Db) -> u64 {
 fn hold(locks: &RoomLocks, room: &RoomId, scope: Scope<'_>) -> Result<Held, RoomId> {
     Ok(match scope {
         Scope::Room => Held::Rooms(locks.write_all(room, &[])?),
-        Scope::RoomAnd(others) => Held::Rooms(locks.write_all(room, others)?),
+        Scope::RoomAnd(others) | Scope::Together(others) => {
+            Held::Rooms(locks.write_all(room, others)?)
+        }
         Scope::Server => Held::Server,
     })
 }
@@ -473,7 +481,8 @@ impl Effects {
 }
 
 impl Progress {
-    fn add_transaction(&mut self, effects: &Effects, took: Duration) {
+    /// Adds what a transaction did, and how long others waited for it.
+    pub(crate) fn add_transaction(&mut self, effects: &Effects, took: Duration) {
         self.events_done = (self.events_done + effects.events).min(self.events_planned);
         let took = i64::try_from(took.as_millis()).unwrap_or(i64::MAX);
         self.longest_transaction_ms = self.longest_transaction_ms.max(took);

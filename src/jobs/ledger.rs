@@ -73,6 +73,10 @@ pub struct Ended<'a> {
     pub at: Millis,
 }
 
+/// Binds `$1` when, `$2` the job.
+pub(super) const START: &str = "
+    UPDATE job SET state = 'running', waits = NULL, started_ms = coalesce(started_ms, $1) WHERE id = $2";
+
 const INSERT: &str = "write the job into the ledger";
 
 fn insert(conn: &Connection, job: &JobRecord) -> rusqlite::Result<usize> {
@@ -294,14 +298,8 @@ impl Ledger {
 
     /// Notes that a worker has the job.
     pub fn start(&self, id: &JobId, now: Millis) -> Result<(), Error> {
-        let run = || {
-            self.with_relaxed_sync(|conn| {
-                conn.execute(
-                    "UPDATE job SET state = 'running', waits = NULL, started_ms = coalesce(started_ms, $1) WHERE id = $2",
-                    params![now.0, id.as_str()],
-                )
-            })
-        };
+        let run =
+            || self.with_relaxed_sync(|conn| conn.execute(START, params![now.0, id.as_str()]));
         run().context("note a job's start in the ledger").map(drop)
     }
 

@@ -6,6 +6,7 @@ mod counts;
 pub mod holds;
 mod kept;
 pub mod ledger;
+pub mod many;
 pub mod media;
 pub mod pool;
 pub mod reading;

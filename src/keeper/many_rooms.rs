@@ -89,6 +89,15 @@ pub(super) fn with_summary(progress: &Progress, summary: &impl Serialize) -> Pro
 }
 
 impl Shared {
+    /// How many workers have rooms of such a job at a time. A file has one writer: a second one would only have the first
+    /// read its pages again.
+    pub(super) fn workers_of_many(&self) -> usize {
+        match self.config.database.file() {
+            Some(_) => 1,
+            None => self.config.workers.div_ceil(2),
+        }
+    }
+
     /// Whether a job is handed back to the ledger, to go on later.
     pub(super) fn is_suspended(&self, live: &RunningJob) -> bool {
         self.is_stopping.load(Ordering::SeqCst) || live.is_paused()

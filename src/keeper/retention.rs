@@ -4,9 +4,7 @@
 //! each room is purged by a job like any other, so a room that is busy is skipped and one that fails stops nobody.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{Sender, unbounded};
 use parking_lot::Mutex;
@@ -14,15 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::kind::{self, Belongs, JobKind, Runner, RunsOn, Work, parameters, work_of};
 use super::many_rooms::{
-    BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomWhy, RoomsSummary, with_summary, without_a_word,
+    BATCH_EVENTS, DoneSignal, LOOK_UP_EVERY, RoomWhy, RoomsSummary, with_summary,
 };
 use super::ownership::look;
 use super::retention_room::{NO_LONGER_WANTED, RetentionRun, RoomPurge};
 use super::{Keeper, Shared, Viewer};
-use crate::error::{Chain, Error};
+use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
-use crate::job::{HomeserverWatch, Phase, Progress, Removes};
+use crate::job::{Phase, Progress};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
@@ -31,8 +29,6 @@ use crate::plural::count;
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
-use crate::store::db::Db;
-use crate::store::homeserver;
 use crate::time::Millis;
 
 pub use super::many_rooms::RoomError;
@@ -200,35 +196,35 @@ impl Keeper {
 }
 
 /// What a run shares with the workers that have its batches.
-struct Counters {
+pub(super) struct Counters {
     summary: Mutex<(RetentionSummary, Progress)>,
     /// The purges that run now.
-    running: Mutex<Vec<JobId>>,
+    pub(super) running: Mutex<Vec<JobId>>,
     /// What ended the run early, and would keep every further room from being purged: a full disk.
-    broken: Mutex<Option<Error>>,
+    pub(super) broken: Mutex<Option<Error>>,
 }
 
 impl Counters {
-    fn purged(&self, due: &Due, done: &Progress) {
+    pub(super) fn purged(&self, due: &Due, done: &Progress) {
         let (summary, progress) = &mut *self.summary.lock();
         summary.rooms_purged += 1;
         progress.events_done += due.events;
         progress.add_part(done);
     }
 
-    fn is_broken(&self) -> bool {
+    pub(super) fn is_broken(&self) -> bool {
         self.broken.lock().is_some()
     }
 
-    fn left_alone(&self) {
+    pub(super) fn left_alone(&self) {
         self.summary.lock().0.rooms_left_alone += 1;
     }
 
-    fn skipped(&self) {
+    pub(super) fn skipped(&self) {
         self.summary.lock().0.rooms_skipped += 1;
     }
 
-    fn failed(&self, room: &RoomId, why: RoomWhy) {
+    pub(super) fn failed(&self, room: &RoomId, why: RoomWhy) {
         let summary = &mut self.summary.lock().0;
         summary.rooms_failed += 1;
         RoomError::tell(&mut summary.errors, room, why);
@@ -389,7 +385,7 @@ impl Shared {
             broken: Mutex::default(),
         });
         let mut batches = batches(&plan, run);
-        let most = self.config.workers.div_ceil(2);
+        let most = self.workers_of_many();
         let (done, ended) = unbounded::<()>();
         let mut running = 0;
         let stay = || self.check_goes_on(guard.live());
@@ -446,107 +442,9 @@ impl Shared {
         let (live, done) = (guard.live().clone(), done.clone());
         pool.submit(Box::new(move || {
             let _says = DoneSignal(done);
-            shared.purge_batch(&batch, &counters, &|| live.is_cancelled());
+            let is_over = || live.is_cancelled() || live.is_paused();
+            shared.purge_batch(&batch, &counters, &is_over);
         }))
-    }
-
-    /// Purges rooms one after the other on one connection.
-    fn purge_batch(
-        self: &Arc<Self>,
-        batch: &Batch,
-        counters: &Counters,
-        is_cancelled: &dyn Fn() -> bool,
-    ) {
-        let mut kept: Option<(Db, HomeserverWatch)> = None;
-        for (due, request) in &batch.rooms {
-            if self.is_stopping.load(Ordering::SeqCst) || is_cancelled() || counters.is_broken() {
-                return;
-            }
-            let room = &due.room_id;
-            let purged = catch_unwind(AssertUnwindSafe(|| {
-                self.purge_due(batch, due, request, counters, &mut kept)
-            }));
-            match purged {
-                Ok(Ok(Some(done))) => counters.purged(due, &done),
-                Ok(Ok(None)) => counters.left_alone(),
-                Ok(Err(Error::Stopping)) => return,
-                Ok(Err(Error::RoomBusy { .. })) => {
-                    log::warn!("room {room}: another job has it, so this retention run skips it");
-                    counters.skipped();
-                }
-                Ok(Err(e @ Error::Held(_))) => {
-                    log::warn!("{e}; this retention run skips it");
-                    counters.left_alone();
-                }
-                Ok(Err(e)) => {
-                    log::error!("room {room}: its retention failed: {}", Chain(&e));
-                    counters.failed(room, (e.status_text(), e.code()));
-                    if e.is_full() {
-                        // The next room would fare no better.
-                        counters.broken.lock().get_or_insert(e);
-                    }
-                }
-                Err(_) => counters.failed(room, without_a_word()),
-            }
-        }
-    }
-
-    /// Purges one room, as a job. The connection outlives it, unless it failed.
-    fn purge_due(
-        self: &Arc<Self>,
-        batch: &Batch,
-        due: &Due,
-        request: &Request,
-        counters: &Counters,
-        kept: &mut Option<(Db, HomeserverWatch)>,
-    ) -> Result<Option<Progress>, Error> {
-        let room = &due.room_id;
-        let now = self.config.clock.now();
-        if self.with_reader(|db| homeserver::has_own_task(db, room, now))? {
-            return Err(Error::RoomBusy { room: room.clone() });
-        }
-        self.refuse_held(room, Removes::History)?;
-        let run = batch.run;
-        let Some(request) = self.recheck(run, room, request, now.min(batch.planned_at))? else {
-            return Ok(None);
-        };
-        let purge = RoomPurge { request, run };
-        let params = serde_json::to_value(&purge).map_err(|e| Error::Bug(e.to_string()))?;
-        let guard = self
-            .register
-            .enqueue(RETENTION_PURGE.name, &Subject::Room(room.clone()), params)
-            .map_err(|e| self.tell_full_disk(e, Some(room)))?;
-        let id = guard.id().clone();
-        counters.running.lock().push(id.clone());
-        let is_stopping = || self.is_stopping.load(Ordering::SeqCst);
-        let outcome = (|| {
-            guard.start()?;
-            let mut ctx = match kept.take() {
-                Some((db, watch)) => self.job_context_on(db, watch, &guard, &is_stopping)?,
-                None => {
-                    let ctx = self.job_context(&guard, &is_stopping)?;
-                    let cuts = batch.rooms.iter();
-                    let cuts = cuts.map(|(due, _)| (&due.room_id, due.point.topological));
-                    purge::prepare_many(&ctx.db, cuts)?;
-                    ctx
-                }
-            };
-            ctx.is_one_of_many = true;
-            let progress = purge::run(&mut ctx, &purge.request)?;
-            // A rewrite leaves nothing of what was prepared on its connection.
-            if !progress.rewritten {
-                *kept = Some((ctx.db, ctx.watch));
-            }
-            Ok(progress)
-        })();
-        let outcome = outcome.map_err(|e| self.tell_full_disk(e, Some(room)));
-        counters.running.lock().retain(|running| *running != id);
-        match &outcome {
-            Ok(_) => guard.end_part(None),
-            Err(Error::Stopping) => guard.suspend(),
-            Err(e) => guard.end_part(Some((&e.status_text(), e.code()))),
-        }
-        outcome.map(Some)
     }
 }
 
@@ -564,10 +462,10 @@ fn digest_of_due(due: &Due) -> PlanDigest {
 
 /// Rooms that one worker purges one after the other.
 #[derive(Clone)]
-struct Batch {
-    run: RetentionRun,
-    planned_at: Millis,
-    rooms: Vec<(Due, Request)>,
+pub(super) struct Batch {
+    pub(super) run: RetentionRun,
+    pub(super) planned_at: Millis,
+    pub(super) rooms: Vec<(Due, Request)>,
 }
 
 /// The rooms of a plan in its order, in batches of bounded size.

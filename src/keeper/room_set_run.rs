@@ -236,7 +236,7 @@ impl Shared {
         let stay = || self.check_goes_on(guard.live());
         self.finish_parts(&counters, &|| stay().is_err())?;
         let set = Arc::new(set.clone());
-        let most = self.config.workers.div_ceil(2);
+        let most = self.workers_of_many();
         let (done, ended) = unbounded::<()>();
         let (mut running, mut place, mut is_over) = (0, 0, false);
         let mut next: Option<Batch> = None;

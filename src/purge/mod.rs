@@ -12,6 +12,7 @@ mod rewrite;
 mod run;
 mod state_groups;
 mod sweep;
+mod together;
 
 pub use compress::{compress_room, needs_stopped, plan_compress};
 pub use extremities::{extremities_note, local_messages_note};
@@ -20,3 +21,4 @@ pub use request::Request;
 pub use run::{prepare_many, run};
 pub(crate) use state_groups::group_of_step;
 pub use sweep::{RoomSweep, plan_sweep, sweep_room};
+pub use together::{MOST_EVENTS_OF_SMALL, OneOfMany, run_together};

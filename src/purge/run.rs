@@ -13,9 +13,9 @@ use super::state_groups;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    BUSY_TIMEOUT, BatchSizer, DiskBudget, Duties, JobContext, Limits, Log, Outcome, Phase,
-    Progress, RECONNECT_PAUSE, Removes, Scope, ServerState, Why, acquire_synapse_lock,
-    archive_events, clean_up, full_text, overwrite,
+    BUSY_TIMEOUT, BatchSizer, DiskBudget, Duties, Effects, JobContext, Limits, Log, Outcome, Phase,
+    Progress, RECONNECT_PAUSE, Removes, Scope, ServerState, SharedArchive, Why,
+    acquire_synapse_lock, archive_events, clean_up, full_text, overwrite,
 };
 use crate::plural::count;
 use crate::store::archived;
@@ -26,7 +26,8 @@ use crate::store::history::{self, DepthRange, Extent};
 use crate::store::homeserver::PURGE_LOCK;
 use crate::store::room_rows;
 use crate::store::search::{self, Documents};
-use crate::store::tx::Abort;
+use crate::store::tx::{Abort, Tx};
+use crate::time::Clock;
 
 /// Carries out a purge from wherever an earlier run of the same job left it.
 ///
@@ -191,7 +192,7 @@ fn count_beside_held(ctx: &JobContext<'_>, whole: &DepthRange<'_>) -> Result<i64
 
 /// Lets the server's connections copy the log again, after most of it has been copied for them; a process that stops
 /// does not wait for that.
-fn let_go_of_log(ctx: &JobContext<'_>, is_stopping: bool) {
+pub(super) fn let_go_of_log(ctx: &JobContext<'_>, is_stopping: bool) {
     let mut writer = ctx.writer.lock();
     if !writer.unpin() || is_stopping {
         return;
@@ -397,72 +398,104 @@ fn batch(
         ..Limits::default()
     };
     ctx.db.prefer_index_scans(!options.rewrites);
-    let (archive, clock, server_state) = (ctx.archive.clone(), ctx.clock, ctx.server_state);
+    let (archive, clock) = (ctx.archive.clone(), ctx.clock);
+    let how = Manner {
+        extent,
+        documents: options.documents,
+        keys: options.keys,
+        secure_delete: options.secure_delete,
+        rebuild_from: may_rebuild.then_some(rebuild_from),
+        archive: &archive,
+        server_state: ctx.server_state,
+        clock,
+    };
     let purged = ctx.transaction(
         progress,
         "purge the events",
         Scope::Room,
         limits,
-        |tx, effects| {
-            let selected = history::select(tx, cut, extent)?;
-            // The last one looks at everything.
-            effects.extremities_kept = Some(selected.extremities_kept);
-            if selected.events == 0 {
-                // P-7: an empty selection touches nothing.
-                return Ok(0);
-            }
-            tx.in_time()?;
-            effects.local_messages = history::local_messages(tx, cut)?;
-            if let Some(documents) = options.documents {
-                tx.entering("event_search")?;
-                documents.note(tx, cut.room, keep_from_depth)?;
-            }
-            tx.in_time()?;
-            let with_documents = options.documents.is_some();
-            let (events, how) = (selected.events, server_state);
-            let written = archive_events(
-                &archive,
-                tx,
-                cut.room,
-                events,
-                with_documents,
-                how,
-                clock.now(),
-            )?;
-            tx.in_time()?;
-            if let Some(documents) = options.documents {
-                let rebuilds = may_rebuild && selected.events >= rebuild_from;
-                let removed = documents.remove(tx, rebuilds)?;
-                event_rows::add(&mut effects.rows, "event_search", removed);
-            }
-            if selected.to_delete > 0 {
-                effects.duties = Some(Duties {
-                    pages: options.secure_delete,
-                    index: !effects.rows.is_empty(),
-                });
-            }
-            let removed = history::remove(tx, cut, selected, keep_from_depth, Removal::Rows)?;
-            if let Some(written) = written {
-                archived::ensure_written(tx, &written, &removed.rows)?;
-            }
-            effects.rows.extend(removed.rows);
-            effects.state_groups = removed.state_groups;
-            tx.in_time()?;
-            if let Some(keys) = options.keys
-                && keys.are_broken(tx, selected.to_delete)?
-            {
-                return Err(Abort::BreaksForeignKeys);
-            }
-            effects.events = selected.events;
-            Ok(selected.events)
-        },
+        |tx, effects| remove_selected(tx, effects, cut, keep_from_depth, how),
     );
     ctx.db.prefer_index_scans(true);
     purged
 }
 
+/// How a transaction removes what it selects.
+#[derive(Clone, Copy)]
+pub(super) struct Manner<'a> {
+    pub extent: Extent,
+    pub documents: Option<&'a Documents>,
+    /// Looks after foreign keys while they are off.
+    pub keys: Option<&'a ForeignKeys>,
+    pub secure_delete: SecureDelete,
+    /// From how many events on the full-text index may be rebuilt, if it may.
+    pub rebuild_from: Option<i64>,
+    pub archive: &'a SharedArchive,
+    pub server_state: ServerState,
+    pub clock: &'a dyn Clock,
+}
+
+/// Selects what `cut` takes and removes it; answers how many events it dealt with.
+pub(super) fn remove_selected(
+    tx: &Tx<'_>,
+    effects: &mut Effects,
+    cut: &DepthRange<'_>,
+    keep_from_depth: i64,
+    how: Manner<'_>,
+) -> Result<i64, Abort> {
+    let selected = history::select(tx, cut, how.extent)?;
+    // The last one looks at everything.
+    effects.extremities_kept = Some(selected.extremities_kept);
+    if selected.events == 0 {
+        // P-7: an empty selection touches nothing.
+        return Ok(0);
+    }
+    tx.in_time()?;
+    effects.local_messages = history::local_messages(tx, cut)?;
+    if let Some(documents) = how.documents {
+        tx.entering("event_search")?;
+        documents.note(tx, cut.room, keep_from_depth)?;
+    }
+    tx.in_time()?;
+    let written = archive_events(
+        how.archive,
+        tx,
+        cut.room,
+        selected.events,
+        how.documents.is_some(),
+        how.server_state,
+        how.clock.now(),
+    )?;
+    tx.in_time()?;
+    if let Some(documents) = how.documents {
+        let rebuilds = how.rebuild_from.is_some_and(|from| selected.events >= from);
+        let removed = documents.remove(tx, rebuilds)?;
+        event_rows::add(&mut effects.rows, "event_search", removed);
+    }
+    if selected.to_delete > 0 {
+        effects.duties = Some(Duties {
+            pages: how.secure_delete,
+            index: !effects.rows.is_empty(),
+        });
+    }
+    let removed = history::remove(tx, cut, selected, keep_from_depth, Removal::Rows)?;
+    if let Some(written) = written {
+        archived::ensure_written(tx, &written, &removed.rows)?;
+    }
+    effects.rows.extend(removed.rows);
+    effects.state_groups = removed.state_groups;
+    tx.in_time()?;
+    if let Some(keys) = how.keys
+        && keys.are_broken(tx, selected.to_delete)?
+    {
+        return Err(Abort::BreaksForeignKeys);
+    }
+    effects.events = selected.events;
+    Ok(selected.events)
+}
+
 /// Length at which the log is emptied between many small purges; before, their pages are written again and again.
-const LOG_OF_MANY: u64 = 128 * 1024 * 1024;
+pub(super) const LOG_OF_MANY: u64 = 128 * 1024 * 1024;
 
 /// Events of a batch on a server from which it costs less to make the indexes of the selection anew.
 const INDEXED_WHEN_FULL: i64 = 4_000;

@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::together::OneOfMany;
 use crate::archive::Kind;
 use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
-    DiskBudget, Endurance, GroupsFrame, IfStarted, JobContext, Limits, Log, Outcome, Phase,
-    Progress, Scope, ServerState, Why,
+    Cost, DiskBudget, Effects, Endurance, GroupsFrame, IfStarted, JobContext, Limits, Log, Outcome,
+    Phase, Progress, Scope, ServerState, Why,
 };
+use crate::jobs::many::Decided;
 use crate::plural::count_of;
 use crate::store::db::{Db, Engine};
 use crate::store::state_groups::{self, Freed, Persisting, Plan, Rebase, References, Rules, Walk};
@@ -97,7 +99,16 @@ fn decide(ctx: &mut JobContext<'_>, progress: &mut Progress, walk: Walk) -> Resu
     if candidates.is_empty() {
         return Ok(false);
     }
-    let plan = plan(ctx, progress, &candidates, walk)?;
+    let plan = plan(ctx, ctx.room, progress, &candidates, walk)?;
+    let steps = steps_of(&plan)?;
+    ctx.ledger.decide(room, &steps)?;
+    // What an event in flight uses is looked at again the next time.
+    ctx.ledger.add_candidates(room, &plan.in_use)?;
+    Ok(true)
+}
+
+/// What is to be done, as the ledger keeps it.
+fn steps_of(plan: &Plan) -> Result<Vec<String>, Error> {
     let rebases = plan.rebases.iter().map(|r| Step::Rebase {
         group: r.group,
         base: r.base,
@@ -110,11 +121,7 @@ fn decide(ctx: &mut JobContext<'_>, progress: &mut Progress, walk: Walk) -> Resu
         .chain(deletes)
         .map(|step| serde_json::to_string(&step))
         .collect();
-    let steps = steps.map_err(|e| Error::Bug(format!("writing down what to do: {e}")))?;
-    ctx.ledger.decide(room, &steps)?;
-    // What an event in flight uses is looked at again the next time.
-    ctx.ledger.add_candidates(room, &plan.in_use)?;
-    Ok(true)
+    steps.map_err(|e| Error::Bug(format!("writing down what to do: {e}")))
 }
 
 /// What an earlier run decided while no homeserver ran is decided anew.
@@ -161,23 +168,34 @@ fn in_use(ctx: &JobContext<'_>, db: &Db) -> Result<BTreeSet<i64>, Error> {
 /// What is to go. To find that out in a large room takes minutes.
 fn plan(
     ctx: &mut JobContext<'_>,
+    room: &RoomId,
     progress: &mut Progress,
     candidates: &[i64],
     walk: Walk,
 ) -> Result<Plan, Error> {
     let in_use = in_use(ctx, &ctx.db)?;
+    plan_beside(ctx, room, progress, candidates, walk, &in_use)
+}
+
+fn plan_beside(
+    ctx: &mut JobContext<'_>,
+    room: &RoomId,
+    progress: &mut Progress,
+    candidates: &[i64],
+    walk: Walk,
+    in_use: &BTreeSet<i64>,
+) -> Result<Plan, Error> {
     let rules = Rules {
-        room: Some(ctx.room),
+        room: Some(room),
         references: References::All,
         walk,
-        in_use: &in_use,
+        in_use,
     };
     let plan = ctx
         .read_and_renew(|db, renew| state_groups::plan(db, candidates, rules, &mut |_| renew()))?;
     if plan.kept_as_base > 0 {
         log::info!(
-            "room {}: {}: without them others would need more rows",
-            ctx.room,
+            "room {room}: {}: without them others would need more rows",
             count_of(
                 plan.kept_as_base as u64,
                 "unreferenced state group stays",
@@ -186,7 +204,7 @@ fn plan(
         );
     }
     for note in plan.tangles.notes() {
-        log::warn!("room {}: {note}", ctx.room);
+        log::warn!("room {room}: {note}");
         progress.notes.push(note);
     }
     Ok(plan)
@@ -209,7 +227,7 @@ fn leave_to_homeserver(
         );
         return forget_compressor(ctx, progress);
     }
-    let plan = plan(ctx, progress, &candidates, walk)?;
+    let plan = plan(ctx, ctx.room, progress, &candidates, walk)?;
     let (room, archive, now) = (ctx.room, ctx.archive.clone(), ctx.clock.now());
     let doing = "mark state groups for deletion";
     for batch in plan.to_delete.chunks(1_000) {
@@ -353,4 +371,161 @@ fn carry_out_steps(
         ctx.publish(progress);
     }
     Ok(None)
+}
+
+/// Lets go of the state groups that the ledger notes for these rooms, all of them in one transaction; answers whether it did.
+/// Where it did not, everything is still to be done, one room after the other.
+pub(super) fn collect_together(
+    ctx: &mut JobContext<'_>,
+    rooms: &mut [OneOfMany<'_>],
+) -> Result<bool, Error> {
+    for part in rooms.iter() {
+        if !ctx.ledger.steps(part.room.as_str())?.is_empty()
+            || state_groups::has_compressor_notes(&ctx.db, part.room)?
+        {
+            return Ok(false);
+        }
+    }
+    let is_running =
+        ctx.server_state == ServerState::Running && ctx.running_homeserver()?.is_some();
+    if is_running && !ctx.db.catalog().has("state_groups_pending_deletion") {
+        return Ok(false);
+    }
+    let in_use = in_use(ctx, &ctx.db)?;
+    let mut plans: Vec<(usize, Plan)> = Vec::new();
+    for (at, part) in rooms.iter_mut().enumerate() {
+        let candidates = ctx.ledger.candidates(part.room.as_str())?;
+        if !candidates.is_empty() {
+            let progress = &mut part.progress;
+            let plan = plan_beside(ctx, part.room, progress, &candidates, Walk::Around, &in_use)?;
+            plans.push((at, plan));
+        }
+    }
+    if plans.is_empty() {
+        return Ok(true);
+    }
+    match is_running {
+        true => mark_together(ctx, rooms, &plans),
+        false => delete_together(ctx, rooms, &plans),
+    }
+}
+
+fn names(rooms: &[OneOfMany<'_>]) -> Vec<RoomId> {
+    rooms.iter().map(|part| part.room.clone()).collect()
+}
+
+/// What was noted of each room is told in its own progress.
+fn tell(rooms: &mut [OneOfMany<'_>], done: Vec<(usize, Effects)>, cost: Cost) {
+    for (at, effects) in done {
+        rooms[at].progress.add_transaction(&effects, cost.took);
+    }
+}
+
+fn delete_together(
+    ctx: &mut JobContext<'_>,
+    rooms: &mut [OneOfMany<'_>],
+    plans: &[(usize, Plan)],
+) -> Result<bool, Error> {
+    let rows: i64 = plans
+        .iter()
+        .map(|(_, plan)| plan.to_delete.len() as i64)
+        .sum();
+    // A small disk is worked on in small steps.
+    if DiskBudget::new(&ctx.db).rows()? < ROWS_OFFLINE.max(rows) {
+        return Ok(false);
+    }
+    let mut decided = Vec::with_capacity(plans.len());
+    for (at, plan) in plans {
+        let decision = Decided {
+            steps: steps_of(plan)?,
+            again: plan.in_use.clone(),
+        };
+        decided.push((rooms[*at].room, decision));
+    }
+    ctx.ledger.decide_all(&decided)?;
+    // Power that fails must not take back what the ledger has crossed out: nobody would look at those groups again.
+    ctx.db.sync_commits(true)?;
+    let deleted = delete_planned(ctx, rooms, plans);
+    ctx.db.sync_commits(false)?;
+    let Some((done, cost)) = deleted? else {
+        return Ok(false);
+    };
+    ctx.ledger.done_all(decided.iter().map(|(room, _)| *room))?;
+    tell(rooms, done, cost);
+    Ok(true)
+}
+
+type OfRooms = (Vec<(usize, Effects)>, Cost);
+
+fn delete_planned(
+    ctx: &mut JobContext<'_>,
+    rooms: &[OneOfMany<'_>],
+    plans: &[(usize, Plan)],
+) -> Result<Option<OfRooms>, Error> {
+    let in_use = in_use(ctx, &ctx.db)?;
+    let limits = Limits {
+        if_started: IfStarted::Abort,
+        ..FINISHING
+    };
+    let names = names(rooms);
+    let doing = "delete state groups";
+    let deleted = ctx.small_transaction(doing, Scope::Together(&names), limits, |tx| {
+        let mut done = Vec::with_capacity(plans.len());
+        for (at, plan) in plans {
+            let room = rooms[*at].room;
+            let mut freed = Freed::default();
+            state_groups::rebase_all(tx, room, &plan.rebases, &mut freed)?;
+            let groups = &plan.to_delete;
+            let each = &mut |_: &Db, _| Ok(());
+            state_groups::delete(tx, room, groups, &in_use, i64::MAX / 2, &mut freed, each)?;
+            let mut effects = Effects {
+                state_groups_freed: freed.groups,
+                ..Effects::default()
+            };
+            freed.add_to(&mut effects.rows);
+            done.push((*at, effects));
+        }
+        Ok(done)
+    })?;
+    Ok(match deleted {
+        Outcome::Done(done, cost) => Some((done, cost)),
+        Outcome::TooLong | Outcome::Aborted(_) => None,
+    })
+}
+
+fn mark_together(
+    ctx: &mut JobContext<'_>,
+    rooms: &mut [OneOfMany<'_>],
+    plans: &[(usize, Plan)],
+) -> Result<bool, Error> {
+    let now = ctx.clock.now();
+    let (names, doing) = (names(rooms), "mark state groups for deletion");
+    let marked = ctx.small_transaction(doing, Scope::Together(&names), FINISHING, |tx| {
+        let mut done = Vec::with_capacity(plans.len());
+        for (at, plan) in plans {
+            let mut freed = Freed::default();
+            state_groups::mark(tx, &plan.to_delete, now, &mut freed)?;
+            let mut effects = Effects::default();
+            freed.add_to(&mut effects.rows);
+            done.push((*at, effects));
+        }
+        Ok(done)
+    })?;
+    let Outcome::Done(done, cost) = marked else {
+        return Ok(false);
+    };
+    let decided = plans.iter().map(|(at, plan)| {
+        let decision = Decided {
+            steps: Vec::new(),
+            again: plan.in_use.clone(),
+        };
+        (rooms[*at].room, decision)
+    });
+    let decided: Vec<_> = decided.collect();
+    ctx.ledger.decide_all(&decided)?;
+    for (at, plan) in plans {
+        rooms[*at].progress.state_groups_marked += plan.to_delete.len() as i64;
+    }
+    tell(rooms, done, cost);
+    Ok(true)
 }
