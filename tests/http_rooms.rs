@@ -9,13 +9,13 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use roomkeeper::client::{Client, Reply};
-use roomkeeper::config::{Listen, Secret};
+use roomkeeper::config::{Archive, Listen, Secret};
 use roomkeeper::http::{self, HttpServer};
 use roomkeeper::{Keeper, RoomId};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use support::rooms::Recipe;
-use support::work::Site;
+use support::work::{Site, seed};
 
 const TOKEN: &str = "static-token-0123456789";
 
@@ -39,6 +39,7 @@ impl Daemon {
             Listen::Unix(site.directory().join("s")),
         ];
         config.admin_token = Some(Secret::new(TOKEN));
+        config.archive = Some(Archive::in_directory(site.directory().join("archive")));
         let keeper = Keeper::open(config).expect("opens");
         let server = http::serve(keeper.clone()).expect("serves");
         let address = server.addresses()[0].to_string();
@@ -497,4 +498,104 @@ fn a_repair_is_planned_and_done_over_http_and_what_is_misspelt_does_nothing() {
         Some(json!({"rules": ["I-13"], "dry_run": true})),
     );
     assert_eq!(again.body["items"], json!([]));
+}
+
+#[test]
+fn archives_are_listed_verified_and_shredded_and_what_is_held_is_not() {
+    let daemon = Daemon::start(seed());
+    let room = daemon.rooms[0].clone();
+    let path = "/_roomkeeper/v1/archives";
+    assert_eq!(daemon.ask("GET", path, None).body["archives"], json!([]));
+    let nobody = Client::tcp(&daemon.address, "another-token");
+    let refused = nobody.request("GET", path, None).expect("answered");
+    assert_eq!(refused.status, 401);
+    let done = daemon.keeper.purge_room(&RoomId::new(&*room), true);
+    let job = done.expect("deleted").id;
+    let one = format!("{path}/{job}");
+    let listed = daemon.ask("GET", path, None).body;
+    let archive = daemon.ask("GET", &one, None);
+    assert_eq!(
+        (archive.status, &listed["archives"][0]),
+        (200, &archive.body)
+    );
+    assert_eq!(archive.body["rooms"], json!([room]));
+    for path in [format!("{path}/verify"), format!("{one}/verify")] {
+        let verified = daemon.ask("GET", &path, None);
+        assert_eq!(verified.status, 200, "{path}");
+        let report = match verified.body.get("archives") {
+            Some(all) => all[0].clone(),
+            None => verified.body.clone(),
+        };
+        assert_eq!(report["damage"], json!([]), "{path}");
+    }
+    // A byte that was changed is found by reading all of it.
+    let file = archive.body["file"].as_str().expect("a file");
+    let whole = std::fs::read(file).expect("read");
+    let mut damaged = whole.clone();
+    let at = damaged.len() / 2;
+    damaged[at] ^= 1;
+    std::fs::write(file, &damaged).expect("written");
+    let report = daemon.ask("GET", &format!("{one}/verify"), None).body;
+    assert_ne!(report["damage"], json!([]));
+    std::fs::write(file, &whole).expect("written");
+    let restore = daemon.ask("POST", &format!("{one}/restore"), Some(json!({})));
+    assert!(
+        restore.status >= 400 && restore.status != 404,
+        "{restore:?}"
+    );
+    assert!(
+        restore.body["error"]
+            .as_str()
+            .expect("said")
+            .contains("roomkeeper restore")
+    );
+    let hold = json!({"name": "case-7", "rooms": [room], "reason": "a court"});
+    assert_eq!(
+        daemon
+            .ask("POST", "/_roomkeeper/v1/holds", Some(hold))
+            .status,
+        200
+    );
+    let held = daemon.ask("DELETE", &one, None);
+    assert_eq!(
+        (held.status, held.body["errcode"].as_str()),
+        (409, Some("ROOMKEEPER_HELD"))
+    );
+    assert!(std::path::Path::new(file).is_file());
+    let reason = json!({"reason": "lifted"});
+    assert_eq!(
+        daemon
+            .ask("POST", "/_roomkeeper/v1/holds/case-7/release", Some(reason))
+            .status,
+        200
+    );
+    let shredded = daemon.ask("DELETE", &one, None);
+    assert_eq!(
+        (shredded.status, &shredded.body["shredded"]["job"]),
+        (200, &json!(job))
+    );
+    assert!(!std::path::Path::new(file).exists());
+    for (method, path) in [
+        ("GET", one.clone()),
+        ("DELETE", one),
+        ("GET", format!("{path}/..%2Fhomeserver")),
+    ] {
+        assert_eq!(
+            daemon.ask(method, &path, None).status,
+            404,
+            "{method} {path}"
+        );
+    }
+    let receipts = daemon
+        .ask("GET", &format!("/_roomkeeper/v1/receipts/{job}"), None)
+        .body;
+    let lines = receipts["receipts"].as_array().expect("a list").iter();
+    let whats: Vec<Value> = lines
+        .map(|entry| {
+            serde_json::from_str::<Value>(entry["line"].as_str().expect("a line"))
+                    .expect("JSON")["what"]
+                    .clone()
+        })
+        .collect();
+    assert_eq!(whats, [json!("purge_room"), json!("shred_archive")]);
 }

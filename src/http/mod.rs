@@ -11,6 +11,7 @@ pub mod route;
 pub mod server;
 
 mod api;
+mod archives;
 mod block;
 mod context;
 mod delete_room;

@@ -6,9 +6,9 @@
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Api, Context, block, context, delete_room, health, hierarchy, holds, jobs, listings, lookups,
-    media, messages, metrics, page, plan, purge_history, receipts, room_report, room_sets, rooms,
-    state, users,
+    Api, Context, archives, block, context, delete_room, health, hierarchy, holds, jobs, listings,
+    lookups, media, messages, metrics, page, plan, purge_history, receipts, room_report, room_sets,
+    rooms, state, users,
 };
 use crate::http::handlers::Response;
 use crate::http::json::ApiError;
@@ -199,6 +199,24 @@ const ROUTES: &[(&str, &str, Endpoint)] = &[
         "/_roomkeeper/v1/holds/{name}/release",
         holds::release,
     ),
+    ("GET", "/_roomkeeper/v1/archives", archives::list),
+    (
+        "GET",
+        "/_roomkeeper/v1/archives/verify",
+        archives::verify_all,
+    ),
+    ("GET", "/_roomkeeper/v1/archives/{job}", archives::get),
+    (
+        "GET",
+        "/_roomkeeper/v1/archives/{job}/verify",
+        archives::verify,
+    ),
+    ("DELETE", "/_roomkeeper/v1/archives/{job}", archives::shred),
+    (
+        "POST",
+        "/_roomkeeper/v1/archives/{job}/restore",
+        archives::restore,
+    ),
     ("GET", "/_roomkeeper/v1/receipts", receipts::list),
     ("GET", "/_roomkeeper/v1/receipts/verify", receipts::verify),
     ("GET", "/_roomkeeper/v1/receipts/{reference}", receipts::get),
@@ -294,6 +312,25 @@ const SLOW: &[(&str, &str, RequestClass)] = &[
         RequestClass::Slow,
     ),
     ("GET", "/_roomkeeper/v1/rooms", RequestClass::Slow),
+    // Read files whole.
+    ("GET", "/_roomkeeper/v1/archives", RequestClass::Slow),
+    ("GET", "/_roomkeeper/v1/archives/verify", RequestClass::Slow),
+    ("GET", "/_roomkeeper/v1/archives/{job}", RequestClass::Slow),
+    (
+        "GET",
+        "/_roomkeeper/v1/archives/{job}/verify",
+        RequestClass::Slow,
+    ),
+    (
+        "DELETE",
+        "/_roomkeeper/v1/archives/{job}",
+        RequestClass::Slow,
+    ),
+    (
+        "POST",
+        "/_roomkeeper/v1/archives/{job}/restore",
+        RequestClass::Slow,
+    ),
     // Reads every receipt there ever was.
     ("GET", "/_roomkeeper/v1/receipts/verify", RequestClass::Slow),
     ("POST", "/_roomkeeper/v1/plan", RequestClass::Slow),

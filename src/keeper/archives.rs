@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::ownership::own_ledger;
-use super::{Shared, Viewer};
+use super::{Keeper, Shared, Viewer};
 use crate::archive::{self, Found, Identity, Reader, Record};
 use crate::config::{Archive, Config};
 use crate::error::{Chain, Error};
@@ -226,6 +226,51 @@ fn remove(file: &Path) -> Result<(), Error> {
     })
 }
 
+impl Keeper {
+    /// As [`archives`]; what is encrypted is not opened.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn archives(&self, verify: bool) -> Result<Vec<ArchiveReport>, Error> {
+        archives(&self.shared.config, verify.then_some(&[]))
+    }
+
+    /// The archive of one job.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchJob`] where it has none; as [`archives`].
+    pub fn archive(&self, job: &JobId, verify: bool) -> Result<ArchiveReport, Error> {
+        let archive = settings(&self.shared.config)?;
+        let file = file_of(archive, job)?;
+        Ok(report(archive, &file, verify.then_some(&[])))
+    }
+
+    /// As [`shred`].
+    ///
+    /// # Errors
+    /// As there; [`Error::BadRequest`] while the job goes on, which would write into it.
+    pub fn shred_archive(&self, job: &JobId) -> Result<ArchiveReport, Error> {
+        let shared = &self.shared;
+        let config = &shared.config;
+        let archive = settings(config)?;
+        let file = file_of(archive, job)?;
+        if shared.is_unended(job)? {
+            return Err(Error::bad(
+                "M_UNKNOWN",
+                format!("job {job} has not ended, and writes into its archive: cancel it first"),
+            ));
+        }
+        let report = report(archive, &file, None);
+        let holds = shared.holds()?;
+        shared.with_reader(|db| refuse_held(db, &holds, job, &report))?;
+        remove(&file)?;
+        let who = self.asked_by().unwrap_or(config.admin_user.as_str());
+        let receipt = super::receipts::of_shredding(who, &report, false, config.clock.now());
+        super::receipts::note(shared.register.ledger(), &receipt);
+        Ok(report)
+    }
+}
+
 impl Shared {
     /// Takes archives away whose time is over, unless they are held or the clock may be ahead.
     pub(super) fn expire_archives(&self) {
@@ -252,16 +297,21 @@ impl Shared {
         }
     }
 
+    /// Whether a job may still write into its archive.
+    fn is_unended(&self, job: &JobId) -> Result<bool, Error> {
+        if self.register.is_live(job) {
+            return Ok(true);
+        }
+        let unended = self.register.ledger().unended()?;
+        Ok(unended.iter().any(|record| record.id == *job))
+    }
+
     fn expire(&self, archive: &Archive, file: &Path, now: Millis) -> Result<(), Error> {
         let report = report(archive, file, None);
         let (Some(until), Some(job)) = (report.until_ms, &report.job) else {
             return Ok(());
         };
-        if until > now || self.register.is_live(job) {
-            return Ok(());
-        }
-        let unended = self.register.ledger().unended()?;
-        if unended.iter().any(|record| record.id == *job) {
+        if until > now || self.is_unended(job)? {
             return Ok(());
         }
         let holds = self.holds()?;
