@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use roomkeeper::store::read_limit::ReadLimit;
 use roomkeeper::store::schema;
-use roomkeeper::{Config, Error, Filter, Keeper, Page, PageRequest, Reader, RoomId, UserId};
+use roomkeeper::{
+    Config, Direction, Error, Filter, Keeper, Page, PageRequest, PurgeOptions, PurgePoint, Reader,
+    RoomId, UserId,
+};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use support::engine::{self, Engine};
@@ -388,6 +391,65 @@ fn json_that_is_kept_as_bytes_is_json() {
     let stranger = Reader::user(&UserId::from("@stranger:example.org"));
     let page = keeper.messages(&RoomId::from(ROOM), &stranger, &PageRequest::backwards(2));
     assert_eq!(page.expect("a page").chunk.len(), 2);
+}
+
+/// Columns of SQLite hold what was put in (M-93): a place that is no number costs its event, and not the page or the purge.
+#[test]
+fn an_event_whose_place_is_no_number_costs_no_page_and_no_purge() {
+    let mut story = Story::new();
+    for n in 0..6 {
+        story.event(&format!("$said{n}"), json!({"content": {"body": "é"}}));
+    }
+    story.event("$last", json!({"content": {"body": "é"}}));
+    story.run(
+        "INSERT INTO event_forward_extremities (event_id, room_id) VALUES ('$last', $1)",
+        &[ROOM],
+    );
+    if engine::current() == Engine::Sqlite {
+        for (event, place) in [
+            ("$said1", "'deep'"),
+            ("$said2", "7.5"),
+            ("$said3", "x'00'"),
+            ("$said4", "1e300"),
+        ] {
+            let sql = format!(
+                "UPDATE events SET topological_ordering = {place} WHERE event_id = '{event}'"
+            );
+            story.run(&sql, &[]);
+        }
+    }
+    let told = story.told();
+    let keeper = Keeper::open(told.config()).expect("opens");
+    let room = RoomId::from(ROOM);
+    for direction in [Direction::Backwards, Direction::Forwards] {
+        let (mut from, mut seen) = (None, Vec::new());
+        for _ in 0..40 {
+            let request = PageRequest {
+                direction,
+                from,
+                ..PageRequest::backwards(1)
+            };
+            let page = keeper
+                .messages(&room, &Reader::Admin, &request)
+                .expect("a page");
+            seen.extend(
+                page.chunk
+                    .iter()
+                    .map(|event| event.outline()["event_id"].to_string()),
+            );
+            from = page.end;
+            if from.is_none() || page.chunk.is_empty() {
+                break;
+            }
+        }
+        for event in ["$said0", "$said5", "$last"] {
+            let times = seen.iter().filter(|id| id.contains(event)).count();
+            assert_eq!(times, 1, "{event} of {seen:?}");
+        }
+    }
+    let point = PurgePoint::BeforeEvent("$last".into());
+    let purge = keeper.purge_history(&room, point, PurgeOptions::default());
+    keeper.wait(&purge.expect("begins")).expect("is done");
 }
 
 #[test]

@@ -288,7 +288,7 @@ const LOWEST_DEPTH: &str = "
 /// The cut that leaves about `$4` events of the timeline below it. Binds `$1` room, `$2` lowest depth,
 /// `$3` depth that survives, `$4` events to pass over. Walks `events_order_room`.
 const DEPTH_AFTER: &str = "
-    SELECT topological_ordering FROM events
+    SELECT CAST(topological_ordering AS BIGINT) FROM events
      WHERE room_id = $1 AND topological_ordering >= $2 AND topological_ordering < $3 AND NOT outlier
      ORDER BY topological_ordering, stream_ordering
      LIMIT 1 OFFSET $4";

@@ -190,6 +190,11 @@ pub fn page(
         ),
         Groups::Unwanted => ("CAST(NULL AS BIGINT)", ""),
     };
+    // What has no number for a place has none on a page, and no token leads there (M-93).
+    let is_placed = match db.engine() {
+        Engine::Sqlite => " AND typeof(e.topological_ordering) = 'integer'",
+        Engine::Postgres => "",
+    };
     let sql = format!(
         "SELECT p.event_id, p.room_id, p.topological_ordering, p.stream_ordering, p.instance_name,
                 j.json, j.internal_metadata, j.format_version, {group}, r.event_id IS NOT NULL,
@@ -200,7 +205,7 @@ pub fn page(
                   WHERE e.room_id = $1 AND e.outlier IS NOT TRUE
                     AND (e.topological_ordering, e.stream_ordering) > ($2, $3)
                     AND (e.topological_ordering, e.stream_ordering) <= ($4, $5)
-                    AND +e.stream_ordering > $6 AND +e.stream_ordering <= $7{also}
+                    AND +e.stream_ordering > $6 AND +e.stream_ordering <= $7{is_placed}{also}
                   ORDER BY {order} LIMIT ${}) p
            LEFT JOIN event_json j ON j.event_id = p.event_id
            LEFT JOIN rejections r ON r.event_id = p.event_id
@@ -318,7 +323,7 @@ impl Clauses {
 
 /// Events by id. Binds `$1` their ids. Looks each up by id.
 const BY_ID: &str = "
-    SELECT e.event_id, e.room_id, e.topological_ordering, e.stream_ordering, e.instance_name,
+    SELECT e.event_id, e.room_id, CAST(e.topological_ordering AS BIGINT), e.stream_ordering, e.instance_name,
            j.json, j.internal_metadata, j.format_version, CAST(NULL AS BIGINT), r.event_id IS NOT NULL,
            EXISTS (SELECT 1 FROM redactions d WHERE d.redacts = e.event_id),
            EXISTS (SELECT 1 FROM event_relations x WHERE x.relates_to_id = e.event_id)
@@ -350,8 +355,10 @@ pub fn json_numbers(list: &[i64]) -> String {
     serde_json::to_string(list).unwrap_or_default()
 }
 
-/// Binds `$1` room. The last entry of the room in `events_order_room`.
-const DEEPEST: &str = "SELECT max(topological_ordering) FROM events WHERE room_id = $1";
+/// Binds `$1` room. The last entry of the room in `events_order_room` that is a number: SQLite sorts texts behind them.
+const DEEPEST: &str = "
+    SELECT CAST(max(topological_ordering) AS BIGINT) FROM events
+     WHERE room_id = $1 AND topological_ordering <= 9223372036854775807";
 
 /// The newest live event of the server.
 const NEWEST: &str = "SELECT max(stream_ordering) FROM events";
@@ -379,7 +386,7 @@ const NEWEST_OF_ROOM: &str = "SELECT max(stream_ordering) FROM events WHERE room
 /// Binds `$1` room, `$2` order of arrival. Walks `events_order_room` from its oldest end to the first that arrived late
 /// enough.
 const DEPTH_AT: &str = "
-    SELECT e.topological_ordering FROM events e
+    SELECT CAST(e.topological_ordering AS BIGINT) FROM events e
      WHERE e.room_id = $1 AND +e.stream_ordering >= $2
      ORDER BY e.topological_ordering LIMIT 1";
 

@@ -9,7 +9,7 @@ use crate::time::Millis;
 
 /// Binds `$1` event.
 const EVENT_POINT: &str = "
-    SELECT e.room_id, e.depth, e.stream_ordering,
+    SELECT e.room_id, CAST(e.depth AS BIGINT), e.stream_ordering,
            EXISTS (SELECT 1 FROM rejections r WHERE r.event_id = e.event_id)
       FROM events e
      WHERE e.event_id = $1";
@@ -18,7 +18,7 @@ const EVENT_POINT: &str = "
 /// Walks `events_room_stream` backwards: without the plus signs SQLite would rather sort the room.
 const ANCHOR: &str = concat!(
     "
-    SELECT e.topological_ordering, e.stream_ordering
+    SELECT CAST(e.topological_ordering AS BIGINT), e.stream_ordering
       FROM events e
      WHERE e.room_id = $1 AND e.stream_ordering < $2 AND NOT e.outlier
        AND (",
