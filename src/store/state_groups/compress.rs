@@ -4,8 +4,7 @@
 //! a level: the lowest has a chain of up to a hundred groups, the next begins a new chain of the level below fifty times, and so
 //! on. So a chain has no more links than the levels together, and the groups that are stored in full become few. A group stays as
 //! it is where that takes no more rows and no longer chain; a hundred groups that would take more rows so are left as they are,
-//! unless their chains are too long already: then they may take more.
-//! Doing it again finds nothing to do.
+//! unless their chains are too long already: then they may take more. Doing it again finds nothing to do.
 //!
 //! Every group that is stored anew is read again in the same transaction, and its state held against what it was.
 
