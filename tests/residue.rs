@@ -162,7 +162,8 @@ fn nothing_of_the_rows_of_what_went_is_left_and_what_others_say_of_it_is_told_ap
         );
         assert!(site.tables() == after, "{about}: it only reads");
     });
-    assert!(looked.len() > 1, "{looked:?}");
+    // What follows the cut names what went before it, in every room.
+    assert!(!looked.is_empty(), "{looked:?}");
 }
 
 #[test]

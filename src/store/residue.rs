@@ -46,14 +46,14 @@ const TEXTS_ON_POSTGRES: &str = "-- PostgreSQL
        AND (t.typcategory = 'S' OR t.typname IN ('bytea', 'json', 'jsonb', 'tsvector', '_text', '_varchar', 'xml'))
      ORDER BY c.relname, a.attnum";
 
-/// What every index begins with: table, first column, and the second, if there is one.
+/// What every index begins with: table, first column, the second, if there is one, and the index itself.
 const INDEXES: &str = "
-    SELECT m.name, x.name, (SELECT y.name FROM pragma_index_xinfo(i.name) y WHERE y.seqno = 1 AND y.key)
+    SELECT m.name, x.name, (SELECT y.name FROM pragma_index_xinfo(i.name) y WHERE y.seqno = 1 AND y.key), i.name
       FROM sqlite_master m, pragma_index_list(m.name) i, pragma_index_xinfo(i.name) x
      WHERE m.type = 'table' AND NOT i.partial AND x.seqno = 0 AND x.key AND x.name IS NOT NULL";
 
 const INDEXES_ON_POSTGRES: &str = "-- PostgreSQL
-    SELECT c.relname, a.attname, b.attname
+    SELECT c.relname, a.attname, b.attname, x.relname
       FROM pg_index i
       JOIN pg_class c ON c.oid = i.indrelid
       JOIN pg_class x ON x.oid = i.indexrelid
@@ -145,30 +145,44 @@ fn is_own(table: &Table, column: &str, is_room: bool, gone: Gone<'_>) -> bool {
     }
 }
 
-/// Asks the columns that have an index. Counts no more rows than a thousand of each; to be used with few events.
+/// Asks the columns that have an index. Counts no more rows than a thousand of each; to be used with few events, and outside
+/// a transaction.
 ///
 /// # Errors
 /// Those of the database.
 pub fn by_index(db: &Db, gone: Gone<'_>) -> Result<Residue, Error> {
+    db.read(DOING, |db| {
+        // Whatever statistics say, no table is read for this.
+        if db.engine() == Engine::Postgres {
+            db.batch(DOING, "SET LOCAL enable_seqscan = off")?;
+        }
+        ask(db, gone)
+    })
+}
+
+fn ask(db: &Db, gone: Gone<'_>) -> Result<Residue, Error> {
     let mut texts = BTreeSet::new();
     for column in texts_of(db)? {
         if !column.is_cast {
             texts.insert((column.table, column.name));
         }
     }
-    let mut ways: BTreeMap<(String, String), bool> = BTreeMap::new();
+    // By table and column: whether it is found within a room alone, and the index.
+    let mut ways: BTreeMap<(String, String), (bool, String)> = BTreeMap::new();
     let sql = db.text(INDEXES, INDEXES_ON_POSTGRES);
     db.for_each(DOING, sql, &[], |r| {
         let table: String = r.get(0)?;
         let first: String = r.get(1)?;
+        let index: String = r.get(3)?;
         if let (true, Some(second)) = (first == "room_id", r.get::<_, Option<String>>(2)?) {
-            ways.entry((table.clone(), second)).or_insert(true);
+            let way = (true, index.clone());
+            ways.entry((table.clone(), second)).or_insert(way);
         }
-        ways.insert((table, first), false);
+        ways.insert((table, first), (false, index));
         Ok(())
     })?;
     let mut asked = Vec::new();
-    for ((table, column), within_room) in ways {
+    for ((table, column), (within_room, index)) in ways {
         if !texts.contains(&(table.clone(), column.clone())) {
             continue;
         }
@@ -184,10 +198,16 @@ pub fn by_index(db: &Db, gone: Gone<'_>) -> Result<Residue, Error> {
             Some(None) | None => (true, true),
         };
         if events && !gone.events.is_empty() {
-            asked.push((table.clone(), column.clone(), within_room, false));
+            asked.push((
+                table.clone(),
+                column.clone(),
+                index.clone(),
+                within_room,
+                false,
+            ));
         }
         if rooms && gone.is_whole && !within_room {
-            asked.push((table, column, false, true));
+            asked.push((table, column, index, false, true));
         }
     }
     let ids = (2..).take(gone.events.len()).map(|n| format!("${n}"));
@@ -201,14 +221,19 @@ pub fn by_index(db: &Db, gone: Gone<'_>) -> Result<Residue, Error> {
     // A statement may have so many parts.
     for part in asked.chunks(200) {
         let asks = part.iter().enumerate();
-        let asks = asks.map(|(place, (table, column, within_room, is_room))| {
+        let asks = asks.map(|(place, (table, column, index, within_room, is_room))| {
             let is_one = match (is_room, within_room) {
                 (true, _) => format!("\"{column}\" = $1"),
                 (false, true) => format!("room_id = $1 AND \"{column}\" IN ({ids})"),
                 (false, false) => format!("\"{column}\" IN ({ids})"),
             };
+            // Whatever statistics say, no table is read for this.
+            let by = match db.engine() {
+                Engine::Sqlite => format!(" INDEXED BY \"{index}\""),
+                Engine::Postgres => String::new(),
+            };
             format!(
-                "SELECT {place}, count(*) FROM (SELECT 1 AS one FROM \"{table}\" WHERE {is_one} LIMIT {MOST_COUNTED}) AS found"
+                "SELECT {place}, count(*) FROM (SELECT 1 AS one FROM \"{table}\"{by} WHERE {is_one} LIMIT {MOST_COUNTED}) AS found"
             )
         });
         let asks = asks.collect::<Vec<_>>().join(" UNION ALL ");
@@ -219,7 +244,7 @@ pub fn by_index(db: &Db, gone: Gone<'_>) -> Result<Residue, Error> {
         db.for_each(DOING, &sql, bound, |r| {
             let (place, count): (i64, i64) = (r.get(0)?, r.get(1)?);
             let asked = usize::try_from(place).ok().and_then(|at| part.get(at));
-            if let (Some((table, column, _, is_room)), true) = (asked, count > 0) {
+            if let (Some((table, column, .., is_room)), true) = (asked, count > 0) {
                 residue.note(table, column, *is_room, count, gone);
             }
             Ok(())
