@@ -256,25 +256,29 @@ impl log::Log for Ear {
 /// What there is to judge: every statement once, and of the batches those that it needs. One that comes again before
 /// the next new statement does nothing that its repetition does not.
 fn essence(heard: Vec<Said>) -> Vec<Said> {
-    let mut seen = BTreeSet::new();
-    let mut kept: Vec<Said> = heard
+    let (mut seen, mut begun) = (BTreeSet::new(), BTreeSet::new());
+    // What was done for the first time stays where it is: it may make what the next needs.
+    let mut kept: Vec<(Said, bool)> = heard
         .into_iter()
-        .filter(|said| match said {
-            Said::Batch(_) => true,
-            Said::Statement(sql) => seen.insert(sql.clone()),
+        .filter_map(|said| match &said {
+            Said::Batch(sql) => {
+                let is_first = begun.insert(sql.clone());
+                Some((said, is_first))
+            }
+            Said::Statement(sql) => seen.insert(sql.clone()).then_some((said, true)),
         })
         .collect();
     kept.reverse();
     let mut later = BTreeSet::new();
-    kept.retain(|said| match said {
-        Said::Batch(sql) => later.insert(sql.clone()),
+    kept.retain(|(said, is_first)| match said {
+        Said::Batch(sql) => later.insert(sql.clone()) || *is_first,
         Said::Statement(_) => {
             later.clear();
             true
         }
     });
     kept.reverse();
-    kept
+    kept.into_iter().map(|(said, _)| said).collect()
 }
 
 /// Everything that `work` had SQLite do, in order.

