@@ -7,7 +7,6 @@ mod child;
 #[macro_use]
 mod support;
 
-use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,6 @@ use roomkeeper::deletion;
 use roomkeeper::jobs::ledger::State;
 use roomkeeper::policy::Policy;
 use roomkeeper::{Config, JobId, Keeper, Millis, RoomId, days};
-use support::engine::{Engine, current};
 use support::rooms::Recipe;
 use support::samples::deepest_cut;
 use support::tables::{Tables, assert_same};
@@ -161,19 +159,6 @@ impl Example {
             .any(|table| tables.rows(table) != self.before.rows(table))
     }
 
-    /// Puts the database back as it was, beside the ledger as it is.
-    fn put_back(&self, site: &Site) {
-        for suffix in ["", "-wal", "-shm"] {
-            let with = |path: &std::path::Path| {
-                std::path::PathBuf::from(format!("{}{suffix}", path.display()))
-            };
-            let _ = fs::remove_file(with(&site.database));
-            if with(&self.site.database).exists() {
-                fs::copy(with(&self.site.database), with(&site.database)).expect("copied");
-            }
-        }
-    }
-
     /// Opens as a daemon does, and waits until nothing goes on by itself any more.
     fn as_a_daemon(&self, site: &Site) -> Vec<State> {
         let mut config = self.kind.config(site);
@@ -224,7 +209,7 @@ fn at_whatever_call_a_job_was_killed_nothing_goes_from_a_backup_that_was_put_bac
                 continue;
             }
             let had_committed = example.has_lost_something(&site);
-            example.put_back(&site);
+            site.put_back(&example.site);
             let states = example.as_a_daemon(&site);
             if states.contains(&State::Waiting) {
                 waited += 1;
@@ -323,7 +308,7 @@ fn a_job_of_a_database_that_was_put_back_waits_until_somebody_says_what_is_to_be
             let ask = deepest_cut(&before);
             let id = stopped_in_the_middle(&site, kind, &ask);
             assert!(site.tables() != before);
-            put_back(&site, &backup);
+            site.put_back(&backup);
             let about = format!("{kind:?}, cancelled: {is_cancelled}");
             let mut config = kind.config(&site);
             config.resume = true;
@@ -349,26 +334,6 @@ fn a_job_of_a_database_that_was_put_back_waits_until_somebody_says_what_is_to_be
                 assert!(site.tables().rows("events").len() < before.rows("events").len());
             }
             site.assert_sound(&about);
-        }
-    }
-}
-
-fn put_back(site: &Site, backup: &Site) {
-    #[cfg(feature = "postgres")]
-    if current() == Engine::Postgres {
-        let (to, from) = (site.on_server.as_ref(), backup.on_server.as_ref());
-        return to
-            .expect("on a server")
-            .put_back(from.expect("on a server"));
-    }
-    let _ = current() == Engine::Sqlite;
-    for suffix in ["", "-wal", "-shm"] {
-        let with = |path: &std::path::Path| {
-            std::path::PathBuf::from(format!("{}{suffix}", path.display()))
-        };
-        let _ = fs::remove_file(with(&site.database));
-        if with(&backup.database).exists() {
-            fs::copy(with(&backup.database), with(&site.database)).expect("copied");
         }
     }
 }

@@ -4,14 +4,11 @@
 #[macro_use]
 mod support;
 
-use std::path::{Path, PathBuf};
-
 use rand::Rng;
 use roomkeeper::hold::Hold;
 use roomkeeper::keeper::{self, Since, plan_replay};
 use roomkeeper::{Config, Keeper, RoomId};
 use support::archives::{archiving, restore};
-use support::engine::{Engine, current};
 use support::rooms::Recipe;
 use support::samples::{any_cut, for_each_sample};
 use support::tables::assert_same;
@@ -21,25 +18,6 @@ also_on_postgres!(
     what_went_since_a_backup_goes_again_and_all_is_as_if_there_had_been_none,
     what_was_decided_since_counts,
 );
-
-/// Puts an earlier copy in the place of the database, and leaves the ledger.
-fn put_back(site: &Site, backup: &Site) {
-    #[cfg(feature = "postgres")]
-    if current() == Engine::Postgres {
-        let (to, from) = (site.on_server.as_ref(), backup.on_server.as_ref());
-        return to
-            .expect("on a server")
-            .put_back(from.expect("on a server"));
-    }
-    let _ = current() == Engine::Sqlite;
-    for suffix in ["", "-wal", "-shm"] {
-        let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
-        let _ = std::fs::remove_file(with(&site.database));
-        if with(&backup.database).exists() {
-            std::fs::copy(with(&backup.database), with(&site.database)).expect("copied");
-        }
-    }
-}
 
 fn purge(config: &Config, ask: &Ask) -> Option<roomkeeper::JobId> {
     let keeper = Keeper::open(config.clone()).expect("opens");
@@ -105,7 +83,7 @@ fn what_went_since_a_backup_goes_again_and_all_is_as_if_there_had_been_none() {
             keeper.stop();
         }
         let never_restored = site.tables();
-        put_back(&site, &backup);
+        site.put_back(&backup);
         let before = site.tables();
         let plan = plan_replay(&config, Since::Receipts(size)).expect("planned");
         assert_same(&before, &site.tables(), &format!("seed {seed}: a plan"));
@@ -172,7 +150,7 @@ fn what_was_decided_since_counts() {
         },
     )
     .expect("held");
-    put_back(&site, &backup);
+    site.put_back(&backup);
     let plan = plan_replay(&config, Since::Receipts(0)).expect("planned");
     let left: Vec<&str> = plan
         .iter()

@@ -357,6 +357,24 @@ impl Site {
 }
 
 impl Site {
+    /// Puts an earlier copy in the place of the database, and leaves the ledger.
+    pub fn put_back(&self, backup: &Self) {
+        #[cfg(feature = "postgres")]
+        if super::engine::current() == Engine::Postgres {
+            let (to, from) = (self.on_server.as_ref(), backup.on_server.as_ref());
+            return to
+                .expect("on a server")
+                .put_back(from.expect("on a server"));
+        }
+        for suffix in ["", "-wal", "-shm"] {
+            let with = |path: &Path| PathBuf::from(format!("{}{suffix}", path.display()));
+            let _ = fs::remove_file(with(&self.database));
+            if with(&backup.database).exists() {
+                fs::copy(with(&backup.database), with(&self.database)).expect("copied");
+            }
+        }
+    }
+
     /// Fails when a word of an event that was deleted since `before` is found in the file, its log or the index. What a
     /// server has in its files is its own affair.
     #[track_caller]
