@@ -221,6 +221,8 @@ struct PurgeHistory {
     /// Go no further than to the first message that is held, instead of around it.
     #[arg(long)]
     strict: bool,
+    #[command(flatten)]
+    media: media::WithMedia,
     /// Only say what would be removed; reads, and takes no lock.
     #[arg(long)]
     dry_run: bool,
@@ -417,6 +419,7 @@ fn purge_history(
     let options = PurgeOptions {
         delete_local_events: wanted.delete_local_events,
         strict: wanted.strict,
+        media: wanted.media.fate(),
         ..PurgeOptions::default()
     };
     let point = wanted.point()?;
@@ -424,6 +427,7 @@ fn purge_history(
         let action = SetAction::PurgeHistory {
             point,
             delete_local_events: wanted.delete_local_events,
+            media: wanted.media.fate(),
         };
         let request = wanted.choice.request(selectors, action);
         return room_set::run(

@@ -9,6 +9,7 @@ pub(crate) mod held;
 mod homeserver_watch;
 mod lock;
 pub mod media;
+pub mod media_of_events;
 pub(crate) mod overwrite;
 mod progress;
 pub(crate) mod removed;
@@ -28,6 +29,8 @@ pub(crate) use self::disk::{DiskBudget, Reserve, smallest_need};
 pub(crate) use self::held::{HoldWatch, Removes};
 pub use self::homeserver_watch::HomeserverWatch;
 pub(crate) use self::lock::acquire_synapse_lock;
+pub(crate) use self::media_of_events::MediaNotes;
+pub use self::media_of_events::{MediaFate, MediaPlan, PlannedMedia};
 pub(crate) use self::overwrite::clean_up;
 pub use self::progress::{Phase, Progress};
 pub(crate) use self::transaction::{
@@ -101,6 +104,8 @@ pub struct JobContext<'a> {
     pub(crate) archive: SharedArchive,
     /// The holds that it knows of.
     pub(crate) holds: HoldWatch,
+    /// Whether media go with its events.
+    pub(crate) media: MediaNotes,
 }
 
 impl JobContext<'_> {

@@ -79,7 +79,7 @@ pub use self::estimate::Estimate;
 pub use self::holds::{add_hold, holds, release_hold};
 pub use self::kind::{JobExtent, JobKind, rows, state_words};
 pub use self::measures::Measures;
-pub use self::media::{MediaPlan, MediaRequest, PlannedMedia};
+pub use self::media::MediaRequest;
 pub use self::ownership::identity_of;
 pub use self::purge_history::{PurgeOptions, PurgeStatus};
 pub use self::receipts::{forget_receipts, receipt_keys, recorded_receipts};

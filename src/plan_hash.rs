@@ -32,9 +32,11 @@ pub enum Part {
     Policies,
     /// The engine, and the layout of the homeserver's tables.
     Schema,
+    /// The media that would go with their messages.
+    Media,
 }
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     Part::Asked,
     Part::Rooms,
     Part::Points,
@@ -43,6 +45,7 @@ const PARTS: [Part; 8] = [
     Part::Holds,
     Part::Policies,
     Part::Schema,
+    Part::Media,
 ];
 
 /// Bytes of a part's mark.
@@ -176,6 +179,7 @@ impl PlanHash {
                 Part::Holds => "the holds that keep something of it".into(),
                 Part::Policies => "the retention policies".into(),
                 Part::Schema => "the layout of the database".into(),
+                Part::Media => "the media that go with the messages".into(),
             });
         }
         if drifted.is_empty() {
@@ -307,7 +311,7 @@ mod tests {
         let planned = plan(|_| ());
         assert_eq!(planned.drift(&plan(|_| ())), None);
         type Change = fn(&mut PlanDigest);
-        let changes: [(Change, &str); 9] = [
+        let changes: [(Change, &str); 10] = [
             (|d| d.word(Part::Asked, "b"), "what is asked for"),
             (|d| d.word(Part::Rooms, "b"), "the rooms"),
             (|d| d.word(Part::Points, "b"), "the point"),
@@ -317,6 +321,7 @@ mod tests {
             (|d| d.word(Part::Holds, "b"), "the holds"),
             (|d| d.word(Part::Policies, "b"), "the retention policies"),
             (|d| d.word(Part::Schema, "b"), "the layout"),
+            (|d| d.word(Part::Media, "b"), "the media"),
         ];
         for (change, said) in changes {
             let drift = planned.drift(&plan(change)).expect("another");

@@ -334,7 +334,7 @@ impl Server {
         let options = PurgeOptions {
             delete_local_events,
             keep_received_after: None,
-            strict: false,
+            ..PurgeOptions::default()
         };
         listen(|| {
             let keeper = Keeper::open(config).expect("opens");

@@ -28,6 +28,8 @@ pub(super) struct DeleteRoom {
     /// Delete the room's rows even if local users are in it who cannot be moved out.
     #[arg(long)]
     force_purge: bool,
+    #[command(flatten)]
+    media: super::media::WithMedia,
     /// A local user who makes a new room, into which the people are moved and to which the aliases lead.
     #[arg(long, value_name = "USER")]
     new_room_user: Option<String>,
@@ -58,6 +60,7 @@ impl DeleteRoom {
             block: self.block,
             purge: !self.no_purge,
             force_purge: self.force_purge,
+            media: self.media.fate(),
         }
     }
 }

@@ -7,7 +7,8 @@ use clap::{Args, Subcommand};
 use super::{finish, output, remote, words};
 use crate::config::Config;
 use crate::error::Error;
-use crate::keeper::{Keeper, MediaPlan, MediaRequest, Viewer};
+use crate::job::{MediaFate, MediaPlan};
+use crate::keeper::{Keeper, MediaRequest, Viewer};
 use crate::plural::{count, count_of};
 use crate::store::space::human;
 use crate::time::parse_duration_with_unit;
@@ -19,6 +20,25 @@ pub(super) enum Media {
     Plan(Which),
     /// Remove them, with their rows and thumbnails.
     Run(Which),
+}
+
+/// Whether media go with their messages.
+#[derive(Args)]
+pub(super) struct WithMedia {
+    /// Also remove media that nothing refers to but the messages that go. Of an encrypted room none goes: nobody can tell which
+    /// its messages mean.
+    #[arg(long)]
+    with_media: bool,
+    /// Do so although archives are kept: media are no part of them, and do not come back.
+    #[arg(long, requires = "with_media")]
+    media_not_archived: bool,
+}
+
+impl WithMedia {
+    pub(super) fn fate(&self) -> MediaFate {
+        // The one does not go without the other.
+        MediaFate::of(self.with_media, self.media_not_archived).unwrap_or_default()
+    }
 }
 
 #[derive(Args)]
@@ -86,6 +106,12 @@ fn show(plan: &MediaPlan, as_json: bool) {
         output::json(&serde_json::to_value(plan).unwrap_or_default());
         return;
     }
+    files(plan);
+    output::say("Nothing was changed.");
+}
+
+/// Which media would go, and which stay.
+pub(super) fn files(plan: &MediaPlan) {
     for file in &plan.largest {
         let who = file
             .user_id
@@ -117,5 +143,4 @@ fn show(plan: &MediaPlan, as_json: bool) {
     for note in &plan.notes {
         output::say(&format!("Note: {note}"));
     }
-    output::say("Nothing was changed.");
 }

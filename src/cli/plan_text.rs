@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::media;
 use super::output::{in_a_row, json, say, table};
 use crate::deletion;
 use crate::ids::Escaped;
@@ -58,6 +59,7 @@ pub(super) fn purge(as_json: bool, plan: &Plan, cut: Option<&str>, estimate: Est
         ));
     }
     comes_to(estimate, &plan.rows_removed);
+    plan.media.iter().for_each(media::files);
     if let Some(who) = plan.foreign_keys {
         say(&format!("Foreign keys would be {who}."));
     }
@@ -108,6 +110,7 @@ pub(super) fn deletion(as_json: bool, plan: &deletion::Plan, estimate: Estimate)
         stays(note);
     }
     comes_to(estimate, &plan.rows_removed);
+    plan.media.iter().for_each(media::files);
     end(plan.plan);
 }
 

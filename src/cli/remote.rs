@@ -18,6 +18,7 @@ use crate::deletion::Request;
 use crate::error::{Error, HELD, PLAN_DRIFTED};
 use crate::hold::Hold;
 use crate::ids::RoomId;
+use crate::job::MediaFate;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::keeper::repair::RepairRequest;
 use crate::keeper::{
@@ -138,6 +139,16 @@ pub(super) fn rooms(config: &Config, query: &RoomQuery) -> Option<Result<RoomRep
     Some(report)
 }
 
+/// Has media go with their messages, where they do: a daemon that does not know of them is not asked for anything new.
+fn say_media(fate: MediaFate, body: &mut Map<String, Value>) {
+    if fate.goes() {
+        body.insert("with_media".into(), true.into());
+    }
+    if fate == MediaFate::GoUnarchived {
+        body.insert("media_not_archived".into(), true.into());
+    }
+}
+
 /// Has the daemon purge, and waits for it.
 pub(super) fn purge_history(
     config: &Config,
@@ -157,6 +168,7 @@ pub(super) fn purge_history(
     if options.strict {
         body.insert("strict".into(), true.into());
     }
+    say_media(options.media, &mut body);
     if let Some(plan) = plan {
         body.insert("plan".into(), plan.to_string().into());
     }
@@ -196,11 +208,14 @@ pub(super) fn delete_room(
     for note in &said {
         output::note(note);
     }
-    let body = json!({
+    let mut body = json!({
         "block": request.block, "purge": request.purge, "force_purge": request.force_purge,
         "new_room_user_id": request.new_room_user_id, "room_name": request.room_name, "message": request.message,
         "plan": plan,
     });
+    if let Some(body) = body.as_object_mut() {
+        say_media(request.media, body);
+    }
     let path = format!("/_synapse/admin/v2/rooms/{}", quoted(room.as_str()));
     let started = answer(client.request("DELETE", &path, Some(&body)))?;
     let id = started.get("delete_id").and_then(Value::as_str);
@@ -220,6 +235,7 @@ pub(super) fn start_set(
         SetAction::PurgeHistory {
             point,
             delete_local_events,
+            ..
         } => {
             let mut body = json!({
                 "action": "purge_history", "delete_local_events": delete_local_events,
@@ -239,6 +255,13 @@ pub(super) fn start_set(
             "room_name": request.room_name, "message": request.message,
         }),
     };
+    let fate = match &request.action {
+        SetAction::PurgeHistory { media, .. } => *media,
+        SetAction::DeleteRoom(request) => request.media,
+    };
+    if let Some(body) = body.as_object_mut() {
+        say_media(fate, body);
+    }
     body["selectors"] = serde_json::to_value(&request.selectors).unwrap_or_default();
     body["plan"] = json!(plan);
     body["all_rooms"] = request.all_rooms.into();

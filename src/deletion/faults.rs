@@ -131,6 +131,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
         is_one_of_many: false,
         archive: None,
         holds: Default::default(),
+        media: Default::default(),
         is_stopping: &is_stopping,
     };
     let (told_ledger, id) = (register.ledger(), guard.id().clone());

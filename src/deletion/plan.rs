@@ -7,11 +7,14 @@ use serde::Serialize;
 use super::request::Request;
 use super::run::{NOTHING_THERE, OWN_CLIENTS_NOTE, other_servers_note};
 use crate::error::Error;
+use crate::hold::Hold;
 use crate::ids::{RoomId, UserId};
+use crate::job::{MediaPlan, media_of_events};
 use crate::plan_hash::{Part, PlanDigest, PlanHash};
 use crate::plural::count;
 use crate::store::db::Db;
 use crate::store::event_rows::RowCounts;
+use crate::store::media::Going;
 use crate::store::room_rows::{self, Unknown};
 use crate::store::{going, space};
 
@@ -32,6 +35,9 @@ pub struct Plan {
     pub rows_removed: RowCounts,
     /// Tables that roomkeeper does not know and that have rows of the room; these rows stay, or stop the delete.
     pub unknown_tables: Vec<Unknown>,
+    /// Media that would go with its messages, where they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub media: Option<MediaPlan>,
     /// What a person should know before.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -76,10 +82,11 @@ pub fn bind(
     room: &RoomId,
     request: &Request,
     server_name: &str,
+    holds: &[Hold],
     bound: &mut PlanDigest,
 ) -> Result<(), Error> {
     db.read("look at what was planned", |db| {
-        tell(db, room, request, server_name, bound)
+        tell(db, room, request, server_name, holds, bound).map(drop)
     })
 }
 
@@ -88,8 +95,9 @@ fn tell(
     room: &RoomId,
     request: &Request,
     server_name: &str,
+    holds: &[Hold],
     bound: &mut PlanDigest,
-) -> Result<(), Error> {
+) -> Result<Option<MediaPlan>, Error> {
     bound.word(Part::Asked, "delete_room");
     for option in [request.block, request.purge, request.force_purge] {
         bound.word(Part::Asked, &option.to_string());
@@ -113,7 +121,12 @@ fn tell(
     if request.purge {
         going::for_each_of_room(db, room, &mut |id| bound.event(id, true))?;
     }
-    Ok(())
+    if !request.media.goes() {
+        return Ok(None);
+    }
+    bound.word(Part::Asked, "with_media");
+    let mut each = |uri: &str| bound.word(Part::Media, uri);
+    media_of_events::plan(db, room, Going::Room(room), server_name, holds, &mut each).map(Some)
 }
 
 /// Plans `request`; the connection may be one that writes nothing but temporary tables. What binds it is told to `bound`.
@@ -122,10 +135,11 @@ pub fn plan(
     room: &RoomId,
     request: &Request,
     server_name: &str,
+    holds: &[Hold],
     bound: &mut PlanDigest,
 ) -> Result<Plan, Error> {
     db.read("plan a deletion", |db| {
-        tell(db, room, request, server_name, bound)?;
+        let media = tell(db, room, request, server_name, holds, bound)?;
         let is_known = room_rows::is_known(db, room)?;
         let people = if is_known {
             room_rows::local_users_to_move(db, room, server_name)?
@@ -162,6 +176,7 @@ pub fn plan(
             other_servers,
             rows_removed,
             unknown_tables,
+            media,
             notes,
             reclaimable_bytes: space::reclaimable_bytes(db)?,
             plan: None,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{RoomId, UserId};
+use crate::job::MediaFate;
 
 /// The name of the new room, where none is given (D-1).
 pub const DEFAULT_ROOM_NAME: &str = "Content Violation Notification";
@@ -28,6 +29,9 @@ pub struct Request {
     pub purge: bool,
     /// Whether they go even while local users are joined.
     pub force_purge: bool,
+    /// What becomes of media that nothing but the room's events refers to.
+    #[serde(skip_serializing_if = "MediaFate::is_stay")]
+    pub media: MediaFate,
 }
 
 impl Default for Request {
@@ -40,6 +44,7 @@ impl Default for Request {
             block: false,
             purge: true,
             force_purge: false,
+            media: MediaFate::Stay,
         }
     }
 }

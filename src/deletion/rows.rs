@@ -153,7 +153,7 @@ impl Work<'_, '_> {
     fn batch<T>(
         &mut self,
         may_give_up: bool,
-        mut work: impl FnMut(&Tx<'_>, &mut RowCounts, &mut Kept<'_>, Pace) -> Result<T, Abort>,
+        mut work: impl FnMut(&Tx<'_>, &mut Effects, &mut Kept<'_>, Pace) -> Result<T, Abort>,
     ) -> Result<Option<(T, Cost)>, Error> {
         let waited_from = Instant::now();
         loop {
@@ -187,7 +187,7 @@ impl Work<'_, '_> {
                     .as_mut()
                     .map(|archive| archive.frame(tx, how, clock.now()));
                 let mut kept = Kept::new(frame.transpose()?);
-                let done = work(tx, &mut effects.rows, &mut kept, pace)?;
+                let done = work(tx, effects, &mut kept, pace)?;
                 kept.finish(room, clock.now())?;
                 effects.events = effects.rows.get("events").copied().unwrap_or(0);
                 Ok(done)
@@ -233,13 +233,18 @@ impl Work<'_, '_> {
     fn at_once(&mut self) -> Result<bool, Error> {
         let (room, server, force) = (self.ctx.room.clone(), self.ctx.server_name, self.force);
         self.note_documents(&room)?;
-        let done = self.batch(true, |tx, rows, kept, pace| {
+        let notes_media = self.ctx.media.are_taken;
+        let done = self.batch(true, |tx, effects, kept, pace| {
             refuse_while_joined(tx, &room, server, force)?;
-            room_rows::delete_live_state(tx, &room, rows, kept)?;
+            room_rows::delete_live_state(tx, &room, &mut effects.rows, kept)?;
             tx.entering("event_search")?;
             let (removed, _) = search::remove_room(tx, &room, i64::MAX, pace.may_rebuild, kept)?;
-            add(rows, "event_search", removed);
+            add(&mut effects.rows, "event_search", removed);
             let selected = room_rows::select_newest(tx, &room, i64::MAX)?;
+            if notes_media {
+                effects.note_media_of_selected(tx, server)?;
+            }
+            let rows = &mut effects.rows;
             room_rows::remove_selected(tx, &room, selected, rows, kept)?;
             tx.entering("state_groups")?;
             let groups = state_groups::of_room(tx, &room)?;
@@ -300,8 +305,8 @@ impl Work<'_, '_> {
         &mut self,
         mut work: impl FnMut(&Tx<'_>, &mut RowCounts, &mut Kept<'_>, Pace) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let done = self.batch(false, |tx, rows, kept, pace| {
-            Ok(work(tx, rows, kept, pace)?)
+        let done = self.batch(false, |tx, effects, kept, pace| {
+            Ok(work(tx, &mut effects.rows, kept, pace)?)
         })?;
         let (done, _) =
             done.ok_or_else(|| Error::Bug("a batch without limit was given up".into()))?;
@@ -340,9 +345,13 @@ impl Work<'_, '_> {
         loop {
             self.sizer.set_limit(self.disk.events()?);
             let events = self.sizer.events();
-            let done = self.batch(true, |tx, rows, kept, _| {
+            let (notes_media, server) = (self.ctx.media.are_taken, self.ctx.server_name);
+            let done = self.batch(true, |tx, effects, kept, _| {
                 let selected = room_rows::select_newest(tx, room, events)?;
-                room_rows::remove_selected(tx, room, selected, rows, kept)?;
+                if notes_media {
+                    effects.note_media_of_selected(tx, server)?;
+                }
+                room_rows::remove_selected(tx, room, selected, &mut effects.rows, kept)?;
                 tx.in_time()?;
                 Ok(selected)
             });

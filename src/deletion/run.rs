@@ -88,6 +88,7 @@ fn run_interruptibly(
     ctx.publish(progress);
     refuse_what_stops_it(ctx)?;
     ctx.refuse_new_holds()?;
+    ctx.begin_media(request.media, progress)?;
     acquire_synapse_lock(ctx, &[PURGE_LOCK, NEW_EVENT_LOCK])?;
     let deleted = rows::delete(ctx, request.force_purge, progress);
     ctx.release_synapse_lock();

@@ -74,6 +74,7 @@ pub(super) fn request(body: &Map<String, Value>, requester: UserId) -> Result<Re
         new_room_user_id: text(body, "new_room_user_id")?.map(UserId::new),
         room_name: text(body, "room_name")?,
         message: text(body, "message")?,
+        media: json::media(body)?,
     })
 }
 
@@ -101,6 +102,7 @@ fn text(body: &Map<String, Value>, name: &str) -> Result<Option<String>, ApiErro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::MediaFate;
 
     fn read(body: &str) -> Result<Request, String> {
         let body = json::object(body.as_bytes(), Body::Required).expect("an object");
@@ -127,6 +129,16 @@ mod tests {
             (true, false, true)
         );
         assert_eq!((told.room_name(), told.message()), ("N", "M"));
+        assert!(!plain.media.goes() && !told.media.goes());
+        let with_media = read(r#"{"with_media": true}"#).expect("enough");
+        assert_eq!(with_media.media, MediaFate::Go);
+        for wrong in [
+            r#"{"with_media": "true"}"#,
+            r#"{"with_media": 1}"#,
+            r#"{"media_not_archived": true}"#,
+        ] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(told.new_room_user_id, Some(UserId::from("@a:b")));
     }
 

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use super::handlers::Response;
 use super::server::error_response::ErrorResponse;
 use crate::error::{Chain, Error};
+use crate::job::MediaFate;
 use crate::plan_hash::PlanHash;
 
 /// A request that is answered with an error (H-1).
@@ -157,6 +158,20 @@ pub fn object(body: &[u8], need: Body) -> Result<Map<String, Value>, ApiError> {
         Ok(_) => Err(ApiError::bad_json("Content must be a JSON object.")),
         Err(_) => Err(ApiError::new(400, "M_NOT_JSON", "Content not JSON.")),
     }
+}
+
+/// What becomes of media that only messages refer to which go: `with_media` and `media_not_archived`, both ours. What destroys
+/// goes by no guess: a flag is true or false.
+pub fn media(body: &Map<String, Value>) -> Result<MediaFate, ApiError> {
+    let flag = |name: &str| match body.get(name) {
+        None => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(_) => Err(ApiError::bad_json(format!(
+            "Param '{name}' must be a boolean, if given"
+        ))),
+    };
+    let (with_media, not_archived) = (flag("with_media")?, flag("media_not_archived")?);
+    MediaFate::of(with_media, not_archived).map_err(ApiError::bad_json)
 }
 
 /// A flag that Synapse reads by Python's `bool(value)`; an absent one is false.

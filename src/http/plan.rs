@@ -45,6 +45,7 @@ pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let options = PurgeOptions {
         delete_local_events: json::flag(&body, "delete_local_events")?,
         strict: json::flag(&body, "strict")?,
+        media: json::media(&body)?,
         ..PurgeOptions::default()
     };
     let plan = api

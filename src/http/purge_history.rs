@@ -21,6 +21,7 @@ pub fn start(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let options = PurgeOptions {
         delete_local_events: json::flag(&body, "delete_local_events")?,
         strict: json::flag(&body, "strict")?,
+        media: json::media(&body)?,
         ..PurgeOptions::default()
     };
     let keeper = api.keeper_as_planned(ctx, &who, &body)?;

@@ -28,6 +28,8 @@ const OF_EVERY_SET: &[&str] = &[
     "dry_run",
     "limit",
     "plan",
+    "with_media",
+    "media_not_archived",
 ];
 
 const OF_A_PURGE: &[&str] = &["purge_up_to_ts", "older_than", "delete_local_events"];
@@ -144,6 +146,7 @@ fn purge(body: &Map<String, Value>) -> Result<SetAction, ApiError> {
     Ok(SetAction::PurgeHistory {
         point,
         delete_local_events: flag(body, "delete_local_events")?,
+        media: json::media(body)?,
     })
 }
 

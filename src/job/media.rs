@@ -42,6 +42,9 @@ pub struct MediaSummary {
     pub files_not_attributable: i64,
     /// Their bytes.
     pub bytes_not_attributable: i64,
+    /// Encrypted rooms, of which no file goes with its messages.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rooms_encrypted: i64,
     /// Files that a hold keeps.
     pub files_held: i64,
     /// Files that are not where the homeserver would have put them: they stay with their rows.
@@ -50,6 +53,10 @@ pub struct MediaSummary {
     pub files_odd: i64,
     /// Copies of what other servers have that stay because the homeserver runs: it has no door to take one away by.
     pub files_left_to_homeserver: i64,
+}
+
+fn is_zero(n: &i64) -> bool {
+    *n == 0
 }
 
 /// How media are taken away at this moment.
@@ -176,14 +183,21 @@ pub(crate) fn finish_interrupted(
     };
     let files = MediaFiles::open(directory)?;
     for (job, noted) in going {
+        // It is in the middle of it, and will be through.
+        if job != ctx.live.id && ctx.register.is_live(&job) {
+            continue;
+        }
         let name = MediaName {
             origin: Some(noted.origin.clone()).filter(|origin| !origin.is_empty()),
             media_id: noted.media_id.clone(),
         };
         let on_disk = noted.file.as_deref().unwrap_or_default();
-        if !media::has_row(&ctx.db, &name)?
-            && let Some(paths) = Paths::of(name.origin.as_deref(), on_disk)
-        {
+        if media::has_row(&ctx.db, &name)? {
+            let stands = (noted.origin, noted.media_id);
+            ctx.ledger.media_stands(&job, &[stands])?;
+            continue;
+        }
+        if let Some(paths) = Paths::of(name.origin.as_deref(), on_disk) {
             remove(&files, &paths, name.origin.is_some(), summary)?;
         }
         let decided = (noted.origin, noted.media_id);

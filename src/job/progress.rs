@@ -22,6 +22,8 @@ pub enum Phase {
     Events,
     /// Removing state groups that nothing refers to any more.
     StateGroups,
+    /// Removing media that nothing refers to any more.
+    Media,
     /// Overwriting what was deleted: merging the full-text index, emptying the log.
     Tidying,
     /// Over.

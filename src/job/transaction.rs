@@ -28,6 +28,7 @@ use crate::locks::RoomLocks;
 use crate::store::db::{Db, Engine, SecureDelete};
 use crate::store::event_rows::RowCounts;
 use crate::store::homeserver::{self, PURGE_LOCK, SynapseLock};
+use crate::store::media;
 use crate::store::tx::{Abort, Held, Terms, Tx};
 use crate::store::wal::WalGuard;
 
@@ -128,6 +129,9 @@ pub(crate) struct Effects {
     pub local_messages: i64,
     /// Forward extremities that stay, where it looked (P-51).
     pub extremities_kept: Option<i64>,
+    /// Files that events refer to which went, each with origin (empty for this server) and id: somebody has to look whether
+    /// anything else does.
+    pub media: Vec<(String, String)>,
     /// What is to be overwritten, if anything.
     pub duties: Option<Duties>,
 }
@@ -164,6 +168,20 @@ pub(crate) enum Outcome<T> {
     TooLong,
     /// It was not to be; nothing of it happened.
     Aborted(Why),
+}
+
+impl Effects {
+    /// Notes the media that the selected events refer to which go; before they do.
+    pub(crate) fn note_media_of_selected(
+        &mut self,
+        tx: &Tx<'_>,
+        server_name: &str,
+    ) -> Result<(), Error> {
+        let files = media::files_of_selected(tx, server_name)?;
+        let key = |file: media::MediaFile| (file.origin.unwrap_or_default(), file.media_id);
+        self.media.extend(files.into_iter().map(key));
+        Ok(())
+    }
 }
 
 impl<T> Outcome<T> {
@@ -312,6 +330,7 @@ impl JobContext<'_> {
         let wal_before = log_length(&self.db);
         let (ledger, live, room, clock) = (self.ledger, self.live, self.room, self.clock);
         let overwrites = self.overwrite_deleted && self.db.engine() == Engine::Sqlite;
+        let notes_media_of = self.media.under.clone();
         let lock = &mut self.synapse_lock;
         let result = self.db.transaction(&turn, terms, |tx| {
             renew_lock(tx, lock.as_mut(), clock)?;
@@ -322,6 +341,7 @@ impl JobContext<'_> {
             }
             ledger.add_candidates(room.as_str(), &effects.state_groups)?;
             ledger.add_candidates_of(&effects.of_rooms)?;
+            ledger.note_media(notes_media_of.as_ref().unwrap_or(&live.id), &effects.media)?;
             if let Some(removing) = effects.removing(room) {
                 note_removed(tx, ledger, live, removing)?;
             }

@@ -90,6 +90,7 @@ impl Workbench {
             is_one_of_many: false,
             archive: None,
             holds: Default::default(),
+            media: Default::default(),
         }
     }
 

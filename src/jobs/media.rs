@@ -28,6 +28,9 @@ const NOTE_GOING: &str = "
     INSERT INTO media (job, origin, media_id, file) VALUES ($1, $2, $3, $4)
         ON CONFLICT (job, origin, media_id) DO UPDATE SET file = excluded.file";
 
+const STANDS: &str =
+    "UPDATE media SET file = NULL WHERE job = $1 AND origin = $2 AND media_id = $3";
+
 const FORGET: &str = "DELETE FROM media WHERE job = $1 AND origin = $2 AND media_id = $3";
 
 const FORGET_JOB: &str = "DELETE FROM media WHERE job = $1 AND file IS NULL";
@@ -76,6 +79,17 @@ impl Ledger {
     pub fn media_is_decided(&self, job: &JobId, files: &[(String, String)]) -> Result<(), Error> {
         self.of_each(files, |conn, (origin, id)| {
             conn.prepare_cached(FORGET)?
+                .execute(params![job.as_str(), origin, id])
+        })
+    }
+
+    /// Files whose rows stand after all: the job has to look at them again.
+    ///
+    /// # Errors
+    /// Those of the ledger.
+    pub fn media_stands(&self, job: &JobId, files: &[(String, String)]) -> Result<(), Error> {
+        self.of_each(files, |conn, (origin, id)| {
+            conn.prepare_cached(STANDS)?
                 .execute(params![job.as_str(), origin, id])
         })
     }

@@ -161,23 +161,16 @@ impl Viewer {
         request: &Request,
         at: Option<Millis>,
     ) -> Result<PlanDigest, Error> {
-        let held = job::held::refuse(&self.db, room, &self.holds(), job::Removes::History)?;
+        let holds = self.holds();
+        let held = job::held::refuse(&self.db, room, &holds, job::Removes::History)?;
         let request = Request {
             held: job::held::events_of(&held),
             ..request.clone()
         };
         let (mut digest, _) = self.digest_of_purge(room, &request, &held, at)?;
         let now = at.unwrap_or_else(|| self.config.clock.now());
-        let (server_name, extremities) = (&self.config.server_name, self.extremities()?);
-        purge::bind(
-            &self.db,
-            room,
-            &request,
-            server_name,
-            extremities,
-            now,
-            &mut digest,
-        )?;
+        let setting = self.setting(now, &holds)?;
+        purge::bind(&self.db, room, &request, setting, &mut digest)?;
         Ok(digest)
     }
 
@@ -190,8 +183,9 @@ impl Viewer {
         room: &RoomId,
         request: &deletion::Request,
     ) -> Result<PlanDigest, Error> {
+        let holds = self.holds();
         if request.purge {
-            job::held::refuse(&self.db, room, &self.holds(), job::Removes::Room)?;
+            job::held::refuse(&self.db, room, &holds, job::Removes::Room)?;
         }
         let mut digest = self.new_digest(None);
         deletion::bind(
@@ -199,6 +193,7 @@ impl Viewer {
             room,
             request,
             &self.config.server_name,
+            &holds,
             &mut digest,
         )?;
         Ok(digest)

@@ -76,6 +76,7 @@ pub(super) fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
     // A shutdown alone removes nothing.
     if progress.batches > 0 || !has_shut_down {
         lines.push(kind::events(progress));
+        lines.extend(kind::media(progress));
     }
     lines.extend(kind::reclaimable(progress));
     lines
@@ -167,6 +168,7 @@ impl Keeper {
         }
         shared.with_reader(|db| shared.refuse_own_task(db, room))?;
         refuse_foreign(&request, &self.shared.config.server_name)?;
+        shared.refuse_media_of_deletion(&request)?;
         if request.purge {
             shared.refuse_held(room, Removes::Room)?;
         }
@@ -185,6 +187,7 @@ impl Keeper {
     pub fn delete_room(&self, room: &RoomId, request: Request) -> Result<Shutdown, Error> {
         refuse_illegal(room)?;
         refuse_foreign(&request, &self.shared.config.server_name)?;
+        self.shared.refuse_media_of_deletion(&request)?;
         if request.purge {
             self.shared.refuse_held(room, Removes::Room)?;
         }
@@ -423,7 +426,23 @@ fn refuse_illegal(room: &RoomId) -> Result<(), Error> {
     }
 }
 
+/// Media go with messages, and without `purge` none goes.
+pub(super) fn refuse_media_alone(request: &Request) -> Result<(), Error> {
+    match request.media.goes() && !request.purge {
+        true => Err(Error::bad(
+            "M_INVALID_PARAM",
+            "media go with the messages that refer to them, and no message goes where only people are moved out",
+        )),
+        false => Ok(()),
+    }
+}
+
 impl Shared {
+    fn refuse_media_of_deletion(&self, request: &Request) -> Result<(), Error> {
+        refuse_media_alone(request)?;
+        self.refuse_media(request.media)
+    }
+
     /// L-8, E-19.
     pub(super) fn refuse_own_task(&self, db: &Db, room: &RoomId) -> Result<(), Error> {
         let is_running = || Ok(self.running_homeserver(db)?.is_some());
@@ -440,7 +459,9 @@ impl Shared {
             viewer.bind_deletion(guard.room(), &deletion.request)
         })?;
         let mut ctx = self.job_context(guard, is_stopping)?;
-        let progress = deletion::run(&mut ctx, &deletion.request, deletion.extent)?;
+        let request = &deletion.request;
+        let done = deletion::run(&mut ctx, request, deletion.extent);
+        let progress = self.take_media_of(&mut ctx, request.media, done)?;
         let rows: i64 = progress.rows_removed.values().sum();
         Ok(format!("{} deleted", count(rows, "row")))
     }
@@ -511,8 +532,11 @@ impl Viewer {
         let sign = self.running_homeserver()?;
         let is_running = || Ok(sign.is_some());
         ownership::refuse_own_task(&self.db, room, config.clock.now(), is_running)?;
+        let holds = self.holds();
+        refuse_media_alone(request)?;
+        self.refuse_media(request.media)?;
         if request.purge {
-            held::refuse(&self.db, room, &self.holds(), Removes::Room)?;
+            held::refuse(&self.db, room, &holds, Removes::Room)?;
         }
         let setting = deletion::Setting {
             db: &self.db,
@@ -530,7 +554,7 @@ impl Viewer {
         let note = deletion::refuse_at_start(&setting, request, asks_homeserver)?;
         let mut digest = self.new_digest(None);
         let (db, server_name) = (&self.db, &config.server_name);
-        let mut plan = deletion::plan(db, room, request, server_name, &mut digest)?;
+        let mut plan = deletion::plan(db, room, request, server_name, &holds, &mut digest)?;
         plan.notes.extend(note);
         Ok((plan, digest))
     }

@@ -97,6 +97,7 @@ impl Shared {
                 .as_ref()
                 .map(|archive| JobArchive::shared(archive, guard.id(), &config.server_name)),
             holds: Default::default(),
+            media: Default::default(),
         })
     }
 

@@ -15,6 +15,7 @@ use super::{retention, room_set, room_set_part, state_compress, state_sweep};
 use crate::error::Error;
 use crate::ids::JobId;
 use crate::job::Progress;
+use crate::job::media_of_events::told;
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
@@ -137,6 +138,11 @@ pub struct JobKind {
     pub(super) words: Words,
 }
 
+/// What became of media, where a job had anything to do with them.
+pub(super) fn media(progress: &Progress) -> Vec<String> {
+    told(progress).map_or_else(Vec::new, |told| told.words())
+}
+
 impl JobKind {
     /// A kind that is told of by its events, and that has no parts and is none.
     pub(super) const fn new(
@@ -160,6 +166,7 @@ impl JobKind {
                 let mut lines = vec![what_became_of(job)];
                 lines.extend(rows(&progress.rows_removed));
                 lines.push(events(progress));
+                lines.extend(media(progress));
                 lines.extend(reclaimable(progress));
                 lines
             },

@@ -15,12 +15,13 @@ use crate::error::{Chain, Error};
 use crate::hold::Hold;
 use crate::ids::JobId;
 use crate::job::media::{self as taking, MediaSummary};
-use crate::job::{JobContext, Phase, Progress, clean_up, overwrite};
+use crate::job::media_of_events::{removed_before, told, unreferenced};
+use crate::job::{JobContext, MediaFate, MediaPlan, Phase, Progress, clean_up, overwrite};
 use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
 use crate::store::db::{Db, Engine};
-use crate::store::media::{self, Going, MediaFile, Unreferenced, is_media_id, is_server_name};
+use crate::store::media::{self, Going, MediaFile};
 use crate::store::{reclaim, removed};
 use crate::time::Millis;
 
@@ -37,15 +38,8 @@ impl Work for MediaRequest {
     }
 }
 
-/// What was told of media.
-fn told(progress: &Progress) -> MediaSummary {
-    let told = progress.more.get(taking::MEDIA).cloned();
-    told.and_then(|value| serde_json::from_value(value).ok())
-        .unwrap_or_default()
-}
-
 fn measure(progress: &Progress) -> JobExtent {
-    let summary = told(progress);
+    let summary = told(progress).unwrap_or_default();
     JobExtent {
         done: summary.files_removed,
         planned: summary.files_looked_at,
@@ -55,7 +49,7 @@ fn measure(progress: &Progress) -> JobExtent {
 
 fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
     let mut lines = vec![kind::what_became_of(job)];
-    lines.extend(told(progress).words());
+    lines.extend(kind::media(progress));
     lines.extend(kind::rows(&progress.rows_removed));
     lines.extend(kind::reclaimable(progress));
     lines
@@ -63,9 +57,6 @@ fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
 
 /// Files whose references are looked for at once: some 100 bytes of memory each.
 const WINDOW: i64 = 500_000;
-
-/// Files of a plan that are told one by one.
-const FILES_TOLD: usize = 100;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -95,39 +86,6 @@ impl MediaRequest {
             media_not_archived: false,
         })
     }
-}
-
-/// A file of a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PlannedMedia {
-    /// `mxc://server/id`.
-    pub uri: String,
-    /// Its bytes.
-    pub bytes: i64,
-    /// Who uploaded it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user_id: Option<String>,
-    /// When, or when it was fetched.
-    pub created_ms: Millis,
-}
-
-/// What such a job would do.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct MediaPlan {
-    /// Files that would go, copies of what other servers have among them.
-    pub files: i64,
-    /// Of these, copies.
-    pub remote_files: i64,
-    /// Their thumbnails.
-    pub thumbnails: i64,
-    /// Bytes of both, as their rows say.
-    pub bytes: i64,
-    /// What would stay, and why.
-    pub stays: MediaSummary,
-    /// The largest that would go, no more than a hundred.
-    pub largest: Vec<PlannedMedia>,
-    /// What a person should know; why it would be refused, where it would.
-    pub notes: Vec<String>,
 }
 
 /// What is known of who may refer to what.
@@ -184,24 +142,10 @@ impl<'a> Judge<'a> {
         summary: &mut MediaSummary,
         each: &mut dyn FnMut(&str) -> Result<(), Error>,
     ) -> Result<Vec<MediaFile>, Error> {
-        let mut unreferenced = Unreferenced::default();
-        summary.files_looked_at += files.len() as i64;
-        let is_plain = |file: &MediaFile| {
-            is_media_id(&file.media_id) && file.origin.as_deref().is_none_or(is_server_name)
-        };
-        let (files, odd): (Vec<MediaFile>, Vec<MediaFile>) = files.into_iter().partition(is_plain);
-        summary.files_odd += odd.len() as i64;
-        files
-            .iter()
-            .for_each(|file| unreferenced.add(&file.media_id));
-        media::strike_referenced(db, &mut unreferenced, Going::Nothing, each)?;
+        let nothing = Going::Nothing;
         let mut go = Vec::new();
-        for file in files {
-            if !unreferenced.contains(&file.media_id) {
-                summary.files_referred_to += 1;
-            } else if taking::is_held(&file, self.holds) {
-                summary.files_held += 1;
-            } else if self.is_attributable(&file) || self.decides_by_age(&file) {
+        for file in unreferenced(db, files, nothing, self.holds, summary, each)? {
+            if self.is_attributable(&file) || self.decides_by_age(&file) {
                 go.push(file);
             } else {
                 summary.files_not_attributable += 1;
@@ -231,6 +175,21 @@ fn refuse_without_tables(db: &Db) -> Result<(), Error> {
             "this database has no tables of media: the homeserver keeps none in it".into(),
         )),
     }
+}
+
+/// What stands in the way of media that go with their messages, so that nothing goes at all then.
+fn refuse_media(
+    config: &Config,
+    db: &Db,
+    fate: MediaFate,
+    is_running: impl FnOnce() -> Result<bool, Error>,
+) -> Result<(), Error> {
+    if !fate.goes() {
+        return Ok(());
+    }
+    refuse_unarchived(config, fate == MediaFate::GoUnarchived)?;
+    refuse_without_tables(db)?;
+    taking::way(&config.media, config.homeserver_api.as_ref(), is_running()?).map(drop)
 }
 
 impl Keeper {
@@ -263,6 +222,12 @@ impl Keeper {
 }
 
 impl Viewer {
+    /// Refuses what would not come to an end with the media of its messages.
+    pub(super) fn refuse_media(&self, fate: MediaFate) -> Result<(), Error> {
+        let is_running = || Ok(self.running_homeserver()?.is_some());
+        refuse_media(&self.config, &self.db, fate, is_running)
+    }
+
     /// As [`Keeper::plan_media`].
     ///
     /// # Errors
@@ -296,30 +261,12 @@ impl Viewer {
                     plan.stays.files_left_to_homeserver += 1;
                     continue;
                 }
-                let (thumbnails, bytes) = media::thumbnails(db, &file)?;
-                plan.files += 1;
-                plan.remote_files += i64::from(file.origin.is_some());
-                plan.thumbnails += thumbnails;
-                plan.bytes += file.bytes + bytes;
-                plan.largest.push(PlannedMedia {
-                    uri: file.uri(&config.server_name),
-                    bytes: file.bytes,
-                    user_id: file.user_id,
-                    created_ms: file.created,
-                });
-                if plan.largest.len() > 2 * FILES_TOLD {
-                    keep_largest(&mut plan.largest);
-                }
+                plan.add(db, file, &config.server_name)?;
             }
         }
-        keep_largest(&mut plan.largest);
+        plan.keep_largest();
         Ok(plan)
     }
-}
-
-fn keep_largest(files: &mut Vec<PlannedMedia>) {
-    files.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.uri.cmp(&b.uri)));
-    files.truncate(FILES_TOLD);
 }
 
 impl RoomsSummary for MediaSummary {
@@ -340,6 +287,47 @@ impl RoomsSummary for MediaSummary {
 }
 
 impl Shared {
+    /// As [`Viewer::refuse_media`].
+    pub(super) fn refuse_media(&self, fate: MediaFate) -> Result<(), Error> {
+        self.with_reader(|db| {
+            refuse_media(&self.config, db, fate, || {
+                Ok(self.running_homeserver(db)?.is_some())
+            })
+        })
+    }
+
+    /// The last step of a job whose messages take their media along. `done` says how the rest of it ended.
+    pub(super) fn take_media_of(
+        &self,
+        ctx: &mut JobContext<'_>,
+        fate: MediaFate,
+        done: Result<Progress, Error>,
+    ) -> Result<Progress, Error> {
+        if !fate.goes() {
+            return done;
+        }
+        let taken = done.and_then(|mut progress| {
+            let handle = ctx.db.interrupt_handle();
+            ctx.live
+                .set_interrupt(Some(Box::new(move || handle.interrupt())));
+            let taken = ctx.take_noted_media(&self.config.media, &mut progress);
+            ctx.live.set_interrupt(None);
+            taken.map_err(|e| ctx.map_interrupt(e))?;
+            Ok(progress)
+        });
+        self.forget_media_unless_it_goes_on(&ctx.live.id, &taken);
+        taken
+    }
+
+    /// What a job noted is of use to itself alone, and only where it goes on.
+    pub(super) fn forget_media_unless_it_goes_on<T>(&self, job: &JobId, ended: &Result<T, Error>) {
+        if !matches!(ended, Ok(_) | Err(Error::Stopping))
+            && let Err(e) = self.register.ledger().forget_media(job)
+        {
+            log::warn!("{job}: {}", Chain(&e));
+        }
+    }
+
     /// Carries it out, and says in the ledger how it ended.
     pub(super) fn run_media(&self, guard: JobGuard, request: &MediaRequest) {
         self.run_many(guard, |guard| {
@@ -388,6 +376,7 @@ impl Shared {
             taking::take(&mut ctx, &mut progress, store, since, &go, &mut summary)?;
         }
         summary.publish(&mut progress);
+        ctx.ledger.forget_media(&ctx.live.id)?;
         clean_up(&mut ctx, &mut progress)?;
         ctx.publish(&progress);
         Ok(summary)
@@ -412,17 +401,5 @@ impl Shared {
         progress.table = None;
         summary.publish(progress);
         Ok(go)
-    }
-}
-
-/// What an earlier process removed of the same job.
-fn removed_before(progress: &Progress) -> MediaSummary {
-    let told = told(progress);
-    MediaSummary {
-        files_removed: told.files_removed,
-        remote_removed: told.remote_removed,
-        thumbnails_removed: told.thumbnails_removed,
-        bytes_removed: told.bytes_removed,
-        ..MediaSummary::default()
     }
 }

@@ -4,7 +4,7 @@ use super::kind::{JobKind, Runner, RunsOn, Work, parameters};
 use super::{Keeper, Shared};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
-use crate::job::Removes;
+use crate::job::{MediaFate, Removes};
 use crate::jobs::ledger::{State, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
@@ -45,6 +45,8 @@ pub struct PurgeOptions {
     pub keep_received_after: Option<Millis>,
     /// Go no further than to the first event that is held, instead of around it.
     pub strict: bool,
+    /// What becomes of media that nothing but the messages refers to which go.
+    pub media: MediaFate,
 }
 
 impl PurgeOptions {
@@ -58,6 +60,7 @@ impl PurgeOptions {
         Request {
             point,
             delete_local_events: self.delete_local_events,
+            media: self.media,
             keep_received_after,
             expiry: None,
             held: Vec::new(),
@@ -101,6 +104,7 @@ impl Keeper {
             self.shared.refuse_own_task(db, room)?;
             Ok(point)
         })?;
+        self.shared.refuse_media(options.media)?;
         let held = self.shared.refuse_held(room, Removes::History)?;
         let point = match options.strict {
             true => self.shared.before_what_is_held(room, point, &held)?,
@@ -146,7 +150,9 @@ impl Shared {
         self.refuse_drift_of(guard, |viewer, plan| {
             viewer.bind_purge(guard.room(), request, plan.at())
         })?;
-        let progress = purge::run(&mut self.job_context(guard, is_stopping)?, request)?;
+        let mut ctx = self.job_context(guard, is_stopping)?;
+        let done = purge::run(&mut ctx, request);
+        let progress = self.take_media_of(&mut ctx, request.media, done)?;
         Ok(format!(
             "{} deleted",
             count(progress.events_deleted, "event")

@@ -136,6 +136,7 @@ fn step(receipt: u64, at_ms: Millis, said: &Value) -> Option<ReplayStep> {
             delete_local_events: flag("delete_local_events"),
             keep_received_after: asked["keep_received_after"].as_i64().map(Millis),
             strict: false,
+            ..PurgeOptions::default()
         };
         let run = (what == RETENTION_PURGE.name).then(|| RetentionRun {
             range: serde_json::from_value(said["policy"].clone()).unwrap_or_default(),

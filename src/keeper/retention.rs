@@ -20,7 +20,7 @@ use super::{Keeper, Shared, Viewer};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
 use crate::job::held::warn_of_reviews;
-use crate::job::{Phase, Progress};
+use crate::job::{MediaFate, Phase, Progress};
 use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
@@ -135,6 +135,7 @@ pub(super) fn request(due: &Due) -> Request {
     Request {
         point: due.point,
         delete_local_events: true,
+        media: MediaFate::Stay,
         keep_received_after: Some(due.cut_off_ms - Millis(1)),
         expiry: due.expiry,
         held: Vec::new(),
@@ -508,7 +509,8 @@ impl Viewer {
         let now = config.clock.now();
         let mut plan = self.plan_retention_at(range, now, is_busy)?;
         if exact {
-            let extremities = self.extremities()?;
+            // Retention leaves media alone.
+            let setting = self.setting(now, &[])?;
             let mut digests = BTreeMap::new();
             for at in 0..plan.rooms.len() {
                 let due = &plan.rooms[at];
@@ -517,15 +519,7 @@ impl Viewer {
                     ..request(due)
                 };
                 let mut digest = digest_of_due(due);
-                let counted = purge::plan(
-                    db,
-                    &due.room_id,
-                    &request,
-                    &config.server_name,
-                    extremities,
-                    now,
-                    &mut digest,
-                )?;
+                let counted = purge::plan(db, &due.room_id, &request, setting, &mut digest)?;
                 digests.insert(due.room_id.clone(), digest.of_room());
                 let bytes =
                     purge::content_bytes(db, &due.room_id, &request, &config.server_name, now)?;
@@ -561,7 +555,7 @@ impl Viewer {
         is_busy: &dyn Fn(&RoomId) -> bool,
     ) -> Result<PlanDigest, Error> {
         let plan = self.plan_retention_at(range, now, is_busy)?;
-        let (server_name, extremities) = (&self.config.server_name, self.extremities()?);
+        let setting = self.setting(now, &[])?;
         let mut digests = BTreeMap::new();
         for due in &plan.rooms {
             let (room, mut digest) = (&due.room_id, digest_of_due(due));
@@ -570,7 +564,7 @@ impl Viewer {
                 ..request(due)
             };
             let (db, bound) = (&self.db, &mut digest);
-            purge::bind(db, room, &request, server_name, extremities, now, bound)?;
+            purge::bind(db, room, &request, setting, bound)?;
             digests.insert(room.clone(), digest.of_room());
         }
         Ok(self.digest_of_retention(&plan, &digests))

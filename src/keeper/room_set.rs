@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::{JobId, RoomId, UserId};
-use crate::job::Progress;
+use crate::job::{MediaFate, Progress};
 use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
@@ -59,6 +59,7 @@ fn words(job: &JobRecord, progress: &Progress) -> Vec<String> {
     lines.extend(kind::rooms(&summary.errors, "  failed"));
     lines.extend(kind::rows(&progress.rows_removed));
     lines.push(kind::events(progress));
+    lines.extend(kind::media(progress));
     lines.extend(kind::reclaimable(progress));
     lines
 }
@@ -81,6 +82,8 @@ pub enum SetAction {
         point: PurgePoint,
         /// Whether local users' messages go as well.
         delete_local_events: bool,
+        /// What becomes of media that nothing but these messages refers to.
+        media: MediaFate,
     },
     /// It is deleted.
     DeleteRoom(Request),
@@ -128,6 +131,8 @@ pub(super) enum Action {
     PurgeHistory {
         before_ts: Millis,
         delete_local_events: bool,
+        #[serde(default, skip_serializing_if = "MediaFate::is_stay")]
+        media: MediaFate,
     },
     DeleteRoom {
         request: Request,
@@ -135,6 +140,14 @@ pub(super) enum Action {
 }
 
 impl Action {
+    /// What becomes of media that nothing but the messages refers to which go.
+    pub(super) fn media(&self) -> MediaFate {
+        match self {
+            Self::PurgeHistory { media, .. } => *media,
+            Self::DeleteRoom { request } => request.media,
+        }
+    }
+
     /// The word for it.
     pub(super) fn verb(&self) -> &'static str {
         match self {
@@ -184,6 +197,7 @@ impl SetRequest {
                 ),
             },
             SetAction::DeleteRoom(request) => {
+                deletion::refuse_media_alone(request)?;
                 deletion::refuse_foreign(request, &config.server_name)
             }
         }
@@ -207,9 +221,11 @@ impl SetRequest {
             SetAction::PurgeHistory {
                 point,
                 delete_local_events,
+                media,
             } => Action::PurgeHistory {
                 before_ts: point.keep_received_from(now).unwrap_or(Millis(i64::MIN)),
                 delete_local_events: *delete_local_events,
+                media: *media,
             },
             SetAction::DeleteRoom(request) => {
                 let mut request = request.clone();
@@ -265,6 +281,7 @@ impl Keeper {
         let Selected { rooms, .. } = shared.selected(&request.selectors, now)?;
         let rooms = request.chosen(rooms);
         let action = request.action_at(now, &shared.config.admin_user);
+        shared.refuse_media(action.media())?;
         self.refuse_drift(|viewer, plan| {
             let rooms = rooms.iter().map(|room| room.room_id.clone());
             let is_busy = |room: &RoomId| shared.register.is_busy(room);

@@ -160,6 +160,8 @@ impl Shared {
             }
         };
         ctx.is_one_of_many = prepare.is_some();
+        // One look through the whole database, for all rooms.
+        ctx.media.under = Some(part.set.clone());
         let done = match &part.work {
             RoomWork::Purge(request) => purge::run(&mut ctx, request),
             RoomWork::Deletion(request) => deletion::run(&mut ctx, request, DeletionScope::Whole),

@@ -314,11 +314,13 @@ impl Viewer {
             Action::PurgeHistory {
                 before_ts,
                 delete_local_events,
+                media,
             } => {
                 let is_running = || Ok(self.running_homeserver()?.is_some());
                 ownership::refuse_own_task(&self.db, room, self.config.clock.now(), is_running)?;
                 let options = PurgeOptions {
                     delete_local_events: *delete_local_events,
+                    media: *media,
                     ..PurgeOptions::default()
                 };
                 let point = PurgePoint::BeforeTs(*before_ts);

@@ -26,6 +26,7 @@ use super::room_set_plan::{is_of_room, why};
 use crate::deletion::{self, SHUTDOWN_ROOM, Shutdown};
 use crate::error::{Chain, Error};
 use crate::ids::{JobId, RoomId};
+use crate::job::media::MediaSummary;
 use crate::job::{Phase, Progress};
 use crate::jobs::ledger::{State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
@@ -62,6 +63,9 @@ pub struct RoomSetSummary {
     pub rooms_failed: i64,
     /// Users of this server that were moved out, counted once for each room.
     pub people_moved: i64,
+    /// What became of media, where they go with the messages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub media: Option<MediaSummary>,
     /// Which were left alone, and why; no more than a hundred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub skipped: Vec<RoomError>,
@@ -195,6 +199,7 @@ impl Shared {
     pub(super) fn run_set(self: &Arc<Self>, pool: &Arc<Pool>, guard: JobGuard, set: &RoomSet) {
         self.run_many(guard, |guard| {
             let done = self.run_rooms_of_set(pool, guard, set);
+            self.forget_media_unless_it_goes_on(guard.id(), &done);
             done.map_err(|e| self.tell_full_disk(e, None))
         });
     }
@@ -280,7 +285,13 @@ impl Shared {
         }
         stay()?;
         let told = serde_json::from_value(guard.live().progress());
-        self.clean_up_after_rooms(guard, &mut told.unwrap_or_default())?;
+        let mut told: Progress = told.unwrap_or_default();
+        if set.action.media().goes() {
+            let is_stopping = || self.is_suspended(guard.live());
+            let mut ctx = self.job_context(guard, &is_stopping)?;
+            told = self.take_media_of(&mut ctx, set.action.media(), Ok(told))?;
+        }
+        self.clean_up_after_rooms(guard, &mut told)?;
         Ok(counters.summary.lock().0.clone())
     }
 
@@ -334,6 +345,7 @@ impl Shared {
                     Action::PurgeHistory {
                         before_ts,
                         delete_local_events,
+                        media,
                     },
                     Some((points, expiry)),
                 ) => points[at]
@@ -341,6 +353,7 @@ impl Shared {
                         RoomWork::Purge(purge::Request {
                             point,
                             delete_local_events: *delete_local_events,
+                            media: *media,
                             keep_received_after: Some(*before_ts - Millis(1)),
                             expiry: Some(*expiry),
                             held: Vec::new(),

@@ -125,7 +125,9 @@ impl Viewer {
     ) -> Result<(Plan, PlanDigest), Error> {
         let keep_from = point.keep_received_from(now);
         let mut point = points::resolve(&self.db, room, point, now)?;
-        let held = held::refuse(&self.db, room, &self.holds(), Removes::History)?;
+        self.refuse_media(options.media)?;
+        let known_holds = self.holds();
+        let held = held::refuse(&self.db, room, &known_holds, Removes::History)?;
         if options.strict {
             point = before_what_is_held(&self.db, room, point, &held)?;
         }
@@ -133,14 +135,27 @@ impl Viewer {
             held: held::events_of(&held),
             ..options.request(point, keep_from)
         };
-        let server_name = &self.config.server_name;
-        let extremities = self.extremities()?;
+        let setting = self.setting(now, &known_holds)?;
         let (mut digest, holds) = self.digest_of_purge(room, &request, &held, at)?;
         let (db, bound) = (&self.db, &mut digest);
-        let mut plan = purge::plan(db, room, &request, server_name, extremities, now, bound)?;
+        let mut plan = purge::plan(db, room, &request, setting, bound)?;
         plan.holds = holds;
         plan.foreign_keys = purge::foreign_key_mode(&self.db, self.config.batch.check_in_bulk)?;
         Ok((plan, digest))
+    }
+
+    /// As what purges are planned.
+    pub(super) fn setting<'a>(
+        &'a self,
+        now: Millis,
+        holds: &'a [Hold],
+    ) -> Result<purge::Setting<'a>, Error> {
+        Ok(purge::Setting {
+            server_name: &self.config.server_name,
+            extremities: self.extremities()?,
+            holds,
+            now,
+        })
     }
 
     /// What becomes of forward extremities below the point of a purge.

@@ -75,6 +75,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
             stream: 0,
         },
         delete_local_events: true,
+        media: Default::default(),
         keep_received_after: None,
         expiry: None,
         held: Vec::new(),
@@ -145,6 +146,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         is_one_of_many: false,
         archive: None,
         holds: Default::default(),
+        media: Default::default(),
         is_stopping: &is_stopping,
     };
     let outcome = run(&mut ctx, &request).map(drop);

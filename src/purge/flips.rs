@@ -45,6 +45,7 @@ fn purge(site: &Site, ask: &Ask, rewrite: Rewrite, looks: Vec<ServerState>) -> T
             stream: 0,
         },
         delete_local_events: true,
+        media: Default::default(),
         keep_received_after: None,
         expiry: None,
         held: Vec::new(),

@@ -16,7 +16,9 @@ mod together;
 
 pub use compress::{compress_room, needs_stopped, plan_compress};
 pub use extremities::{extremities_note, local_messages_note};
-pub use plan::{Extremities, Plan, bind, content_bytes, foreign_key_mode, plan, selection};
+pub use plan::{
+    Extremities, Plan, Setting, bind, content_bytes, foreign_key_mode, plan, selection,
+};
 pub use request::Request;
 pub use run::{prepare_many, run};
 pub(crate) use state_groups::group_of_step;

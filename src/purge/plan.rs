@@ -4,13 +4,16 @@ use serde::Serialize;
 
 use super::request::Request;
 use crate::error::Error;
+use crate::hold::Hold;
 use crate::ids::RoomId;
-use crate::plan_hash::{PlanDigest, PlanHash};
+use crate::job::{MediaPlan, media_of_events};
+use crate::plan_hash::{Part, PlanDigest, PlanHash};
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{RowCounts, add};
 use crate::store::foreign_keys::ForeignKeys;
 use crate::store::forward_extremities;
 use crate::store::history::{self, DepthRange, Extent, Selection};
+use crate::store::media::Going;
 use crate::store::room_rows::Unknown;
 use crate::store::state_groups::{self, References, Rules, Walk};
 use crate::store::{going, search, space};
@@ -52,6 +55,9 @@ pub struct Plan {
     /// Who looks after foreign keys meanwhile, where the database is on a PostgreSQL server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub foreign_keys: Option<&'static str>,
+    /// Media that would go with their messages, where they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub media: Option<MediaPlan>,
     /// Bytes the database file holds free already, before the purge.
     pub reclaimable_bytes: u64,
     /// What binds a purge to this plan, where it is bound to anything.
@@ -74,6 +80,19 @@ pub enum Extremities {
     AskHomeserver,
 }
 
+/// As what a purge is planned.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The server's name.
+    pub server_name: &'a str,
+    /// What becomes of forward extremities.
+    pub extremities: Extremities,
+    /// The holds, for media; what they keep of the events is in the request.
+    pub holds: &'a [Hold],
+    /// When it would be carried out.
+    pub now: Millis,
+}
+
 /// Plans `request` as it would be carried out `now`; the connection may be one that cannot write. The events that go are told
 /// to `bound`.
 ///
@@ -83,14 +102,13 @@ pub fn plan(
     db: &Db,
     room: &RoomId,
     request: &Request,
-    server_name: &str,
-    extremities: Extremities,
-    now: Millis,
+    setting: Setting<'_>,
     bound: &mut PlanDigest,
 ) -> Result<Plan, Error> {
     db.read("plan a purge", |db| {
-        let cut = cut(db, room, request, server_name, extremities, now)?;
+        let cut = cut(db, room, request, setting)?;
         let selected = select(db, &cut, bound)?;
+        let media = tell_media(db, room, request, setting, bound)?;
         let mut plan = Plan {
             room_id: room.clone(),
             point: request.point.to_string(),
@@ -104,6 +122,7 @@ pub fn plan(
             state_groups_freed: 0,
             referring_tables: Vec::new(),
             foreign_keys: None,
+            media,
             reclaimable_bytes: space::reclaimable_bytes(db)?,
             plan: None,
         };
@@ -141,14 +160,13 @@ pub fn bind(
     db: &Db,
     room: &RoomId,
     request: &Request,
-    server_name: &str,
-    extremities: Extremities,
-    now: Millis,
+    setting: Setting<'_>,
     bound: &mut PlanDigest,
 ) -> Result<(), Error> {
     db.read("look at what was planned", |db| {
-        let cut = cut(db, room, request, server_name, extremities, now)?;
-        select(db, &cut, bound).map(drop)
+        let cut = cut(db, room, request, setting)?;
+        select(db, &cut, bound)?;
+        tell_media(db, room, request, setting, bound).map(drop)
     })
 }
 
@@ -159,16 +177,39 @@ fn select(db: &Db, cut: &DepthRange<'_>, bound: &mut PlanDigest) -> Result<Selec
     Ok(selected)
 }
 
+/// Tells `bound` the media that go with the selected events, if they do. In the transaction that selected.
+fn tell_media(
+    db: &Db,
+    room: &RoomId,
+    request: &Request,
+    setting: Setting<'_>,
+    bound: &mut PlanDigest,
+) -> Result<Option<MediaPlan>, Error> {
+    if !request.media.goes() {
+        return Ok(None);
+    }
+    bound.word(Part::Asked, "with_media");
+    let Setting {
+        server_name, holds, ..
+    } = setting;
+    let mut each = |uri: &str| bound.word(Part::Media, uri);
+    media_of_events::plan(db, room, Going::Selected, server_name, holds, &mut each).map(Some)
+}
+
 /// What the whole of `request` takes now.
 fn cut<'a>(
     db: &Db,
     room: &'a RoomId,
     request: &'a Request,
-    server_name: &'a str,
-    extremities: Extremities,
-    now: Millis,
+    setting: Setting<'a>,
 ) -> Result<DepthRange<'a>, Error> {
     refuse_to_empty(db, room, request)?;
+    let Setting {
+        server_name,
+        extremities,
+        now,
+        ..
+    } = setting;
     let expiry = request.expiry(db, now)?;
     let mut cut = request.cut(room, server_name, extremities != Extremities::Go, expiry);
     if extremities == Extremities::AskHomeserver && forward_extremities::has_surplus(db, &cut)? {

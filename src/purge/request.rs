@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::hold::HeldEvents;
 use crate::ids::RoomId;
+use crate::job::MediaFate;
 use crate::point::Point;
 use crate::store::db::Db;
 use crate::store::expiry::Expiry;
@@ -18,6 +19,9 @@ pub struct Request {
     pub point: Point,
     /// Whether local users' messages go as well.
     pub delete_local_events: bool,
+    /// What becomes of media that nothing but the events refers to which go.
+    #[serde(default, skip_serializing_if = "MediaFate::is_stay")]
+    pub media: MediaFate,
     /// What was received after this stays, whatever its depth. How retention, and a purge by age or time, keep
     /// what has not expired.
     #[serde(default, skip_serializing_if = "Option::is_none")]

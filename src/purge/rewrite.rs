@@ -148,6 +148,7 @@ fn rewrite_unchecked(
     };
     let planned = progress.events_planned;
     let (archive, clock) = (ctx.archive.clone(), ctx.clock);
+    let notes_media = ctx.media.are_taken;
     let rewritten = ctx.transaction(
         progress,
         "purge the events",
@@ -161,6 +162,9 @@ fn rewrite_unchecked(
                 return Ok(());
             }
             effects.local_messages = history::local_messages(tx, &cut)?;
+            if notes_media {
+                effects.note_media_of_selected(tx, cut.server_name)?;
+            }
             let mut written = None;
             if archive.is_some() {
                 let with_documents = search::is_present(tx);

@@ -52,6 +52,7 @@ pub fn run(ctx: &mut JobContext<'_>, request: &Request) -> Result<Progress, Erro
         held: ctx.heed_holds(Removes::History)?,
         ..request.clone()
     };
+    ctx.begin_media(request.media, &mut progress)?;
     acquire_synapse_lock(ctx, &[PURGE_LOCK]).map_err(|e| ctx.map_interrupt(e))?;
     let outcome = run_locked(ctx, request, &mut progress);
     ctx.live.set_interrupt(None);
@@ -408,6 +409,7 @@ fn batch(
         archive: &archive,
         server_state: ctx.server_state,
         clock,
+        notes_media: ctx.media.are_taken,
     };
     let purged = ctx.transaction(
         progress,
@@ -433,6 +435,8 @@ pub(super) struct Manner<'a> {
     pub archive: &'a SharedArchive,
     pub server_state: ServerState,
     pub clock: &'a dyn Clock,
+    /// Whether the media that the events refer to go as well.
+    pub notes_media: bool,
 }
 
 /// Selects what `cut` takes and removes it; answers how many events it dealt with.
@@ -457,6 +461,10 @@ pub(super) fn remove_selected(
         documents.note(tx, cut.room, keep_from_depth)?;
     }
     tx.in_time()?;
+    if how.notes_media {
+        effects.note_media_of_selected(tx, cut.server_name)?;
+        tx.in_time()?;
+    }
     let written = archive_events(
         how.archive,
         tx,

@@ -201,6 +201,8 @@ fn purge_events(
         archive: &archive,
         server_state: ctx.server_state,
         clock: ctx.clock,
+        // Retention alone has rooms go together.
+        notes_media: false,
     };
     let purged = in_one_transaction(ctx, rooms, names, &ready, &disk, how);
     ctx.db.set_foreign_keys(true)?;

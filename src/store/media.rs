@@ -7,6 +7,8 @@
 
 mod text;
 
+use std::collections::BTreeSet;
+
 use super::db::{Db, Engine, params};
 use super::tables;
 use super::tx::Tx;
@@ -376,6 +378,67 @@ pub fn for_each_selected(
         text::names_in(row.value(0)?, server_name, each);
         Ok(())
     })
+}
+
+/// The files that the events of a selection refer to which go, and that may go at all; in its transaction. Looks each one up.
+pub fn files_of_selected(db: &Db, server_name: &str) -> Result<Vec<MediaFile>, Error> {
+    let mut names = BTreeSet::new();
+    for_each_selected(db, server_name, &mut |name| {
+        names.insert(name);
+    })?;
+    files_of(db, names.into_iter())
+}
+
+/// Those of some names that have a file which may go at all.
+pub fn files_of(db: &Db, names: impl Iterator<Item = MediaName>) -> Result<Vec<MediaFile>, Error> {
+    let mut files = Vec::new();
+    for name in names {
+        files.extend(named(db, &name)?);
+    }
+    Ok(files)
+}
+
+/// Whether a room is encrypted, or has an encrypted message: what those refer to cannot be read. Walks `events_order_room`, to
+/// its end where it is not.
+pub fn is_encrypted(db: &Db, room: &RoomId) -> Result<bool, Error> {
+    const ENCRYPTED: &str = "
+        SELECT count(*)
+         WHERE EXISTS (SELECT 1 FROM events
+                        WHERE room_id = $1 AND type IN ('m.room.encryption', 'm.room.encrypted'))";
+    let doing = "look whether the room is encrypted";
+    Ok(db.count(doing, ENCRYPTED, params![room.as_str()])? > 0)
+}
+
+/// Number and bytes of what people of this server have uploaded who wrote encrypted messages in a room: no more than that can
+/// any of these refer to. Copies of what other servers have are not counted.
+pub fn uploads_beside_encrypted(
+    db: &Db,
+    room: &RoomId,
+    server_name: &str,
+) -> Result<(i64, i64), Error> {
+    const SENDERS: &str = "
+        SELECT DISTINCT sender FROM events WHERE room_id = $1 AND type = 'm.room.encrypted'";
+    const UPLOADS: &str = "
+        SELECT count(*), CAST(coalesce(sum(media_length), 0) AS BIGINT)
+          FROM local_media_repository
+         WHERE user_id = $1 AND url_cache IS NULL AND media_length IS NOT NULL";
+    let doing = "count what encrypted messages may refer to";
+    let mut senders: Vec<String> = Vec::new();
+    let end = format!(":{server_name}");
+    db.for_each(doing, SENDERS, params![room.as_str()], |row| {
+        let sender: Option<String> = row.get(0)?;
+        senders.extend(sender.filter(|sender| sender.ends_with(&end)));
+        Ok(())
+    })?;
+    let (mut files, mut bytes) = (0, 0);
+    for sender in senders {
+        let read = |row: &super::db::Row<'_>| Ok((row.get(0)?, row.stamp(1).unwrap_or(0)));
+        let found: Option<(i64, i64)> = db.row(doing, UPLOADS, params![sender], read)?;
+        let (count, length) = found.unwrap_or_default();
+        files += count;
+        bytes += length;
+    }
+    Ok((files, bytes))
 }
 
 /// Whether any room of this server is encrypted: what its messages refer to cannot be read.

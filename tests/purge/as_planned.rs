@@ -232,6 +232,7 @@ fn deletions_sets_and_retention_runs_are_bound_too() {
         every_room(SetAction::PurgeHistory {
             point: PurgePoint::OlderThan(days(300)),
             delete_local_events: true,
+            media: Default::default(),
         })
     };
     type Plan = fn(&Keeper, &RoomId, &SetRequest) -> Option<PlanHash>;

@@ -42,6 +42,7 @@ const OPTIONS: PurgeOptions = PurgeOptions {
     delete_local_events: true,
     keep_received_after: None,
     strict: false,
+    media: roomkeeper::job::MediaFate::Stay,
 };
 
 fn start(keeper: &Keeper, ask: &Ask) -> Result<JobId, Error> {

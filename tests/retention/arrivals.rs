@@ -87,7 +87,7 @@ fn purge(site: &Site, room: &str, point: PurgePoint) -> Result<BTreeSet<String>,
     let options = PurgeOptions {
         delete_local_events: true,
         keep_received_after: None,
-        strict: false,
+        ..PurgeOptions::default()
     };
     let done = keeper
         .purge_history(&RoomId::from(room), point, options)

@@ -106,7 +106,7 @@ fn begin_purge(keeper: &Keeper, number: usize) -> JobId {
     let options = PurgeOptions {
         delete_local_events: true,
         keep_received_after: None,
-        strict: false,
+        ..PurgeOptions::default()
     };
     let point = PurgePoint::BeforeToken("t6-0".into());
     let id = keeper.purge_history(&RoomId::from(&*room(number)), point, options);

@@ -144,7 +144,7 @@ fn a_run_whose_first_room_goes_in_one_rewrite_goes_on_with_the_next() {
     let options = PurgeOptions {
         delete_local_events: true,
         keep_received_after: None,
-        strict: false,
+        ..PurgeOptions::default()
     };
     let small = keeper.purge_history(&RoomId::from(&*room(0)), point, options);
     keeper.wait(&small.expect("begun")).expect("purged");

@@ -98,11 +98,11 @@ fn one_by_one(config: Config, request: &SetRequest, rooms: &[RoomId]) -> BTreeMa
             SetAction::PurgeHistory {
                 point,
                 delete_local_events,
+                ..
             } => {
                 let options = PurgeOptions {
                     delete_local_events: *delete_local_events,
-                    keep_received_after: None,
-                    strict: false,
+                    ..PurgeOptions::default()
                 };
                 keeper.purge_history(room, point.clone(), options)
             }
@@ -130,10 +130,12 @@ fn any_action(now: Millis, tables: &Tables, rng: &mut impl Rng) -> SetAction {
         1 => SetAction::PurgeHistory {
             point: PurgePoint::BeforeTs(at),
             delete_local_events: rng.random(),
+            media: Default::default(),
         },
         _ => SetAction::PurgeHistory {
             point: PurgePoint::OlderThan(now - at),
             delete_local_events: rng.random(),
+            media: Default::default(),
         },
     }
 }
@@ -298,6 +300,7 @@ fn a_request_that_names_no_rooms_or_may_mean_more_than_was_meant_is_refused() {
     let purge = |point| SetAction::PurgeHistory {
         point,
         delete_local_events: true,
+        media: Default::default(),
     };
     let of_elsewhere = Request {
         new_room_user_id: Some("@a:elsewhere.example".into()),

@@ -81,7 +81,7 @@ pub fn do_as_told() {
         let options = PurgeOptions {
             delete_local_events: true,
             keep_received_after: ask.keep_received_after.map(roomkeeper::Millis),
-            strict: false,
+            ..Default::default()
         };
         keeper.purge_history(&RoomId::new(&*ask.room), ask.point(), options)
     })

@@ -67,7 +67,7 @@ impl Ask {
         PurgeOptions {
             delete_local_events: self.delete_local_events,
             keep_received_after: self.keep_received_after.map(Millis),
-            strict: false,
+            ..PurgeOptions::default()
         }
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! `ROOMKEEPER_SEED=<n>` repeats a failed run, `ROOMKEEPER_CASES=<n>` tries more samples.
 
+#[allow(dead_code)]
+#[path = "../support/child.rs"]
+mod child;
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;

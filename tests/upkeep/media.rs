@@ -1,5 +1,7 @@
 //! Media that nothing refers to: what goes, and above all what stays, file by file, against a plain model.
 
+mod with_messages;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};

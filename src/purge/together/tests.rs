@@ -36,6 +36,7 @@ fn request(ask: &Ask) -> Request {
             stream: 0,
         },
         delete_local_events: ask.delete_local_events,
+        media: Default::default(),
         keep_received_after: None,
         expiry: None,
         held: Vec::new(),
