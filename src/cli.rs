@@ -495,6 +495,12 @@ fn ended(job: &JobRecord, said: &[String], json: bool) -> ExitCode {
     match job.state {
         State::Failed => {
             output::warn(job.error.as_deref().unwrap_or("failed"));
+            if job.error_code.as_deref() == Some("would_empty_room") {
+                output::note(
+                    "that point lies above all that the room ends with: nothing would be left for anybody to go on from. Say an \
+                     earlier one",
+                );
+            }
             ExitCode::from(EXIT_FAILED)
         }
         _ => ExitCode::SUCCESS,

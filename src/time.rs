@@ -303,7 +303,7 @@ pub enum When {
     Ago(Millis),
 }
 
-/// Reads a date (`2026-01-01`), a time (`2026-01-01T12:00Z`, `2026-01-01 12:00:30+02:00`; without a zone UTC), or how long
+/// Reads a date (`2026-01-01`), a time (`2026-01-01T12:00Z`, `2026-01-01 12:00:30.5+02:00`; without a zone UTC), or how long
 /// ago (`90d`).
 ///
 /// # Errors
@@ -312,9 +312,27 @@ pub fn parse_when(text: &str) -> Result<When, String> {
     let text = text.trim();
     let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if is_number {
-        return Err(format!(
-            "{text} of what? Say a date such as 2026-01-01, or how long ago, such as {text}d"
-        ));
+        // What other programs count since 1970 is no number of days.
+        let date = |scale: i64| {
+            let count = text.parse::<i64>().ok()?.checked_mul(scale)?;
+            Some(Millis(count).as_date().replace(' ', "T"))
+        };
+        let since_1970 = match text.len() {
+            10 => date(1_000).map(|date| ("seconds", date)),
+            13 => date(1).map(|date| ("milliseconds", date)),
+            _ => None,
+        };
+        return Err(match since_1970 {
+            Some((unit, date)) => {
+                format!("{text} of what? If {unit} since 1970 are meant, say {date}Z")
+            }
+            None if text.len() > 5 => format!(
+                "{text} of what? Say a date such as 2026-01-01, or how long ago, such as 90d"
+            ),
+            None => format!(
+                "{text} of what? Say a date such as 2026-01-01, or how long ago, such as {text}d"
+            ),
+        });
     }
     if let Some(moment) = parse_date(text) {
         return Ok(When::At(moment));
@@ -365,7 +383,17 @@ fn parse_date(text: &str) -> Option<Millis> {
     };
     let mut parts = clock.trim_end().split(':');
     let (hour, minute) = (digits(parts.next()?, 2)?, digits(parts.next()?, 2)?);
-    let second = parts.next().map_or(Some(0), |text| digits(text, 2))?;
+    let (second, fraction) = match parts.next() {
+        None => (0, 0),
+        Some(text) => match text.split_once('.') {
+            None => (digits(text, 2)?, 0),
+            Some((second, fraction)) if (1..=9).contains(&fraction.len()) => {
+                let billionths = digits(&format!("{fraction:0<9}"), 9)?;
+                (digits(second, 2)?, billionths / 1_000_000)
+            }
+            Some(_) => return None,
+        },
+    };
     if hour > 23 || minute > 59 || second > 59 || parts.next().is_some() {
         return None;
     }
@@ -382,7 +410,7 @@ fn parse_date(text: &str) -> Option<Millis> {
         }
     };
     let seconds = hour * 3_600 + (minute - ahead) * 60 + second;
-    Some(midnight + Millis(seconds * 1_000))
+    Some(midnight + Millis(seconds * 1_000 + fraction))
 }
 
 /// Reads a length of time as a person types it: with its unit, one of [`parse_duration`]'s or `ms`.
@@ -488,6 +516,7 @@ mod tests {
             ("2026-01-01", "2026-01-01 00:00:00"),
             ("2026-01-01T12:00Z", "2026-01-01 12:00:00"),
             ("2026-01-01 12:00:30", "2026-01-01 12:00:30"),
+            ("2026-01-01T12:00:30.999Z", "2026-01-01 12:00:30"),
             ("2026-01-01T00:30+02:00", "2025-12-31 22:30:00"),
             ("2026-01-01T00:30-02", "2026-01-01 02:30:00"),
             ("2000-02-29", "2000-02-29 00:00:00"),
@@ -512,8 +541,21 @@ mod tests {
                 .expect_err("a number")
                 .contains("90 of what?")
         );
+        for (number, meant) in [
+            ("1700000000", "seconds since 1970 are meant, say 2023-11-14T22:13:20Z"),
+            ("1700000000000", "milliseconds since 1970 are meant, say 2023-11-14T22:13:20Z"),
+            ("20260101", "20260101 of what? Say a date such as 2026-01-01, or how long ago, such as 90d"),
+        ] {
+            let said = parse_when(number).expect_err("a number");
+            assert!(said.contains(meant), "{said}");
+        }
+        let fraction = parse_when("2026-01-01T00:00:00.0425Z");
+        assert_eq!(fraction, Ok(When::At(Millis(1_767_225_600_042))));
         for wrong in [
             "",
+            "2026-01-01T12:00:00.",
+            "2026-01-01T12:00:00.x",
+            "2026-01-01T12:00.5",
             "yesterday",
             "2026-02-30",
             "2026-13-01",

@@ -9,7 +9,7 @@ use super::{as_planned, finish_said, output, plan_text, remote, room_set, words}
 use crate::config::Config;
 use crate::deletion::Request;
 use crate::error::Error;
-use crate::ids::UserId;
+use crate::ids::{Escaped, UserId};
 use crate::keeper::{Keeper, SetAction, Viewer};
 use crate::plan_hash::PlanHash;
 
@@ -128,6 +128,12 @@ pub(super) fn set_block(
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     let (room, is_known) = words::any_room(&config, room)?;
+    if !is_known && !room.is_valid() {
+        return Err(Error::Config(format!(
+            "{} is not a legal room ID, and no such room is known here: look at the id again (`roomkeeper rooms` lists them)",
+            Escaped(room.as_str())
+        )));
+    }
     let asked = config.clone();
     let operator = config.admin_user.clone();
     // W-20: a homeserver that is not told believes what it remembers.

@@ -14,7 +14,7 @@ use crate::config::{Config, HomeserverPolicy};
 use crate::error::{EXIT_FAILED, Error};
 use crate::ids::{JobId, RoomId};
 use crate::jobs::ledger::{JobRecord, State};
-use crate::keeper::{self, Keeper, job_view};
+use crate::keeper::{self, JobKind, Keeper, job_view};
 use crate::time::{Millis, When, parse_when};
 
 /// How often who watches is shown what is so.
@@ -109,14 +109,18 @@ impl Which {
         };
         let since = self.since.as_deref().map(parse_when).transpose();
         let since = since.map_err(|said| Error::Config(format!("--since: {said}")))?;
+        let kinds = self.kind.iter().map(|kind| kind.trim().replace('-', "_"));
+        let kinds: Vec<String> = kinds.collect();
+        if let Some(unknown) = kinds.iter().find(|kind| !JobKind::is_known(kind)) {
+            return Err(Error::Config(format!(
+                "--kind: no job is of the kind '{unknown}': say {}",
+                JobKind::names().join(", ")
+            )));
+        }
         let words = self.state.iter().filter_map(StateWord::to_possible_value);
         Ok(Filter {
             states: words.map(|word| word.get_name().to_owned()).collect(),
-            kinds: self
-                .kind
-                .iter()
-                .map(|kind| kind.replace('-', "_"))
-                .collect(),
+            kinds,
             room,
             since: since.map(|since| match since {
                 When::At(moment) => moment,

@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 use super::{output, timeline, words};
 use crate::config::Config;
 use crate::error::Error;
-use crate::ids::UserId;
+use crate::ids::{RoomId, UserId};
 use crate::keeper::Viewer;
 use crate::messages::{Filter, Format, Page, PageRequest, Reader};
 use crate::plural::count;
-use crate::point::{Direction, StreamToken};
+use crate::point::{Direction, RoomToken, StreamToken};
+use crate::time::{Millis, When, parse_when};
 
 /// Which way to page.
 #[derive(Clone, Copy, ValueEnum)]
@@ -30,11 +31,11 @@ pub(super) struct Messages {
     /// b: the newest first; f: the oldest first.
     #[arg(long, value_name = "b|f", default_value = "b")]
     dir: Way,
-    /// Go on from this token, which a page before named.
-    #[arg(long, value_name = "TOKEN")]
+    /// Go on from this token, which a page before named; or from what was received by then: 2026-01-01, 2026-01-01T12:00Z, or so long ago: 90d.
+    #[arg(long, value_name = "TOKEN_OR_TIME")]
     from: Option<String>,
-    /// Go no further than this token.
-    #[arg(long, value_name = "TOKEN")]
+    /// Go no further than this token, or this time.
+    #[arg(long, value_name = "TOKEN_OR_TIME")]
     to: Option<String>,
     /// At most this many events, of 1000.
     #[arg(long, value_name = "N", default_value_t = 50)]
@@ -49,13 +50,6 @@ pub(super) struct Messages {
 
 impl Messages {
     fn request(&self, config: &Config) -> Result<PageRequest, Error> {
-        let token = |name: &str, text: &Option<String>| match text {
-            None => Ok(None),
-            Some(text) => text
-                .parse::<StreamToken>()
-                .map(Some)
-                .map_err(|_| Error::Config(format!("--{name} '{text}' is not a pagination token"))),
-        };
         let filter = match &self.filter {
             Some(text) => Filter::parse(text, config.relation_type_filters)
                 .map_err(|e| Error::Config(format!("--filter: {e}")))?,
@@ -67,8 +61,8 @@ impl Messages {
                 Way::B => Direction::Backwards,
                 Way::F => Direction::Forwards,
             },
-            from: token("from", &self.from)?,
-            to: token("to", &self.to)?,
+            from: None,
+            to: None,
             limit: self.limit,
             filter,
             format: if is_federation {
@@ -80,6 +74,37 @@ impl Messages {
     }
 }
 
+/// Where a page begins or ends.
+enum Place {
+    Token(StreamToken),
+    Time(Millis),
+}
+
+impl Place {
+    fn read(option: &str, text: Option<&str>, now: Millis) -> Result<Option<Self>, Error> {
+        let Some(text) = text else { return Ok(None) };
+        if let Ok(token) = text.parse() {
+            return Ok(Some(Self::Token(token)));
+        }
+        match parse_when(text) {
+            Ok(When::At(moment)) => Ok(Some(Self::Time(moment))),
+            Ok(When::Ago(age)) => Ok(Some(Self::Time(now - age))),
+            Err(said) => Err(Error::Config(format!(
+                "{option}: '{text}' is not a pagination token, and no time either: {said}"
+            ))),
+        }
+    }
+
+    fn token(self, viewer: &Viewer, room: &RoomId) -> Result<StreamToken, Error> {
+        Ok(match self {
+            Self::Token(token) => token,
+            Self::Time(moment) => {
+                StreamToken::new(RoomToken::Historic(viewer.place_at(room, moment)?))
+            }
+        })
+    }
+}
+
 /// Shows a page: for people a timeline, oldest at the top; for machines a line for each event in the order that was
 /// asked for, and a last one with the tokens.
 pub(super) fn messages(
@@ -87,14 +112,26 @@ pub(super) fn messages(
     wanted: &Messages,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let request = wanted.request(&config)?;
+    let mut request = wanted.request(&config)?;
+    let now = config.clock.now();
+    let from = Place::read("--from", wanted.from.as_deref(), now)?;
+    let to = Place::read("--to", wanted.to.as_deref(), now)?;
     let reader = match &wanted.user {
+        Some(user) if !user.starts_with('@') || !user.contains(':') => {
+            return Err(Error::Config(format!(
+                "--as: '{user}' is no user: say the whole id, such as @alice:{}",
+                config.server_name
+            )));
+        }
         Some(user) => Reader::user(&UserId::from(user.as_str())),
         None => Reader::Admin,
     };
     let room = words::known_room(&config, &wanted.room)?;
     // A snapshot needs no lock, and so no daemon is in the way.
-    let page = Viewer::open(config)?.messages(&room, &reader, &request)?;
+    let viewer = Viewer::open(config)?;
+    request.from = from.map(|from| from.token(&viewer, &room)).transpose()?;
+    request.to = to.map(|to| to.token(&viewer, &room)).transpose()?;
+    let page = viewer.messages(&room, &reader, &request)?;
     if as_json {
         for event in page.state.iter().chain(&page.chunk) {
             output::json_text(event.as_str());

@@ -179,6 +179,16 @@ impl JobKind {
         kinds.find(|kind| kind.name == name).unwrap_or(&&UNKNOWN)
     }
 
+    /// Whether this roomkeeper has jobs of a kind.
+    pub fn is_known(name: &str) -> bool {
+        KINDS.iter().any(|kind| kind.name == name)
+    }
+
+    /// The names of all kinds.
+    pub fn names() -> Vec<&'static str> {
+        KINDS.iter().map(|kind| kind.name).collect()
+    }
+
     /// Those that are parts of others.
     pub(super) fn parts() -> impl Iterator<Item = &'static Self> {
         KINDS.into_iter().filter(|kind| kind.is_part())

@@ -20,7 +20,7 @@ use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::locks::RoomLocks;
 use crate::plan_hash::PlanDigest;
-use crate::point::PurgePoint;
+use crate::point::{Point, PurgePoint};
 use crate::purge::{self, Extremities, Plan, Request};
 use crate::retention;
 use crate::sqlite_file::{self, NEEDED_TO_BEGIN};
@@ -95,6 +95,22 @@ impl Viewer {
     pub fn cut(&self, room: &RoomId, point: &PurgePoint) -> Result<Option<Mark>, Error> {
         let point = points::resolve(&self.db, room, point, self.config.clock.now())?;
         named_rooms::at(&self.db, room, point)
+    }
+
+    /// The place in a room just after its last event that was received before a moment, as a purge up to then finds it;
+    /// before everything, where there is none.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub fn place_at(&self, room: &RoomId, moment: Millis) -> Result<Point, Error> {
+        let point = PurgePoint::BeforeTs(moment);
+        match points::resolve(&self.db, room, &point, self.config.clock.now()) {
+            Err(Error::NothingThatOld) => Ok(Point {
+                topological: 0,
+                stream: i64::MIN,
+            }),
+            found => found,
+        }
     }
 
     /// As [`crate::keeper::Keeper::plan_purge`].

@@ -383,13 +383,15 @@ fn room_of(db: &Db, named: &str, known: &BTreeSet<RoomId>) -> Result<RoomId, Err
     if named.starts_with('#') {
         return match room_statistics::by_alias(db, named)? {
             Some(room) => Ok(room),
-            None => refused(format!("no room of this server has the alias {named}")),
+            None => refused(format!("no room here has the alias {named}")),
         };
     }
     let room = RoomId::new(named);
     match known.contains(&room) {
         true => Ok(room),
-        false => refused(format!("the database has nothing of a room {room}")),
+        false => refused(format!(
+            "this server knows no room {room}: look at the id again (`roomkeeper rooms` lists them)"
+        )),
     }
 }
 
