@@ -39,7 +39,7 @@ pub(crate) use self::transaction::{
 use crate::batch::BatchLimits;
 use crate::config::{EventSigning, HomeserverApi};
 use crate::error::Error;
-use crate::ids::RoomId;
+use crate::ids::{Escaped, RoomId};
 use crate::jobs::ledger::Ledger;
 use crate::jobs::register::{JobRegistry, RunningJob};
 use crate::locks::RoomLocks;
@@ -47,6 +47,7 @@ use crate::store::db::Db;
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver::SynapseLock;
 use crate::store::reclaim;
+use crate::store::room_rows;
 use crate::store::wal::WalGuard;
 use crate::time::Clock;
 
@@ -128,6 +129,29 @@ impl JobContext<'_> {
             reclaim::damaged(&crate::error::Chain(&error).to_string())
         } else {
             error
+        }
+    }
+
+    /// What stopped a statement is named where it is a table that we know nothing of (P-53).
+    pub(crate) fn map_constraint(&self, error: Error) -> Error {
+        if !error.is_constraint() {
+            return error;
+        }
+        match room_rows::strangers(&self.db) {
+            Ok(tables) if !tables.is_empty() => Error::Refused(format!(
+                "a row that would go is referred to by {}, which this roomkeeper does not know, and that stops it ({}). What was \
+                 done up to here is whole. Delete the rows there that refer to it, if they are not the homeserver's own, and ask \
+                 again; a dry run counts them",
+                match &tables[..] {
+                    [table] => format!("the table {}", Escaped(table)),
+                    tables => {
+                        let names = tables.iter().map(|table| Escaped(table).to_string());
+                        format!("one of the tables {}", names.collect::<Vec<_>>().join(", "))
+                    }
+                },
+                crate::error::Chain(&error)
+            )),
+            _ => error,
         }
     }
 

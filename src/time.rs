@@ -542,9 +542,18 @@ mod tests {
                 .contains("90 of what?")
         );
         for (number, meant) in [
-            ("1700000000", "seconds since 1970 are meant, say 2023-11-14T22:13:20Z"),
-            ("1700000000000", "milliseconds since 1970 are meant, say 2023-11-14T22:13:20Z"),
-            ("20260101", "20260101 of what? Say a date such as 2026-01-01, or how long ago, such as 90d"),
+            (
+                "1700000000",
+                "seconds since 1970 are meant, say 2023-11-14T22:13:20Z",
+            ),
+            (
+                "1700000000000",
+                "milliseconds since 1970 are meant, say 2023-11-14T22:13:20Z",
+            ),
+            (
+                "20260101",
+                "20260101 of what? Say a date such as 2026-01-01, or how long ago, such as 90d",
+            ),
         ] {
             let said = parse_when(number).expect_err("a number");
             assert!(said.contains(meant), "{said}");

@@ -366,7 +366,7 @@ fn refuse_unknown(db: &Db, room: &RoomId) -> Result<(), Error> {
     for unknown in room_rows::unknown(db, room)? {
         if unknown.stops_delete {
             return Err(Error::Refused(format!(
-                "the table {}, which this roomkeeper does not know, has {} that refer to the room and would stop the \
+                "the table {}, which this roomkeeper does not know, has {} of this room, which would stop the \
                  delete halfway; nothing was deleted. Use a newer roomkeeper, or delete those rows first if they are \
                  not the homeserver's own",
                 unknown.table,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::kind::{self, JobExtent, JobKind, Runner, RunsOn, Work, parameters};
 use super::many_rooms::{RoomError, RoomWhy, RoomsSummary, with_summary};
-use super::{Keeper, Shared, Viewer};
+use super::{Keeper, Shared, Viewer, ownership};
 use crate::error::{Chain, Error};
 use crate::hold::Hold;
 use crate::ids::{Escaped, JobId, RoomId};
@@ -24,7 +24,6 @@ use crate::plural::count;
 use crate::store::check::{self, Violation};
 use crate::store::db::{Db, SecureDelete};
 use crate::store::event_rows::add;
-use crate::store::homeserver;
 use crate::store::index_test::IndexesBy;
 use crate::store::reclaim;
 use crate::store::repair::{self, Act, Finding, Mend};
@@ -573,9 +572,14 @@ fn mend_room(
     repair: &mut Repair,
 ) -> Result<(i64, Option<RoomWhy>), Error> {
     if let Some(room) = room {
-        if homeserver::has_own_task(&ctx.db, room, ctx.clock.now())? {
-            let why = "the homeserver itself is purging or deleting it".to_owned();
-            return Ok((0, Some((why, "room_busy"))));
+        let is_running = || Ok(ctx.server_state == ServerState::Running);
+        match ownership::refuse_own_task(&ctx.db, room, ctx.clock.now(), is_running) {
+            Err(Error::RoomBusy { .. }) => {
+                let why = "the homeserver itself is purging or deleting it".to_owned();
+                return Ok((0, Some((why, "room_busy"))));
+            }
+            Err(e @ Error::LeftTask(_)) => return Ok((0, Some((e.to_string(), e.code())))),
+            looked => looked?,
         }
         if let Some(why) = held_back(&ctx.db, mend, room, &ctx.ledger.holds()?)? {
             return Ok((0, Some((why, "held"))));

@@ -25,7 +25,7 @@ use crate::jobs::ledger::{JobRecord, State, Subject};
 use crate::jobs::pool::{Pool, SubmitError};
 use crate::jobs::register::JobGuard;
 use crate::plan_hash::{Part, PlanDigest, RoomDigest};
-use crate::plural::count;
+use crate::plural::{count, count_of};
 use crate::policy::LifetimeRange;
 use crate::purge::{self, Request};
 use crate::retention::{self, Due, Exact, Plan, Reason};
@@ -371,6 +371,23 @@ impl Shared {
                 let (room, why) = (&left.room_id, left.reason.in_words());
                 log::warn!("room {room}: {why}, so this retention run skips it");
             }
+        }
+        // What is decided and not carried out is said.
+        for reason in [Reason::UnreadablePolicy, Reason::LifetimeTooShort] {
+            let rooms = plan.left_alone.iter().filter(|left| left.reason == reason);
+            let rooms: Vec<_> = rooms.collect();
+            let Some(first) = rooms.first() else { continue };
+            let lifetime = first.lifetime.as_ref();
+            let lifetime =
+                lifetime.map_or_else(String::new, |of| format!(" ({})", of.lifetime.in_words()));
+            let note = format!(
+                "{} left alone, such as {}{lifetime}, because {}",
+                count_of(rooms.len() as u64, "room is", "rooms are"),
+                first.room_id,
+                reason.in_words()
+            );
+            log::warn!("{guard}: {note}");
+            progress.notes.push(note);
         }
         progress.phase = Phase::Events;
         progress.events_planned = plan.events;

@@ -20,8 +20,8 @@ use crate::purge;
 use crate::rooms::Selectors;
 use crate::store::db::{Db, Engine};
 use crate::store::index_test::IndexesBy;
+use crate::store::reclaim;
 use crate::store::state_groups::{Compressed, rooms_with_groups, verify_indexes};
-use crate::store::{homeserver, reclaim};
 
 /// A compression.
 pub(super) static STATE_COMPRESS: JobKind = JobKind {
@@ -413,9 +413,8 @@ impl Shared {
             before,
         } = all;
         let mut of_room = Compressed::default();
-        let done = match homeserver::has_own_task(&ctx.db, room, ctx.clock.now()) {
-            Ok(true) => Err(Error::RoomBusy { room: room.clone() }),
-            Ok(false) => {
+        let done = match self.refuse_own_task(&ctx.db, room) {
+            Ok(()) => {
                 let mut each = |progress: &mut Progress, of_room: &Compressed| {
                     let mut sums = *before;
                     sums.add(of_room);
@@ -448,9 +447,11 @@ impl Compression {
         let summary = &mut self.summary;
         match done {
             Ok(()) => summary.rooms_done += 1,
-            Err(e @ (Error::RoomBusy { .. } | Error::Held(_))) => {
+            Err(e @ (Error::RoomBusy { .. } | Error::Held(_) | Error::LeftTask(_))) => {
                 let why = match &e {
-                    Error::RoomBusy { .. } => "another job has it".to_owned(),
+                    Error::RoomBusy { .. } => {
+                        "another job has it, or the homeserver itself is at work on it".to_owned()
+                    }
                     e => e.to_string(),
                 };
                 log::warn!("{guard}: room {room} is left alone: {why}");

@@ -23,8 +23,8 @@ use crate::purge::{self, RoomSweep};
 use crate::store::db::{Db, Engine};
 use crate::store::event_rows::{RowCounts, add_all};
 use crate::store::index_test::IndexesBy;
+use crate::store::reclaim;
 use crate::store::state_groups::{Unreferenced, verify_indexes};
-use crate::store::{homeserver, reclaim};
 
 /// A sweep.
 pub(super) static STATE_SWEEP: JobKind = JobKind {
@@ -379,9 +379,8 @@ impl Shared {
         ctx.room = room;
         // One file for all of them.
         ctx.archive = archive;
-        let swept = match homeserver::has_own_task(&ctx.db, room, ctx.clock.now()) {
-            Ok(true) => Err(Error::RoomBusy { room: room.clone() }),
-            Ok(false) => purge::sweep_room(&mut ctx, progress, unreferenced, groups),
+        let swept = match self.refuse_own_task(&ctx.db, room) {
+            Ok(()) => purge::sweep_room(&mut ctx, progress, unreferenced, groups),
             Err(e) => Err(e),
         };
         *kept = Some((ctx.db, ctx.watch));
@@ -400,9 +399,11 @@ impl Sweep {
         let summary = &mut self.summary;
         match swept {
             Ok(()) => summary.rooms_done += 1,
-            Err(e @ (Error::RoomBusy { .. } | Error::Held(_))) => {
+            Err(e @ (Error::RoomBusy { .. } | Error::Held(_) | Error::LeftTask(_))) => {
                 let why = match &e {
-                    Error::RoomBusy { .. } => "another job has it".to_owned(),
+                    Error::RoomBusy { .. } => {
+                        "another job has it, or the homeserver itself is at work on it".to_owned()
+                    }
                     e => e.to_string(),
                 };
                 log::warn!("{guard}: room {room} is left alone: {why}");

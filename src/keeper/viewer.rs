@@ -9,7 +9,9 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::holds::before_what_is_held;
-use super::ownership::{look, own_ledger, refuse_anybody_else, refuse_wrong_server_name};
+use super::ownership::{
+    look, own_ledger, refuse_anybody_else, refuse_own_task, refuse_wrong_server_name,
+};
 use super::{PurgeOptions, options, tell_full_disk};
 use crate::config::{Config, HomeserverPolicy};
 use crate::error::{Chain, Error};
@@ -124,6 +126,10 @@ impl Viewer {
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
         let now = self.config.clock.now();
+        // In the order in which a purge looks.
+        points::resolve(&self.db, room, point, now)?;
+        let is_running = || Ok(self.running_homeserver()?.is_some());
+        refuse_own_task(&self.db, room, now, is_running)?;
         let at = matches!(point, PurgePoint::OlderThan(_)).then_some(now);
         let (mut plan, digest) = self.plan_purge_at(room, point, options, now, at)?;
         plan.plan = Some(digest.hash());

@@ -130,7 +130,6 @@ pub fn plan(
             return Ok(plan);
         }
         plan.rows_removed = history::count(db, &cut, selected)?;
-        plan.referring_tables = history::referring_tables(db)?;
         if search::is_present(db) {
             add(&mut plan.rows_removed, "event_search", search::count(db)?);
         }
@@ -145,6 +144,7 @@ pub fn plan(
         let candidates = history::selected_groups(db)?;
         let groups = state_groups::plan(db, &candidates, rules, &mut |_| Ok(()))?;
         plan.state_groups_freed = groups.to_delete.len() as i64;
+        plan.referring_tables = history::referring_tables(db, &groups.to_delete)?;
         for (table, rows) in groups.rows_removed() {
             add(&mut plan.rows_removed, &table, rows);
         }

@@ -314,7 +314,7 @@ fn batches(
             }
             Err(e) if e.is_full() && !on_server && ctx.release_reserve() => continue,
             Err(e) if e.is_full() && !on_server => return Err(disk.full(&ctx.db, ctx.room)),
-            Err(e) => return Err(e),
+            Err(e) => return Err(ctx.map_constraint(e)),
         };
         waited_from = Instant::now();
         sizer.observe(events, cost.took, cost.wal_bytes);

@@ -289,7 +289,7 @@ fn carry_out(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<Option
     }
     // Power that fails must not take back what the ledger has crossed out: nobody would look at those groups again.
     ctx.db.sync_commits(true)?;
-    let carried = carry_out_steps(ctx, progress, &room, &steps);
+    let carried = carry_out_steps(ctx, progress, &room, &steps).map_err(|e| ctx.map_constraint(e));
     ctx.db.sync_commits(false)?;
     let carried = carried?;
     if carried.is_none() {

@@ -177,7 +177,10 @@ impl Reason {
                 "everybody of this server has left it (roomkeeper.retention_of_left_rooms: true takes it)"
             }
             Self::Busy => "another job has it",
-            Self::BusyInHomeserver => "the homeserver itself is purging or deleting it",
+            Self::BusyInHomeserver => {
+                "the homeserver itself is purging or deleting it, or was when it was stopped (`roomkeeper purge-history` of such a \
+                 room says what to do then)"
+            }
             Self::Held => "it is held (roomkeeper hold list)",
         }
     }

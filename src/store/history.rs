@@ -496,9 +496,19 @@ const BYTES_TO_DELETE: &str = "
      CROSS JOIN event_json j
      WHERE s.to_delete AND j.event_id = s.event_id";
 
-/// Tables of somebody else's with rows that refer to what is to be deleted (P-53).
-pub fn referring_tables(db: &Db) -> Result<Vec<Unknown>, Error> {
-    room_rows::unknown_of_selection(db)
+/// Tables of somebody else's with rows that refer to what is to be deleted, or to one of these state groups (P-53).
+pub fn referring_tables(db: &Db, groups: &[i64]) -> Result<Vec<Unknown>, Error> {
+    let mut found = room_rows::unknown_of_selection(db)?;
+    for more in room_rows::unknown_of_groups(db, groups)? {
+        match found.iter_mut().find(|known| known.table == more.table) {
+            Some(known) => {
+                known.rows += more.rows;
+                known.stops_delete |= more.stops_delete;
+            }
+            None => found.push(more),
+        }
+    }
+    Ok(found)
 }
 
 /// Bytes of the JSON of the events to delete.

@@ -2,6 +2,8 @@
 //!
 //! A key that cascades takes rows of its own table along, to which others refer in turn; so each is followed.
 
+use std::collections::BTreeSet;
+
 use super::catalog;
 use super::db::{Db, Engine, params};
 use super::room_rows::Unknown;
@@ -132,6 +134,34 @@ pub(super) fn find(
         }
     }
     Ok(found)
+}
+
+/// The tables of somebody else's whose keys refuse that a row of these goes, whether or not they have such rows.
+pub(super) fn strangers(
+    db: &Db,
+    is_ours: impl Fn(&str) -> bool,
+) -> Result<BTreeSet<String>, Error> {
+    let mut refusing: BTreeSet<String> = BTreeSet::new();
+    let keys = keys(db, true)?;
+    // A table that goes along is in the way where another refers to it.
+    let mut parents: Vec<String> = Vec::new();
+    let mut followed: BTreeSet<usize> = BTreeSet::new();
+    loop {
+        let next = keys.iter().enumerate().find(|(at, key)| {
+            !key.is_known
+                && !followed.contains(at)
+                && (is_ours(&key.parent) || parents.contains(&key.parent))
+        });
+        let Some((at, key)) = next else { break };
+        followed.insert(at);
+        if key.stops {
+            refusing.insert(key.name.clone());
+        }
+        if key.cascades {
+            parents.push(as_parent(db, key));
+        }
+    }
+    Ok(refusing)
 }
 
 /// How a table that is referred to stands in a statement.

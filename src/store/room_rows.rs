@@ -160,6 +160,48 @@ pub(super) fn unknown_of_selection(db: &Db) -> Result<Vec<Unknown>, Error> {
     referring::find(db, going, None)
 }
 
+/// State groups that one statement names.
+const GROUPS_AT_ONCE: usize = 5_000;
+
+/// The tables with rows that refer to what goes with state groups.
+pub(super) fn unknown_of_groups(db: &Db, groups: &[i64]) -> Result<Vec<Unknown>, Error> {
+    let mut found: Vec<Unknown> = Vec::new();
+    for some in groups.chunks(GROUPS_AT_ONCE) {
+        let ids: Vec<String> = some.iter().map(ToString::to_string).collect();
+        let going = [
+            ("state_groups", "id"),
+            ("state_groups_state", "state_group"),
+            ("state_group_edges", "state_group"),
+            ("state_group_edges", "prev_state_group"),
+        ];
+        let going = going.map(|(table, column)| {
+            let condition = format!("{{row}}.{column} IN ({})", ids.join(", "));
+            (table.to_owned(), condition)
+        });
+        let refer = referring::find(db, going.into_iter(), None)?;
+        for more in refer {
+            match found.iter_mut().find(|known| known.table == more.table) {
+                Some(known) => {
+                    known.rows += more.rows;
+                    known.stops_delete |= more.stops_delete;
+                }
+                None => found.push(more),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The tables that we know nothing of and whose foreign keys may refuse that rows of ours go, by name.
+///
+/// # Errors
+/// Those of the database.
+pub fn strangers(db: &Db) -> Result<Vec<String>, Error> {
+    let found = referring::strangers(db, tables::is_known)?;
+    let found = found.into_iter().filter(|table| !tables::is_known(table));
+    Ok(found.collect())
+}
+
 /// Whether rows of the room go by statements of their own, found by its id.
 fn has_own_room(table: &Table) -> bool {
     let has_room = || {

@@ -100,6 +100,52 @@ fn every_mistake_is_told_as_what_it_is() {
             2,
             "cannot be used with",
         ),
+        (
+            &["purge-history", room, "--before", "1700000000"],
+            2,
+            "If seconds since 1970 are meant, say 2023-11-14T22:13:20Z",
+        ),
+        (
+            &["purge-history", room, "--before-ts", "1700000000"],
+            2,
+            "Seconds? then say 1700000000000",
+        ),
+        // Looking into a room.
+        (
+            &["messages", room, "--from", "soon"],
+            2,
+            "'soon' is not a pagination token, and no time either",
+        ),
+        (&["messages", room, "--to", "90"], 2, "90 of what?"),
+        (
+            &["messages", room, "--as", "bob"],
+            2,
+            "'bob' is no user: say the whole id",
+        ),
+        (&["messages", room, "--from", "1971-01-01"], 0, ""),
+        (&["messages", room, "--to", "90d", "--dir", "f"], 0, ""),
+        // A room that is misspelt.
+        (
+            &["block", "!typo"],
+            2,
+            "is not a legal room ID, and no such room is known here",
+        ),
+        (
+            &["state", "compress", "--room", "!unknown:example.org"],
+            2,
+            "this server knows no room !unknown:example.org",
+        ),
+        (
+            &["rooms", "--room", "#none:example.org"],
+            2,
+            "no room here has the alias #none:example.org",
+        ),
+        (
+            &["jobs", "--kind", "purge"],
+            2,
+            "no job is of the kind 'purge': say purge_history",
+        ),
+        (&["jobs", "--kind", "purge-history,retention"], 0, ""),
         // Nothing to do is no mistake.
         (&["purge-history", room, "--before", "1971-01-01"], 0, ""),
         (&["purge-history", room, "--before-ts", "1"], 0, ""),
@@ -173,6 +219,27 @@ fn every_mistake_is_told_as_what_it_is() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(home.events(), events, "nothing went");
     home.assert_sound();
+    // A time is a place in the room, both ways: just after its last event that was received before.
+    let page = |words: &[&str]| {
+        let mut all = vec!["messages", room, "--json", "--limit", "1000"];
+        all.extend(words);
+        let ran = home.run(&all);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.out
+            .lines()
+            .filter(|line| line.contains("event_id"))
+            .count()
+    };
+    let time = "2023-11-14T22:13:20.015Z";
+    let (before, all) = (page(&["--from", time]), page(&[]));
+    assert!(before > 5 && before < all, "{before} of {all}");
+    assert_eq!(page(&["--dir", "f", "--to", time]), before);
+    assert_eq!(page(&["--dir", "f", "--from", time]), all - before);
+    assert_eq!(page(&["--to", time]), all - before);
+    assert_eq!(
+        (page(&["--from", "2020-01-01"]), page(&["--from", "0d"])),
+        (0, all)
+    );
     home.sql("INSERT INTO rooms (room_id, is_public, creator) VALUES ('!new:example.org', FALSE, '@a:example.org')");
     let words = ["purge-history", "!new:example.org", "--before", "90d"];
     let nothing = home.run(&words);
@@ -276,7 +343,9 @@ fn somebody_at_a_terminal_is_asked_before_anything_is_destroyed() {
     for words in [&purge[..], &delete] {
         for answer in ["n\n", "\n", "maybe\n"] {
             let Some((code, said)) = at_a_terminal(&home, words, answer) else {
-                eprintln!("NOT TESTED: there is no `script` to make a terminal with");
+                let why = "there is no `script` to make a terminal with";
+                assert!(std::env::var_os("ROOMKEEPER_CI").is_none(), "{why}");
+                eprintln!("NOT TESTED: {why}");
                 return;
             };
             assert_eq!(code, Some(130), "{said}");

@@ -3,6 +3,8 @@
 
 use crate::support::draft::{Draft, Event};
 use crate::support::engine::{Engine, current};
+use crate::support::rooms::Recipe;
+use crate::support::samples::deepest_cut;
 use crate::support::work::{Ask, Site};
 use roomkeeper::{Config, Error, Keeper};
 
@@ -210,12 +212,55 @@ fn a_key_of_any_shape_is_kept() {
                     assert!(is_there, "{about}: {said}");
                     let names = ["FOREIGN KEY", "NOT NULL", "23503", "23502", "23001"];
                     assert!(names.iter().any(|n| said.contains(n)), "{about}: {said}");
+                    assert!(
+                        is_hidden || said.contains("which this roomkeeper does not know"),
+                        "{about}: {said}"
+                    );
                 }
                 (outcome, _) => panic!("{about}: {outcome:?}"),
             }
             site.assert_sound(&about);
         }
     }
+}
+
+/// What refers to a state group is counted by the plan, and named by the purge that it stops once the events have gone.
+#[test]
+fn a_key_on_a_state_group_is_named() {
+    trust_the_role();
+    let recipe = Recipe {
+        rooms: 1..2,
+        events: 60..90,
+        may_be_long: false,
+    };
+    let mut samples = (1..).map(|seed| Site::random(seed, &recipe));
+    let (site, ask, freed) = samples
+        .find_map(|site| {
+            let ask = deepest_cut(&site.tables());
+            let freed = site.plan(&ask).ok()?.state_groups_freed;
+            (freed > 0).then_some((site, ask, freed))
+        })
+        .expect("one of them has state that goes");
+    site.run(
+        "CREATE TABLE marks (state_group BIGINT REFERENCES state_groups (id));
+         INSERT INTO marks SELECT id FROM state_groups",
+    );
+    let planned = site.plan(&ask).expect("planned").referring_tables;
+    let told: Vec<_> = planned
+        .iter()
+        .map(|table| (&*table.table, table.rows, table.stops_delete))
+        .collect();
+    assert_eq!(told, [("marks", freed, true)]);
+    match site.purge(&ask) {
+        Err(Error::JobFailed { text: said, .. }) => {
+            assert!(said.contains("the table marks"), "{said}")
+        }
+        done => panic!("{done:?}"),
+    }
+    site.assert_sound("stopped at its state groups");
+    site.run("DELETE FROM marks");
+    site.purge(&ask).expect("nothing is in its way");
+    site.assert_sound("done");
 }
 
 /// A room is not deleted half-way: what would stop that is found before anything is touched, and named by the plan.
@@ -359,6 +404,7 @@ fn a_rule_runs_where_the_role_could_switch_it_off() {
 }
 
 also_on_postgres! {
+    a_key_on_a_state_group_is_named,
     a_key_that_would_stop_the_deletion_of_a_room_is_found_before_it_begins,
     a_key_of_any_shape_is_kept,
     a_trigger_hears_of_what_goes_and_of_nothing_that_stays,

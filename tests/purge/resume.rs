@@ -332,6 +332,10 @@ fn a_room_that_is_being_purged_is_refused_and_another_is_not() {
     let planned = viewer.plan_deletion(&RoomId::new(&*ask.room), &request);
     assert_eq!(planned.expect_err("refused as well").to_string(), said);
     drop(viewer);
+    let planned = site
+        .plan(&ask)
+        .expect_err("a plan says what its purge would");
+    assert_eq!(planned.to_string(), said);
     let keeper = Keeper::open(site.beside(100, 60_000)).expect("opens");
     let refused = start(&keeper, &ask).expect_err("the homeserver deletes the room itself");
     assert!(matches!(refused, Error::RoomBusy { .. }), "{refused}");

@@ -104,6 +104,13 @@ fn a_lifetime_without_a_unit_is_shown_and_not_carried_out() {
     }
     run_all(config.clone());
     assert_eq!((events_of(&town, 0), events_of(&town, 1)), (40, 40));
+    // The run says so, too.
+    let keeper = Keeper::open(config.clone()).expect("opens");
+    let run = keeper.purge_history_for_rooms_in_range(None, None);
+    let run = keeper.wait(&run.expect("begins")).expect("is done");
+    let notes = run.progress["notes"].to_string();
+    assert!(notes.contains("its lifetime is below an hour"), "{notes}");
+    keeper.stop();
     // A limit that makes every lifetime short is no better.
     config.retention.allowed_lifetime_max = Some(Millis(30));
     assert_eq!(run_all(config.clone()), 0);
