@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{output, timeline, words};
 use crate::config::Config;
 use crate::error::Error;
-use crate::ids::{RoomId, UserId};
+use crate::ids::UserId;
 use crate::keeper::Viewer;
 use crate::messages::{Filter, Format, Page, PageRequest, Reader};
 use crate::plural::count;
@@ -95,12 +95,10 @@ impl Place {
         }
     }
 
-    fn token(self, viewer: &Viewer, room: &RoomId) -> Result<StreamToken, Error> {
+    fn token(self, viewer: &Viewer) -> Result<StreamToken, Error> {
         Ok(match self {
             Self::Token(token) => token,
-            Self::Time(moment) => {
-                StreamToken::new(RoomToken::Historic(viewer.place_at(room, moment)?))
-            }
+            Self::Time(moment) => StreamToken::new(RoomToken::Live(viewer.arrival_before(moment)?)),
         })
     }
 }
@@ -129,8 +127,8 @@ pub(super) fn messages(
     let room = words::known_room(&config, &wanted.room)?;
     // A snapshot needs no lock, and so no daemon is in the way.
     let viewer = Viewer::open(config)?;
-    request.from = from.map(|from| from.token(&viewer, &room)).transpose()?;
-    request.to = to.map(|to| to.token(&viewer, &room)).transpose()?;
+    request.from = from.map(|from| from.token(&viewer)).transpose()?;
+    request.to = to.map(|to| to.token(&viewer)).transpose()?;
     let page = viewer.messages(&room, &reader, &request)?;
     if as_json {
         for event in page.state.iter().chain(&page.chunk) {

@@ -22,12 +22,13 @@ use crate::jobs::ledger::{JobRecord, unfit};
 use crate::jobs::reading;
 use crate::locks::RoomLocks;
 use crate::plan_hash::PlanDigest;
-use crate::point::{Point, PurgePoint};
+use crate::point::PurgePoint;
 use crate::purge::{self, Extremities, Plan, Request};
 use crate::retention;
 use crate::sqlite_file::{self, NEEDED_TO_BEGIN};
 use crate::store::check::{self, CheckReport, Violation};
 use crate::store::db::{Access, Db, OpenOptions};
+use crate::store::expiry::Expiry;
 use crate::store::free_pages::RawFile;
 use crate::store::homeserver::HomeserverDetector;
 use crate::store::named_rooms::{self, Mark};
@@ -99,20 +100,14 @@ impl Viewer {
         named_rooms::at(&self.db, room, point)
     }
 
-    /// The place in a room just after its last event that was received before a moment, as a purge up to then finds it;
-    /// before everything, where there is none.
+    /// The order of arrival of the last event that was received before a moment, as far as stamps can be trusted; history that
+    /// was fetched later counts as earlier than all of it.
     ///
     /// # Errors
     /// Those of the database.
-    pub fn place_at(&self, room: &RoomId, moment: Millis) -> Result<Point, Error> {
-        let point = PurgePoint::BeforeTs(moment);
-        match points::resolve(&self.db, room, &point, self.config.clock.now()) {
-            Err(Error::NothingThatOld) => Ok(Point {
-                topological: 0,
-                stream: i64::MIN,
-            }),
-            found => found,
-        }
+    pub fn arrival_before(&self, moment: Millis) -> Result<i64, Error> {
+        let expiry = Expiry::find(&self.db, moment, self.config.clock.now())?;
+        Ok(expiry.live_before.saturating_sub(1).max(0))
     }
 
     /// As [`crate::keeper::Keeper::plan_purge`].
