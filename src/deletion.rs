@@ -22,7 +22,7 @@ mod shutdown;
 
 pub(crate) use delegate::{drop_surplus_extremities, set_block};
 pub use plan::{Plan, bind, plan, warnings};
-pub use request::{DEFAULT_MESSAGE, DEFAULT_ROOM_NAME, Request, Shutdown};
+pub use request::{Request, Shutdown};
 pub use rows::prepare_many;
 pub use run::{DeletionScope, SHUTDOWN_ROOM, refuse_at_start, run};
 pub use shutdown::Setting;

@@ -1,5 +1,6 @@
 //! The facade: a [`Keeper`] owns the threads, the locks and the ledger, and is what HTTP, the command line and embedders speak to.
 
+mod append;
 mod archives;
 mod as_planned;
 mod deletion;
@@ -73,20 +74,24 @@ use crate::store::users::{self, Requester};
 use crate::store::wal::WalGuard;
 use crate::store::work_lock::WorkLock;
 
+pub use self::append::NewEvent;
 pub use self::archives::{ArchiveReport, archives, shred};
 pub use self::deletion::DeleteStatus;
 pub use self::estimate::Estimate;
 pub use self::holds::{add_hold, holds, release_hold};
 pub use self::kind::{JobExtent, JobKind, rows, state_words};
+pub use self::lookups::{RoomState, Task};
+pub use self::many_rooms::RoomError;
 pub use self::measures::Measures;
 pub use self::media::MediaRequest;
 pub use self::ownership::identity_of;
 pub use self::purge_history::{PurgeOptions, PurgeStatus};
 pub use self::receipts::{forget_receipts, receipt_keys, recorded_receipts};
-pub use self::repair::{RepairPlan, RepairSummary};
+pub use self::repair::{RepairItem, RepairPlan, RepairRequest, RepairRow, RepairSummary, Unmended};
 pub use self::replay::{ReplayStep, Since, plan_replay};
 pub use self::residue::{ResidueReport, residue};
 pub use self::restore::{Restoration, RestoreRequest, restore};
+pub use self::retention::RetentionSummary;
 pub use self::room_set::{SetAction, SetRequest, StartedSet};
 pub use self::room_set_plan::{
     PlannedRoom, RoomLeftAlone, RoomPlan, SetPlan, SetTotals, plan_set, rooms_of_set,

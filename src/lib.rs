@@ -1,9 +1,40 @@
-#![doc = include_str!("../README.md")]
+//! Keeps the rooms of a Matrix homeserver on its *database*, Synapse's SQLite file or PostgreSQL, outside the homeserver:
+//! purges their history, keeps retention policies, deletes them, pages through them, and can show what it did.
+//!
+//! What it is and how it is run stands in [`guide::readme`]; this is the library, in a program of your own:
+//!
+//! ```
+//! use roomkeeper::{Config, JobState, Keeper, NewEvent, Progress, PurgeOptions, PurgePoint, RoomId, Viewer, days};
+//! # use roomkeeper::{Clock, Millis, SystemClock, create_database};
+//! # let directory = tempfile::tempdir()?;
+//! # let database = directory.path().join("homeserver.db");
+//! # create_database(database.as_path())?;
+//! # let room = RoomId::from("!garden:example.org");
+//! # let keeper = Keeper::open(Config::for_sqlite(&database, "example.org"))?;
+//! # let at = |days_ago| SystemClock.now() - days(days_ago);
+//! # let said = |text: &str, days_ago| NewEvent::message("@alice:example.org", text, at(days_ago));
+//! # keeper.append(&room, &[NewEvent::create("@alice:example.org", "11", at(20)), NewEvent::join("@alice:example.org", at(20))])?;
+//! # keeper.append(&room, &[said("old", 15), said("old, too", 12), said("older than a week", 8), said("new", 2)])?;
+//! # keeper.stop();
+//! let config = Config::for_sqlite(&database, "example.org");
+//! let (week, options) = (PurgePoint::OlderThan(days(7)), PurgeOptions { delete_local_events: true, ..Default::default() });
+//!
+//! // Looking takes no lock and changes nothing.
+//! let plan = Viewer::open(config.clone())?.plan_purge(&room, &week, options)?;
+//! assert_eq!(plan.events_deleted, 2);
+//!
+//! let keeper = Keeper::open(config)?;
+//! let job = keeper.purge_history(&room, &week, options)?;     // returns at once; the work is a job
+//! let done = keeper.wait(&job)?;                              // blocks
+//! assert_eq!((done.state, Progress::of(&done).events_deleted), (JobState::Complete, 2));
+//! keeper.stop();                                              // joins its threads
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # A tour in ten sentences
 //!
-//! 1. A [`Keeper`] owns a database's work: the ledger, the locks, the threads; a [`Viewer`](keeper::Viewer) only reads, and makes plans.
-//! 2. What is asked for is a *job* of some [kind](keeper::JobKind), and stands in the ledger before anything happens, so that it goes on
+//! 1. A [`Keeper`] owns a database's work: the ledger, the locks, the threads; a [`Viewer`] only reads, and makes plans.
+//! 2. What is asked for is a *job* of some [`JobKind`], and stands in the ledger before anything happens, so that it goes on
 //!    after a kill at any moment.
 //! 3. The ledger is a SQLite file of ours beside the database; in the homeserver's tables nothing is ours.
 //! 4. A [`PurgePoint`] (an event, a token, a time, an age) becomes a [`Point`]: a place in a room's timeline, at which
@@ -31,6 +62,19 @@
 //! 7. No text of an error of ours is compared or read again: whoever decides by an error decides by its type or its code.
 //! 8. Nothing is async, nothing is `unsafe`, no thread outlives its keeper, and no secret and nobody's message is in a log, an
 //!    error or a process's arguments.
+//!
+//! # Features
+//!
+//! `daemon` (default): the command line, HTTP, the configuration file. `postgres`, `postgres-tls` (default): that engine, and
+//! encrypted connections to it. `events`: events of this server, hashed and signed, as deletions with a new room need.
+//! `test-internals` is for our own tests: what it shows changes with any commit.
+
+// Public names are those below, and no module's: what is reachable and has no name is forgotten in that list.
+#![cfg_attr(not(feature = "test-internals"), warn(unnameable_types))]
+// What the command line and HTTP alone call is unused without them; with them the compiler sees what nobody calls.
+#![cfg_attr(not(feature = "daemon"), allow(dead_code, unused_imports))]
+// Comments of ours lead into private modules; a reader of the documentation sees the words.
+#![allow(rustdoc::private_intra_doc_links)]
 
 // What the suites under `tests/` share is also used by tests in here, and names this crate by its name.
 #[cfg(test)]
@@ -39,43 +83,141 @@ extern crate self as roomkeeper;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+#[cfg(not(feature = "test-internals"))]
+mod archive;
+#[cfg(feature = "test-internals")]
 pub mod archive;
+#[cfg(not(feature = "test-internals"))]
+mod batch;
+#[cfg(feature = "test-internals")]
 pub mod batch;
-#[cfg(feature = "daemon")]
+#[cfg(all(feature = "daemon", not(feature = "test-internals")))]
+mod cli;
+#[cfg(all(feature = "daemon", feature = "test-internals"))]
 pub mod cli;
+#[cfg(not(feature = "test-internals"))]
+mod client;
+#[cfg(feature = "test-internals")]
 pub mod client;
+#[cfg(not(feature = "test-internals"))]
+mod config;
+#[cfg(feature = "test-internals")]
 pub mod config;
+#[cfg(not(feature = "test-internals"))]
+mod counters;
+#[cfg(feature = "test-internals")]
 pub mod counters;
+#[cfg(not(feature = "test-internals"))]
+mod database;
+#[cfg(feature = "test-internals")]
 pub mod database;
+#[cfg(not(feature = "test-internals"))]
+mod deletion;
+#[cfg(feature = "test-internals")]
 pub mod deletion;
+#[cfg(not(feature = "test-internals"))]
+mod endpoints;
+#[cfg(feature = "test-internals")]
 pub mod endpoints;
+#[cfg(not(feature = "test-internals"))]
+mod error;
+#[cfg(feature = "test-internals")]
 pub mod error;
+#[cfg(not(feature = "test-internals"))]
+mod event;
+#[cfg(feature = "test-internals")]
 pub mod event;
+#[cfg(not(feature = "test-internals"))]
+mod hold;
+#[cfg(feature = "test-internals")]
 pub mod hold;
-#[cfg(feature = "daemon")]
+#[cfg(all(feature = "daemon", not(feature = "test-internals")))]
+mod http;
+#[cfg(all(feature = "daemon", feature = "test-internals"))]
 pub mod http;
+#[cfg(not(feature = "test-internals"))]
+mod ids;
+#[cfg(feature = "test-internals")]
 pub mod ids;
+#[cfg(not(feature = "test-internals"))]
+mod job;
+#[cfg(feature = "test-internals")]
 pub mod job;
+#[cfg(not(feature = "test-internals"))]
+mod jobs;
+#[cfg(feature = "test-internals")]
 pub mod jobs;
+#[cfg(not(feature = "test-internals"))]
+mod keeper;
+#[cfg(feature = "test-internals")]
 pub mod keeper;
+#[cfg(not(feature = "test-internals"))]
+mod locks;
+#[cfg(feature = "test-internals")]
 pub mod locks;
+#[cfg(not(feature = "test-internals"))]
+mod media_files;
+#[cfg(feature = "test-internals")]
 pub mod media_files;
+#[cfg(not(feature = "test-internals"))]
+mod messages;
+#[cfg(feature = "test-internals")]
 pub mod messages;
+#[cfg(not(feature = "test-internals"))]
+mod plan_hash;
+#[cfg(feature = "test-internals")]
 pub mod plan_hash;
+#[cfg(not(feature = "test-internals"))]
+mod plural;
+#[cfg(feature = "test-internals")]
 pub mod plural;
+#[cfg(not(feature = "test-internals"))]
+mod point;
+#[cfg(feature = "test-internals")]
 pub mod point;
+#[cfg(not(feature = "test-internals"))]
+mod policy;
+#[cfg(feature = "test-internals")]
 pub mod policy;
+#[cfg(not(feature = "test-internals"))]
+mod purge;
+#[cfg(feature = "test-internals")]
 pub mod purge;
+#[cfg(not(feature = "test-internals"))]
+mod receipt;
+#[cfg(feature = "test-internals")]
 pub mod receipt;
+#[cfg(not(feature = "test-internals"))]
+mod retention;
+#[cfg(feature = "test-internals")]
 pub mod retention;
+#[cfg(not(feature = "test-internals"))]
+mod room_version;
+#[cfg(feature = "test-internals")]
 pub mod room_version;
+#[cfg(not(feature = "test-internals"))]
+mod rooms;
+#[cfg(feature = "test-internals")]
 pub mod rooms;
+#[cfg(not(feature = "test-internals"))]
+mod sqlite_file;
+#[cfg(feature = "test-internals")]
 pub mod sqlite_file;
+#[cfg(not(feature = "test-internals"))]
+mod store;
+#[cfg(feature = "test-internals")]
 pub mod store;
+#[cfg(not(feature = "test-internals"))]
+mod time;
+#[cfg(feature = "test-internals")]
 pub mod time;
 
 /// What the README has no room for, by subject.
 pub mod guide {
+    /// Everything for who runs it.
+    ///
+    #[doc = include_str!("../README.md")]
+    pub mod readme {}
     /// The daemon: paths, logins, proxies, the ledger.
     ///
     #[doc = include_str!("guide/daemon.md")]
@@ -106,10 +248,85 @@ pub mod guide {
 #[doc = include_str!("rules.md")]
 pub mod rules {}
 
-pub use config::Config;
-pub use error::Error;
+/// The program `roomkeeper`.
+#[cfg(feature = "daemon")]
+#[doc(hidden)]
+pub use cli::run as run_command_line;
+
+// Words: who and what, where and when.
+pub use archive::{Identity as ArchiveIdentity, Recipient as ArchiveRecipient};
+pub use database::{Database, Server};
+pub use endpoints::HomeserverEndpoints;
+pub use error::{Class, Error, ServerError, StoreError};
+pub use event::{EventError, SigningKeys};
+pub use hold::{HeldEvents, Hold, Release};
 pub use ids::{EventId, JobId, RoomId, UserId};
-pub use keeper::{Keeper, PurgeOptions};
-pub use messages::{Filter, Page, PageRequest, Reader};
-pub use point::{Direction, Point, PurgePoint, StreamToken};
-pub use time::{Millis, days};
+pub use plan_hash::PlanHash;
+pub use point::{Direction, NoToken, Point, Positions, PurgePoint, RoomToken, StreamToken};
+pub use time::{Clock, ManualClock, Millis, SystemClock, days};
+
+// How a keeper is set up.
+pub use batch::{BatchLimits, Rewrite};
+pub use config::{
+    Archive as ArchiveConfig, AuthenticationService, Command as NotifyCommand, Config,
+};
+pub use config::{
+    EventSigning, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, Notify,
+};
+pub use config::{Secret, SigningKey, Webhook};
+pub use policy::{Clamp, Decision, Lifetime, LifetimeRange, Policy, PurgeJob, Retention, Source};
+
+// The keeper, and who only looks.
+pub use keeper::{Keeper, NewEvent, Viewer};
+pub use keeper::{Measures, RoomError};
+
+// Jobs.
+pub use job::{Phase, Progress};
+pub use jobs::ledger::{JobRecord, State as JobState, Subject as JobSubject};
+pub use keeper::{JobExtent, JobKind, job_view, recorded_jobs, state_words};
+
+// Purges, deletions, sets of rooms, retention, state groups, repairs: requests, plans, what was done.
+pub use config::MediaStore;
+pub use deletion::{Plan as DeletionPlan, Request as DeletionRequest, Shutdown};
+pub use job::media::MediaSummary;
+pub use keeper::{CompressRequest, CompressSums, RoomCompression, StateCompressPlan};
+pub use keeper::{DeleteStatus, PurgeOptions, PurgeStatus, RetentionSummary};
+pub use keeper::{Estimate, StateCompressSummary, StateSweepPlan, StateSweepSummary};
+pub use keeper::{MediaPlan, MediaRequest, PlannedMedia};
+pub use keeper::{PlannedRoom, RoomLeftAlone, RoomPlan, RoomSetSummary, SetAction, SetPlan};
+pub use keeper::{RepairItem, RepairPlan, RepairRequest, RepairRow, RepairSummary, Unmended};
+pub use keeper::{ResidueReport, residue};
+pub use keeper::{SetRequest, SetTotals, StartedSet, plan_set, rooms_of_set};
+pub use purge::{Plan as PurgePlan, RoomSweep};
+pub use retention::{Due, Exact, LeftAlone, Plan as RetentionPlan, Reason, Stays};
+pub use store::index_test::IndexesBy;
+pub use store::residue::{Found as ResidueFound, Residue};
+pub use store::room_rows::Unknown as UnknownTable;
+
+// Holds, archives, receipts.
+pub use jobs::receipts::ReceiptReader;
+pub use keeper::{ArchiveReport, Restoration, RestoreRequest, archives, restore, shred};
+pub use keeper::{ReplayStep, Since, plan_replay};
+pub use keeper::{add_hold, holds, release_hold};
+pub use keeper::{forget_receipts, receipt_keys, recorded_receipts};
+pub use receipt::note::{Checkpoint, PublicKey};
+pub use receipt::tree::{Frontier, Whole};
+pub use receipt::{Entry as ReceiptEntry, Proof as ReceiptProof, Verified};
+
+// Rooms, people, messages.
+pub use keeper::{RoomQuery, RoomReport, RoomState, Task, rooms as list_rooms};
+pub use messages::{Around, BadFilter, ContextRequest, EventContext, EventJson, Filter, Format};
+pub use messages::{Hierarchy, HierarchyRequest, MediaId, Page, PageRequest, Reader, Session};
+pub use rooms::{Condition, PolicyOf, Selectors, Sort, Statistics, Summary, Totals};
+pub use store::lookups::{Account, ForwardExtremity, Profile};
+pub use store::named_rooms::Mark;
+pub use store::read_limit::ReadLimit;
+pub use store::rooms::{Details as RoomDetails, Room as CountedRoom};
+pub use store::user_list::{ListedUser, UserQuery};
+pub use store::users::Requester;
+
+// A database as a whole.
+pub use keeper::{check_offline, identity_of, reclaim, reclaim_via};
+pub use store::check::{CheckReport, Violation};
+pub use store::reclaim::Reclaimed;
+pub use store::schema::create as create_database;

@@ -72,6 +72,7 @@ impl RoomLocks {
     }
 
     /// Waits for the room among readers: after the writers that were there before, never after later ones.
+    #[cfg(test)]
     pub fn read(&self, room: &RoomId) -> RoomRead {
         RoomRead {
             guard: Some(self.of(room).read_arc()),
@@ -84,7 +85,7 @@ impl RoomLocks {
         Some(RoomRead { guard })
     }
 
-    /// As [`RoomLocks::read`], but waits no longer than `patience`.
+    /// The room among readers, after the writers that were there before; waits no longer than `patience`.
     pub fn read_within(&self, room: &RoomId, patience: Duration) -> Option<RoomRead> {
         let guard = Some(self.of(room).try_read_arc_for(patience)?);
         Some(RoomRead { guard })

@@ -1,5 +1,5 @@
 //! Words in, exit code out.
 
 fn main() -> std::process::ExitCode {
-    roomkeeper::cli::run()
+    roomkeeper::run_command_line()
 }

@@ -168,7 +168,7 @@ fn a_purge_is_that_of_a_stopped_homeserver_where_none_runs_and_else_that_beside_
         let plan = |config: Config| {
             let viewer = Viewer::open(config).expect("opens");
             let room = RoomId::new(&*ask.room);
-            let plan = viewer.plan_purge(&room, &ask.point(), ask.options());
+            let plan = viewer.plan_purge(&room, ask.point(), ask.options());
             plan.expect("planned")
         };
         for offline in [Site::config, Site::rewriting] {

@@ -101,6 +101,38 @@ fn modules_name_only_what_lies_on_lower_floors() {
 }
 
 #[test]
+fn no_module_is_public_but_to_our_own_tests() {
+    let lib = include_str!("../src/lib.rs");
+    let (mut before, mut sealed) = ("", 0);
+    for line in lib.lines() {
+        let public = line.strip_prefix("pub mod ");
+        if let Some(module) = public.and_then(|rest| rest.strip_suffix(';')) {
+            let shown =
+                before.starts_with("#[cfg(") && before.contains("feature = \"test-internals\"");
+            assert!(shown && !before.contains("not("), "{module} is public");
+            sealed += 1;
+        }
+        before = line;
+    }
+    assert_eq!(sealed, LAYERS.concat().len());
+    // Who shows others how it is done goes by public names: no path leads into a module.
+    for shown in [
+        include_str!("examples/embed.rs"),
+        include_str!("../README.md"),
+    ] {
+        for path in shown.split("roomkeeper::").skip(1) {
+            let name = path.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+            let name = name.into_iter().next().unwrap_or_default();
+            let leads_on = path[name.len()..].starts_with("::");
+            assert!(
+                !leads_on || name == "guide",
+                "roomkeeper::{name} is a module"
+            );
+        }
+    }
+}
+
+#[test]
 fn every_module_has_its_layer() {
     let there: BTreeSet<String> = sources()
         .iter()

@@ -73,7 +73,6 @@ pub struct Encoder<W> {
     at: usize,
     known: HashMap<Box<str>, u32>,
     bytes: Vec<u8>,
-    written: u64,
 }
 
 impl<W: Write> Encoder<W> {
@@ -85,17 +84,10 @@ impl<W: Write> Encoder<W> {
             at: 0,
             known: HashMap::new(),
             bytes: Vec::new(),
-            written: 0,
         }
     }
 
-    /// Bytes before they were compressed.
-    pub fn written(&self) -> u64 {
-        self.written
-    }
-
     fn flush(&mut self) -> io::Result<()> {
-        self.written += self.bytes.len() as u64;
         self.out.write_all(&self.bytes)?;
         self.bytes.clear();
         Ok(())

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-pub use self::cells::{Cell, Decoder, Encoder, Record};
+pub use self::cells::{Cell, Record};
 pub use self::keys::{Identity, Recipient};
 pub use self::reader::{Found, FrameAt, Reader, Records};
 pub use self::writer::{Frame, Writer};

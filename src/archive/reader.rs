@@ -112,11 +112,6 @@ impl Reader {
         &self.header
     }
 
-    /// Bytes of the file.
-    pub fn bytes(&self) -> u64 {
-        self.length
-    }
-
     pub(super) fn first(&self) -> u64 {
         self.first
     }

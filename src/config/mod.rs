@@ -39,7 +39,7 @@ pub use self::event_signing::{EventSigning, SigningKey};
 pub use self::homeserver::HomeserverApi;
 pub use self::media::MediaStore;
 pub use self::network::Network;
-pub use self::notify::{Command, NOTIFY_TIMEOUT, Notify, Webhook};
+pub use self::notify::{Command, Notify, Webhook};
 use crate::batch::BatchLimits;
 use crate::database::Database;
 use crate::endpoints::HomeserverEndpoints;

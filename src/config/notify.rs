@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::time::Millis;
 
 /// How long whoever is told may take, where nothing is said.
-pub const NOTIFY_TIMEOUT: Millis = Millis(30_000);
+const NOTIFY_TIMEOUT: Millis = Millis(30_000);
 
 /// Who is told of jobs that ended, and of which.
 #[derive(Clone, Debug, PartialEq, Eq)]

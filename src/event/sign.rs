@@ -13,13 +13,107 @@ pub enum Signed {
     NotByThis,
 }
 
-use super::{Event, EventBuilder, EventError, SigningKeys};
-use crate::room_version::RoomVersion;
+use serde_json::{Map, Value, json};
+
+use super::{CREATE, Event, EventBuilder, EventError, MAX_BYTES, Reference, SigningKeys};
+use crate::ids::{EventId, random_letters};
+use crate::room_version::{IdForm, RoomVersion};
 
 #[cfg(feature = "events")]
 pub use self::made::EventSigner;
 #[cfg(not(feature = "events"))]
 pub use self::missing::EventSigner;
+
+/// Letters of an event's id that stands for no hash.
+const ID_LETTERS: usize = 43;
+
+/// The members of an event, `event_id`, `hashes` and `signatures` apart (D-40).
+fn fields(version: &RoomVersion, draft: &EventBuilder<'_>) -> Map<String, Value> {
+    let pairs = version.ids == IdForm::Chosen;
+    let names = |references: &[Reference]| -> Value {
+        references
+            .iter()
+            .map(|reference| match (pairs, &reference.hash) {
+                (false, _) => json!(reference.id),
+                (true, Some(hash)) => json!([reference.id, {"sha256": hash}]),
+                (true, None) => json!([reference.id, {}]),
+            })
+            .collect()
+    };
+    let mut unsigned = json!({"age_ts": draft.at});
+    if let Some(replaced) = draft.replaces {
+        unsigned["replaces_state"] = json!(replaced);
+    }
+    let mut fields = Map::new();
+    let mut set = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+    let stated = draft
+        .auth
+        .iter()
+        .filter(|r| Some(&r.id) != draft.create_event_id);
+    let stated: Vec<Reference> = stated.cloned().collect();
+    set("auth_events", names(&stated));
+    set("content", Value::Object(draft.content.clone()));
+    set("depth", json!(draft.depth));
+    set("origin_server_ts", json!(draft.at));
+    set("prev_events", names(&draft.prev));
+    set("sender", json!(draft.sender));
+    set("type", json!(draft.kind));
+    set("unsigned", unsigned);
+    if let Some(key) = draft.state_key {
+        set("state_key", json!(key));
+    }
+    if let Some(room) = draft.room
+        && !(version.is_create_hash_room_id && draft.kind == CREATE)
+    {
+        set("room_id", json!(room));
+    }
+    fields
+}
+
+impl EventBuilder<'_> {
+    /// Makes an event that is neither hashed nor signed, with an id of its own: one that stays in this database, because no
+    /// server would accept it.
+    ///
+    /// # Errors
+    /// [`EventError::TooLarge`].
+    pub fn unsigned(self, version: &RoomVersion, server: &str) -> Result<Event, EventError> {
+        let letters = random_letters(ID_LETTERS);
+        let is_chosen = version.ids == IdForm::Chosen;
+        let id = EventId::new(match is_chosen {
+            true => format!("${letters}:{server}"),
+            false => format!("${letters}"),
+        });
+        let mut object = fields(version, &self);
+        if is_chosen {
+            object.insert("event_id".into(), json!(id));
+        }
+        object.insert("hashes".into(), json!({}));
+        object.insert("signatures".into(), json!({}));
+        let json = Value::Object(object).to_string();
+        if json.len() > MAX_BYTES {
+            return Err(EventError::TooLarge);
+        }
+        let ids = |references: &[Reference]| references.iter().map(|r| r.id.clone()).collect();
+        let Some(room) = self.room.cloned() else {
+            return Err(EventError::Form("its room is not known".into()));
+        };
+        Ok(Event {
+            id,
+            room,
+            kind: self.kind.to_owned(),
+            sender: self.sender.clone(),
+            state_key: self.state_key.map(str::to_owned),
+            prev: ids(&self.prev),
+            auth: ids(&self.auth),
+            content: self.content,
+            depth: self.depth,
+            at: self.at,
+            json,
+            format: version.event_format,
+            hash: letters,
+        })
+    }
+}
 
 #[cfg(not(feature = "events"))]
 mod missing {
@@ -71,10 +165,12 @@ mod made {
         Ed25519KeyPair, PublicKeyMap, Verified, hash_and_sign_event, reference_hash, verify_event,
         verify_json,
     };
-    use serde_json::{Map, Value, json};
+    use serde_json::{Map, Value};
 
-    use super::super::{CREATE, MAX_BYTES, Reference};
-    use super::{Event, EventBuilder, EventError, RoomVersion, Signed, SigningKeys};
+    use super::{
+        Event, EventBuilder, EventError, MAX_BYTES, Reference, RoomVersion, Signed, SigningKeys,
+        fields,
+    };
     use crate::ids::{EventId, RoomId, random_letters};
     use crate::room_version::IdForm;
 
@@ -234,49 +330,6 @@ mod made {
         }
         let id = RoomVersionId::try_from(version.name).map_err(|_| unknown())?;
         id.rules().ok_or_else(unknown)
-    }
-
-    /// The members of an event, `event_id`, `hashes` and `signatures` apart (D-40).
-    fn fields(version: &RoomVersion, draft: &EventBuilder<'_>) -> Map<String, Value> {
-        let pairs = version.ids == IdForm::Chosen;
-        let names = |references: &[Reference]| -> Value {
-            references
-                .iter()
-                .map(|reference| match (pairs, &reference.hash) {
-                    (false, _) => json!(reference.id),
-                    (true, Some(hash)) => json!([reference.id, {"sha256": hash}]),
-                    (true, None) => json!([reference.id, {}]),
-                })
-                .collect()
-        };
-        let mut unsigned = json!({"age_ts": draft.at});
-        if let Some(replaced) = draft.replaces {
-            unsigned["replaces_state"] = json!(replaced);
-        }
-        let mut fields = Map::new();
-        let mut set = |name: &str, value: Value| fields.insert(name.to_owned(), value);
-        let stated = draft
-            .auth
-            .iter()
-            .filter(|r| Some(&r.id) != draft.create_event_id);
-        let stated: Vec<Reference> = stated.cloned().collect();
-        set("auth_events", names(&stated));
-        set("content", Value::Object(draft.content.clone()));
-        set("depth", json!(draft.depth));
-        set("origin_server_ts", json!(draft.at));
-        set("prev_events", names(&draft.prev));
-        set("sender", json!(draft.sender));
-        set("type", json!(draft.kind));
-        set("unsigned", unsigned);
-        if let Some(key) = draft.state_key {
-            set("state_key", json!(key));
-        }
-        if let Some(room) = draft.room
-            && !(version.is_create_hash_room_id && draft.kind == CREATE)
-        {
-            set("room_id", json!(room));
-        }
-        fields
     }
 
     fn canonical(fields: Map<String, Value>) -> Result<CanonicalJsonObject, EventError> {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::jobs::ledger::JobRecord;
 use crate::store::event_rows::{RowCounts, add_all};
 
 /// What a job is doing.
@@ -90,6 +91,11 @@ fn is_zero(n: &i64) -> bool {
 }
 
 impl Progress {
+    /// How far a job is, or what it did, as its record says.
+    pub fn of(job: &JobRecord) -> Self {
+        serde_json::from_value(job.progress.clone()).unwrap_or_default()
+    }
+
     /// Adds the rows of one transaction.
     pub fn add_rows(&mut self, rows: &RowCounts) {
         add_all(&mut self.rows_removed, rows);

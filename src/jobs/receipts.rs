@@ -16,7 +16,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::{Map, Value, json};
 
 use self::files::{Notes, append, key, last_checkpoint, take_torn_away, told};
-pub use self::files::{checkpoints_of, public_keys, public_keys_of};
+pub use self::files::{checkpoints_of, public_keys};
 pub use self::inbox::leave;
 pub use self::offline::ReceiptReader;
 use super::ledger::{Ended, Ledger, RECORD, record};
@@ -299,6 +299,7 @@ impl Ledger {
     ///
     /// # Errors
     /// Those of the ledger.
+    #[cfg(test)]
     pub fn count_receipts(&self) -> Result<u64, Error> {
         Receipts(&self.conn.lock()).size().context("read receipts")
     }

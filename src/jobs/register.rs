@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
-pub use self::reserved::Reserved;
 use super::ledger::{Ended, JobRecord, Ledger, State, Subject};
-pub use super::running::{Interrupt, RunningJob};
+pub use super::running::RunningJob;
 use crate::counters::{COUNTERS, add};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
@@ -72,11 +71,11 @@ impl JobRegistry {
         &self.ledger
     }
 
-    /// Admits a new job for a room: check and insert are one step (L-6), and the job is in the ledger when this
-    /// returns.
+    /// As [`JobRegistry::enqueue_for`], asked for by nobody.
     ///
     /// # Errors
-    /// [`Error::RoomBusy`] while another job has the room (L-2).
+    /// As there.
+    #[cfg(test)]
     pub fn enqueue(
         self: &Arc<Self>,
         kind: &str,
@@ -86,10 +85,11 @@ impl JobRegistry {
         self.enqueue_for(None, kind, subject, params)
     }
 
-    /// As [`JobRegistry::enqueue`], with who asked for it in the record.
+    /// Admits a new job for a room, with who asked for it in the record: check and insert are one step (L-6), and the job
+    /// is in the ledger when this returns.
     ///
     /// # Errors
-    /// As there.
+    /// [`Error::RoomBusy`] while another job has the room (L-2).
     pub fn enqueue_for(
         self: &Arc<Self>,
         asked_by: Option<&str>,
@@ -100,10 +100,10 @@ impl JobRegistry {
         self.enqueue_by(asked_by, (kind, subject, params), Ledger::insert)
     }
 
-    /// As [`JobRegistry::enqueue`], for a part of another job that stands in the ledger (see [`Ledger::insert_part`]).
+    /// As [`JobRegistry::enqueue_for`], for a part of another job that stands in the ledger (see [`Ledger::insert_part`]).
     ///
     /// # Errors
-    /// As [`JobRegistry::enqueue`].
+    /// As [`JobRegistry::enqueue_for`].
     pub fn enqueue_part(
         self: &Arc<Self>,
         kind: &str,
@@ -135,7 +135,7 @@ impl JobRegistry {
         }
     }
 
-    /// As [`JobRegistry::enqueue`], but waits until no other job has the room; looks up now and then whether `give_up` says
+    /// As [`JobRegistry::enqueue_for`], but waits until no other job has the room; looks up now and then whether `give_up` says
     /// to go.
     ///
     /// # Errors

@@ -476,7 +476,7 @@ impl Shared {
     }
 
     /// The same to a room, which nobody else reads or writes meanwhile.
-    fn write_once_in<T>(
+    pub(super) fn write_once_in<T>(
         &self,
         room: Option<&RoomId>,
         doing: &'static str,

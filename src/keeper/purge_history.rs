@@ -1,5 +1,7 @@
 //! Purges of one room's history.
 
+use std::borrow::Borrow;
+
 use super::kind::{JobKind, Runner, RunsOn, Work, parameters};
 use super::{Keeper, Shared};
 use crate::error::Error;
@@ -87,19 +89,20 @@ impl Keeper {
     pub fn purge_history(
         &self,
         room: &RoomId,
-        point: PurgePoint,
+        point: impl Borrow<PurgePoint>,
         options: PurgeOptions,
     ) -> Result<JobId, Error> {
         if self.is_stopping() {
             return Err(Error::Stopping);
         }
+        let point = point.borrow();
         if matches!(point, PurgePoint::OlderThan(_)) {
             self.shared.refuse_clock_ahead()?;
         }
         let now = self.judged_at()?;
         let keep_from = point.keep_received_from(now);
         let point = self.shared.with_reader(|db| {
-            let point = points::resolve(db, room, &point, now);
+            let point = points::resolve(db, room, point, now);
             let point = point.map_err(|e| self.told_as_drift(e))?;
             self.shared.refuse_own_task(db, room)?;
             Ok(point)
@@ -119,7 +122,7 @@ impl Keeper {
     pub fn plan_purge(
         &self,
         room: &RoomId,
-        point: &PurgePoint,
+        point: impl Borrow<PurgePoint>,
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
         self.viewer()?.plan_purge(room, point, options)

@@ -260,7 +260,7 @@ fn plan(
     done.events = look.events + look.outliers;
     done.already_there = look.present;
     done.state_groups = look.groups;
-    done.renumbered = numbers.len() as i64;
+    done.renumbered = numbers.count() as i64;
     done.rows = look.rows;
     for room in &look.live {
         done.notes.push(format!(

@@ -1,5 +1,6 @@
 //! What can be done without owning the work on a database, and what needs it for itself alone.
 
+use std::borrow::Borrow;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -117,9 +118,10 @@ impl Viewer {
     pub fn plan_purge(
         &self,
         room: &RoomId,
-        point: &PurgePoint,
+        point: impl Borrow<PurgePoint>,
         options: PurgeOptions,
     ) -> Result<Plan, Error> {
+        let point = point.borrow();
         let now = self.config.clock.now();
         // In the order in which a purge looks.
         points::resolve(&self.db, room, point, now)?;

@@ -31,7 +31,7 @@ pub struct StatisticsOf {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
     /// Room by room.
-    pub rooms: BTreeMap<RoomId, StatisticsOf>,
+    pub(crate) rooms: BTreeMap<RoomId, StatisticsOf>,
 }
 
 /// Rooms whose messages are looked for by one statement: what it is asked for goes along as text.
@@ -43,7 +43,7 @@ impl Statistics {
     ///
     /// # Locking
     /// Reads one snapshot, which the caller holds.
-    pub fn refresh(&mut self, db: &Db) -> Result<Vec<RoomId>, Error> {
+    pub(crate) fn refresh(&mut self, db: &Db) -> Result<Vec<RoomId>, Error> {
         let events = self.events(db)?;
         let groups = room_statistics::groups(db)?;
         let former = std::mem::take(&mut self.rooms);

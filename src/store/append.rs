@@ -12,7 +12,6 @@ mod room_head;
 
 use serde_json::{Value, json};
 
-pub use self::groups::StateMap;
 pub use self::numbers::Numbers;
 pub use self::room_head::{RoomHead, RoomRow, room_row, version_by_create_event};
 use crate::error::Error;
@@ -96,7 +95,8 @@ pub fn insert_room(
 pub struct EventWriter<'a> {
     db: &'a Tx<'a>,
     numbers: Numbers,
-    now: Millis,
+    /// When its events are received.
+    received: Millis,
 }
 
 impl<'a> EventWriter<'a> {
@@ -105,8 +105,13 @@ impl<'a> EventWriter<'a> {
         Ok(Self {
             db,
             numbers: Numbers::read(db)?,
-            now,
+            received: now,
         })
+    }
+
+    /// When the events that follow were received, where that is not now.
+    pub fn received_at(&mut self, at: Millis) {
+        self.received = at;
     }
 
     /// Ends, still inside the transaction.
@@ -171,7 +176,7 @@ impl<'a> EventWriter<'a> {
                 room,
                 outlier,
                 event.at.0,
-                self.now.0,
+                self.received.0,
                 event.sender.as_str(),
                 has_url,
                 self.numbers.writer(),

@@ -110,6 +110,11 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// Whether a homeserver has been at work on the database: it notes what it did to the tables.
+    pub fn is_of_homeserver(&self) -> bool {
+        self.newest_delta.is_some()
+    }
+
     /// Whether the table exists.
     pub fn has(&self, table: &str) -> bool {
         self.tables.contains_key(table)

@@ -30,12 +30,8 @@ impl Connections {
         }
     }
 
-    /// Asks something. A connection to a server that broke meanwhile is replaced before the question is put.
-    pub fn ask<T>(&self, question: impl FnOnce(&Db) -> Result<T, Error>) -> Result<T, Error> {
-        self.ask_within(None, question)
-    }
-
-    /// As [`Connections::ask`], under a limit.
+    /// Asks something, under a limit where there is one. A connection to a server that broke meanwhile is replaced before
+    /// the question is put.
     ///
     /// # Errors
     /// [`Error::ReadTooLong`] when it was over before there was an answer.

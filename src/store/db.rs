@@ -155,16 +155,15 @@ impl Db {
 
     /// Opens a database and looks into nothing: it may be empty.
     pub(super) fn connect(database: &Database, options: &OpenOptions) -> Result<Self, Error> {
-        let mut unchanged = None;
-        let conn = match database {
+        let (conn, unchanged) = match database {
             Database::File(path) => {
                 let opened = sqlite::connect(path, options)?;
-                unchanged = opened.unchanged;
-                Conn::Sqlite(opened.conn)
+                (Conn::Sqlite(opened.conn), opened.unchanged)
             }
             #[cfg(feature = "postgres")]
             Database::Server(server) => {
-                Conn::Postgres(Box::new(Link::open(server, options.access)?))
+                let link = Link::open(server, options.access)?;
+                (Conn::Postgres(Box::new(link)), None)
             }
             #[cfg(not(feature = "postgres"))]
             Database::Server(_) => {

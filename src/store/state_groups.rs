@@ -16,8 +16,7 @@ mod unreferenced;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
-pub use self::compress::{Compressed, Compressor, Step, rooms_with_groups};
-pub use self::group_set::GroupSet;
+pub use self::compress::{Compressed, Compressor, rooms_with_groups};
 pub use self::in_use::{Persisting, persisting};
 pub use self::indexes::verify_indexes;
 pub use self::of_room::{

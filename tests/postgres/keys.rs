@@ -263,7 +263,7 @@ fn who_looks_after_keys_is_told_and_can_be_chosen() {
         let viewer = roomkeeper::keeper::Viewer::open(config).expect("opens");
         let room = RoomId::new(&*example.ask.room);
         let planned = viewer
-            .plan_purge(&room, &example.ask.point(), example.ask.options())
+            .plan_purge(&room, example.ask.point(), example.ask.options())
             .expect("planned");
         let who = planned.foreign_keys.expect("on a server");
         assert!(who.contains(words), "{who}");

@@ -333,7 +333,7 @@ fn forward_extremities_stay_beside_a_homeserver_until_something_follows_them() {
         let config = site.beside(events, 60_000);
         let viewer = roomkeeper::keeper::Viewer::open(config.clone()).expect("opens");
         let planned = viewer
-            .plan_purge(&roomkeeper::RoomId::new(ROOM), &ask.point(), ask.options())
+            .plan_purge(&roomkeeper::RoomId::new(ROOM), ask.point(), ask.options())
             .expect("planned");
         let done = site.purge_with(config.clone(), &ask).expect("purged");
         assert_eq!((planned.extremities_kept, done.extremities_kept), (2, 2));
@@ -410,7 +410,7 @@ fn a_homeserver_that_can_be_asked_is_asked_to_drop_extremities() {
         let (asked, answers) = (config.clone(), std::thread::spawn(move || answer(&server)));
         let viewer = roomkeeper::keeper::Viewer::open(asked).expect("opens");
         let planned = viewer
-            .plan_purge(&roomkeeper::RoomId::new(ROOM), &ask.point(), ask.options())
+            .plan_purge(&roomkeeper::RoomId::new(ROOM), ask.point(), ask.options())
             .expect("planned");
         drop(viewer);
         assert_eq!(

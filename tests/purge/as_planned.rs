@@ -127,14 +127,14 @@ fn what_is_as_planned_is_done_as_without_a_plan() {
         let expected = plain.purge(&ask);
         let keeper = Keeper::open(site.config()).expect("opens");
         let room = RoomId::new(&*ask.room);
-        let plan = keeper.plan_purge(&room, &ask.point(), ask.options());
+        let plan = keeper.plan_purge(&room, ask.point(), ask.options());
         let Ok(done) = &expected else {
             plan.expect_err("refused like the purge");
             keeper.stop();
             return 0;
         };
         let plan = plan.expect("planned");
-        let again = keeper.plan_purge(&room, &ask.point(), ask.options());
+        let again = keeper.plan_purge(&room, ask.point(), ask.options());
         assert_eq!(again.expect("planned").plan, plan.plan, "{about}");
         let bound = keeper.as_planned(plan.plan.expect("a hash"));
         let id = purge(&bound, &ask).unwrap_or_else(|e| panic!("{about}: {e}"));

@@ -241,7 +241,7 @@ impl Site {
     /// What such a purge would do.
     pub fn plan(&self, ask: &Ask) -> Result<Plan, Error> {
         let viewer = roomkeeper::keeper::Viewer::open(self.config())?;
-        viewer.plan_purge(&RoomId::new(&*ask.room), &ask.point(), ask.options())
+        viewer.plan_purge(&RoomId::new(&*ask.room), ask.point(), ask.options())
     }
 
     /// Everything the database holds.

@@ -403,7 +403,7 @@ fn a_hold_beats_every_way_of_deleting_a_room_and_its_release_frees_it() {
     is_held(keeper.purge_room(&room, true).map(drop));
     is_held(
         keeper
-            .plan_purge(&room, &ask.point(), ask.options())
+            .plan_purge(&room, ask.point(), ask.options())
             .map(drop),
     );
     is_held(keeper.plan_deletion(&room, &purge()).map(drop));
@@ -514,7 +514,7 @@ fn strict_goes_no_further_than_to_the_first_held_event() {
     };
     let room = RoomId::new(&*ask.room);
     let plan = keeper
-        .plan_purge(&room, &ask.point(), options)
+        .plan_purge(&room, ask.point(), options)
         .expect("planned");
     assert_eq!((plan.point, plan.events_held), (format!("t{first}-0"), 0));
     let id = keeper

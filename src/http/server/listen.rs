@@ -40,8 +40,8 @@ impl Origin {
 pub enum Listener {
     /// A TCP address.
     Tcp(TcpListener),
-    /// A socket file.
-    Unix(UnixListener, SocketFile),
+    /// A socket file, which goes with it.
+    Unix(UnixListener, #[allow(dead_code)] SocketFile),
 }
 
 /// A connection with a client. Never blocks.

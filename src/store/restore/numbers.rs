@@ -90,13 +90,8 @@ impl Numbers {
 
 impl Numbers {
     /// How many there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.groups.len() + self.orders.len() + self.chains.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Has a server give none of them out. Before the first transaction that goes by them.

@@ -27,6 +27,7 @@ impl GroupSet {
     }
 
     /// Takes a group out.
+    #[cfg(test)]
     pub fn remove(&mut self, group: i64) {
         let (page, word, bit) = Self::place(group);
         if let Some(words) = self.pages.get_mut(&page) {
