@@ -37,7 +37,7 @@ pub(crate) use self::transaction::{
     Cost, Duties, Effects, Endurance, IfStarted, Limits, Log, Outcome, Scope, Why, write_once,
 };
 use crate::batch::BatchLimits;
-use crate::config::{EventSigning, HomeserverApi};
+use crate::config::{EventSigning, HomeserverApi, OverwriteWhen};
 use crate::error::Error;
 use crate::ids::{Escaped, RoomId};
 use crate::jobs::ledger::Ledger;
@@ -74,6 +74,8 @@ pub struct JobContext<'a> {
     pub limits: BatchLimits,
     /// Whether what is deleted is overwritten at the end.
     pub overwrite_deleted: bool,
+    /// When that is, and the rest of what overwriting takes.
+    pub overwrite_when: OverwriteWhen,
     /// The rooms' locks.
     pub locks: &'a RoomLocks,
     /// One writes at a time on SQLite; asking here first is fair, where the file's own lock is not.

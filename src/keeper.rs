@@ -34,12 +34,14 @@ mod room_set_run;
 mod rooms;
 pub mod state_compress;
 pub mod state_sweep;
+mod tidying;
 mod viewer;
 
 use self::notifier::Notifier;
 use self::ownership::{own_work, refuse_running_homeserver, refuse_wrong_server_name};
 use self::retention_scheduler::RetentionScheduler;
 use self::room_set_run::RoomSetRunner;
+use self::tidying::Tidier;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -55,7 +57,7 @@ use crate::database::Database;
 use crate::error::{Chain, Error};
 use crate::ids::RoomId;
 use crate::job::held::warn_of_reviews;
-use crate::job::{Reserve, smallest_need};
+use crate::job::{Reserve, overwrite, smallest_need};
 use crate::jobs::alarm::Alarm;
 use crate::jobs::ledger::{JobRecord, State};
 use crate::jobs::pool::{Pool, QUEUE_DEPTH};
@@ -149,6 +151,7 @@ struct Threads {
     pool: Option<Arc<Pool>>,
     retention_scheduler: Option<RetentionScheduler>,
     room_sets: Option<RoomSetRunner>,
+    tidier: Option<Tidier>,
     /// What is about the whole server, one after the other: a sweep of days keeps no worker from a room.
     server_work: Option<Pool>,
     /// Last: what the others ended is told.
@@ -198,7 +201,9 @@ impl Keeper {
         drop(db);
         let alarm = Alarm::default();
         let (notifier, tell) = Notifier::start(&config, &alarm)?.unzip();
-        let register = Arc::new(JobRegistry::new(ledger, config.clock.clone()).telling(tell));
+        let (tidier, woken) = Tidier::channel(config.overwrite_when).unzip();
+        let register = JobRegistry::new(ledger, config.clock.clone());
+        let register = Arc::new(register.telling(tell).tidied_by(tidier));
         let shared = Arc::new(Shared {
             register,
             locks: RoomLocks::default(),
@@ -227,11 +232,13 @@ impl Keeper {
         let pool = Arc::new(pool);
         let retention_scheduler = RetentionScheduler::start(shared.clone(), pool.clone())?;
         let room_sets = RoomSetRunner::start(shared.clone(), pool.clone())?;
+        let tidier = Tidier::start(shared.clone(), woken)?;
         let server_work = Pool::new(1, QUEUE_DEPTH, &shared.alarm).map_err(no_thread)?;
         let threads = Arc::new(Threads {
             shared: shared.clone(),
             server_work: Some(server_work),
             room_sets: Some(room_sets),
+            tidier,
             pool: Some(pool),
             retention_scheduler: Some(retention_scheduler),
             _notifier: notifier,
@@ -254,6 +261,11 @@ impl Keeper {
         if let Some(file) = self.shared.config.database.file() {
             Reserve::beside(file).make();
         }
+    }
+
+    /// Whether something that jobs deleted is still to be overwritten.
+    pub fn owes_overwriting(&self) -> bool {
+        overwrite::is_owed(self.shared.register.ledger())
     }
 
     /// The same keeper, in whose jobs' records stands who asked for them.
@@ -424,6 +436,7 @@ impl Drop for Threads {
         self.shared.begin_to_stop();
         let (retention_scheduler, pool) = (self.retention_scheduler.take(), self.pool.take());
         let (room_sets, server_work) = (self.room_sets.take(), self.server_work.take());
+        let tidier = self.tidier.take();
         let done = Arc::new(AtomicBool::new(false));
         thread::scope(|scope| {
             let (joined, shared) = (done.clone(), &self.shared);
@@ -436,6 +449,7 @@ impl Drop for Threads {
             // They wait for workers, and hold on to their pool.
             drop(retention_scheduler);
             drop(room_sets);
+            drop(tidier);
             drop(server_work);
             drop(pool);
             done.store(true, Ordering::SeqCst);

@@ -272,6 +272,7 @@ pub use config::{
 };
 pub use config::{
     EventSigning, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, Notify,
+    OverwriteWhen,
 };
 pub use config::{Secret, SigningKey, Webhook};
 pub use policy::{Clamp, Decision, Lifetime, LifetimeRange, Policy, PurgeJob, Retention, Source};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Global, output};
 use crate::config::file::{self, Examined};
-use crate::config::{Config, HomeserverPolicy, Listen, LogFormat, Notify};
+use crate::config::{Config, HomeserverPolicy, Listen, LogFormat, Notify, OverwriteWhen};
 use crate::database::Database;
 use crate::error::{EXIT_USAGE, Error};
 use crate::plural::count;
@@ -153,7 +153,13 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
                 config.batch.millis
             ),
         ),
-        ("overwrite_deleted", yes(config.overwrite_deleted)),
+        (
+            "overwrite_deleted",
+            match config.overwrite_when {
+                OverwriteWhen::AtOnce if config.overwrite_deleted => "at_once".into(),
+                _ => yes(config.overwrite_deleted),
+            },
+        ),
         ("keep_jobs", config.keep_jobs.in_words()),
         (
             "log",

@@ -11,7 +11,7 @@ use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 
 use super::logging;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, OverwriteWhen};
 use crate::error::{Chain, Context, EXIT_FAILED, Error};
 use crate::http;
 use crate::keeper::Keeper;
@@ -97,6 +97,9 @@ fn live(
         .context("find the daemon's own socket")?;
     config.resume = true;
     config.retention_jobs = true;
+    if config.overwrite_when == OverwriteWhen::InProportion {
+        config.overwrite_when = OverwriteWhen::WhenIdle;
+    }
     let keeper = Keeper::open(config)?;
     let database = keeper.identity()?;
     let server = http::serve(keeper.clone())?;

@@ -109,6 +109,20 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// When deleted content is overwritten, and the full-text index merged: after a small job that costs many times the job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverwriteWhen {
+    /// Before the job ends, whatever it costs.
+    AtOnce,
+    /// Before the job ends (the default). A full-text index that is out of all proportion to what went is left to the next
+    /// large job, which a note of the job says.
+    #[default]
+    InProportion,
+    /// Once for all jobs, some seconds after the last of them, and ten minutes after the first at the latest: the daemon's
+    /// way, which has a thread for it.
+    WhenIdle,
+}
+
 /// Everything a [`Keeper`](crate::Keeper) needs to know.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -126,6 +140,8 @@ pub struct Config {
     pub batch: BatchLimits,
     /// Whether deleted content is overwritten: zeros in the file, the full-text index merged, the log emptied.
     pub overwrite_deleted: bool,
+    /// When that is done, where it is.
+    pub overwrite_when: OverwriteWhen,
     /// Where what jobs remove is written down first; nowhere without.
     pub archive: Option<Archive>,
     /// Where the homeserver keeps media.
@@ -209,6 +225,7 @@ impl Config {
             workers: WORKERS,
             batch,
             overwrite_deleted: true,
+            overwrite_when: OverwriteWhen::default(),
             archive: None,
             media: MediaStore::default(),
             keep_jobs: KEEP_JOBS,

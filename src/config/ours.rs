@@ -10,7 +10,8 @@ use super::notify;
 use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
 use super::{
-    Archive, Config, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, Secret, secrets,
+    Archive, Config, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, OverwriteWhen,
+    Secret, secrets,
 };
 use crate::archive::Recipient;
 use crate::error::Error;
@@ -39,7 +40,7 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("ledger", "a file for roomkeeper's own bookkeeping"),
     ("workers", "a number of threads, 1 to 64"),
     ("batch", "{events: 5000, millis: 500}"),
-    ("overwrite_deleted", "true or false"),
+    ("overwrite_deleted", "true, false or at_once"),
     ("keep_jobs", "a duration such as 90d"),
     ("foreign_keys", "auto or server"),
     ("short_lifetimes", "true or false"),
@@ -188,7 +189,16 @@ fn read_our_key(
             }
         }
         "overwrite_deleted" => {
-            config.overwrite_deleted = boolean("roomkeeper.overwrite_deleted", value)?
+            let key = "roomkeeper.overwrite_deleted";
+            let at_once = string(key, value).is_ok_and(|text| text == "at_once");
+            config.overwrite_deleted = match value.as_bool() {
+                Some(whether) => whether,
+                None if at_once => true,
+                None => return Err(wrong(key, value, "true, false or at_once")),
+            };
+            if at_once {
+                config.overwrite_when = OverwriteWhen::AtOnce;
+            }
         }
         "foreign_keys" => {
             config.batch.check_in_bulk = match string("roomkeeper.foreign_keys", value)?.as_str() {

@@ -117,6 +117,7 @@ fn life(site: &Site, stop_at: Option<i64>) -> (Result<Shutdown, Error>, i64) {
             ..BatchLimits::default()
         },
         overwrite_deleted: true,
+        overwrite_when: Default::default(),
         locks: &RoomLocks::default(),
         writer: &Mutex::default(),
         ledger: register.ledger(),

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::ids::RoomId;
 use crate::job::{
     BUSY_TIMEOUT, BatchSizer, Cost, DiskBudget, Duties, Effects, JobContext, Limits, Log, Outcome,
-    Phase, Progress, Scope, ServerState, Why, full_text,
+    Phase, Progress, Scope, ServerState, Why, full_text, overwrite,
 };
 use crate::plural::count;
 use crate::store::archived::Kept;
@@ -52,6 +52,10 @@ pub(super) fn delete(
     progress.events_planned = progress.events_done + left;
     progress.phase = Phase::Events;
     let disk = DiskBudget::new(&ctx.db);
+    let pages = match ctx.overwrite_deleted {
+        true if !ctx.is_one_of_many => overwrite::choose_secure_delete(ctx, left)?,
+        _ => SecureDelete::Fast,
+    };
     let mut work = Work {
         force,
         sizer: BatchSizer::new(ctx.server_state, ctx.limits)
@@ -60,6 +64,7 @@ pub(super) fn delete(
         progress,
         disk,
         most_rows: i64::MAX,
+        pages,
     };
     work.free_dependents()?;
     work.sizer.set_limit(work.disk.events()?);
@@ -95,6 +100,8 @@ struct Work<'a, 'b> {
     ctx: &'a mut JobContext<'b>,
     progress: &'a mut Progress,
     disk: DiskBudget,
+    /// How pages that become free are overwritten.
+    pages: SecureDelete,
     /// Most rows of one transaction, since the disk had no room for more.
     most_rows: i64,
 }
@@ -175,13 +182,10 @@ impl Work<'_, '_> {
             let merged = full_text::merge_in_steps(self.ctx, &self.disk);
             let (ctx, progress) = (&mut *self.ctx, &mut *self.progress);
             let (archive, clock, room) = (ctx.archive.clone(), ctx.clock, ctx.room);
-            let how = ctx.server_state;
+            let (how, pages) = (ctx.server_state, self.pages);
             let work = |tx: &Tx<'_>, effects: &mut Effects| {
                 // Whatever it deletes.
-                effects.duties = Some(Duties {
-                    pages: SecureDelete::Fast,
-                    index: true,
-                });
+                effects.duties = Some(Duties { pages, index: true });
                 let mut archive = archive.as_ref().map(|archive| archive.lock());
                 let frame = archive
                     .as_mut()

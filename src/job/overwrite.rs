@@ -10,6 +10,7 @@ use super::{
     Duties, Endurance, IfStarted, JobContext, LOOK_UP_EVERY, Limits, Outcome, Phase, Progress,
     Scope, ServerState, full_text,
 };
+use crate::config::OverwriteWhen;
 use crate::error::Error;
 use crate::jobs::ledger::Ledger;
 use crate::store::db::{Engine, SecureDelete};
@@ -52,17 +53,30 @@ pub(crate) fn both(one: Duties, other: Duties) -> Duties {
     }
 }
 
-/// Free pages, in bytes, that are worth looking through for those that a job has added.
-const FEW_FREE: u64 = 1 << 30;
+/// Free pages, in bytes, that are worth looking through for those that a job has added: of any job, for each event that it
+/// removes, and at the most. To look at a page takes a microsecond; an event leaves one of its own at the most, and to
+/// overwrite that on its way takes some fifteen.
+const FEW_FREE: u64 = 16 << 20;
+const FREE_FOR_EACH: u64 = 64 << 10;
+const MOST_FREE: u64 = 1 << 30;
 
-/// How pages that become free are overwritten: all at the end, where the pass over the free pages is short enough, or
-/// each on its way.
-pub(crate) fn choose_secure_delete(ctx: &JobContext<'_>) -> Result<SecureDelete, Error> {
+/// How pages that become free are overwritten by a job that is to remove so many events: all at the end, where the pass over
+/// the free pages is short enough, or each on its way.
+pub(crate) fn choose_secure_delete(
+    ctx: &JobContext<'_>,
+    events: i64,
+) -> Result<SecureDelete, Error> {
     if !ctx.overwrite_deleted || ctx.db.engine() == Engine::Postgres {
         return Ok(SecureDelete::Off);
     }
+    let events = match ctx.overwrite_when {
+        // One pass after all jobs.
+        OverwriteWhen::WhenIdle => u64::MAX,
+        _ => u64::try_from(events).unwrap_or(0),
+    };
+    let worth = FEW_FREE.saturating_add(events.saturating_mul(FREE_FOR_EACH));
     let how = match space::reclaimable_bytes(&ctx.db)? {
-        0..=FEW_FREE => SecureDelete::Fast,
+        free if free <= worth.min(MOST_FREE) => SecureDelete::Fast,
         _ => SecureDelete::On,
     };
     ctx.db.set_secure_delete(how)?;
@@ -71,6 +85,16 @@ pub(crate) fn choose_secure_delete(ctx: &JobContext<'_>) -> Result<SecureDelete,
 
 /// Largest full-text index, in bytes, that is merged in one statement beside a live server: some 0.2 s.
 const MERGE_BESIDE: i64 = 8 * 1024 * 1024;
+
+/// Largest full-text index, in bytes, that any job merges before it ends, and by how much more a job may for each row of the
+/// index that it removed: merging takes 12 ns a byte, and removing an event more than twice what this adds.
+const MERGE_ALWAYS: i64 = 4 * 1024 * 1024;
+const MERGE_FOR_EACH: i64 = 2 * 1024;
+
+/// Whether merging an index of so many bytes is in proportion to a job that removed so many rows of it.
+fn is_in_proportion(bytes: i64, removed: i64) -> bool {
+    bytes <= MERGE_ALWAYS.saturating_add(removed.saturating_mul(MERGE_FOR_EACH))
+}
 
 /// How often emptying the log is tried before readers are left alone.
 const OVERWRITE_TRIES: usize = 20;
@@ -98,16 +122,44 @@ pub(crate) fn clean_up(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Res
             ctx.ledger.clear_pending(duty)?;
         }
     } else if ctx.overwrite_deleted && !ctx.register.another_job_cleans_up(&ctx.live.id) {
-        let is_merged = merge_index(ctx, progress)?;
-        // The merge is only safe on the disk, and its own traces gone, when the log is empty.
-        if empty_log(ctx, progress, is_merged)? && is_merged {
-            ctx.ledger.clear_pending(MERGE_INDEX)?;
+        let is_later = ctx.overwrite_when == OverwriteWhen::WhenIdle && ctx.register.is_tidied();
+        match is_later {
+            // Whoever noted it before may have seen it done while this job was at work.
+            true if !progress.rows_removed.is_empty() => {
+                add_pending(ctx.ledger, SecureDelete::Fast, false)?;
+            }
+            true => {}
+            false => overwrite(ctx, progress)?,
+        }
+        if is_later {
+            ctx.register.tidy_later();
         }
     }
     if ctx.db.engine() == Engine::Sqlite {
         progress.reclaimable_bytes = Some(space::reclaimable_bytes(&ctx.db)?);
     }
     progress.phase = Phase::Done;
+    Ok(())
+}
+
+/// Whether something that was deleted is still to be overwritten.
+pub(crate) fn is_owed(ledger: &Ledger) -> bool {
+    [MERGE_INDEX, EMPTY_LOG, ERASE_PAGES]
+        .iter()
+        .any(|duty| ledger.has_pending(duty))
+}
+
+/// Does what is owed, of this job and of others before it.
+///
+/// # Locking
+/// As a transaction of the server. Other jobs may go on meanwhile: what they come to owe stays owed.
+pub(crate) fn overwrite(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<(), Error> {
+    let owed = ctx.ledger.times_pending(MERGE_INDEX);
+    let is_merged = merge_index(ctx, progress)?;
+    // The merge is only safe on the disk, and its own traces gone, when the log is empty.
+    if empty_log(ctx, progress, is_merged)? && is_merged {
+        ctx.ledger.clear_pending_of(MERGE_INDEX, owed)?;
+    }
     Ok(())
 }
 
@@ -120,12 +172,22 @@ fn merge_index(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Result<bool
         // Search was switched off since: no deleted word stands in an index that is not there.
         return Ok(true);
     }
-    if ctx.server_state_now()? == ServerState::Running
-        && search::index_bytes(&ctx.db)? > MERGE_BESIDE
-    {
+    let bytes = search::index_bytes(&ctx.db)?;
+    if ctx.server_state_now()? == ServerState::Running && bytes > MERGE_BESIDE {
         progress.notes.push(
             "the full-text index still holds deleted words: merging it takes one long transaction, which is left to \
              the next purge or `roomkeeper reclaim` while the homeserver is stopped"
+                .into(),
+        );
+        return Ok(false);
+    }
+    let removed = progress.rows_removed.get("event_search").copied();
+    if ctx.overwrite_when != OverwriteWhen::AtOnce && !is_in_proportion(bytes, removed.unwrap_or(0))
+    {
+        progress.notes.push(
+            "nothing finds what was deleted any more, but its words may still stand in the file, in the full-text index: \
+             merging that costs many times this job and is left to the next large one, to `roomkeeper reclaim` or to \
+             `roomkeeper serve` (`overwrite_deleted: at_once` has every job do it)"
                 .into(),
         );
         return Ok(false);
@@ -175,6 +237,9 @@ fn empty_log(
         return Ok(true);
     }
     let Some(raw) = ctx.raw else { return Ok(true) };
+    let owed = [EMPTY_LOG, ERASE_PAGES].map(|duty| (duty, ctx.ledger.times_pending(duty)));
+    // Where each page was overwritten on its way, there is none to look for.
+    let leaves_pages = !is_merged && !ctx.ledger.has_pending(ERASE_PAGES);
     let mut pass = Eraser::default();
     let mut tries = 0;
     loop {
@@ -193,12 +258,17 @@ fn empty_log(
         };
         let erased = {
             let turn = ctx.writer.lock();
-            pass.step(&mut ctx.db, &turn, raw, manner)?
+            match leaves_pages {
+                true if ctx.db.checkpoint_within(manner.patience)? => EraseProgress::All(0),
+                true => EraseProgress::LogInUse,
+                false => pass.step(&mut ctx.db, &turn, raw, manner)?,
+            }
         };
         match erased {
             EraseProgress::All(_) => {
-                ctx.ledger.clear_pending(ERASE_PAGES)?;
-                ctx.ledger.clear_pending(EMPTY_LOG)?;
+                for (duty, times) in owed {
+                    ctx.ledger.clear_pending_of(duty, times)?;
+                }
                 return Ok(true);
             }
             // Readers come and go.
@@ -217,4 +287,20 @@ fn empty_log(
             .into(),
     );
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_is_in_proportion_to_what_went() {
+        // 30 bytes of index a document, and 130 of a large server: 30,000, 222,000, a million documents.
+        for (bytes, least) in [(3 << 20, 0), (30 << 20, 13_000), (140 << 20, 69_000)] {
+            assert!(is_in_proportion(bytes, 1_000_000), "{bytes}");
+            assert!(is_in_proportion(bytes, least + 1_000), "{bytes}");
+            assert!(least == 0 || !is_in_proportion(bytes, least), "{bytes}");
+        }
+        assert!(is_in_proportion(i64::MAX, i64::MAX));
+    }
 }

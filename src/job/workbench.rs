@@ -72,6 +72,7 @@ impl Workbench {
             server_state: begins,
             limits,
             overwrite_deleted: true,
+            overwrite_when: Default::default(),
             locks: &self.locks,
             writer: &self.writer,
             ledger: self.register.ledger(),

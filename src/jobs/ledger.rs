@@ -4,7 +4,7 @@
 //! it is open, so a second process learns that there is a first. It is written with full durability, because
 //! what it promises ("these state groups will be looked at") must be on disk before the database changes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,8 +30,8 @@ const OWNER_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Ledger {
     pub(super) conn: Mutex<Connection>,
     path: PathBuf,
-    /// As the table has them; nobody else can change it.
-    pending_cleanup: Mutex<BTreeSet<String>>,
+    /// As the table has them, and how often each was noted; nobody else can change it.
+    pending_cleanup: Mutex<BTreeMap<String, u64>>,
     pub(super) holds: Mutex<Cached>,
     pub(super) signer: Mutex<Signer>,
 }
@@ -203,7 +203,7 @@ impl Ledger {
         .map_err(refused)?;
         let pending_cleanup = conn
             .prepare("SELECT name FROM duty")
-            .and_then(|mut s| s.query_map([], |row| row.get(0))?.collect())
+            .and_then(|mut s| s.query_map([], |row| Ok((row.get(0)?, 1)))?.collect())
             .map_err(refused)?;
         let ledger = Self {
             conn: Mutex::new(conn),
@@ -520,24 +520,38 @@ impl Ledger {
     /// Notes what the database is owed from now on. Durable when it returns; costs nothing when it stands there.
     pub fn add_pending(&self, duty: &str) -> Result<(), Error> {
         let mut pending_cleanup = self.pending_cleanup.lock();
-        if !pending_cleanup.contains(duty) {
+        if let Some(times) = pending_cleanup.get_mut(duty) {
+            *times += 1;
+        } else {
             let sql = "INSERT OR IGNORE INTO duty (name) VALUES ($1)";
             let noted = self.conn.lock().execute(sql, [duty]);
             noted.context("note in the ledger what is to be done")?;
-            pending_cleanup.insert(duty.to_owned());
+            pending_cleanup.insert(duty.to_owned(), 1);
         }
         Ok(())
     }
 
     /// Whether the database is owed this.
     pub fn has_pending(&self, duty: &str) -> bool {
-        self.pending_cleanup.lock().contains(duty)
+        self.times_pending(duty) > 0
+    }
+
+    /// How often the database has come to be owed this, since it was owed nothing of the kind.
+    pub fn times_pending(&self, duty: &str) -> u64 {
+        let pending_cleanup = self.pending_cleanup.lock();
+        pending_cleanup.get(duty).copied().unwrap_or(0)
     }
 
     /// It is done.
     pub fn clear_pending(&self, duty: &str) -> Result<(), Error> {
+        self.clear_pending_of(duty, None)
+    }
+
+    /// What was owed when [`Ledger::times_pending`] was asked is done. What came to be owed meanwhile is not.
+    pub fn clear_pending_of(&self, duty: &str, times: impl Into<Option<u64>>) -> Result<(), Error> {
         let mut pending_cleanup = self.pending_cleanup.lock();
-        if pending_cleanup.contains(duty) {
+        let now = pending_cleanup.get(duty).copied();
+        if now.is_some() && times.into().is_none_or(|times| now == Some(times)) {
             let sql = "DELETE FROM duty WHERE name = $1";
             let noted = self.conn.lock().execute(sql, [duty]);
             noted.context("note in the ledger what was done")?;

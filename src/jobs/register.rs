@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 
@@ -42,6 +43,7 @@ pub struct JobRegistry {
     ended: Condvar,
     synced: Mutex<Option<Instant>>,
     tell: Option<Tell>,
+    tidier: Option<Sender<()>>,
 }
 
 /// Hears of every job that ended, whatever its kind; must not keep whoever calls it.
@@ -57,6 +59,7 @@ impl JobRegistry {
             ended: Condvar::new(),
             synced: Mutex::default(),
             tell: None,
+            tidier: None,
         }
     }
 
@@ -64,6 +67,30 @@ impl JobRegistry {
     #[must_use]
     pub fn telling(self, tell: Option<Tell>) -> Self {
         Self { tell, ..self }
+    }
+
+    /// The same, with somebody who hears when a job leaves something to be overwritten later.
+    #[must_use]
+    pub fn tidied_by(self, tidier: Option<Sender<()>>) -> Self {
+        Self { tidier, ..self }
+    }
+
+    /// Whether somebody overwrites once for all jobs what they deleted.
+    pub fn is_tidied(&self) -> bool {
+        self.tidier.is_some()
+    }
+
+    /// Says that there is something to be overwritten.
+    pub fn tidy_later(&self) {
+        if let Some(tidier) = &self.tidier {
+            // One word that has not been heard yet is enough.
+            let _ = tidier.try_send(());
+        }
+    }
+
+    /// Whether no job is at work or waits for a worker.
+    pub fn is_idle(&self) -> bool {
+        self.busy.lock().by_subject.is_empty()
     }
 
     /// The ledger.
@@ -510,7 +537,8 @@ impl JobGuard {
         self.let_go(|ledger| ledger.cancel_enqueue(&live.id));
     }
 
-    fn forget(mut self) {
+    /// It never was: nothing is noted of it.
+    pub(crate) fn forget(mut self) {
         self.let_go(|_| Ok(()));
     }
 

@@ -79,6 +79,7 @@ impl Shared {
             },
             limits: config.batch,
             overwrite_deleted: config.overwrite_deleted,
+            overwrite_when: config.overwrite_when,
             locks: &self.locks,
             writer: self.turn_to_write(),
             ledger: self.register.ledger(),

@@ -360,7 +360,7 @@ impl Shared {
         progress.phase = Phase::Counting;
         taking::finish_interrupted(&ctx, &self.config.media, &mut summary)?;
         if ctx.db.engine() == Engine::Sqlite {
-            let how = overwrite::choose_secure_delete(&ctx)?;
+            let how = overwrite::choose_secure_delete(&ctx, i64::MAX)?;
             overwrite::add_pending(ctx.ledger, how, false)?;
         }
         let mut last = None;

@@ -429,7 +429,7 @@ impl Shared {
         })?;
         repair.progress.table = None;
         let mends = request.mends(&ctx.db);
-        repair.pages = overwrite::choose_secure_delete(&ctx)?;
+        repair.pages = overwrite::choose_secure_delete(&ctx, i64::MAX)?;
         let mut kept: Kept = Some((ctx.db, ctx.watch));
         let mut items: Vec<Option<RepairItem>> = vec![None; mends.len()];
         // What is put right in one table may show what is wrong in another.

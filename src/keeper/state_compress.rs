@@ -375,7 +375,7 @@ impl Shared {
         all.summary.rooms_planned = i64::try_from(rooms.len()).unwrap_or(i64::MAX);
         look(&mut ctx, guard, &mut all)?;
         if !rooms.is_empty() && ctx.db.engine() == Engine::Sqlite {
-            let how = overwrite::choose_secure_delete(&ctx)?;
+            let how = overwrite::choose_secure_delete(&ctx, i64::MAX)?;
             overwrite::add_pending(ctx.ledger, how, false)?;
         }
         let mut kept: Kept = Some((ctx.db, ctx.watch));

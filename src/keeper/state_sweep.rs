@@ -329,7 +329,7 @@ impl Shared {
         };
         let unreferenced = look(&mut ctx, guard, &mut sweep)?;
         if !unreferenced.is_empty() && ctx.db.engine() == Engine::Sqlite {
-            let how = overwrite::choose_secure_delete(&ctx)?;
+            let how = overwrite::choose_secure_delete(&ctx, i64::MAX)?;
             overwrite::add_pending(ctx.ledger, how, false)?;
         }
         let archive = ctx.archive.take();

@@ -132,6 +132,7 @@ fn life(site: &Site, room: &RoomId, below: i64, way: Way, fate: Fate) -> (Result
         server_state: way.server_state,
         limits: way.limits,
         overwrite_deleted: true,
+        overwrite_when: Default::default(),
         locks: &RoomLocks::default(),
         writer: &Mutex::default(),
         ledger: register.ledger(),

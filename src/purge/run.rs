@@ -211,11 +211,11 @@ fn batches(
     keys: &mut Option<ForeignKeys>,
 ) -> Result<(), Error> {
     let below = request.point.topological;
-    let secure_delete = overwrite::choose_secure_delete(ctx)?;
+    let planned = progress.events_planned - progress.events_done;
+    let secure_delete = overwrite::choose_secure_delete(ctx, planned)?;
     let on_server = ctx.db.engine() == Engine::Postgres;
     let mut sizer = BatchSizer::new(ctx.server_state, ctx.limits).on_server(on_server);
     let mut disk = DiskBudget::new(&ctx.db);
-    let planned = progress.events_planned - progress.events_done;
     let expiry = request.expiry(&ctx.db, ctx.clock.now())?;
     let mut rewrites = request.held.is_empty() && is_one_batch(ctx, keys.as_ref(), planned)?;
     let (started, done_before) = (Instant::now(), progress.events_done);

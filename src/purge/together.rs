@@ -185,7 +185,7 @@ fn purge_events(
         // Of every room of the batch, whoever asks.
         documents.note(&ctx.db, ctx.room, ready[0].below)?;
     }
-    let secure_delete = overwrite::choose_secure_delete(ctx)?;
+    let secure_delete = overwrite::choose_secure_delete(ctx, i64::MAX)?;
     let keys = ForeignKeys::read(&ctx.db)?;
     // Not inside a transaction, and each change has every statement prepared anew: so once for all of them.
     if keys.is_some() {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::support::draft::{Draft, Event};
 use crate::support::tables::{assert_same, row};
 use crate::support::work::{Ask, Site};
-use roomkeeper::{Config, Error};
+use roomkeeper::{Config, Error, Keeper, OverwriteWhen, RoomId};
 use rusqlite::Connection;
 
 const ROOM: &str = "!room:example.org";
@@ -197,6 +197,85 @@ fn what_a_failed_job_left_to_be_overwritten_the_next_one_overwrites() {
     site.purge(&Ask::all_of("!nowhere:example.org", 1))
         .expect("nothing to purge");
     assert_eq!(found(&site, SECRET), (0, 0));
+}
+
+/// Words of others, so many that merging the index is out of proportion to a small job.
+fn with_a_large_index(site: &Site) {
+    site.run(
+        "INSERT INTO event_search (event_id, room_id, key, value)
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300),
+                        w(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM w WHERE i < 1500)
+         SELECT '$b-join', '!other:example.org', 'content.body',
+                (SELECT group_concat(hex(randomblob(5)), ' ') FROM w WHERE n.i > 0)
+           FROM n",
+    );
+}
+
+/// A small job beside a large index leaves merging it to others, and says so; who wants it done by every job has it done, and
+/// a daemon does it once it is idle, whoever left it.
+#[test]
+fn what_is_out_of_proportion_is_said_and_done_by_the_daemon_or_at_once() {
+    let site = telltale(80);
+    with_a_large_index(&site);
+    let at_once = site.copy();
+    let ask = Ask::all_of(ROOM, 10_000);
+    let done = site.purge(&ask).expect("purged");
+    assert_eq!(done.events_deleted, 79);
+    assert!(
+        done.notes.iter().any(|n| n.contains("at_once")),
+        "{:?}",
+        done.notes
+    );
+    let (in_files, in_index) = found(&site, SECRET);
+    assert!(in_files > 0, "the test can fail");
+    assert_eq!(in_index, 0, "nothing finds it");
+
+    let mut config = at_once.config();
+    config.overwrite_when = OverwriteWhen::AtOnce;
+    let done = at_once.purge_with(config, &ask).expect("purged");
+    assert_eq!(done.notes, Vec::<String>::new());
+    assert_eq!(found(&at_once, SECRET), (0, 0));
+    at_once.assert_sound("at once");
+
+    let mut config = site.config();
+    config.overwrite_when = OverwriteWhen::WhenIdle;
+    let keeper = Keeper::open(config).expect("opens");
+    wait_until_overwritten(&keeper);
+    keeper.stop();
+    assert_eq!(found(&site, SECRET), (0, 0));
+    assert!(found(&site, KEPT).0 > 0);
+    site.assert_sound("idle");
+}
+
+fn wait_until_overwritten(keeper: &Keeper) {
+    let begun = std::time::Instant::now();
+    while keeper.owes_overwriting() {
+        assert!(begun.elapsed().as_secs() < 300, "it is never overwritten");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Jobs one after the other leave it to the daemon, beside a homeserver as well.
+#[test]
+fn a_daemon_overwrites_once_for_all_jobs_what_they_deleted() {
+    for way in [Site::config, |s: &Site| s.beside(7, 60_000)] {
+        let site = telltale(80);
+        let mut config = way(&site);
+        config.overwrite_when = OverwriteWhen::WhenIdle;
+        let keeper = Keeper::open(config).expect("opens");
+        for (room, below) in [(ROOM, 10_000), (OTHER, 2)] {
+            let ask = Ask::all_of(room, below);
+            let job = keeper
+                .purge_history(&RoomId::new(room), ask.point(), ask.options())
+                .expect("queued");
+            keeper.wait(&job).expect("purged");
+        }
+        wait_until_overwritten(&keeper);
+        keeper.stop();
+        assert_eq!(found(&site, SECRET), (0, 0));
+        assert!(found(&site, KEPT).0 > 0);
+        site.assert_sound("two jobs");
+    }
 }
 
 /// Grows the file so that there is something to give back.

@@ -126,3 +126,24 @@ fn candidates_become_steps_and_steps_are_crossed_out_in_order() {
     );
     assert_eq!(ledger.candidates("other").expect("read"), [7]);
 }
+
+#[test]
+fn what_comes_to_be_owed_meanwhile_stays_owed() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("l");
+    let ledger = Ledger::open(&path).expect("opens");
+    assert_eq!(ledger.times_pending("d"), 0);
+    ledger
+        .clear_pending_of("d", 0)
+        .expect("there is nothing to clear");
+    ledger.add_pending("d").expect("noted");
+    let seen = ledger.times_pending("d");
+    ledger.add_pending("d").expect("noted");
+    ledger.clear_pending_of("d", seen).expect("asked");
+    assert!(ledger.has_pending("d"), "somebody noted it meanwhile");
+    drop(ledger);
+    let ledger = Ledger::open(&path).expect("opens");
+    let seen = ledger.times_pending("d");
+    ledger.clear_pending_of("d", seen).expect("cleared");
+    assert!(!ledger.has_pending("d"));
+}

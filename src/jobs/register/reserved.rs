@@ -27,6 +27,22 @@ impl JobRegistry {
     }
 }
 
+impl JobRegistry {
+    /// As a job that nobody sees: it stands in no ledger, is in no job's way, and is interrupted with the others when the
+    /// process stops. Let it go by [`JobGuard::forget`].
+    ///
+    /// # Errors
+    /// [`Error::RoomBusy`] while another of this name is at work.
+    pub fn unseen(self: &Arc<Self>, name: &str) -> Result<JobGuard, Error> {
+        let guard = self.claim(&JobRecord {
+            state: State::Running,
+            ..JobRecord::new(name, &Subject::Rooms(name.to_owned()), self.clock.now())
+        })?;
+        guard.live.reached_cleanup.store(true, Ordering::SeqCst);
+        Ok(guard)
+    }
+}
+
 impl Drop for Reserved {
     fn drop(&mut self) {
         if let Some(guard) = self.0.take() {
