@@ -300,7 +300,7 @@ impl JobContext<'_> {
             };
             after = last;
             if !has_begun && self.db.engine() == Engine::Sqlite {
-                let how = overwrite::choose_secure_delete(self)?;
+                let how = overwrite::choose_secure_delete(self, i64::MAX)?;
                 overwrite::add_pending(self.ledger, how, false)?;
             }
             has_begun = true;
