@@ -200,6 +200,10 @@ mod rooms;
 #[cfg(feature = "test-internals")]
 pub mod rooms;
 #[cfg(not(feature = "test-internals"))]
+mod selectors;
+#[cfg(feature = "test-internals")]
+pub mod selectors;
+#[cfg(not(feature = "test-internals"))]
 mod sqlite_file;
 #[cfg(feature = "test-internals")]
 pub mod sqlite_file;

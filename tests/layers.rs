@@ -32,6 +32,7 @@ const LAYERS: &[&[&str]] = &[
         "point",
         "policy",
         "receipt",
+        "selectors",
         "locks",
         "event",
     ],

@@ -6,6 +6,7 @@ mod selectors;
 mod statistics;
 mod summary;
 
-pub use selectors::{Condition, Selectors, select};
+pub use self::selectors::select;
+pub use crate::selectors::{Condition, Selectors};
 pub use statistics::{Statistics, StatisticsOf};
 pub use summary::{Policies, PolicyOf, Sort, Summary, Totals, summarize};
