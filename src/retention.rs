@@ -5,6 +5,6 @@ mod clock;
 mod plan;
 mod recheck;
 
-pub use clock::refuse_clock_ahead;
+pub use clock::{newest_arrival, refuse_clock_ahead};
 pub use plan::{Due, Exact, LeftAlone, Plan, Reason, Stays, plan};
 pub use recheck::{Decided, Recheck, recheck};

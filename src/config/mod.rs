@@ -16,11 +16,14 @@ mod notify;
 #[cfg(feature = "daemon")]
 mod ours;
 #[cfg(feature = "daemon")]
+mod policies;
+#[cfg(feature = "daemon")]
 mod retention;
 #[cfg(feature = "daemon")]
 mod scalar;
 #[cfg(feature = "daemon")]
 mod secrets;
+mod server_policy;
 #[cfg(feature = "daemon")]
 mod syntax;
 #[cfg(feature = "daemon")]
@@ -40,6 +43,7 @@ pub use self::homeserver::HomeserverApi;
 pub use self::media::MediaStore;
 pub use self::network::Network;
 pub use self::notify::{Command, Notify, Webhook};
+pub use self::server_policy::{PolicyStart, PolicyWhat, ServerPolicy};
 use crate::batch::BatchLimits;
 use crate::database::Database;
 use crate::endpoints::HomeserverEndpoints;
@@ -150,7 +154,10 @@ pub struct Config {
     pub keep_jobs: Millis,
     /// How long messages stay, and the jobs that see to it: the homeserver's own `retention` block.
     pub retention: Retention,
-    /// Whether the retention jobs run at their intervals, if `retention` is enabled; runs on demand do not ask for it.
+    /// Policies of this server's own, by the life of rooms; the first counts where two take the same room.
+    pub policies: Vec<ServerPolicy>,
+    /// Whether the retention jobs run at their intervals, if `retention` is enabled, and `policies` once a day; runs on demand
+    /// do not ask for it.
     pub retention_jobs: bool,
     /// Whether what depends on age is refused while the clock may be ahead.
     pub check_clock: bool,
@@ -230,6 +237,7 @@ impl Config {
             media: MediaStore::default(),
             keep_jobs: KEEP_JOBS,
             retention: Retention::default(),
+            policies: Vec::new(),
             retention_jobs: false,
             check_clock: true,
             clock_tolerance: days(7),

@@ -6,7 +6,7 @@ use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use super::misspelt::distance;
-use super::notify;
+use super::{notify, policies};
 use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
 use super::{
@@ -48,6 +48,10 @@ const OUR_KEYS: &[(&str, &str)] = &[
     ("check_clock", "on or off"),
     ("clock_tolerance", "a duration such as 7d"),
     ("archive", "{directory: …, keep: 30d, recipients: [age1…]}"),
+    (
+        "policies",
+        "a list of policies: [{name: …, what: room, start: last_leave, after: 30d}]",
+    ),
     ("log_format", "text or json"),
     (
         "notify",
@@ -229,6 +233,7 @@ fn read_our_key(
         "archive" => {
             config.archive = Some(read_archive(value, directory)?);
         }
+        "policies" => config.policies = policies::read(value)?,
         "log_format" => {
             config.log_format = match string("roomkeeper.log_format", value)?.as_str() {
                 "text" => LogFormat::Text,
@@ -613,6 +618,7 @@ mod tests {
             "check_clock",
             "clock_tolerance",
             "log_format",
+            "policies",
         ];
         for (key, _) in OUR_KEYS {
             assert!(

@@ -624,6 +624,22 @@ impl Ledger {
         run().context("note in the ledger what was seen")
     }
 
+    /// The same, without noting anything: what was seen of the things whose names begin with `kind`, and when first.
+    ///
+    /// # Errors
+    /// Those of the ledger.
+    pub fn seen(&self, kind: &str) -> Result<Vec<(String, Millis)>, Error> {
+        const SEEN: &str = "
+            SELECT substr(name, length($1) + 1), from_ms FROM recurring WHERE substr(name, 1, length($1)) = $1";
+        let conn = self.conn.lock();
+        let run = || {
+            conn.prepare_cached(SEEN)?
+                .query_map([kind], |row| Ok((row.get(0)?, Millis(row.get(1)?))))?
+                .collect::<rusqlite::Result<Vec<_>>>()
+        };
+        run().context("read the ledger")
+    }
+
     /// Crosses out the steps up to and including `seq`. One that is done again changes nothing.
     pub fn done_up_to(&self, subject: &str, seq: i64) -> Result<(), Error> {
         let run = || {

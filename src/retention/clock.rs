@@ -39,6 +39,15 @@ pub fn refuse_clock_ahead(
     )))
 }
 
+/// The newest time of arrival that can be trusted.
+///
+/// # Errors
+/// Those of the database.
+pub fn newest_arrival(db: &Db, tolerance: Millis) -> Result<Option<Millis>, Error> {
+    let arrivals = arrival_times::newest(db, ARRIVALS)?;
+    Ok(newest_trustworthy(&arrivals, tolerance))
+}
+
 fn in_days(length: Millis) -> String {
     count(length.0 / 86_400_000, "day")
 }

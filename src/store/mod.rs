@@ -47,6 +47,7 @@ pub mod removed;
 pub mod repair;
 pub mod residue;
 pub mod restore;
+pub mod room_ages;
 pub mod room_rows;
 pub mod room_statistics;
 pub mod rooms;
