@@ -13,6 +13,7 @@ mod media;
 mod messages;
 mod output;
 mod plan_text;
+mod policies;
 mod receipts;
 mod remote;
 mod repair;

@@ -144,6 +144,16 @@ fn used(config: &Config) -> Vec<(&'static str, String)> {
                 .max_lifetime
                 .map_or("none".into(), |length| length.in_words()),
         ),
+        (
+            "policies of our own",
+            list(
+                config
+                    .policies
+                    .iter()
+                    .map(|policy| format!("{} ({})", policy.name, policy.in_words()))
+                    .collect(),
+            ),
+        ),
         ("workers", config.workers.to_string()),
         (
             "batch",

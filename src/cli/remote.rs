@@ -382,6 +382,7 @@ fn follow(client: &Client, id: &str, as_json: bool) -> Result<ExitCode, Error> {
 pub(super) fn retention(
     config: &Config,
     ranges: &[LifetimeRange],
+    policies: &[String],
     plan: Option<PlanHash>,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
@@ -396,6 +397,14 @@ pub(super) fn retention(
         let started = answer(client.post("/_roomkeeper/v1/retention", &body))?;
         let id = started["job_ids"][0].as_str().unwrap_or_default();
         runs.push(attend(&client, id, as_json)?);
+    }
+    for name in policies {
+        let body = json!({ "policy": name });
+        let started = answer(client.post("/_roomkeeper/v1/retention", &body))?;
+        match started["job_ids"][0].as_str() {
+            Some(id) => runs.push(attend(&client, id, as_json)?),
+            None => super::policies::takes_nothing(name, as_json),
+        }
     }
     Ok(super::retention::ended(&runs, as_json))
 }

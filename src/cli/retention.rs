@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{output, plan_text, remote, words};
+use super::{output, plan_text, policies, remote, words};
 use crate::config::Config;
 use crate::error::{EXIT_FAILED, Error};
 use crate::jobs::ledger::{JobRecord, State};
@@ -19,7 +19,7 @@ use crate::time::parse_duration_with_unit;
 
 #[derive(Subcommand)]
 pub(super) enum Retention {
-    /// What the retention jobs would do now, room by room; reads, and takes no lock.
+    /// What the retention jobs and the policies of our own would do now, room by room; reads, and takes no lock.
     Plan {
         #[command(flatten)]
         which: Which,
@@ -27,7 +27,7 @@ pub(super) enum Retention {
         #[arg(long)]
         exact: bool,
     },
-    /// Run the retention jobs now, and wait for them.
+    /// Run the retention jobs and the policies of our own now, and wait for them.
     Run {
         #[command(flatten)]
         which: Which,
@@ -35,6 +35,9 @@ pub(super) enum Retention {
         /// go by now, nothing goes.
         #[arg(long, value_name = "HASH")]
         plan: Option<PlanHash>,
+        /// Only say what would go, as `plan` does.
+        #[arg(long, conflicts_with = "plan")]
+        dry_run: bool,
         /// The clock is right, although nothing says so: for this command.
         #[arg(long)]
         trust_clock: bool,
@@ -45,8 +48,11 @@ pub(super) enum Retention {
 #[derive(Args)]
 pub(super) struct Which {
     /// Only this one of the configuration's `purge_jobs`, counted from 1.
-    #[arg(long, value_name = "N", conflicts_with_all = ["shortest", "longest"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["shortest", "longest", "policy"])]
     job: Option<usize>,
+    /// Only this policy of our own (`roomkeeper.policies`), by its name.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["shortest", "longest"])]
+    policy: Option<String>,
     /// Instead of the jobs, the rooms whose lifetime is above this: 1d, 12h, …
     #[arg(long, value_name = "DURATION")]
     shortest: Option<String>,
@@ -58,11 +64,27 @@ pub(super) struct Which {
 impl Which {
     /// Whether nothing in particular was asked for.
     fn is_everything(&self) -> bool {
-        self.job.is_none() && self.shortest.is_none() && self.longest.is_none()
+        self.job.is_none()
+            && self.shortest.is_none()
+            && self.longest.is_none()
+            && self.policy.is_none()
+    }
+
+    /// The names of the policies of our own that are meant: the one that is named, or all where nothing in particular is.
+    fn policies(&self, config: &Config) -> Vec<String> {
+        let all = config.policies.iter().map(|policy| policy.name.clone());
+        match &self.policy {
+            Some(name) => vec![name.clone()],
+            None if self.is_everything() => all.collect(),
+            None => Vec::new(),
+        }
     }
 
     /// The ranges that are meant: one on demand, one job's, or every job's.
     pub(super) fn ranges(&self, config: &Config) -> Result<Vec<LifetimeRange>, Error> {
+        if self.policy.is_some() {
+            return Ok(Vec::new());
+        }
         let length = |name: &str, text: &Option<String>| match text {
             Some(text) => parse_duration_with_unit(text)
                 .map(Some)
@@ -96,40 +118,56 @@ pub(super) fn retention(
     as_json: bool,
 ) -> Result<ExitCode, Error> {
     match wanted {
-        Retention::Plan { which, exact } => {
-            let ranges = which.ranges(&config)?;
-            if !config.retention.enabled && !as_json {
-                output::say("Retention is not enabled: the daemon runs none of this.");
-            }
-            let viewer = Viewer::open(config)?;
-            if let Err(e) = viewer.refuse_clock_ahead() {
-                output::warn(&format!("nothing of this would be done now: {e}"));
-            }
-            let mut plans = Vec::new();
-            for range in ranges {
-                let plan = viewer.plan_retention(range, *exact)?;
-                if !as_json {
-                    show(&plan);
-                }
-                plans.push(plan);
-            }
-            if as_json {
-                output::json(&serde_json::json!({ "plans": plans }));
-            } else {
-                output::say("Nothing was changed.");
-            }
-            Ok(ExitCode::SUCCESS)
+        Retention::Plan { which, exact } => plan(config, which, *exact, as_json),
+        Retention::Run {
+            which,
+            dry_run: true,
+            trust_clock,
+            ..
+        } => {
+            let mut config = config;
+            config.check_clock &= !trust_clock;
+            plan(config, which, false, as_json)
         }
         Retention::Run {
             which,
             plan,
             trust_clock,
+            ..
         } => {
             let mut config = config;
             config.check_clock &= !trust_clock;
             run(config, which, *plan, *trust_clock, is_said, as_json)
         }
     }
+}
+
+fn plan(config: Config, which: &Which, exact: bool, as_json: bool) -> Result<ExitCode, Error> {
+    let ranges = which.ranges(&config)?;
+    let names = which.policies(&config);
+    if !config.retention.enabled && !ranges.is_empty() && !as_json {
+        output::say("Retention is not enabled: the daemon runs none of this.");
+    }
+    let viewer = Viewer::open(config)?;
+    if let Err(e) = viewer.refuse_clock_ahead() {
+        output::warn(&format!("nothing of this would be done now: {e}"));
+    }
+    let mut plans = Vec::new();
+    for range in ranges {
+        let plan = viewer.plan_retention(range, exact)?;
+        if !as_json {
+            show(&plan);
+        }
+        plans.push(plan);
+    }
+    let policies = policies::plans(&viewer, &names)?;
+    if as_json {
+        output::json(&serde_json::json!({ "plans": plans, "policies": policies }));
+    } else {
+        policies.iter().for_each(policies::show);
+        output::say("Nothing was changed.");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run(
@@ -140,21 +178,26 @@ fn run(
     is_said: bool,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    if which.is_everything() && !config.retention.enabled {
+    let names = which.policies(&config);
+    let is_disabled = which.is_everything() && !config.retention.enabled;
+    if is_disabled && names.is_empty() {
         return Err(Error::Config(
             "retention is not enabled (retention.enabled in the configuration): say which job (--job) or which lifetimes \
              (--shortest, --longest) are to be run all the same"
                 .into(),
         ));
     }
-    let ranges = which.ranges(&config)?;
-    if plan.is_some() && ranges.len() != 1 {
+    let ranges = match is_disabled {
+        true => Vec::new(),
+        false => which.ranges(&config)?,
+    };
+    if plan.is_some() && (ranges.len() != 1 || !names.is_empty()) {
         return Err(Error::Config(
             "a plan is of one job's rooms: say which (--job), or which lifetimes (--shortest, --longest)".into(),
         ));
     }
     if words::can_ask(is_said, as_json) {
-        words::ask(&question(&config, &ranges)?, is_said, as_json)?;
+        words::ask(&question(&config, &ranges, &names)?, is_said, as_json)?;
     }
     let asked = config.clone();
     let keeper = match Keeper::open(config) {
@@ -165,7 +208,9 @@ fn run(
                     .into(),
             ));
         }
-        Err(Error::LedgerLocked(_)) => return remote::retention(&asked, &ranges, plan, as_json),
+        Err(Error::LedgerLocked(_)) => {
+            return remote::retention(&asked, &ranges, &names, plan, as_json);
+        }
         keeper => keeper?,
     };
     let keeper = super::as_planned(keeper, plan);
@@ -174,11 +219,17 @@ fn run(
         let id = keeper.purge_history_for_rooms_in_range(range.shortest, range.longest)?;
         runs.push(super::attend(&keeper, &id, as_json)?);
     }
+    for name in names {
+        match keeper.run_policy(&name)?.job_id {
+            Some(id) => runs.push(super::attend(&keeper, &id, as_json)?),
+            None => policies::takes_nothing(&name, as_json),
+        }
+    }
     Ok(ended(&runs, as_json))
 }
 
 /// What a person is asked before a run: how much would go, and where to see it.
-fn question(config: &Config, ranges: &[LifetimeRange]) -> Result<String, Error> {
+fn question(config: &Config, ranges: &[LifetimeRange], names: &[String]) -> Result<String, Error> {
     let viewer = Viewer::open(config.clone())?;
     // What would be refused is not asked about.
     viewer.refuse_clock_ahead()?;
@@ -189,8 +240,19 @@ fn question(config: &Config, ranges: &[LifetimeRange]) -> Result<String, Error> 
         bytes += plan.estimated_bytes;
         rooms.extend(plan.rooms.into_iter().map(|due| due.room_id));
     }
+    let plans = policies::plans(&viewer, names)?;
+    let more = policies::question(&plans);
+    if ranges.is_empty() {
+        return Ok(format!(
+            "{more} (`roomkeeper retention plan` shows each room)?"
+        ));
+    }
+    let more = match more.is_empty() {
+        true => more,
+        false => format!("; and {more}"),
+    };
     Ok(format!(
-        "delete what has expired by the retention policies: {} of {}, some {} (`roomkeeper retention plan` shows each room)?",
+        "delete what has expired by the retention policies: {} of {}, some {}{more} (`roomkeeper retention plan` shows each room)?",
         count(events, "event"),
         count(many(rooms.len()), "room"),
         human(u64::try_from(bytes).unwrap_or(0)),

@@ -6,13 +6,13 @@ use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use super::misspelt::distance;
-use super::{notify, policies};
 use super::values::{boolean, duration_with_unit, mapping, number, string, wrong};
 use super::yaml::{Map, Value};
 use super::{
     Archive, Config, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, OverwriteWhen,
     Secret, secrets,
 };
+use super::{notify, policies};
 use crate::archive::Recipient;
 use crate::error::Error;
 use crate::ids::UserId;

@@ -34,7 +34,8 @@ const POLICY_KEYS: &[(&str, &str)] = &[
 /// Keys and values that are to come: never ignored, because whoever writes them counts on them.
 const NOTIFY: &str = "cannot be kept yet: nobody is told before a room goes. Without this key rooms go unannounced; with it nothing \
                       would be promised that is not done";
-const KEEP: &str = "cannot be kept yet: take the key out, or lay a hold on the rooms that must not lose anything";
+const KEEP: &str =
+    "cannot be kept yet: take the key out, or lay a hold on the rooms that must not lose anything";
 const MEDIA: &str = "room or messages (media by policies of ours is not there yet)";
 
 /// A room that is deleted cannot be asked for again: a period below this was hardly meant.
@@ -94,7 +95,11 @@ fn policy(key: &str, value: &Value) -> Result<ServerPolicy, Error> {
             return Err(wrong(&start_key, start_value, wanted));
         }
         (PolicyWhat::Messages, _) => {
-            return Err(wrong(&start_key, start_value, "received where what is messages"));
+            return Err(wrong(
+                &start_key,
+                start_value,
+                "received where what is messages",
+            ));
         }
     };
     let Some(after) = length(key, block, "after")? else {
@@ -108,7 +113,10 @@ fn policy(key: &str, value: &Value) -> Result<ServerPolicy, Error> {
         return Err(wrong(
             &format!("{key}.after"),
             block.get("after").unwrap_or(value),
-            &format!("{} or longer: what goes does not come back", least.in_words()),
+            &format!(
+                "{} or longer: what goes does not come back",
+                least.in_words()
+            ),
         ));
     }
     let at_least = length(key, block, "at_least")?;
@@ -280,7 +288,11 @@ mod tests {
             ("after", json!(null), "a duration with its unit"),
             ("at_least", json!("27w"), "no longer than after (182d)"),
             ("at_least", json!(7), "a duration with its unit"),
-            ("what", json!("media"), "media by policies of ours is not there yet"),
+            (
+                "what",
+                json!("media"),
+                "media by policies of ours is not there yet",
+            ),
             ("what", json!("rooms"), "and should be room or messages"),
             ("what", json!("messages"), "received where what is messages"),
             ("start", json!("received"), "where what is room"),
@@ -294,7 +306,11 @@ mod tests {
             ("not", json!(["inactive=90"]), "90 of what"),
             ("override_rooms", json!("yes"), "true or false"),
             ("even_with_members", json!(1), "true or false"),
-            ("notify", json!({"before": "14d"}), "nobody is told before a room goes"),
+            (
+                "notify",
+                json!({"before": "14d"}),
+                "nobody is told before a room goes",
+            ),
             ("keep", json!(["pinned"]), "cannot be kept yet"),
             ("affter", json!("1d"), "is not a key"),
         ] {
@@ -307,7 +323,10 @@ mod tests {
         for (policies, says) in [
             (json!({}), "a list of policies"),
             (json!(["x"]), "a block of keys"),
-            (json!([{"name": "a"}]), "policies[0].what is missing: write room or messages"),
+            (
+                json!([{"name": "a"}]),
+                "policies[0].what is missing: write room or messages",
+            ),
             (json!([{"what": "room"}]), "policies[0].name is missing"),
             (
                 json!([{"name": "a", "what": "room", "start": "last_leave"}]),

@@ -16,7 +16,7 @@ use crate::time::{Millis, parse_duration_with_unit};
 
 /// `{"room_id": …}` with the members of a purge's body plans that purge. `{"retention": {…}}` plans the retention jobs:
 /// all of them, `{"job": N}` one, `{"shortest_max_lifetime": …, "longest_max_lifetime": …}` a range; with `"exact": true`
-/// row by row.
+/// row by row. With the policies of our own, or with `{"policy": NAME}` one of them alone.
 pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     api.admin(ctx)?;
     let body = json::object(&ctx.request.body, Body::Required)?;
@@ -36,7 +36,12 @@ pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
         for range in ranges(&api.keeper.config().retention, &wanted)? {
             plans.push(api.keeper.plan_retention(range, exact)?);
         }
-        return Ok(json::json(200, &json!({ "plans": plans })));
+        let policies = match policy(&wanted)? {
+            None if names_job(&wanted) => Vec::new(),
+            name => api.keeper.plan_policies(name)?,
+        };
+        let answer = json!({ "plans": plans, "policies": policies });
+        return Ok(json::json(200, &answer));
     }
     let Some(room) = body.get("room_id").and_then(Value::as_str) else {
         return Err(ApiError::bad_json("must specify room_id or retention"));
@@ -54,28 +59,50 @@ pub fn plan(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     Ok(json::json(200, &plan))
 }
 
-/// Runs the retention jobs now, all of them or the ones that the body names as for a plan: `{"job_ids": […]}`.
+/// Runs the retention jobs and the policies of our own now, all of them or what the body names as for a plan:
+/// `{"job_ids": […]}`, which are fewer where a policy takes no room.
 pub fn run(api: &Api, ctx: &Context) -> Result<Response, ApiError> {
     let who = api.admin(ctx)?;
     let mut wanted = json::object(&ctx.request.body, Body::Optional)?;
     let keeper = api.keeper_as_planned(ctx, &who, &wanted)?;
     let is_bound = matches!(wanted.remove("plan"), Some(Value::String(_)));
     let mut ids: Vec<JobId> = Vec::new();
-    if wanted.is_empty() && !api.keeper.config().retention.enabled {
+    let config = api.keeper.config();
+    let is_disabled = wanted.is_empty() && !config.retention.enabled;
+    if is_disabled && config.policies.is_empty() {
         return Err(ApiError::bad_json(
             "retention is not enabled: say which job, or which lifetimes",
         ));
     }
     let mut refused = None;
-    let ranges = ranges(&api.keeper.config().retention, &wanted)?;
-    if is_bound && ranges.len() != 1 {
+    let ranges = match is_disabled {
+        true => Vec::new(),
+        false => ranges(&config.retention, &wanted)?,
+    };
+    let names: Vec<&str> = match policy(&wanted)? {
+        Some(name) => vec![name],
+        None if names_job(&wanted) => Vec::new(),
+        None => {
+            let all = config.policies.iter();
+            all.map(|policy| policy.name.as_str()).collect()
+        }
+    };
+    if is_bound && (ranges.len() != 1 || !names.is_empty()) {
         return Err(ApiError::bad_json(
             "a plan is of one job's rooms: say which job, or which lifetimes",
         ));
     }
-    for range in ranges {
-        match keeper.purge_history_for_rooms_in_range(range.shortest, range.longest) {
-            Ok(id) => {
+    let ranges = ranges.into_iter().map(|range| {
+        let id = keeper.purge_history_for_rooms_in_range(range.shortest, range.longest);
+        id.map(Some)
+    });
+    let policies = names
+        .into_iter()
+        .map(|name| keeper.run_policy(name).map(|started| started.job_id));
+    for started in ranges.chain(policies) {
+        match started {
+            Ok(None) => {}
+            Ok(Some(id)) => {
                 log::info!("retention run {id}: {who} asks for it");
                 ids.push(id);
             }
@@ -100,7 +127,25 @@ const MEMBERS: &[&str] = &[
     "shortest_max_lifetime",
     "longest_max_lifetime",
     "exact",
+    "policy",
 ];
+
+/// The policy of our own that is named.
+fn policy(wanted: &Map<String, Value>) -> Result<Option<&str>, ApiError> {
+    match wanted.get("policy") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) => Ok(Some(name)),
+        Some(_) => Err(ApiError::bad_json("policy must be the name of a policy")),
+    }
+}
+
+/// Whether a retention job or a range of lifetimes is named, which the policies of our own do not belong to.
+fn names_job(wanted: &Map<String, Value>) -> bool {
+    // A bound that is given as null names a range all the same.
+    let bounds = ["shortest_max_lifetime", "longest_max_lifetime"];
+    bounds.iter().any(|key| wanted.contains_key(*key))
+        || wanted.get("job").is_some_and(|job| !job.is_null())
+}
 
 fn ranges(
     retention: &Retention,
@@ -119,6 +164,14 @@ fn ranges(
     let names_range = ["shortest_max_lifetime", "longest_max_lifetime"]
         .iter()
         .any(|key| wanted.contains_key(*key));
+    if policy(wanted)?.is_some() {
+        return match names_range || wanted.get("job").is_some_and(|job| !job.is_null()) {
+            true => Err(ApiError::bad_json(
+                "a policy of our own goes with no job and no lifetimes",
+            )),
+            false => Ok(Vec::new()),
+        };
+    }
     match wanted.get("job") {
         None | Some(Value::Null) if !names_range => Ok(retention.ranges()),
         None | Some(Value::Null) => Ok(vec![LifetimeRange { shortest, longest }]),

@@ -19,7 +19,7 @@ use crate::jobs::pool::Pool;
 use crate::jobs::register::JobGuard;
 use crate::jobs::schedule::Schedule;
 use crate::policy::LifetimeRange;
-use crate::time::{JumpTolerantClock, Millis};
+use crate::time::{JumpTolerantClock, Millis, days};
 
 /// How long the thread sleeps at most. Nothing is late for that: what is due before wakes it, and records of jobs that
 /// ended long ago are forgotten by the clock, whoever looks.
@@ -93,9 +93,26 @@ impl Drop for RetentionScheduler {
 /// Runs of which nobody has asked, that are remembered at most: most daemons are never asked.
 const MOST_UNTOLD: usize = 100;
 
+/// How often the policies of our own are carried out.
+const POLICIES_EVERY: Millis = days(1);
+
+/// What the ledger calls that.
+const POLICIES: &str = "policies";
+
+/// What is due at some interval.
+#[derive(Clone, Copy)]
+enum Recurring {
+    /// A retention run.
+    Retention(LifetimeRange),
+    /// All of our own policies, one after the other.
+    Policies,
+}
+
 /// The configured jobs and when they are due.
 struct Runs {
     schedule: Schedule,
+    /// What the schedule numbers.
+    recurring: Vec<Recurring>,
     tolerant: JumpTolerantClock,
     /// The runs that began since somebody asked: the thread may have looked at the clock before whoever moved it asks.
     untold: Vec<JobId>,
@@ -117,12 +134,14 @@ impl Runs {
         let config = &shared.config;
         let tolerant = JumpTolerantClock::new(&*config.clock);
         let mut schedule = Schedule::default();
+        let mut recurring = Vec::new();
+        let (now, monotonic) = (config.clock.now(), config.clock.monotonic());
         if config.retention.enabled && config.retention_jobs {
-            let (now, monotonic) = (config.clock.now(), config.clock.monotonic());
             for job in &config.retention.purge_jobs {
                 let name = name(job.interval, &job.range);
                 let from = shared.register.ledger().interval_start(&name, now)?;
                 schedule.add(job.interval, now - from, monotonic);
+                recurring.push(Recurring::Retention(job.range));
                 log::info!(
                     "retention: rooms with {} every {}, next in {}",
                     job.range,
@@ -131,8 +150,19 @@ impl Runs {
                 );
             }
         }
+        if !config.policies.is_empty() && config.retention_jobs {
+            let from = shared.register.ledger().interval_start(POLICIES, now)?;
+            schedule.add(POLICIES_EVERY, now - from, monotonic);
+            recurring.push(Recurring::Policies);
+            log::info!(
+                "policies: {} of our own once a day, next in {}",
+                config.policies.len(),
+                (POLICIES_EVERY - (now - from)).max(Millis(0)).in_words()
+            );
+        }
         Ok(Self {
             schedule,
+            recurring,
             tolerant,
             untold: Vec::new(),
         })
@@ -146,33 +176,71 @@ impl Runs {
             let Some(at) = self.schedule.next_due(clock.monotonic()) else {
                 break;
             };
-            let job = shared.config.retention.purge_jobs[at];
-            let run = RetentionRun {
-                range: job.range,
-                scheduled: true,
-                plan: None,
-            };
-            if shared.jobs_wait_for_a_word() {
-                log::warn!(
-                    "retention: rooms with {}: not run, because an older database was put back and jobs wait for a word \
-                     (`roomkeeper jobs` shows them)",
-                    job.range
-                );
-                continue;
-            }
-            match shared.enqueue_retention(run, None) {
-                Ok(guard) => {
-                    self.untold.push(guard.id().clone());
-                    shared.note_run(job.range, now);
-                    shared.run(pool, guard, run, now);
-                }
-                Err(e) => log::warn!("retention: rooms with {}: {}", job.range, Chain(&e)),
+            match self.recurring[at] {
+                Recurring::Retention(range) => self.run_retention(shared, pool, range, now),
+                Recurring::Policies => self.run_policies(shared, pool, now),
             }
         }
         let surplus = self.untold.len().saturating_sub(MOST_UNTOLD);
         self.untold.drain(..surplus);
     }
+
+    fn run_retention(
+        &mut self,
+        shared: &Arc<Shared>,
+        pool: &Arc<Pool>,
+        range: LifetimeRange,
+        now: Millis,
+    ) {
+        let run = RetentionRun {
+            range,
+            scheduled: true,
+            plan: None,
+        };
+        if shared.jobs_wait_for_a_word() {
+            log::warn!("retention: rooms with {range}: {WAITING}");
+            return;
+        }
+        match shared.enqueue_retention(run, None) {
+            Ok(guard) => {
+                self.untold.push(guard.id().clone());
+                shared.note_run(range, now);
+                shared.run(pool, guard, run, now);
+            }
+            Err(e) => log::warn!("retention: rooms with {range}: {}", Chain(&e)),
+        }
+    }
+
+    /// Carries out our own policies in their order, each by what the one before has left.
+    fn run_policies(&mut self, shared: &Arc<Shared>, pool: &Arc<Pool>, now: Millis) {
+        if shared.jobs_wait_for_a_word() {
+            log::warn!("policies: {WAITING}");
+            return;
+        }
+        if let Err(e) = shared.register.ledger().set_interval_start(POLICIES, now) {
+            log::warn!("{}", Chain(&e));
+        }
+        for policy in &shared.config.policies {
+            if shared.is_stopping.load(Ordering::SeqCst) {
+                return;
+            }
+            match shared.enqueue_policy(policy, now, None) {
+                Ok(None) => {}
+                Ok(Some((guard, set))) => {
+                    self.untold.push(guard.id().clone());
+                    shared.run_set(pool, guard, &set);
+                }
+                Err(Error::RoomBusy { .. }) => {
+                    log::warn!("the policy {} is still at work", policy.name);
+                }
+                Err(e) => log::warn!("the policy {}: {}", policy.name, Chain(&e)),
+            }
+        }
+    }
 }
+
+/// Why nothing is run.
+const WAITING: &str = "not run, because an older database was put back and jobs wait for a word (`roomkeeper jobs` shows them)";
 
 impl Shared {
     /// Notes that the jobs of this range run, from which their intervals count at the next start.
@@ -191,6 +259,9 @@ impl Shared {
 }
 
 fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Receiver<Command>) {
+    if shared.config.retention_jobs {
+        shared.look_for_forgotten();
+    }
     loop {
         match orders.recv_timeout(shared.sleep_for(&runs)) {
             Ok(Command::Run(guard, work)) => {

@@ -122,6 +122,9 @@ pub(super) struct RoomSet {
     pub(super) rooms: i64,
     /// When they were chosen, from which ages are counted.
     pub(super) decided_ms: Millis,
+    /// The server's own policy that chose them, where one did: then that decides again, and no selectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) policy: Option<String>,
 }
 
 /// What is done, with its time fixed.
@@ -299,6 +302,7 @@ impl Keeper {
             selectors: request.selectors.to_look_at_again(),
             rooms: count,
             decided_ms: now,
+            policy: None,
         };
         let params = self.params_of(&ROOM_SET, &set)?;
         shared.release_reserve_if_short();

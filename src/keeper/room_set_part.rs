@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Shared;
 use super::deletion as room_deletion;
 use super::kind::{Belongs, JobKind, Runner, RunsOn, Work, parameters};
-use super::room_set::RoomSet;
+use super::room_set::{Action, RoomSet};
 use crate::deletion::{self, DeletionScope};
 use crate::error::Error;
 use crate::ids::{JobId, RoomId};
@@ -57,6 +57,8 @@ pub(super) struct RoomOfSet {
 pub(super) enum RoomWork {
     Purge(purge::Request),
     Deletion(deletion::Request),
+    /// Its rows go, as long as nobody of this server is in it: nobody is moved out.
+    DeletionOfEmpty(deletion::Request),
 }
 
 impl RoomOfSet {
@@ -88,6 +90,8 @@ pub(super) type Prepare<'a> = &'a dyn Fn(&Db) -> Result<(), Error>;
 pub(super) struct Fits {
     selectors: Selectors,
     decided: Millis,
+    /// The policy that decides instead, and what it does.
+    policy: Option<(String, Action)>,
     /// Those that fit, and the newest event of the moment when that was so.
     known: Option<(HashSet<RoomId>, i64)>,
 }
@@ -97,12 +101,13 @@ impl Fits {
         Self {
             selectors: set.selectors.clone(),
             decided: set.decided_ms,
+            policy: set.policy.clone().map(|name| (name, set.action.clone())),
             known: None,
         }
     }
 
     pub(super) fn fits(&mut self, shared: &Shared, room: &RoomId) -> Result<bool, Error> {
-        if self.selectors.is_everything() {
+        if self.selectors.is_everything() && self.policy.is_none() {
             return Ok(true);
         }
         if let Some((_, newest)) = &self.known
@@ -119,6 +124,9 @@ impl Fits {
     }
 
     fn look(&mut self, shared: &Shared) -> Result<(HashSet<RoomId>, i64), Error> {
+        if let Some((name, action)) = &self.policy {
+            return shared.rooms_of_policy(name, action, self.decided);
+        }
         let selected = match shared.selected(&self.selectors, self.decided) {
             // A space that is gone has no rooms.
             Err(Error::BadRequest {
@@ -165,6 +173,9 @@ impl Shared {
         let done = match &part.work {
             RoomWork::Purge(request) => purge::run(&mut ctx, request),
             RoomWork::Deletion(request) => deletion::run(&mut ctx, request, DeletionScope::Whole),
+            RoomWork::DeletionOfEmpty(request) => {
+                deletion::run(&mut ctx, request, DeletionScope::Rows)
+            }
         };
         let progress = done.map_err(|e| match e.is_busy() && is_stopping() {
             // It waited for somebody else, and is not to wait any longer.

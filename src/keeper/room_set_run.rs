@@ -239,8 +239,8 @@ impl Shared {
         });
         counters.publish();
         let stay = || self.check_goes_on(guard.live());
-        self.finish_parts(&counters, &|| stay().is_err())?;
-        let set = Arc::new(set.clone());
+        let set = Arc::new(self.by_policy_of_now(set));
+        self.finish_parts(&set, &counters, &|| stay().is_err())?;
         let most = self.workers_of_many();
         let (done, ended) = unbounded::<()>();
         let (mut running, mut place, mut is_over) = (0, 0, false);
@@ -340,7 +340,10 @@ impl Shared {
             }
             let room = &left.room;
             let work = match (&batch.set.action, &cuts) {
-                (Action::DeleteRoom { request }, _) => Ok(RoomWork::Deletion(request.clone())),
+                (Action::DeleteRoom { request }, _) => Ok(match self.moves_people(&batch.set) {
+                    true => RoomWork::Deletion(request.clone()),
+                    false => RoomWork::DeletionOfEmpty(request.clone()),
+                }),
                 (
                     Action::PurgeHistory {
                         before_ts,
@@ -378,6 +381,28 @@ impl Shared {
         Ok(())
     }
 
+    /// Whether people may be moved out of the rooms of a set: a policy must say so.
+    fn moves_people(&self, set: &RoomSet) -> bool {
+        set.policy.as_ref().is_none_or(|name| {
+            let policy = self.policy_of_now(name, &set.action);
+            policy.is_some_and(|policy| policy.even_with_members)
+        })
+    }
+
+    /// A set of a policy, no further than that goes by now.
+    fn by_policy_of_now(&self, set: &RoomSet) -> RoomSet {
+        let mut set = set.clone();
+        let policy = set
+            .policy
+            .as_ref()
+            .and_then(|name| self.policy_of_now(name, &set.action));
+        let until = policy.map(|policy| set.decided_ms - policy.after);
+        if let (Action::PurgeHistory { before_ts, .. }, Some(until)) = (&mut set.action, until) {
+            *before_ts = until.min(*before_ts);
+        }
+        set
+    }
+
     /// Where each room is cut, and what has expired.
     fn cuts<'a>(
         &self,
@@ -409,7 +434,7 @@ impl Shared {
     ) -> Result<(), Error> {
         let kind = match &work {
             RoomWork::Purge(_) => &PURGE_IN_SET,
-            RoomWork::Deletion(_) => &DELETE_IN_SET,
+            RoomWork::Deletion(_) | RoomWork::DeletionOfEmpty(_) => &DELETE_IN_SET,
         };
         let part = RoomOfSet {
             set: counters.set.clone(),
@@ -518,8 +543,14 @@ impl Shared {
 
     /// Finishes what a set that was interrupted was in the middle of, whatever those rooms are by now: a room of which some
     /// rows are gone has no life any more.
-    fn finish_parts(&self, counters: &Counters, is_over: &dyn Fn() -> bool) -> Result<(), Error> {
+    fn finish_parts(
+        &self,
+        set: &RoomSet,
+        counters: &Counters,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
         let ledger = self.register.ledger();
+        let mut fits = Fits::new(set);
         for record in ledger.unended_parts(&counters.set)? {
             if is_over() {
                 return Ok(());
@@ -539,6 +570,16 @@ impl Shared {
             if record.state != State::Queued {
                 ledger.set_state(guard.id(), State::Queued)?;
             }
+            // By a policy that is another now a room of which nothing has gone yet stays.
+            if set.policy.is_some()
+                && !ledger.has_noted_removed(guard.id())?
+                && !fits.fits(self, room)?
+            {
+                let turn = Turn::Skipped((NO_LONGER_FITS.to_owned(), "no_longer_fits"));
+                self.note_turn(counters, place, room, turn)?;
+                guard.end_part(None);
+                continue;
+            }
             log::info!("{guard} goes on where it was interrupted");
             let left = RoomLeft {
                 place,
@@ -549,7 +590,9 @@ impl Shared {
                 RoomWork::Purge(request) => {
                     purge::prepare_many(db, std::iter::once((room, request.point.topological)))
                 }
-                RoomWork::Deletion(_) => deletion::prepare_many(db, std::iter::once(room)),
+                RoomWork::Deletion(_) | RoomWork::DeletionOfEmpty(_) => {
+                    deletion::prepare_many(db, std::iter::once(room))
+                }
             };
             match self.do_part(guard, &left, &part, &mut None, &prepare, counters) {
                 Err(Error::Stopping | Error::Cancelled) => return Ok(()),

@@ -169,13 +169,23 @@ impl Shared {
     /// The rooms that are meant, all as they were at one moment; what was counted is kept. `now` is the time that ages are
     /// counted from.
     pub(super) fn selected(&self, selectors: &Selectors, now: Millis) -> Result<Selected, Error> {
-        let ledger = self.register.ledger();
-        let mut kept = self.room_statistics.lock();
-        let statistics = kept.get_or_insert_with(|| load(ledger));
         let viewer = Viewer::open(self.config.clone())?;
-        let mut selected = viewer.selected(selectors, now, statistics)?;
-        keep(ledger, statistics, std::mem::take(&mut selected.changed));
-        Ok(selected)
+        self.with_statistics(|kept| {
+            let mut selected = viewer.selected(selectors, now, kept)?;
+            self.keep_statistics(kept, std::mem::take(&mut selected.changed));
+            Ok(selected)
+        })
+    }
+
+    /// Lends what was counted of rooms.
+    pub(super) fn with_statistics<T>(&self, look: impl FnOnce(&mut Statistics) -> T) -> T {
+        let mut kept = self.room_statistics.lock();
+        look(kept.get_or_insert_with(|| load(self.register.ledger())))
+    }
+
+    /// Keeps what was counted of these rooms for the next process.
+    pub(super) fn keep_statistics(&self, statistics: &Statistics, changed: Vec<RoomId>) {
+        keep(self.register.ledger(), statistics, changed);
     }
 }
 
@@ -212,7 +222,7 @@ pub(super) fn selected(config: &Config, selectors: &Selectors) -> Result<Selecte
 }
 
 /// What cannot be read is counted anew.
-fn load(ledger: &Ledger) -> Statistics {
+pub(super) fn load(ledger: &Ledger) -> Statistics {
     let kept = ledger.room_statistics().unwrap_or_else(|e| {
         log::warn!("{}; they are counted anew", Chain(&e));
         Vec::new()

@@ -8,6 +8,7 @@ mod support;
 
 mod listing;
 mod model;
+mod policies;
 mod sets;
 #[path = "../retention/town.rs"]
 #[allow(dead_code)]
