@@ -513,14 +513,14 @@ impl Shared {
         let guard = self
             .register
             .enqueue_for(asked_by, ROOM_SET.name, &subject, params)
-            .map_err(|e| self.tell_full_disk(e))?;
+            .map_err(|e| self.tell_full_disk(e, None))?;
         let rooms: Vec<(RoomId, i64)> = rooms
             .into_iter()
             .map(|room| (room.room_id, room.events))
             .collect();
         if let Err(e) = self.register.ledger().insert_room_set(guard.id(), &rooms) {
             guard.cancel_enqueue();
-            return Err(self.tell_full_disk(e));
+            return Err(self.tell_full_disk(e, None));
         }
         self.note_the_database(&guard);
         log::info!("{guard} is queued: {}", count(set.rooms, "room"));
