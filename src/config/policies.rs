@@ -224,9 +224,7 @@ fn conditions(key: &str, block: &Map, name: &str) -> Result<Vec<Condition>, Erro
     };
     match value.as_list() {
         // What was meant to choose and chooses nothing would mean every room.
-        Some(list) if list.is_empty() => {
-            Err(wrong(&key, value, "one word or several, or left out"))
-        }
+        Some([]) => Err(wrong(&key, value, "one word or several, or left out")),
         Some(list) => list.iter().map(|value| one(value)).collect(),
         None => Ok(vec![one(value)?]),
     }

@@ -45,11 +45,13 @@ pub enum PolicyWhat {
 #[serde(rename_all = "snake_case")]
 pub enum PolicyStart {
     /// The newest message of the room came; where it holds none, its newest event that is no membership. Somebody of this
-    /// server who joins for the first time is like a message.
+    /// server who joins for the first time is like a message. Where events are missing after that message (a purge took
+    /// them), any newer event counts.
     LastMessage,
     /// The last one of this server who was in the room left it, or was thrown out.
     LastLeave,
-    /// We first saw that everybody of this server who left the room has forgotten it: Synapse keeps no time of that.
+    /// We first saw that everybody of this server who left the room has forgotten it, and not before the last of them left:
+    /// Synapse keeps no time of forgetting.
     LastForget,
     /// A message was received.
     Received,

@@ -19,7 +19,9 @@ use crate::jobs::ledger::{Ledger, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
 use crate::retention;
-use crate::rooms::{Judge, Judged, Selectors, Sort, Statistics, WhyNot, forgotten, summarize};
+use crate::rooms::{
+    Judge, Judged, Selectors, Sort, Statistics, Summary, WhyNot, forgotten, summarize,
+};
 use crate::store::policies::{self, CutOff};
 use crate::store::{removed, sizes};
 use crate::time::Millis;
@@ -281,7 +283,7 @@ impl Viewer {
     fn count_messages(
         &self,
         policy: &ServerPolicy,
-        rooms: Vec<(crate::rooms::Summary, Option<Millis>)>,
+        rooms: Vec<(Summary, Option<Millis>)>,
         now: Millis,
         plan: &mut PolicyPlan,
     ) -> Result<(), Error> {
@@ -429,18 +431,45 @@ impl Shared {
 
     /// Every room, as this policy judges it now, and the newest event of that moment.
     fn judge(&self, policy: &ServerPolicy, now: Millis) -> Result<(Vec<Judged>, i64), Error> {
+        let (mut judged, newest) = self.judge_by(&[policy], now)?;
+        Ok((judged.pop().unwrap_or_default(), newest))
+    }
+
+    /// The same by each of these policies.
+    fn judge_by(
+        &self,
+        policies: &[&ServerPolicy],
+        now: Millis,
+    ) -> Result<(Vec<Vec<Judged>>, i64), Error> {
         let viewer = self.viewer()?;
         self.with_statistics(|kept| {
             let mut seen = |rooms: &[RoomId]| self.note_forgotten(rooms, now);
-            let mut judged = viewer.judge(&[policy], now, kept, &mut seen)?;
-            let rooms = judged
-                .policies
-                .pop()
-                .map(|(_, rooms)| rooms)
-                .unwrap_or_default();
-            self.keep_statistics(kept, judged.changed);
-            Ok((rooms, judged.newest_event))
+            let mut judged = viewer.judge(policies, now, kept, &mut seen)?;
+            self.keep_statistics(kept, std::mem::take(&mut judged.changed));
+            let rooms = judged.policies.into_iter().map(|(_, rooms)| rooms);
+            Ok((rooms.collect(), judged.newest_event))
         })
+    }
+
+    /// The rooms that this policy takes now, without those that an earlier one deletes, as in the plan.
+    fn rooms_left_to(&self, policy: &ServerPolicy, now: Millis) -> Result<Vec<Summary>, Error> {
+        let earlier = self.config.policies.iter();
+        let earlier = earlier.take_while(|earlier| earlier.name != policy.name);
+        let mut asked: Vec<&ServerPolicy> = earlier
+            .filter(|earlier| earlier.what == PolicyWhat::Room)
+            .collect();
+        asked.push(policy);
+        let (mut judged, _) = self.judge_by(&asked, now)?;
+        let is_taken = |room: &Judged| room.why_not.is_none();
+        let own = judged.pop().unwrap_or_default();
+        let taken: HashSet<RoomId> = judged
+            .into_iter()
+            .flatten()
+            .filter(is_taken)
+            .map(|room| room.room.room_id)
+            .collect();
+        let left = own.into_iter().filter(is_taken).map(|room| room.room);
+        Ok(left.filter(|room| !taken.contains(&room.room_id)).collect())
     }
 
     /// The rooms that the policy of a set takes by the configuration of now, and the newest event of that moment; none where
@@ -481,9 +510,7 @@ impl Shared {
         asked_by: Option<&str>,
     ) -> Result<Option<(JobGuard, RoomSet)>, Error> {
         self.refuse_clock_ahead()?;
-        let (judged, _) = self.judge(policy, now)?;
-        let taken = judged.into_iter().filter(|room| room.why_not.is_none());
-        let mut rooms: Vec<_> = taken.map(|room| room.room).collect();
+        let mut rooms = self.rooms_left_to(policy, now)?;
         Sort::Bytes.sort(&mut rooms);
         if rooms.is_empty() {
             log::info!("the policy {} takes no room now", policy.name);

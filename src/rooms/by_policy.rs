@@ -116,6 +116,7 @@ pub struct Judge<'a> {
     now: Millis,
     said: BTreeMap<RoomId, Said>,
     left: BTreeMap<RoomId, Option<i64>>,
+    above_gaps: BTreeMap<RoomId, i64>,
 }
 
 /// How long a room is as it is.
@@ -152,6 +153,7 @@ impl<'a> Judge<'a> {
             now,
             said: said.map(|of| (of.room, of.said)).collect(),
             left: room_ages::last_leaves(db)?,
+            above_gaps: room_ages::above_gaps(db)?,
         })
     }
 
@@ -268,20 +270,16 @@ impl<'a> Judge<'a> {
     /// The rooms that have such a start, and whether a period from it is over.
     fn ages(&self, start: PolicyStart, period: Millis) -> Result<BTreeMap<RoomId, Age>, Error> {
         let ts = self.now - period;
-        if start == PolicyStart::LastForget {
-            let forgotten = self.rooms.iter().filter(|room| room.is_forgotten());
-            let ages = forgotten.map(|room| {
-                let since = self.first_seen.get(&room.room_id).copied();
-                let is_over = Some(since.is_some_and(|since| since < ts));
-                (room.room_id.clone(), Age { since, is_over })
-            });
-            return Ok(ages.collect());
-        }
         let last: Vec<(&Summary, Option<i64>)> = match start {
             PolicyStart::LastLeave => {
                 let left = self.rooms.iter().filter(|room| room.is_left());
-                let leave = |room: &Summary| self.left.get(&room.room_id).copied().flatten();
-                left.map(|room| (room, leave(room))).collect()
+                left.map(|room| (room, self.last_leave(room))).collect()
+            }
+            PolicyStart::LastForget => {
+                let forgotten = self.rooms.iter().filter(|room| room.is_forgotten());
+                forgotten
+                    .map(|room| (room, self.last_leave(room)))
+                    .collect()
             }
             _ => self
                 .rooms
@@ -303,6 +301,16 @@ impl<'a> Judge<'a> {
         };
         let ages = last.into_iter().map(|(room, stream)| {
             let stamp = stream.and_then(|stream| stamps.get(&stream).copied());
+            if start == PolicyStart::LastForget {
+                // Who came back, left and forgot again between two looks forgot it then.
+                let has_left = stream.is_none_or(|stream| before.contains(&stream));
+                let seen = self.first_seen.get(&room.room_id).copied();
+                let age = Age {
+                    since: seen.map(|seen| stamp.map_or(seen, |stamp| stamp.max(seen))),
+                    is_over: Some(has_left && seen.is_some_and(|seen| seen < ts)),
+                };
+                return (room.room_id.clone(), age);
+            }
             let age = Age {
                 since: stamp,
                 is_over: match stream {
@@ -319,11 +327,22 @@ impl<'a> Judge<'a> {
         Ok(ages.collect())
     }
 
+    /// The last event by which somebody of this server left a room.
+    fn last_leave(&self, room: &Summary) -> Option<i64> {
+        self.left.get(&room.room_id).copied().flatten()
+    }
+
     /// The event that a room's silence counts from.
     fn last_message(&self, room: &RoomId) -> Option<i64> {
         let of = self.statistics.rooms.get(room)?;
         let [_, message, activity] = of.times.of;
         let newest = (of.events.events > 0).then_some(of.events.last_stream);
-        message.or(activity).or(newest)
+        // A message that came later may have been purged, while this one was kept.
+        let gap = self.above_gaps.get(room).copied();
+        let is_known = gap.is_none_or(|gap| message.is_some_and(|message| message > gap));
+        match is_known {
+            true => message.or(activity).or(newest),
+            false => newest,
+        }
     }
 }

@@ -91,3 +91,24 @@ pub fn last_leaves(db: &Db) -> Result<BTreeMap<RoomId, Option<i64>>, Error> {
     })?;
     Ok(found)
 }
+
+/// Binds nothing. Walks the backward extremities of all rooms, and from each by key to the events before which something is
+/// missing.
+const ABOVE_GAPS: &str = "
+    SELECT b.room_id, max(e.stream_ordering)
+      FROM event_backward_extremities b
+     CROSS JOIN event_edges g
+     CROSS JOIN events e
+     WHERE g.prev_event_id = b.event_id AND e.event_id = g.event_id AND e.room_id = b.room_id AND NOT e.outlier
+     GROUP BY b.room_id";
+
+/// The newest event of each room before which events are missing, by its stream ordering: a purge took them, or they were never
+/// fetched. What was said there nobody can look up.
+pub fn above_gaps(db: &Db) -> Result<BTreeMap<RoomId, i64>, Error> {
+    let mut found = BTreeMap::new();
+    db.for_each(DOING, ABOVE_GAPS, &[], |row| {
+        found.insert(RoomId::new(row.get::<_, String>(0)?), row.get(1)?);
+        Ok(())
+    })?;
+    Ok(found)
+}

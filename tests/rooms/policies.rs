@@ -77,6 +77,26 @@ fn reasons(plan: &PolicyPlan) -> BTreeMap<String, WhyNot> {
         .collect()
 }
 
+/// The newest event of a room's timeline before which an event is missing.
+fn above_gap(room: &str, tables: &Tables) -> Option<i64> {
+    let gaps = tables.rows("event_backward_extremities").iter();
+    let gaps: BTreeSet<&str> = gaps
+        .filter(|b| b.word("room_id") == room)
+        .map(|b| b.word("event_id"))
+        .collect();
+    let edges = tables.rows("event_edges").iter();
+    let above: BTreeSet<&str> = edges
+        .filter(|edge| gaps.contains(edge.word("prev_event_id")))
+        .map(|edge| edge.word("event_id"))
+        .collect();
+    let events = tables.rows("events").iter();
+    events
+        .filter(|e| e.word("room_id") == room && !e.is("outlier"))
+        .filter(|e| above.contains(e.word("event_id")))
+        .map(|e| e.number("stream_ordering"))
+        .max()
+}
+
 /// When what a policy counts from happened, by its stream ordering; nothing where the room has no such thing.
 fn began(model: &Model<'_>, tables: &Tables, start: PolicyStart) -> Option<i64> {
     let of = |table: &str| {
@@ -94,9 +114,13 @@ fn began(model: &Model<'_>, tables: &Tables, start: PolicyStart) -> Option<i64> 
         _ => {
             let stream_of = |at: Option<i64>| at.map(|at| (at - FIRST) / days(1).0);
             let newest = of("events").map(|e| e.number("stream_ordering")).max();
-            let message = stream_of(model.messages().1)
-                .or(stream_of(model.last_activity()))
-                .or(newest);
+            let message = stream_of(model.messages().1);
+            // Where something is missing after it, that may have been a message.
+            let gap = above_gap(model.room, tables);
+            let message = match gap.is_none_or(|gap| message.is_some_and(|message| message > gap)) {
+                true => message.or(stream_of(model.last_activity())).or(newest),
+                false => newest,
+            };
             // Somebody of this server who came later is like a message.
             let came = of("local_current_membership")
                 .filter(|m| m.word("membership") == "join")
@@ -110,7 +134,7 @@ fn began(model: &Model<'_>, tables: &Tables, start: PolicyStart) -> Option<i64> 
 /// For every start: what goes is what a plain model takes, and rooms that are not taken are as they were, to the last row.
 #[test]
 fn a_policy_takes_the_rooms_of_a_plain_model_and_no_row_of_any_other() {
-    let went = count_in_samples(24, |seed, rng| {
+    let went = count_in_samples(10, |seed, rng| {
         let (site, now) = aged(seed);
         let before = site.tables();
         let newest = (now.0 - FIRST) / days(1).0;
@@ -312,6 +336,89 @@ fn who_forgot_a_room_is_known_from_when_it_was_seen() {
     assert!(went > 0);
 }
 
+/// Who comes back, leaves and forgets again between two looks forgot it then, and not when it was first seen.
+#[test]
+fn who_forgot_a_room_again_forgot_it_then() {
+    let kept = count_in_samples(6, |seed, _| {
+        let (site, now) = aged(seed);
+        let mut forgets = policy("f", PolicyStart::LastForget, days(7));
+        forgets.override_rooms = true;
+        let keeper = Keeper::open(with(&site, vec![forgets])).expect("opens");
+        let plan = || keeper.plan_policies(None).expect("planned").remove(0);
+        let forgotten = reasons(&plan());
+        let forgotten = forgotten
+            .iter()
+            .filter(|(_, why)| **why == WhyNot::NotYet)
+            .map(|(room, _)| room.clone());
+        let Some(room) = forgotten.into_iter().next() else {
+            return 0;
+        };
+        // They left once more, on the sixth day, with the last event of the server.
+        let newest = site.number("SELECT max(stream_ordering) FROM events");
+        let at = (now + days(6)).0;
+        site.run(&format!(
+            "UPDATE events SET received_ts = {at}, origin_server_ts = {at} WHERE stream_ordering = {newest};
+             UPDATE local_current_membership SET event_stream_ordering = {newest} WHERE room_id = '{room}'"
+        ));
+        site.clock.advance(days(8));
+        assert!(!taken(&plan()).contains(&room), "{seed}: {room}");
+        site.clock.advance(days(6));
+        assert!(taken(&plan()).contains(&room), "{seed}: {room}");
+        keeper.stop();
+        1
+    });
+    assert!(kept > 0);
+}
+
+/// A room whose last messages a purge took is no older for it.
+#[test]
+fn a_purge_makes_no_room_older() {
+    let purged = count_in_samples(12, |seed, rng| {
+        let (site, now) = aged(seed);
+        let newest = (now.0 - FIRST) / days(1).0;
+        let mut inactive = policy("p", PolicyStart::LastMessage, days(2));
+        inactive.override_rooms = true;
+        inactive.even_with_members = true;
+        inactive.after = days(rng.random_range(2..newest.max(3)));
+        let plan = |inactive: &ServerPolicy| {
+            let viewer = Viewer::open(with(&site, vec![inactive.clone()])).expect("opens");
+            taken(&viewer.plan_policies(None).expect("planned").remove(0))
+        };
+        let before = plan(&inactive);
+        let mut messages = policy(
+            "m",
+            PolicyStart::Received,
+            days(rng.random_range(1..newest.max(3))),
+        );
+        messages.override_rooms = true;
+        let keeper = Keeper::open(with(&site, vec![messages])).expect("opens");
+        let went = run(&keeper, "m").map_or(0, |job| summary(&job).rooms_done);
+        keeper.stop();
+        // Of messages of other servers alone, as Synapse's own purge does unless it is told otherwise.
+        let keeper = Keeper::open(site.config()).expect("opens");
+        for room in rooms(&site.tables()) {
+            let options = roomkeeper::PurgeOptions {
+                delete_local_events: false,
+                ..roomkeeper::PurgeOptions::default()
+            };
+            let before = now - days(rng.random_range(1..newest.max(3)));
+            let point = roomkeeper::PurgePoint::BeforeTs(before);
+            if let Ok(id) = keeper.purge_history(&RoomId::from(room.as_str()), point, options) {
+                let _ = keeper.wait(&id);
+            }
+        }
+        keeper.stop();
+        let after = plan(&inactive);
+        assert!(
+            after.is_subset(&before),
+            "{seed}: {:?} {inactive:?}",
+            after.difference(&before).collect::<Vec<_>>()
+        );
+        went as u64
+    });
+    assert!(purged > 0);
+}
+
 /// A policy that was taken away, or that waits longer by now, takes nothing of what an earlier process chose.
 #[test]
 fn what_was_chosen_by_a_policy_that_is_another_now_stays() {
@@ -479,5 +586,6 @@ crate::also_on_postgres!(
     a_policy_takes_the_rooms_of_a_plain_model_and_no_row_of_any_other,
     people_own_policies_at_least_holds_and_unknown_times_keep_a_room,
     who_forgot_a_room_is_known_from_when_it_was_seen,
+    who_forgot_a_room_again_forgot_it_then,
     messages_go_by_age_and_what_has_not_expired_stays,
 );
