@@ -96,7 +96,7 @@ fn named<'a>(all: &'a [ServerPolicy], name: Option<&str>) -> Result<Vec<&'a Serv
     }
     let names: Vec<&str> = all.iter().map(|policy| policy.name.as_str()).collect();
     Err(Error::bad(
-        "M_NOT_FOUND",
+        "M_INVALID_PARAM",
         match names.is_empty() {
             true => format!(
                 "there is no policy {name}: the configuration has none (roomkeeper.policies)"

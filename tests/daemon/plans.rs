@@ -79,3 +79,94 @@ fn over_http_a_plan_that_drifted_is_409_and_nothing_is_touched() {
     daemon.wait_until_complete(reply.body["purge_id"].as_str().expect("an id"));
     assert!(home.events() < before);
 }
+
+/// Typed, over HTTP, and typed beside a daemon: a policy shows what it takes, takes that, and nothing where it may not.
+#[test]
+fn a_policy_is_planned_and_run_by_words_over_http_and_beside_a_daemon() {
+    let home = Home::new(50, "");
+    let a = sample::room_id("a");
+    let policies = |after: &str, more: &str| {
+        home.configure(
+            &format!(
+                "check_clock: off, policies: [{{name: old, what: room, start: last_message, after: {after}{more}}}]"
+            ),
+            "",
+        );
+    };
+    let plan_of = |words: &[&str]| {
+        let ran = home.run(words);
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        ran.json()["policies"][0].clone()
+    };
+    let events = home.events();
+
+    // People are in it: it stays, whatever is typed.
+    policies("30d", "");
+    let plan = plan_of(&["retention", "plan", "--policy", "old", "--json"]);
+    assert_eq!(plan["left_alone"][0]["reason"], "people_in_it", "{plan}");
+    home.run(&["retention", "plan"]).assert_ended(0, "");
+    home.run(&["retention", "run", "--yes"]).assert_ended(0, "");
+    assert_eq!(home.events(), events);
+    home.run(&["retention", "run", "--policy", "new"])
+        .assert_ended(2, "there is no policy new; there are old");
+    home.run(&["retention", "run", "--policy", "old", "--job", "1"])
+        .assert_ended(2, "cannot be used with");
+
+    // It says that people are moved out: the plan says so, a dry run takes nothing, a hold keeps it.
+    policies("30d", ", even_with_members: true");
+    let dry = plan_of(&["retention", "run", "--policy", "old", "--dry-run", "--json"]);
+    assert_eq!(dry["rooms"][0]["room_id"], json!(a), "{dry}");
+    assert_eq!(dry["people_to_move"], 1, "{dry}");
+    assert_eq!(home.events(), events);
+    let reason = ["--reason", "a matter"];
+    let hold: Vec<&str> = ["hold", "add", "h", "--room", &a]
+        .into_iter()
+        .chain(reason)
+        .collect();
+    home.run(&hold).assert_ended(0, "");
+    let plan = plan_of(&["retention", "plan", "--json"]);
+    assert_eq!(plan["left_alone"][0]["reason"], "held", "{plan}");
+    home.run(&["retention", "run", "--yes"]);
+    assert_eq!(home.events(), events);
+    let release: Vec<&str> = ["hold", "release", "h"].into_iter().chain(reason).collect();
+    home.run(&release).assert_ended(0, "");
+
+    // Over HTTP the same, and what is asked wrongly is told.
+    let daemon = Daemon::start(&home);
+    let client = daemon.client();
+    let (plan, run) = ("/_roomkeeper/v1/plan", "/_roomkeeper/v1/retention");
+    for (path, body, status) in [
+        (plan, json!({"retention": {"policy": "new"}}), 400),
+        (run, json!({"policy": "new"}), 400),
+        (run, json!({"policy": 5}), 400),
+        (run, json!({"policy": "old", "job": 1}), 400),
+        (run, json!({"policy": "old", "plan": "rk1-any"}), 400),
+    ] {
+        let reply = client.post(path, &body).expect("answered");
+        assert_eq!(reply.status, status, "{path} {body}: {}", reply.body);
+    }
+    let planned = client
+        .post(plan, &json!({"retention": {}}))
+        .expect("answered");
+    assert_eq!(planned.body["policies"][0]["rooms"][0]["room_id"], json!(a));
+    assert_eq!(home.events(), events);
+
+    // Who cannot be moved out, because no key signs for this server, keeps the room whole. Typed beside the daemon: it does it.
+    home.run(&["retention", "run", "--policy", "old", "--yes"])
+        .assert_ended(1, "no signing key is configured");
+    assert_eq!(home.events(), events);
+    home.sql(
+        "UPDATE local_current_membership SET membership = 'leave';
+         UPDATE room_memberships SET membership = 'leave' WHERE user_id = '@local:example.org';
+         UPDATE current_state_events SET membership = 'leave' WHERE state_key = '@local:example.org'",
+    );
+    home.run(&["retention", "run", "--policy", "old", "--yes"])
+        .assert_ended(0, "");
+    assert_eq!(home.events(), 0);
+    let again = client
+        .post(run, &json!({"policy": "old"}))
+        .expect("answered");
+    assert_eq!((again.status, &again.body["job_ids"]), (200, &json!([])));
+    drop(daemon);
+    home.assert_sound();
+}
