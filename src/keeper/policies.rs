@@ -527,6 +527,7 @@ impl Shared {
                 PolicyWhat::Messages => Action::PurgeHistory {
                     before_ts: now - policy.after,
                     delete_local_events: true,
+                    media: MediaFate::Stay,
                 },
             },
             selectors: Selectors::default(),
