@@ -278,6 +278,7 @@ pub use config::{
     EventSigning, HomeserverApi, HomeserverPolicy, Listen, LogFormat, Network, Notify,
     OverwriteWhen,
 };
+pub use config::{PolicyStart, PolicyWhat, ServerPolicy};
 pub use config::{Secret, SigningKey, Webhook};
 pub use policy::{Clamp, Decision, Lifetime, LifetimeRange, Policy, PurgeJob, Retention, Source};
 
@@ -300,6 +301,7 @@ pub use keeper::{CompressRequest, CompressSums, RoomCompression, StateCompressPl
 pub use keeper::{DeleteStatus, PurgeOptions, PurgeStatus, RetentionSummary};
 pub use keeper::{Estimate, StateCompressSummary, StateSweepPlan, StateSweepSummary};
 pub use keeper::{PlannedRoom, RoomLeftAlone, RoomPlan, RoomSetSummary, SetAction, SetPlan};
+pub use keeper::{PolicyPlan, RoomNotTaken, RoomTaken};
 pub use keeper::{RepairItem, RepairPlan, RepairRequest, RepairRow, RepairSummary, Unmended};
 pub use keeper::{ResidueReport, residue};
 pub use keeper::{SetRequest, SetTotals, StartedSet, plan_set, rooms_of_set};
@@ -323,7 +325,7 @@ pub use receipt::{Entry as ReceiptEntry, Proof as ReceiptProof, Verified};
 pub use keeper::{RoomQuery, RoomReport, RoomState, Task, rooms as list_rooms};
 pub use messages::{Around, BadFilter, ContextRequest, EventContext, EventJson, Filter, Format};
 pub use messages::{Hierarchy, HierarchyRequest, MediaId, Page, PageRequest, Reader, Session};
-pub use rooms::{Condition, PolicyOf, Selectors, Sort, Statistics, Summary, Totals};
+pub use rooms::{Condition, PolicyOf, Selectors, Sort, Statistics, Summary, Totals, WhyNot};
 pub use store::lookups::{Account, ForwardExtremity, Profile};
 pub use store::named_rooms::Mark;
 pub use store::read_limit::ReadLimit;

@@ -14,7 +14,7 @@ use crate::config::{PolicyStart, PolicyWhat, ServerPolicy};
 use crate::deletion::Request;
 use crate::error::{Chain, Error};
 use crate::ids::RoomId;
-use crate::job::{Removes, held};
+use crate::job::{MediaFate, Removes, held};
 use crate::jobs::ledger::{Ledger, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;

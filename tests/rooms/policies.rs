@@ -403,7 +403,7 @@ fn a_purge_makes_no_room_older() {
             };
             let before = now - days(rng.random_range(1..newest.max(3)));
             let point = roomkeeper::PurgePoint::BeforeTs(before);
-            if let Ok(id) = keeper.purge_history(&RoomId::from(room.as_str()), point, options) {
+            if let Ok(id) = keeper.purge_history(&RoomId::from(room.as_str()), &point, options) {
                 let _ = keeper.wait(&id);
             }
         }
