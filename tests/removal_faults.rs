@@ -26,7 +26,7 @@ use rand::{Rng, SeedableRng};
 use roomkeeper::config::{Secret, SigningKey};
 use roomkeeper::deletion::{Request, SHUTDOWN_ROOM, Shutdown};
 use roomkeeper::jobs::ledger::{JobRecord, Ledger, Subject};
-use roomkeeper::{Config, RoomId, UserId};
+use roomkeeper::{Config, Keeper, RoomId, UserId};
 use support::draft::{Draft, Event};
 use support::tables::{Row, Tables, assert_same, row};
 use support::work::{NOW, Site, seed};
@@ -134,6 +134,37 @@ fn records(site: &Site) -> Vec<JobRecord> {
     let ledger = Ledger::open(&site.config().ledger).expect("opens");
     let ids = ledger.of_subject(&Subject::Room(ROOM.into()), "shutdown_and_purge_room", NOW);
     ids.expect("read")
+}
+
+/// What went last are the events by which people were moved out: no backup has them, and what is known of the deletion must
+/// tell a backup all the same (S-30).
+#[test]
+fn a_backup_from_before_a_removal_is_known_as_one() {
+    for way in [Way::Batches, Way::AtOnce] {
+        let site = Site::of(draft());
+        let backup = site.copy();
+        let keeper = Keeper::open(way.config(&site)).expect("opens");
+        // A new room would stay, with the newest events of all.
+        let request = Request {
+            new_room_user_id: None,
+            ..way.request()
+        };
+        let id = keeper.shutdown_and_purge_room(&RoomId::from(ROOM), request);
+        keeper.wait(&id.expect("begun")).expect("done");
+        keeper.stop();
+        let mut config = way.config(&site);
+        config.resume = true;
+        let is_told = || {
+            let keeper = Keeper::open(config.clone()).expect("opens");
+            let receipts = keeper.receipts(0, 100).expect("read");
+            keeper.stop();
+            format!("{receipts:?}").contains("put_back")
+        };
+        assert!(!is_told(), "{way:?}: it is the same database");
+        site.put_back(&backup);
+        assert!(is_told(), "{way:?}: an older database was put back");
+        assert_same(&backup.tables(), &site.tables(), "nothing goes by itself");
+    }
 }
 
 /// What the shutdown did, by the last word of the job; the order of people is nobody's promise.

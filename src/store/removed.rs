@@ -19,11 +19,17 @@ const EVENT_STANDS: &str =
 /// Binds `$1` room.
 const ROOM_STANDS: &str = "SELECT count(*) FROM rooms WHERE room_id = $1";
 
-/// Some of the events that the transaction is about to delete: the newest first, because a server does not give a live
-/// event's number out again. Binds `$1` how many.
+/// Some of the live events that the transaction is about to delete: a server does not give such a number out again to the same
+/// event. The oldest first: the newest may be what the job itself has added (people leave), and is in no backup. Binds `$1`
+/// how many.
 const SOME_SELECTED: &str = "
     SELECT event_id, stream_ordering FROM rk_selected
-     WHERE to_delete ORDER BY stream_ordering DESC LIMIT $1";
+     WHERE to_delete AND stream_ordering > 0 ORDER BY stream_ordering LIMIT $1";
+
+/// The same of backfilled ones, where there is nothing else.
+const SOME_BACKFILLED: &str = "
+    SELECT event_id, stream_ordering FROM rk_selected
+     WHERE to_delete AND stream_ordering < 0 ORDER BY stream_ordering DESC LIMIT $1";
 
 /// Whether a server still has a database of this number. Binds `$1` its OID.
 const HAS_DATABASE: &str = "-- PostgreSQL
@@ -63,10 +69,18 @@ pub fn room_stands(db: &Db, room: &RoomId) -> Result<bool, Error> {
     Ok(db.count(DOING, ROOM_STANDS, params![room.as_str()])? > 0)
 }
 
-/// The newest of the selected events that go, no more than `most`, with their stream orderings. Must run in the transaction
-/// that selected.
+/// The oldest of the selected events that go, no more than `most`, with their stream orderings, those that were live before
+/// those that were fetched later. Must run in the transaction that selected.
 pub fn some_selected(db: &Db, most: i64) -> Result<Vec<(EventId, i64)>, Error> {
-    db.rows(DOING, SOME_SELECTED, params![most], |r| {
-        Ok((EventId::new(r.get::<_, String>(0)?), r.get(1)?))
-    })
+    let read = |sql: &str, most: i64| {
+        db.rows(DOING, sql, params![most], |r| {
+            Ok((EventId::new(r.get::<_, String>(0)?), r.get(1)?))
+        })
+    };
+    let mut found = read(SOME_SELECTED, most)?;
+    let missing = most - i64::try_from(found.len()).unwrap_or(most);
+    if missing > 0 {
+        found.extend(read(SOME_BACKFILLED, missing)?);
+    }
+    Ok(found)
 }
