@@ -317,7 +317,7 @@ fn a_restoration_is_refused_while_a_homeserver_runs_and_for_a_job_without_an_arc
 
 /// Fails unless everything is as it was before, but for what is left to people.
 #[track_caller]
-fn assert_back(before: &Tables, after: &Tables, room: &str, about: &str) {
+pub(super) fn assert_back(before: &Tables, after: &Tables, room: &str, about: &str) {
     let left: Vec<&str> = LEFT.iter().chain(STATE).copied().collect();
     assert_same(
         &told(before.clone()).without(&left),
@@ -336,7 +336,7 @@ fn assert_back(before: &Tables, after: &Tables, room: &str, about: &str) {
 }
 
 /// The ids of the archives that there are, newest job last.
-fn archived(site: &Site) -> Vec<JobId> {
+pub(super) fn archived(site: &Site) -> Vec<JobId> {
     let config = archiving(site, site.config());
     let reports = keeper::archives(&config, Some(&[])).expect("listed");
     for report in &reports {
