@@ -16,8 +16,8 @@ use crate::time::parse_duration_with_unit;
 /// What is done with them.
 #[derive(Subcommand)]
 pub(super) enum Media {
-    /// Say which uploads and copies nothing refers to; reads, and takes no lock.
-    Plan(Which),
+    /// Say which uploads and copies nothing refers to, or would refer to if a room or its messages went; reads, and takes no lock.
+    Plan(PlanOf),
     /// Remove them, with their rows and thumbnails.
     Run(Which),
 }
@@ -38,6 +38,47 @@ impl WithMedia {
     pub(super) fn fate(&self) -> MediaFate {
         // The one does not go without the other.
         MediaFate::of(self.with_media, self.media_not_archived).unwrap_or_default()
+    }
+}
+
+#[derive(Args)]
+pub(super) struct PlanOf {
+    /// A room, by its id or an alias: what would go with it, or with those of its messages that are so old.
+    #[arg(conflicts_with = "include_unattributable")]
+    room: Option<String>,
+    /// Only what was uploaded, or fetched from another server, so long ago: 90d, 1y, …; of a room the messages that are so old.
+    #[arg(long, value_name = "DURATION", required_unless_present = "room")]
+    older_than: Option<String>,
+    /// Also what an encrypted message might refer to, where nobody has looked at it for so long either.
+    #[arg(long)]
+    include_unattributable: bool,
+    /// Go on although archives are kept: media are no part of them, and do not come back.
+    #[arg(long)]
+    media_not_archived: bool,
+    /// The clock is right, although nothing says so: for this command.
+    #[arg(long)]
+    trust_clock: bool,
+}
+
+impl PlanOf {
+    fn plan(&self, mut config: Config) -> Result<MediaPlan, Error> {
+        config.check_clock &= !self.trust_clock;
+        let Some(words) = &self.room else {
+            let which = Which {
+                older_than: self.older_than.clone().unwrap_or_default(),
+                include_unattributable: self.include_unattributable,
+                media_not_archived: self.media_not_archived,
+                trust_clock: self.trust_clock,
+            };
+            let request = which.request(&config)?;
+            return Viewer::open(config)?.plan_media(&request);
+        };
+        let room = words::known_room(&config, words)?;
+        let wrong = |said: String| Error::Config(format!("--older-than: {said}"));
+        let age = self.older_than.as_deref().map(parse_duration_with_unit);
+        let age = age.transpose().map_err(wrong)?;
+        let fate = MediaFate::of(true, self.media_not_archived).unwrap_or_default();
+        Viewer::open(config)?.plan_media_of_room(&room, age, fate)
     }
 }
 
@@ -77,13 +118,15 @@ pub(super) fn media(
     is_said: bool,
     as_json: bool,
 ) -> Result<ExitCode, Error> {
-    let (Media::Plan(which) | Media::Run(which)) = wanted;
+    let which = match wanted {
+        Media::Plan(of) => {
+            show(&of.plan(config)?, as_json);
+            return Ok(ExitCode::SUCCESS);
+        }
+        Media::Run(which) => which,
+    };
     config.check_clock &= !which.trust_clock;
     let request = which.request(&config)?;
-    if let Media::Plan(_) = wanted {
-        show(&Viewer::open(config)?.plan_media(&request)?, as_json);
-        return Ok(ExitCode::SUCCESS);
-    }
     let question = "remove every file that nothing refers to any more and that is so old? `media plan` says which";
     words::ask(question, is_said, as_json)?;
     let asked = config.clone();

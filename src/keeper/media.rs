@@ -9,17 +9,18 @@ use serde::{Deserialize, Serialize};
 
 use super::kind::{self, JobExtent, JobKind, Runner, RunsOn, Work, parameters};
 use super::many_rooms::{RoomError, RoomsSummary};
-use super::{Keeper, Shared, Viewer};
+use super::{Keeper, PurgeOptions, Shared, Viewer};
 use crate::config::Config;
 use crate::error::{Chain, Error};
 use crate::hold::Hold;
-use crate::ids::JobId;
+use crate::ids::{JobId, RoomId};
 use crate::job::media::{self as taking, MediaSummary};
-use crate::job::media_of_events::{removed_before, told, unreferenced};
+use crate::job::media_of_events::{self, removed_before, told, unreferenced};
 use crate::job::{JobContext, MediaFate, MediaPlan, Phase, Progress, clean_up, overwrite};
 use crate::jobs::ledger::{JobRecord, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
+use crate::point::PurgePoint;
 use crate::store::db::{Db, Engine};
 use crate::store::media::{self, Going, MediaFile};
 use crate::store::{reclaim, removed};
@@ -226,6 +227,49 @@ impl Viewer {
     pub(super) fn refuse_media(&self, fate: MediaFate) -> Result<(), Error> {
         let is_running = || Ok(self.running_homeserver()?.is_some());
         refuse_media(&self.config, &self.db, fate, is_running)
+    }
+
+    /// Which media would go with a room; or, with an age, with those of its messages that are so old, whoever wrote them. Reads
+    /// every text of the database.
+    ///
+    /// # Errors
+    /// [`Error::NothingThatOld`], [`Error::WouldEmptyRoom`] for the age; [`Error::Refused`] where the database has no media;
+    /// those of the database.
+    pub fn plan_media_of_room(
+        &self,
+        room: &RoomId,
+        age: Option<Millis>,
+        fate: MediaFate,
+    ) -> Result<MediaPlan, Error> {
+        refuse_without_tables(&self.db)?;
+        let (now, holds) = (self.config.clock.now(), self.holds());
+        let mut plan = match age {
+            None => self.db.read("look which media a room has", |db| {
+                let server_name = &self.config.server_name;
+                media_of_events::plan(
+                    db,
+                    room,
+                    Going::Room(room),
+                    server_name,
+                    &holds,
+                    &mut |_| (),
+                )
+            })?,
+            Some(age) => {
+                let point = PurgePoint::OlderThan(age);
+                let options = PurgeOptions {
+                    delete_local_events: true,
+                    media: MediaFate::Go,
+                    ..PurgeOptions::default()
+                };
+                let (plan, _) = self.plan_purge_unrefused(room, &point, options, now, Some(now))?;
+                plan.media.unwrap_or_default()
+            }
+        };
+        let refused = self.refuse_media(fate).err();
+        plan.notes
+            .extend(refused.map(|e| format!("it would be refused: {}", Chain(&e))));
+        Ok(plan)
     }
 
     /// As [`Keeper::plan_media`].

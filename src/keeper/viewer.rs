@@ -142,9 +142,21 @@ impl Viewer {
         now: Millis,
         at: Option<Millis>,
     ) -> Result<(Plan, PlanDigest), Error> {
+        self.refuse_media(options.media)?;
+        self.plan_purge_unrefused(room, point, options, now, at)
+    }
+
+    /// The same, also where media could not go.
+    pub(super) fn plan_purge_unrefused(
+        &self,
+        room: &RoomId,
+        point: &PurgePoint,
+        options: PurgeOptions,
+        now: Millis,
+        at: Option<Millis>,
+    ) -> Result<(Plan, PlanDigest), Error> {
         let keep_from = point.keep_received_from(now);
         let mut point = points::resolve(&self.db, room, point, now)?;
-        self.refuse_media(options.media)?;
         let known_holds = self.holds();
         let held = held::refuse(&self.db, room, &known_holds, Removes::History)?;
         if options.strict {

@@ -173,13 +173,20 @@ fn act(config: Config, ask: &Ask, what: Act, media: MediaFate) -> Result<JobReco
     Ok(job)
 }
 
+/// What `media plan ROOM` says.
+fn planned_of_room(config: Config, room: &str) -> MediaPlan {
+    let viewer = Viewer::open(config).expect("opens");
+    let plan = viewer.plan_media_of_room(&RoomId::new(room), None, MediaFate::Go);
+    plan.expect("planned")
+}
+
 fn planned(config: Config, ask: &Ask, what: Act) -> Result<MediaPlan, Error> {
     let viewer = Viewer::open(config)?;
     let room = RoomId::new(&*ask.room);
     let media = match what {
         Act::Purge => {
             viewer
-                .plan_purge(&room, &ask.point(), options(MediaFate::Go))?
+                .plan_purge(&room, ask.point(), options(MediaFate::Go))?
                 .media
         }
         Act::Delete => viewer.plan_deletion(&room, &deletion(MediaFate::Go))?.media,
@@ -215,6 +222,10 @@ fn media_go_with_the_messages_that_alone_refer_to_them() {
         let after = other.tables();
         let goes = server.goes_with(&ask.room, &held, &before, &after);
         let plan = planned(server.config(), &ask, what).expect("planned");
+        if what == Act::Delete {
+            let of_room = planned_of_room(server.config(), &ask.room);
+            assert_eq!((&plan, plan.notes.len()), (&of_room, 0), "{about}");
+        }
         let mut config = server.config();
         // In one transaction, and in many.
         config.batch.events_offline = [3, 10_000][seed as usize / 2 % 2];
