@@ -324,6 +324,12 @@ impl Keeper {
         self.shared.alarm.heard()
     }
 
+    /// What watches the threads.
+    #[cfg(test)]
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.shared.alarm
+    }
+
     /// Whether the database answers, and every thread is there.
     pub fn is_healthy(&self) -> bool {
         if !self.is_alive() {

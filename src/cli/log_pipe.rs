@@ -64,9 +64,11 @@ impl Write for LogPipe {
         }
         match self.lines.try_send(line.to_vec()) {
             Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+            Err(TrySendError::Full(_)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
+            // Its thread has ended, and nobody else would say why.
+            Err(TrySendError::Disconnected(_)) => io::stderr().write_all(line)?,
         }
         Ok(line.len())
     }

@@ -199,7 +199,11 @@ fn attend(
                         Chain(&e)
                     ),
                 },
-                Ok(Signal::Stop) | Err(_) => return End::Stopped,
+                Ok(Signal::Stop) => return End::Stopped,
+                Err(_) => {
+                    log::error!("the thread signals ended unexpectedly: the process ends");
+                    return End::Broken;
+                }
             },
             recv(server.broken()) -> why => {
                 let why = why.unwrap_or_else(|_| "its threads are gone".into());
@@ -235,4 +239,47 @@ fn write_owner(ledger: &Path, owner: &Owner) -> Result<(), Error> {
     let doing = "say where the daemon listens";
     let text = serde_json::to_string(owner).map_err(|e| Error::Bug(e.to_string()))?;
     fs::write(owner_file(ledger), text).context(doing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema;
+
+    /// A daemon's life up to where it waits for its end.
+    fn attended(happens: impl FnOnce(&Keeper, crossbeam_channel::Sender<Signal>)) -> (End, bool) {
+        let directory = tempfile::tempdir().expect("directory");
+        let database = directory.path().join("homeserver.db");
+        schema::create(database.as_path()).expect("made");
+        let mut config = Config::for_sqlite(&database, "example.org");
+        config.listen = vec![Listen::Unix(directory.path().join("socket"))];
+        let keeper = Keeper::open(config).expect("opens");
+        let server = http::serve(keeper.clone()).expect("serves");
+        let (told, signals) = unbounded();
+        happens(&keeper, told);
+        let none = || Err(Error::Config("nothing is read anew".into()));
+        let end = attend(&keeper, &server, &none, &signals);
+        let is_healthy = keeper.is_healthy();
+        keeper.clone().stop();
+        server.stop();
+        (end, is_healthy)
+    }
+
+    #[test]
+    fn a_thread_that_ends_unexpectedly_ends_the_process_and_health_says_so() {
+        // Kept until the end is there: else the thread of signals is the one that has ended.
+        let mut kept = None;
+        let (end, is_healthy) = attended(|keeper, told| {
+            kept = Some(told);
+            drop(keeper.alarm().watch("of a test"));
+        });
+        assert!(matches!(end, End::Broken) && !is_healthy);
+        let (end, is_healthy) = attended(|_, told| drop(told));
+        assert!(matches!(end, End::Broken) && is_healthy, "signals");
+        let (end, is_healthy) = attended(|_, told| {
+            told.send(Signal::Stop).expect("told");
+            kept = Some(told);
+        });
+        assert!(matches!(end, End::Stopped) && is_healthy);
+    }
 }

@@ -132,6 +132,17 @@ struct HandlerThread {
     stopping: Arc<AtomicBool>,
 }
 
+/// It ends when it is told to; in a panic outside a request, or any other end, the server has failed.
+impl Drop for HandlerThread {
+    fn drop(&mut self) {
+        if !self.stopping.load(Ordering::SeqCst) {
+            let said = "a handler thread ended unexpectedly";
+            // The first one is reason enough.
+            let _ = self.backend.broken.try_send(said.into());
+        }
+    }
+}
+
 impl HandlerThread {
     fn work(self) {
         loop {

@@ -30,6 +30,7 @@ impl Alarm {
         Watched {
             thread,
             alarm: self.clone(),
+            has_ended: false,
         }
     }
 
@@ -44,15 +45,24 @@ impl Alarm {
     }
 }
 
-/// Kept by a thread; dropped in a panic, it rings.
+/// Kept by a thread; dropped by whoever has not said [`Watched::end`] before, it rings: in a panic, and in a return that
+/// nobody asked for.
 pub struct Watched {
     thread: &'static str,
     alarm: Alarm,
+    has_ended: bool,
+}
+
+impl Watched {
+    /// The thread ends because it was told to.
+    pub fn end(mut self) {
+        self.has_ended = true;
+    }
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if !self.has_ended {
             self.alarm.rang.store(true, Ordering::SeqCst);
             let said = format!("the thread {} ended unexpectedly", self.thread);
             log::error!("{said}");
@@ -67,18 +77,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_panics_rings_and_one_that_ends_does_not() {
-        let alarm = Alarm::default();
-        for dies in [false, true] {
+    fn a_thread_that_panics_or_returns_early_rings_and_one_that_was_told_to_end_does_not() {
+        for (is_told, panics) in [(true, false), (false, false), (false, true)] {
+            let alarm = Alarm::default();
             let watched = alarm.watch("of a test");
             let thread = std::thread::spawn(move || {
-                let _watched = watched;
-                assert!(!dies, "meant to");
+                let watched = watched;
+                assert!(!panics, "meant to");
+                if is_told {
+                    watched.end();
+                }
             });
-            assert_eq!(thread.join().is_err(), dies);
-            assert_eq!(alarm.rang(), dies);
+            assert_eq!(thread.join().is_err(), panics);
+            assert_eq!(alarm.rang(), !is_told);
+            let said = alarm.heard().try_recv().ok();
+            let expected = "the thread of a test ended unexpectedly".to_owned();
+            assert_eq!(said, (!is_told).then_some(expected));
         }
-        let said = alarm.heard().try_recv().expect("heard");
-        assert_eq!(said, "the thread of a test ended unexpectedly");
     }
 }

@@ -52,8 +52,8 @@ impl Pool {
                     thread::Builder::new()
                         .name(format!("purge-{n}"))
                         .spawn(move || {
-                            let _watched = watched;
                             work(&queue);
+                            watched.end();
                         })?,
                 );
         }
@@ -82,6 +82,7 @@ impl Drop for Pool {
     }
 }
 
+/// Until the queue is closed.
 fn work(queue: &Receiver<Job>) {
     for job in queue {
         // A panic costs one job, never the worker; the job's guard records the failure.

@@ -75,8 +75,8 @@ impl Notifier {
         };
         let watched = alarm.watch("notifier");
         let run = move || {
-            let _watched = watched;
             tells.run(&taken);
+            watched.end();
         };
         let thread = thread::Builder::new().name("notifier".into());
         let thread = thread.spawn(run).context("start a thread")?;
@@ -121,6 +121,7 @@ struct Teller {
 }
 
 impl Teller {
+    /// Until nobody hands over any more, or the process ends.
     fn run(&self, taken: &Receiver<JobRecord>) {
         loop {
             crossbeam_channel::select! {

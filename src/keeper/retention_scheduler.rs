@@ -50,8 +50,9 @@ impl RetentionScheduler {
         let thread = thread::Builder::new()
             .name("retention".into())
             .spawn(move || {
-                let _watched = shared.alarm.watch("retention");
+                let watched = shared.alarm.watch("retention");
                 run_loop(&shared, &pool, runs, &taken);
+                watched.end();
             })
             .map_err(|e| Error::Store {
                 doing: "start a thread",
@@ -258,6 +259,7 @@ impl Shared {
     }
 }
 
+/// Until nobody can give orders any more.
 fn run_loop(shared: &Arc<Shared>, pool: &Arc<Pool>, mut runs: Runs, orders: &Receiver<Command>) {
     if shared.config.retention_jobs {
         shared.look_for_forgotten();

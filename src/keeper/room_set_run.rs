@@ -101,7 +101,7 @@ impl RoomSetRunner {
         let thread = thread::Builder::new()
             .name("room-sets".into())
             .spawn(move || {
-                let _watched = shared.alarm.watch("room-sets");
+                let watched = shared.alarm.watch("room-sets");
                 let runner = Runner {
                     shared: &shared,
                     workers: Some(&pool),
@@ -109,6 +109,7 @@ impl RoomSetRunner {
                 for (guard, work) in taken {
                     work.run(&runner, guard);
                 }
+                watched.end();
             })
             .map_err(|e| Error::Store {
                 doing: "start a thread",
