@@ -67,8 +67,9 @@ impl Tidier {
         };
         let (ends, ended) = bounded(0);
         let run = move || {
-            let _watched = shared.alarm.watch("tidying");
+            let watched = shared.alarm.watch("tidying");
             tidy_now_and_then(&shared, &woken, &ended);
+            watched.end();
         };
         let thread = thread::Builder::new().name("tidying".into()).spawn(run);
         let thread = thread.map_err(|e| Error::Store {

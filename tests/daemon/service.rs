@@ -1,5 +1,6 @@
 //! `serve`: what systemd hears, what a signal does, what stands in the log.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
@@ -53,6 +54,40 @@ fn systemd_hears_that_the_daemon_is_ready_alive_and_stopping() {
     let (status, took) = daemon.terminate();
     assert_eq!(status.code(), Some(0));
     assert!(took < TO_STOP, "{took:?}");
+}
+
+/// How often each thread of a process has woken so far.
+fn wakings(process: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("a process");
+    let mut wakings: Vec<String> = threads
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok())
+        .flat_map(|status| {
+            let lines = status.lines().map(str::to_owned);
+            let told = lines.filter(|line| {
+                line.starts_with("Pid:") || line.starts_with("voluntary_ctxt_switches:")
+            });
+            told.collect::<Vec<_>>()
+        })
+        .collect();
+    wakings.sort();
+    wakings
+}
+
+#[test]
+fn a_daemon_that_has_worked_sleeps_until_it_is_called_and_ends_with_all_its_threads() {
+    let home = Home::new(100, "notify: {command: ['/bin/true']}");
+    let daemon = Daemon::start(&home);
+    daemon.wait_until_complete(&daemon.purge(50));
+    // Whoever polls, and be it once a second, never lets one pass.
+    until("a second in which no thread wakes", || {
+        let before = wakings(daemon.id());
+        std::thread::sleep(Duration::from_secs(1));
+        (wakings(daemon.id()) == before).then_some(())
+    });
+    let log = home.path("log");
+    assert_eq!(daemon.terminate().0.code(), Some(0));
+    let log = fs::read_to_string(log).expect("a log");
+    assert!(!log.contains("unexpectedly"), "{log}");
 }
 
 #[test]
