@@ -19,9 +19,7 @@ use crate::jobs::ledger::{Ledger, Subject};
 use crate::jobs::register::JobGuard;
 use crate::plural::count;
 use crate::retention;
-use crate::rooms::{
-    Judge, Judged, Selectors, Sort, Statistics, Summary, WhyNot, forgotten, summarize,
-};
+use crate::rooms::{Judge, Judged, Selectors, Statistics, Summary, WhyNot, forgotten, summarize};
 use crate::store::policies::{self, CutOff};
 use crate::store::{removed, sizes};
 use crate::time::Millis;
@@ -174,9 +172,11 @@ impl Viewer {
                 .collect())
         };
         let now = self.config.clock.now();
-        self.plan_policies_at(name, now, &mut kept, &mut seen, &|_| false)
+        let (plans, _) = self.plan_policies_at(name, now, &mut kept, &mut seen, &|_| false)?;
+        Ok(plans)
     }
 
+    /// With the rooms of which something else is to be kept now.
     fn plan_policies_at(
         &self,
         name: Option<&str>,
@@ -184,7 +184,7 @@ impl Viewer {
         kept: &mut Statistics,
         seen: Seen<'_>,
         is_busy: &dyn Fn(&RoomId) -> bool,
-    ) -> Result<Vec<PolicyPlan>, Error> {
+    ) -> Result<(Vec<PolicyPlan>, Vec<RoomId>), Error> {
         let which = named(&self.config.policies, name)?;
         // Whether an earlier one takes a room is known when all have been asked.
         let all = named(&self.config.policies, None)?;
@@ -200,7 +200,7 @@ impl Viewer {
                 plans.push(plan);
             }
         }
-        Ok(plans)
+        Ok((plans, judged.changed))
     }
 
     fn plan_policy(
@@ -357,13 +357,7 @@ impl Keeper {
     /// As [`Viewer::plan_policies`].
     pub fn plan_policies(&self, name: Option<&str>) -> Result<Vec<PolicyPlan>, Error> {
         let shared = &self.shared;
-        let now = shared.config.clock.now();
-        let viewer = self.viewer()?;
-        let is_busy = |room: &RoomId| shared.register.is_busy(room);
-        shared.with_statistics(|kept| {
-            let mut seen = |rooms: &[RoomId]| shared.note_forgotten(rooms, now);
-            viewer.plan_policies_at(name, now, kept, &mut seen, &is_busy)
-        })
+        shared.plan_policies(name, shared.config.clock.now())
     }
 
     /// Carries out the policy of this name now, as one job with a job for each room; returns at once. Where it takes no room
@@ -431,45 +425,26 @@ impl Shared {
 
     /// Every room, as this policy judges it now, and the newest event of that moment.
     fn judge(&self, policy: &ServerPolicy, now: Millis) -> Result<(Vec<Judged>, i64), Error> {
-        let (mut judged, newest) = self.judge_by(&[policy], now)?;
-        Ok((judged.pop().unwrap_or_default(), newest))
-    }
-
-    /// The same by each of these policies.
-    fn judge_by(
-        &self,
-        policies: &[&ServerPolicy],
-        now: Millis,
-    ) -> Result<(Vec<Vec<Judged>>, i64), Error> {
         let viewer = self.viewer()?;
         self.with_statistics(|kept| {
             let mut seen = |rooms: &[RoomId]| self.note_forgotten(rooms, now);
-            let mut judged = viewer.judge(policies, now, kept, &mut seen)?;
+            let mut judged = viewer.judge(&[policy], now, kept, &mut seen)?;
             self.keep_statistics(kept, std::mem::take(&mut judged.changed));
-            let rooms = judged.policies.into_iter().map(|(_, rooms)| rooms);
-            Ok((rooms.collect(), judged.newest_event))
+            let rooms = judged.policies.pop().map(|(_, rooms)| rooms);
+            Ok((rooms.unwrap_or_default(), judged.newest_event))
         })
     }
 
-    /// The rooms that this policy takes now, without those that an earlier one deletes, as in the plan.
-    fn rooms_left_to(&self, policy: &ServerPolicy, now: Millis) -> Result<Vec<Summary>, Error> {
-        let earlier = self.config.policies.iter();
-        let earlier = earlier.take_while(|earlier| earlier.name != policy.name);
-        let mut asked: Vec<&ServerPolicy> = earlier
-            .filter(|earlier| earlier.what == PolicyWhat::Room)
-            .collect();
-        asked.push(policy);
-        let (mut judged, _) = self.judge_by(&asked, now)?;
-        let is_taken = |room: &Judged| room.why_not.is_none();
-        let own = judged.pop().unwrap_or_default();
-        let taken: HashSet<RoomId> = judged
-            .into_iter()
-            .flatten()
-            .filter(is_taken)
-            .map(|room| room.room.room_id)
-            .collect();
-        let left = own.into_iter().filter(is_taken).map(|room| room.room);
-        Ok(left.filter(|room| !taken.contains(&room.room_id)).collect())
+    /// As [`Viewer::plan_policies`], by this time and what is known here besides.
+    fn plan_policies(&self, name: Option<&str>, now: Millis) -> Result<Vec<PolicyPlan>, Error> {
+        let viewer = self.viewer()?;
+        let is_busy = |room: &RoomId| self.register.is_busy(room);
+        self.with_statistics(|kept| {
+            let mut seen = |rooms: &[RoomId]| self.note_forgotten(rooms, now);
+            let (plans, changed) = viewer.plan_policies_at(name, now, kept, &mut seen, &is_busy)?;
+            self.keep_statistics(kept, changed);
+            Ok(plans)
+        })
     }
 
     /// The rooms that the policy of a set takes by the configuration of now, and the newest event of that moment; none where
@@ -510,8 +485,9 @@ impl Shared {
         asked_by: Option<&str>,
     ) -> Result<Option<(JobGuard, RoomSet)>, Error> {
         self.refuse_clock_ahead()?;
-        let mut rooms = self.rooms_left_to(policy, now)?;
-        Sort::Bytes.sort(&mut rooms);
+        // What goes is what the plan of now says, and no room more.
+        let plan = self.plan_policies(Some(&policy.name), now)?.pop();
+        let rooms = plan.map(|plan| plan.rooms).unwrap_or_default();
         if rooms.is_empty() {
             log::info!("the policy {} takes no room now", policy.name);
             return Ok(None);
