@@ -249,21 +249,37 @@ pub fn run() -> ExitCode {
         Ok(code) => return code,
         Err(e) => e,
     };
+    let is_damage = failed.is_damage() && !failed.is_index_damage();
     if cli.global.json {
         output::json(&serde_json::json!({
             "errcode": failed.class().errcode,
             "error_code": failed.code(),
-            "error": failed.to_string(),
+            "error": match is_damage {
+                true => told(&failed),
+                false => failed.to_string(),
+            },
         }));
     }
     match logging::is_json() {
-        true => log::error!("{}", Chain(&failed)),
-        false => output::fail(&Chain(&failed).to_string()),
+        true => log::error!("{}", told(&failed)),
+        false => output::fail(&told(&failed)),
     }
     if let Some(code) = failed.sqlite_code() {
         log::info!("SQLite's number for that is {code}");
     }
     ExitCode::from(failed.class().exit)
+}
+
+/// A failure as people are told it: of a damaged file with what to do (P-55).
+fn told(failed: &Error) -> String {
+    match failed.is_damage() && !failed.is_index_damage() {
+        true => format!(
+            "the file is damaged (rule I-18): {}. Nothing was written by this. Stop the homeserver, make a copy of the file and of \
+             its -wal, and look at the copy: `sqlite3 COPY 'PRAGMA integrity_check'`. Then restore a backup",
+            Chain(failed)
+        ),
+        false => Chain(failed).to_string(),
+    }
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode, Error> {

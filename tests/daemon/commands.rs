@@ -107,6 +107,24 @@ fn a_damaged_file_is_told_as_what_it_is_by_check_and_left_alone_by_reclaim() {
     assert_eq!(again["violations"], found["violations"], "nothing was lost");
     let after = std::fs::read(home.database()).expect("reads");
     assert_eq!(after.len(), bytes.len());
+
+    // Where not even the names of the tables can be read, every command says so.
+    let file = std::fs::File::options().write(true).open(home.database());
+    file.and_then(|file| file.write_all_at(&[0xff; 3 * PAGE as usize], 100))
+        .expect("damaged");
+    let room = sample::room_id("a");
+    for words in [
+        &["check"][..],
+        &["messages", &room],
+        &["rooms"],
+        &["purge-history", &room, "--older-than", "90d", "--dry-run"],
+        &["purge-history", &room, "--older-than", "90d"],
+        &["repair", "--dry-run"],
+    ] {
+        let ran = home.run(words);
+        ran.assert_ended(1, "the file is damaged (rule I-18)");
+        assert!(ran.err.contains("integrity_check"), "{}", ran.err);
+    }
 }
 
 #[test]
