@@ -10,6 +10,7 @@ use crate::config::{Config, HomeserverPolicy, Listen, LogFormat, Notify, Overwri
 use crate::database::Database;
 use crate::error::{EXIT_USAGE, Error};
 use crate::plural::count;
+use crate::store::db::refuse_unsupported;
 
 /// Says all of it at once. Exit code 2 when something is wrong.
 pub(super) fn check_config(global: &Global) -> Result<ExitCode, Error> {
@@ -26,7 +27,10 @@ pub(super) fn check_config(global: &Global) -> Result<ExitCode, Error> {
     } = file::examine(&global.config, instead);
     let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
     let (used, errors) = match &config {
-        Ok(config) => (used(config), Vec::new()),
+        Ok(config) => match refuse_unsupported(&config.database) {
+            Ok(()) => (used(config), Vec::new()),
+            Err(e) => (Vec::new(), vec![e.to_string()]),
+        },
         Err(errors) => (Vec::new(), errors.iter().map(ToString::to_string).collect()),
     };
     if global.json {

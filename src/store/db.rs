@@ -128,6 +128,18 @@ impl InterruptHandle {
     }
 }
 
+/// Refuses where a database is said to be, by what is written alone: nothing is opened, and nobody is asked.
+///
+/// # Errors
+/// [`Error::Config`] for a parameter of a connection that is not supported, or has a value that means nothing (K-4).
+pub fn refuse_unsupported(database: &Database) -> Result<(), Error> {
+    match database {
+        #[cfg(feature = "postgres")]
+        Database::Server(server) => postgres::refuse_unsupported(server),
+        _ => Ok(()),
+    }
+}
+
 /// What a transaction comes to nothing by.
 pub(super) trait Failure: From<Error> {
     /// The error among it, which says whether to try again.

@@ -27,6 +27,8 @@ use crate::error::{Error, ServerError, StoreError};
 use encryption::Encryption;
 use wire::Bound;
 
+pub(super) use self::address::refuse_unsupported;
+
 /// Statements that one connection keeps prepared; ours are some two hundred.
 const MOST_STATEMENTS: usize = 512;
 

@@ -408,6 +408,30 @@ fn a_configuration_is_checked_as_a_whole() {
     let json = home.run(&["check-config", "--json"]);
     assert_eq!(json.code, Some(2));
     assert_eq!(json.json()["errors"].as_array().map(Vec::len), Some(4));
+    // What a connection would refuse is refused here, without one.
+    for (args, says) in [
+        ("service: main", "database.args.service is not supported"),
+        ("dsn: 'dbname=x'", "database.args.dsn is not supported"),
+        (
+            "target_session_attrs: any-thing",
+            "target_session_attrs should be one of any,",
+        ),
+        ("port: none", "database.args.port"),
+        ("sslmode: perhaps", "sslmode"),
+        ("frobnicate: 1", "frobnicate"),
+    ] {
+        let text = format!(
+            "server_name: example.org\ndatabase: {{name: psycopg2, args: {{user: u, database: d, host: db.invalid, {args}}}}}\n"
+        );
+        std::fs::write(home.path("homeserver.yaml"), text).expect("writes");
+        let ran = home.run(&["check-config"]);
+        assert_eq!(ran.code, Some(2), "{args}: {ran:?}");
+        assert!(
+            ran.out.contains("wrong: ") && ran.out.contains(says),
+            "{args}: {}",
+            ran.out
+        );
+    }
 }
 
 #[test]

@@ -108,6 +108,11 @@ pub(super) fn connect(
     Target::of(server, |name| std::env::var(name).ok())?.connect(refused)
 }
 
+/// Refuses what [`connect`] would refuse without asking anybody (K-4).
+pub(in crate::store) fn refuse_unsupported(server: &Server) -> Result<(), Error> {
+    Target::of(server, |name| std::env::var(name).ok()).map(drop)
+}
+
 /// What a session must be for `target_session_attrs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Session {
