@@ -308,10 +308,7 @@ pub const NEEDED_TO_BEGIN: u64 = 1 << 20;
 /// That a disk is full, with what is free on it, what is missing of the bytes that are needed, and what helps. Of files that
 /// lie on several disks, that of the fullest (S-35).
 pub fn full(paths: &[&Path], needed: u64) -> String {
-    let free_beside = |path: &&Path| {
-        let stat = rustix::fs::statvfs(directory_of(path));
-        stat.map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize))
-    };
+    let free_beside = |path: &&Path| free_bytes_beside(path).unwrap_or(0);
     let fullest = paths.iter().min_by_key(|path| free_beside(path));
     let path = fullest.copied().unwrap_or(Path::new("."));
     let free = free_beside(&path);
@@ -328,6 +325,12 @@ pub fn full(paths: &[&Path], needed: u64) -> String {
         count_of(free, "byte is", "bytes are"),
         count_of(missing, "more is", "more are"),
     )
+}
+
+/// Bytes free for us beside a file, where that is known.
+pub fn free_bytes_beside(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(directory_of(path)).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 fn needs_index(e: &rusqlite::Error) -> bool {

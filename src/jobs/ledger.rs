@@ -18,6 +18,7 @@ pub use super::record::{JobRecord, State, Subject};
 use super::schema::{self, Found};
 use crate::error::{Context, Error, StoreError};
 use crate::ids::JobId;
+use crate::sqlite_file;
 use crate::time::Millis;
 
 /// How long an ended job can still be asked about by its id (S-10): 24 hours.
@@ -25,6 +26,12 @@ pub const REMEMBER_ENDED_FOR: Millis = Millis(24 * 60 * 60 * 1000);
 
 /// Time for a predecessor that is just ending to let go.
 const OWNER_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Pages of the ledger's log after which it is copied, which takes three syncs: where the disk is small and where it is not,
+/// and how many free bytes that takes. A room that goes with others notes some twelve.
+const SHORT_LOG: u32 = 64;
+const LONG_LOG: u32 = 1_000;
+const ROOM_FOR_LONG_LOG: u64 = 64 << 20;
 
 /// The open ledger; its owner is this process until it is dropped.
 pub struct Ledger {
@@ -180,12 +187,12 @@ impl Ledger {
             }
             Found::SomethingElse => return Err(unfit(path, "it is a database of something else")),
         }
-        conn.execute_batch(
+        conn.execute_batch(&format!(
             "PRAGMA journal_mode = WAL;
-             PRAGMA wal_autocheckpoint = 64;
+             PRAGMA wal_autocheckpoint = {SHORT_LOG};
              PRAGMA synchronous = FULL;
-             BEGIN IMMEDIATE; COMMIT;",
-        )
+             BEGIN IMMEDIATE; COMMIT;"
+        ))
         .map_err(refused)?;
         let sound: String = conn
             .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
@@ -267,7 +274,13 @@ impl Ledger {
         change: impl FnOnce(&Connection) -> rusqlite::Result<usize>,
     ) -> rusqlite::Result<usize> {
         let conn = self.conn.lock();
-        conn.execute_batch("PRAGMA synchronous = NORMAL")?;
+        let pages = match sqlite_file::free_bytes_beside(&self.path) {
+            Some(free) if free > ROOM_FOR_LONG_LOG => LONG_LOG,
+            _ => SHORT_LOG,
+        };
+        conn.execute_batch(&format!(
+            "PRAGMA wal_autocheckpoint = {pages}; PRAGMA synchronous = NORMAL"
+        ))?;
         let changed = change(&conn);
         conn.execute_batch("PRAGMA synchronous = FULL")?;
         changed

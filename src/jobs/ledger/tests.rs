@@ -147,3 +147,29 @@ fn what_comes_to_be_owed_meanwhile_stays_owed() {
     ledger.clear_pending_of("d", seen).expect("cleared");
     assert!(!ledger.has_pending("d"));
 }
+
+/// What many small jobs note reaches the file together: copying the log takes three syncs.
+#[test]
+fn the_log_is_copied_seldom_where_the_disk_is_large() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("l");
+    let ledger = Ledger::open(&path).expect("opens");
+    for n in 0..150 {
+        let subject = Subject::Room(crate::ids::RoomId::from(&*format!("!{n}:x")));
+        let job = JobRecord::new("k", &subject, Millis(n));
+        ledger.insert_part(&job).expect("noted");
+        ledger.start(&job.id, Millis(n)).expect("noted");
+        let ended = Ended {
+            error: None,
+            progress: &Value::Null,
+            at: Millis(n),
+        };
+        ledger.end_part(&job.id, ended).expect("noted");
+    }
+    let log = std::fs::metadata(dir.path().join("l-wal")).expect("there");
+    let pages = log.len() / 4_096;
+    match sqlite_file::free_bytes_beside(&path) {
+        Some(free) if free > ROOM_FOR_LONG_LOG => assert!(pages > 500, "{pages} pages"),
+        _ => assert!(pages < 100, "{pages} pages"),
+    }
+}
