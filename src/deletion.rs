@@ -21,7 +21,7 @@ mod run;
 mod shutdown;
 
 pub(crate) use delegate::{drop_surplus_extremities, set_block};
-pub use plan::{Plan, bind, plan, warnings};
+pub use plan::{Beside, Plan, bind, plan, warnings};
 pub use request::{Request, Shutdown};
 pub use rows::prepare_many;
 pub use run::{DeletionScope, SHUTDOWN_ROOM, refuse_at_start, run};

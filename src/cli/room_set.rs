@@ -241,6 +241,11 @@ fn show(totals: &SetTotals) {
         size(totals.estimated_bytes),
         size(totals.bytes_after_reclaim),
     ));
+    if totals.media_not_counted {
+        output::say(
+            "Which media go with them is found out when all have gone; `media plan ROOM` says it of one room.",
+        );
+    }
     output::say(&plan_text::time(totals.rows_per_second, totals.seconds));
     output::say("Nothing was changed.");
 }

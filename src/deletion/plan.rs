@@ -48,6 +48,15 @@ pub struct Plan {
     pub plan: Option<PlanHash>,
 }
 
+/// What there is beside a room, for the media that go with it.
+#[derive(Clone, Copy)]
+pub struct Beside<'a> {
+    /// The holds.
+    pub holds: &'a [Hold],
+    /// Whether a homeserver runs.
+    pub is_running: bool,
+}
+
 /// What a person should know before: servers that will not hear of it, and tables that are not known.
 pub fn warnings(
     db: &Db,
@@ -82,11 +91,11 @@ pub fn bind(
     room: &RoomId,
     request: &Request,
     server_name: &str,
-    holds: &[Hold],
+    beside: Beside<'_>,
     bound: &mut PlanDigest,
 ) -> Result<(), Error> {
     db.read("look at what was planned", |db| {
-        tell(db, room, request, server_name, holds, bound).map(drop)
+        tell(db, room, request, server_name, beside, bound).map(drop)
     })
 }
 
@@ -95,7 +104,7 @@ fn tell(
     room: &RoomId,
     request: &Request,
     server_name: &str,
-    holds: &[Hold],
+    beside: Beside<'_>,
     bound: &mut PlanDigest,
 ) -> Result<Option<MediaPlan>, Error> {
     bound.word(Part::Asked, "delete_room");
@@ -125,8 +134,10 @@ fn tell(
         return Ok(None);
     }
     bound.word(Part::Asked, "with_media");
+    let Beside { holds, is_running } = beside;
     let mut each = |uri: &str| bound.word(Part::Media, uri);
-    media_of_events::plan(db, room, Going::Room(room), server_name, holds, &mut each).map(Some)
+    let (going, each) = (Going::Room(room), &mut each);
+    media_of_events::plan(db, room, going, server_name, holds, is_running, each).map(Some)
 }
 
 /// Plans `request`; the connection may be one that writes nothing but temporary tables. What binds it is told to `bound`.
@@ -135,11 +146,11 @@ pub fn plan(
     room: &RoomId,
     request: &Request,
     server_name: &str,
-    holds: &[Hold],
+    beside: Beside<'_>,
     bound: &mut PlanDigest,
 ) -> Result<Plan, Error> {
     db.read("plan a deletion", |db| {
-        let media = tell(db, room, request, server_name, holds, bound)?;
+        let media = tell(db, room, request, server_name, beside, bound)?;
         let is_known = room_rows::is_known(db, room)?;
         let people = if is_known {
             room_rows::local_users_to_move(db, room, server_name)?

@@ -177,7 +177,7 @@ fn count_encrypted(
 }
 
 /// What would go with the events of a room that go: all of them, or those of the selection of a purge that is planned, in the
-/// same transaction. `each` hears of every file that goes, always in the same order.
+/// same transaction. Where a homeserver runs, copies of what other servers have stay. `each` hears of every file that goes, always in the same order.
 ///
 /// # Errors
 /// Those of the database.
@@ -187,6 +187,7 @@ pub(crate) fn plan(
     going: Going<'_>,
     server_name: &str,
     holds: &[Hold],
+    is_running: bool,
     each: &mut dyn FnMut(&str),
 ) -> Result<MediaPlan, Error> {
     let mut plan = MediaPlan::default();
@@ -207,6 +208,10 @@ pub(crate) fn plan(
         return Ok(plan);
     }
     for file in unreferenced(db, files, going, holds, &mut plan.stays, &mut |_| Ok(()))? {
+        if is_running && file.origin.is_some() {
+            plan.stays.files_left_to_homeserver += 1;
+            continue;
+        }
         each(&file.uri(server_name));
         plan.add(db, file, server_name)?;
     }

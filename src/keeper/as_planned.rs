@@ -187,13 +187,17 @@ impl Viewer {
         if request.purge {
             job::held::refuse(&self.db, room, &holds, job::Removes::Room)?;
         }
+        let beside = deletion::Beside {
+            holds: &holds,
+            is_running: request.media.goes() && self.running_homeserver()?.is_some(),
+        };
         let mut digest = self.new_digest(None);
         deletion::bind(
             &self.db,
             room,
             request,
             &self.config.server_name,
-            &holds,
+            beside,
             &mut digest,
         )?;
         Ok(digest)

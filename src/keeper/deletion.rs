@@ -552,9 +552,13 @@ impl Viewer {
         };
         let asks_homeserver = config.homeserver_api.is_some() && setting.homeserver.is_some();
         let note = deletion::refuse_at_start(&setting, request, asks_homeserver)?;
+        let beside = deletion::Beside {
+            holds: &holds,
+            is_running: sign.is_some(),
+        };
         let mut digest = self.new_digest(None);
         let (db, server_name) = (&self.db, &config.server_name);
-        let mut plan = deletion::plan(db, room, request, server_name, &holds, &mut digest)?;
+        let mut plan = deletion::plan(db, room, request, server_name, beside, &mut digest)?;
         plan.notes.extend(note);
         Ok((plan, digest))
     }

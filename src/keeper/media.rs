@@ -244,17 +244,14 @@ impl Viewer {
         refuse_without_tables(&self.db)?;
         let (now, holds) = (self.config.clock.now(), self.holds());
         let mut plan = match age {
-            None => self.db.read("look which media a room has", |db| {
-                let server_name = &self.config.server_name;
-                media_of_events::plan(
-                    db,
-                    room,
-                    Going::Room(room),
-                    server_name,
-                    &holds,
-                    &mut |_| (),
-                )
-            })?,
+            None => {
+                let is_running = self.running_homeserver()?.is_some();
+                self.db.read("look which media a room has", |db| {
+                    let (name, going) = (&self.config.server_name, Going::Room(room));
+                    let each = &mut |_: &str| ();
+                    media_of_events::plan(db, room, going, name, &holds, is_running, each)
+                })?
+            }
             Some(age) => {
                 let point = PurgePoint::OlderThan(age);
                 let options = PurgeOptions {

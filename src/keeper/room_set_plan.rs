@@ -14,8 +14,10 @@ use super::rooms::{self, Selected};
 use super::viewer::recorded_jobs;
 use super::{Keeper, PurgeOptions, Viewer, ownership};
 use crate::config::Config;
+use crate::deletion::Request;
 use crate::error::Error;
 use crate::ids::RoomId;
+use crate::job::MediaFate;
 use crate::plan_hash::{Part, PlanDigest, PlanHash, RoomDigest};
 use crate::point::PurgePoint;
 use crate::rooms::{Summary, Totals};
@@ -89,6 +91,9 @@ pub struct SetTotals {
     pub state_groups: i64,
     /// Users of this server that would be moved out, counted once for each room.
     pub people_to_move: i64,
+    /// Whether media go with the messages: which of them is found out once, when all rooms have gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub media_not_counted: bool,
     /// Bytes that would be free afterwards, estimated.
     pub estimated_bytes: i64,
     /// Bytes that the database takes now.
@@ -223,8 +228,12 @@ impl Viewer {
         each: &mut dyn FnMut(PlannedRoom) -> Result<(), Error>,
     ) -> Result<(SetTotals, PlanHash), Error> {
         let action = request.action_at(now, &self.config.admin_user);
+        self.refuse_media(action.media())?;
         let mut digests = Digests::new();
-        let mut totals = SetTotals::default();
+        let mut totals = SetTotals {
+            media_not_counted: action.media().goes(),
+            ..SetTotals::default()
+        };
         for room in request.chosen(selected.rooms) {
             let id = &room.room_id;
             let planned = match is_busy(id) {
@@ -265,6 +274,9 @@ impl Viewer {
         digest.word(Part::Asked, ROOM_SET.name);
         // The time of a purge is not said: what it comes to is.
         digest.word(Part::Asked, action.verb());
+        if action.media().goes() {
+            digest.word(Part::Asked, "with_media");
+        }
         for (room, planned) in rooms {
             match planned {
                 Ok(planned) => digest.room(room, planned),
@@ -304,6 +316,8 @@ impl Viewer {
         Ok(self.digest_of_set(action, &digests, at))
     }
 
+    /// Without media: what only rooms of the set refer to together no room's own plan could tell, and each would read every text
+    /// of the database for that.
     fn plan_room(
         &self,
         room: &RoomId,
@@ -314,13 +328,12 @@ impl Viewer {
             Action::PurgeHistory {
                 before_ts,
                 delete_local_events,
-                media,
+                ..
             } => {
                 let is_running = || Ok(self.running_homeserver()?.is_some());
                 ownership::refuse_own_task(&self.db, room, self.config.clock.now(), is_running)?;
                 let options = PurgeOptions {
                     delete_local_events: *delete_local_events,
-                    media: *media,
                     ..PurgeOptions::default()
                 };
                 let point = PurgePoint::BeforeTs(*before_ts);
@@ -329,6 +342,10 @@ impl Viewer {
                 Ok((RoomPlan::Purge(plan), bound))
             }
             Action::DeleteRoom { request } => {
+                let request = &Request {
+                    media: MediaFate::Stay,
+                    ..request.clone()
+                };
                 let (mut plan, bound) = self.plan_deletion_bound(room, request)?;
                 plan.plan = Some(bound.hash());
                 Ok((RoomPlan::Deletion(plan), bound))

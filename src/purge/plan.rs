@@ -192,8 +192,10 @@ fn tell_media(
     let Setting {
         server_name, holds, ..
     } = setting;
+    let is_running = setting.extremities != Extremities::Go;
     let mut each = |uri: &str| bound.word(Part::Media, uri);
-    media_of_events::plan(db, room, Going::Selected, server_name, holds, &mut each).map(Some)
+    let (going, each) = (Going::Selected, &mut each);
+    media_of_events::plan(db, room, going, server_name, holds, is_running, each).map(Some)
 }
 
 /// What the whole of `request` takes now.

@@ -318,14 +318,20 @@ pub fn strike_referenced(
     Ok(())
 }
 
-/// The same of events that have come since, by their stream ordering; answers the greatest there is now. Walks the index on
-/// stream orderings.
+/// The same of events that have come since, by their stream ordering, and of profiles once more, which have no order; answers the
+/// greatest there is now. Walks the index on stream orderings.
 pub fn strike_newer(db: &Db, wanted: &mut Unreferenced, since: i64) -> Result<i64, Error> {
     const NEWER: &str = "
         SELECT e.stream_ordering, j.json
           FROM events e
           JOIN event_json j ON j.event_id = e.event_id
          WHERE e.stream_ordering > $1";
+    const AVATARS: &str = "SELECT avatar_url FROM profiles WHERE avatar_url LIKE 'mxc:%'";
+    let doing = "look at profiles again";
+    db.for_each(doing, AVATARS, &[], |row| {
+        wanted.strike(row.value(0)?);
+        Ok(())
+    })?;
     let mut greatest = since;
     db.for_each(
         "look at what was written meanwhile",

@@ -5,7 +5,9 @@ use std::process::{Command, Output};
 
 use roomkeeper::deletion::Request;
 use roomkeeper::job::{MediaFate, MediaPlan};
-use roomkeeper::{PurgeOptions, RoomId};
+use roomkeeper::keeper::{SetAction, SetRequest};
+use roomkeeper::rooms::Selectors;
+use roomkeeper::{PurgeOptions, PurgePoint, RoomId};
 
 use super::*;
 use crate::child::{self, Trouble};
@@ -76,23 +78,16 @@ impl Server {
     }
 
     /// What should go, by what the events said that are gone, and what all tables say that are left.
-    fn goes_with(
-        &self,
-        room: &str,
-        held: &[&str],
-        before: &Tables,
-        after: &Tables,
-    ) -> BTreeSet<String> {
-        let is_encrypted = before.rows("events").iter().any(|event| {
-            event.text("room_id") == Some(room)
-                && matches!(
-                    event.text("type"),
-                    Some("m.room.encrypted" | "m.room.encryption")
-                )
-        });
-        if is_encrypted {
-            return BTreeSet::new();
-        }
+    fn goes_with(&self, held: &[&str], before: &Tables, after: &Tables) -> BTreeSet<String> {
+        let encrypted: BTreeSet<&str> = before
+            .rows("events")
+            .iter()
+            .filter(|event| {
+                let kind = event.text("type");
+                matches!(kind, Some("m.room.encrypted" | "m.room.encryption"))
+            })
+            .filter_map(|event| event.text("room_id"))
+            .collect();
         let left: BTreeSet<&str> = after
             .rows("event_json")
             .iter()
@@ -102,6 +97,7 @@ impl Server {
             .rows("event_json")
             .iter()
             .filter(|row| !left.contains(row.word("event_id")))
+            .filter(|row| !encrypted.contains(row.word("room_id")))
             .map(|row| plain(row.word("json")))
             .collect();
         let mut said = String::new();
@@ -220,7 +216,7 @@ fn media_go_with_the_messages_that_alone_refer_to_them() {
         let done = act(other.config(), &ask, what, MediaFate::Stay).expect("runs");
         assert_eq!(done.state, State::Complete, "{about}: {done:?}");
         let after = other.tables();
-        let goes = server.goes_with(&ask.room, &held, &before, &after);
+        let goes = server.goes_with(&held, &before, &after);
         let plan = planned(server.config(), &ask, what).expect("planned");
         if what == Act::Delete {
             let of_room = planned_of_room(server.config(), &ask.room);
@@ -259,6 +255,71 @@ fn media_go_with_the_messages_that_alone_refer_to_them() {
     }
     if share_of(cases(6)) >= 5 {
         assert!(went > 10 && of_encrypted > 0, "{went} {of_encrypted}");
+    }
+}
+
+/// Purges or deletes every room as one set.
+fn act_on_all(config: Config, what: Act, media: MediaFate) -> JobRecord {
+    let keeper = Keeper::open(config).expect("opens");
+    let request = SetRequest {
+        selectors: Selectors::default(),
+        all_rooms: true,
+        among: None,
+        action: match what {
+            Act::Purge => SetAction::PurgeHistory {
+                point: PurgePoint::BeforeTs(NOW),
+                delete_local_events: true,
+                media,
+            },
+            Act::Delete => SetAction::DeleteRoom(deletion(media)),
+        },
+    };
+    let plan = keeper.plan_set(&request, 1).expect("planned");
+    assert_eq!(plan.totals.media_not_counted, media.goes());
+    let id = keeper.start_set(&request).expect("started").job_id;
+    let id = id.expect("there are rooms");
+    let _ = keeper.wait(&id);
+    let job = keeper.job(&id).expect("read").expect("there");
+    keeper.stop();
+    job
+}
+
+/// What only rooms of the set refer to together goes as well, and the database is read once for all of them.
+#[test]
+fn media_go_with_the_messages_of_a_set_of_rooms_once_all_have_gone() {
+    let first = seed();
+    for seed in first..first + share_of(cases(2)) {
+        let what = [Act::Delete, Act::Purge][seed as usize % 2];
+        let about = format!("ROOMKEEPER_SEED={seed} {what:?}");
+        let server = Server::draw(seed);
+        let room = deepest_cut(&server.site.tables()).room;
+        server.encrypt((seed % 3 == 0).then_some(&*room));
+        server.sprinkle(seed, &room);
+        let before = server.site.tables();
+        let (rows, on_disk) = server.there();
+        let other = server.site.copy();
+        let done = act_on_all(other.config(), what, MediaFate::Stay);
+        let after = other.tables();
+        let goes = server.goes_with(&[], &before, &after);
+        let job = act_on_all(server.config(), what, MediaFate::Go);
+        assert_eq!(
+            (job.state, &job.error),
+            (done.state, &done.error),
+            "{about}"
+        );
+        let (rows_left, on_disk_left) = server.there();
+        let gone: BTreeSet<String> = rows.difference(&rows_left).cloned().collect();
+        assert_eq!(gone, goes, "{about}");
+        let gone: BTreeSet<String> = on_disk.difference(&on_disk_left).cloned().collect();
+        assert_eq!(gone, goes, "{about}");
+        assert_same(&others(after), &others(server.site.tables()), &about);
+        assert_eq!(summary(&job).files_removed, goes.len() as i64, "{about}");
+        let ledger = Ledger::open(&server.config().ledger).expect("opens");
+        let none = (String::new(), String::new());
+        assert_eq!(ledger.noted_media(&job.id, &none, 9).expect("read"), []);
+        server.site.assert_sound(&about);
+        // Where a room is encrypted, few may be left of others.
+        assert!(seed % 3 == 0 || !goes.is_empty(), "{about}");
     }
 }
 
@@ -419,4 +480,7 @@ fn whoever_is_killed_with_media_in_his_hands_finishes_it() {
     }
 }
 
-also_on_postgres!(media_go_with_the_messages_that_alone_refer_to_them);
+also_on_postgres!(
+    media_go_with_the_messages_that_alone_refer_to_them,
+    media_go_with_the_messages_of_a_set_of_rooms_once_all_have_gone,
+);
