@@ -70,11 +70,6 @@ impl PolicyStart {
 }
 
 impl ServerPolicy {
-    /// For how long after its start it keeps what it is about: at least its own period's part of that.
-    pub fn keeps_for(&self) -> Millis {
-        self.at_least.unwrap_or(Millis(0))
-    }
-
     /// In a few words: `rooms, 26w after last_message`.
     pub fn in_words(&self) -> String {
         let what = match self.what {
