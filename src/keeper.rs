@@ -310,6 +310,9 @@ impl Keeper {
     }
 
     /// What tells the database from every other one, as [`identity_of`] says before it is owned.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn identity(&self) -> Result<String, Error> {
         self.shared.with_reader(Db::identity)
     }

@@ -63,6 +63,13 @@
 //! 8. Nothing is async, nothing is `unsafe`, no thread outlives its keeper, and no secret and nobody's message is in a log, an
 //!    error or a process's arguments.
 //!
+//! # Errors
+//!
+//! Every function says which variants of [`Error`] it has of its own. *Those of the database* are [`Error::Store`] (it could
+//! not be read or written), [`Error::NoSpace`], and [`Error::Refused`] (it is not one we know, or another file lies in its
+//! place by now); *those of the ledger* are [`Error::Store`] and [`Error::NoSpace`]. Times are [`Millis`], since 1970 or of a
+//! duration; sizes are bytes.
+//!
 //! # Features
 //!
 //! `daemon` (default): the command line, HTTP, the configuration file. `postgres`, `postgres-tls` (default): that engine, and
@@ -71,6 +78,7 @@
 
 // Public names are those below, and no module's: what is reachable and has no name is forgotten in that list.
 #![cfg_attr(not(feature = "test-internals"), warn(unnameable_types))]
+#![cfg_attr(not(feature = "test-internals"), warn(clippy::missing_errors_doc))]
 // What the command line and HTTP alone call is unused without them; with them the compiler sees what nobody calls.
 #![cfg_attr(not(feature = "daemon"), allow(dead_code, unused_imports))]
 // Comments of ours lead into private modules; a reader of the documentation sees the words.

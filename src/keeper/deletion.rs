@@ -263,6 +263,9 @@ impl Keeper {
     }
 
     /// The status of a deletion; `None` when there is no such one, or 24 hours after its end (S-10).
+    ///
+    /// # Errors
+    /// Those of the ledger.
     pub fn delete_status(&self, id: &str) -> Result<Option<DeleteStatus>, Error> {
         let register = &self.shared.register;
         let found = register.look_up(&JobId::from(id), SHUTDOWN_AND_PURGE_ROOM.name)?;
@@ -270,6 +273,9 @@ impl Keeper {
     }
 
     /// The ids of a room's deletions that run or ended less than 24 hours ago, oldest first (S-11, S-12).
+    ///
+    /// # Errors
+    /// Those of the ledger.
     pub fn delete_ids_by_room(&self, room: &RoomId) -> Result<Vec<JobId>, Error> {
         let now = self.shared.config.clock.now();
         let ledger = self.shared.register.ledger();
@@ -282,11 +288,18 @@ impl Keeper {
     }
 
     /// What such a deletion would do: who would be moved, which rows would go. Reads only.
+    ///
+    /// # Errors
+    /// What would stop the deletion at its start, with the same error (E-18): [`Error::BadRequest`], [`Error::NoSuchRoom`],
+    /// [`Error::UsersStillJoined`], [`Error::Held`], [`Error::LeftTask`], [`Error::Refused`]. Those of the database.
     pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
         self.viewer()?.plan_deletion(room, request)
     }
 
     /// What a person should know before such a deletion begins (D-51, V-5). Reads only.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn warnings_before_deletion(
         &self,
         room: &RoomId,
@@ -298,16 +311,25 @@ impl Keeper {
     }
 
     /// Every room that the homeserver has counted, in no order.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn counted_rooms(&self) -> Result<Vec<rooms::Room>, Error> {
         self.shared.with_reader(rooms::list)
     }
 
     /// One room, if the homeserver knows it.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn room_details(&self, room: &RoomId) -> Result<Option<rooms::Details>, Error> {
         self.shared.with_reader(|db| rooms::details(db, room))
     }
 
     /// Who is joined, from every server; nothing when the homeserver does not know the room.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn room_members(&self, room: &RoomId) -> Result<Option<Vec<UserId>>, Error> {
         self.shared.with_reader(|db| {
             if room_rows::is_known(db, room)? {
@@ -319,12 +341,19 @@ impl Keeper {
     }
 
     /// Who blocked the room, if it is blocked. Unknown rooms are not (H-50).
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] for an id that no room can have; those of the database.
     pub fn blocker(&self, room: &RoomId) -> Result<Option<UserId>, Error> {
         refuse_illegal(room)?;
         self.shared.with_reader(|db| blocks::blocker(db, room))
     }
 
     /// Lets nobody join the room any more, known or not. Who blocked it first stays on record (H-51).
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] for an id that no room can have; [`Error::Refused`] while a homeserver runs that should not, and where
+    /// it was to do it and did not; those of the database.
     pub fn block(&self, room: &RoomId, blocker: &UserId) -> Result<(), Error> {
         refuse_illegal(room)?;
         if self.is_delegated(room, true)? {
@@ -336,6 +365,9 @@ impl Keeper {
     }
 
     /// Lets people join the room again.
+    ///
+    /// # Errors
+    /// As [`Keeper::block`].
     pub fn unblock(&self, room: &RoomId) -> Result<(), Error> {
         refuse_illegal(room)?;
         if self.is_delegated(room, false)? {
@@ -506,6 +538,9 @@ impl Shared {
 
 impl Viewer {
     /// As [`Keeper::warnings_before_deletion`].
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn warnings_before_deletion(
         &self,
         room: &RoomId,
@@ -515,6 +550,9 @@ impl Viewer {
     }
 
     /// As [`Keeper::plan_deletion`].
+    ///
+    /// # Errors
+    /// As there.
     pub fn plan_deletion(&self, room: &RoomId, request: &Request) -> Result<Plan, Error> {
         let (mut plan, digest) = self.plan_deletion_bound(room, request)?;
         plan.plan = Some(digest.hash());

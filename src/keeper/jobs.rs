@@ -10,11 +10,17 @@ use crate::jobs::ledger::{JobRecord, State};
 
 impl Keeper {
     /// Every job on record, oldest first, with the progress of this moment.
+    ///
+    /// # Errors
+    /// Those of the ledger.
     pub fn jobs(&self) -> Result<Vec<JobRecord>, Error> {
         self.shared.register.list()
     }
 
     /// One job on record.
+    ///
+    /// # Errors
+    /// Those of the ledger.
     pub fn job(&self, id: &JobId) -> Result<Option<JobRecord>, Error> {
         self.shared.register.get(id)
     }
@@ -85,6 +91,9 @@ impl Keeper {
 
     /// Takes up the jobs that an earlier process left unfinished, those that wait for a person's word among them (S-30);
     /// answers their ids. A job that cannot be taken up is ended with the reason (S-19). One that is paused stays so.
+    ///
+    /// # Errors
+    /// Those of the ledger.
     pub fn resume(&self) -> Result<Vec<JobId>, Error> {
         self.take_up(|state| matches!(state, State::Queued | State::Waiting))
     }

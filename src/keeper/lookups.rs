@@ -56,17 +56,26 @@ pub enum RoomState {
 
 impl Keeper {
     /// A local user's account; `None` where there is none.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn account(&self, user: &UserId) -> Result<Option<Account>, Error> {
         self.shared.with_reader(|db| lookups::account(db, user))
     }
 
     /// Whether a local user has a device.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn has_device(&self, user: &UserId, device: &str) -> Result<bool, Error> {
         self.shared
             .with_reader(|db| lookups::has_device(db, user, device))
     }
 
     /// A local user's name and picture; `None` where they have no profile here.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn profile(&self, user: &UserId) -> Result<Option<Profile>, Error> {
         self.shared.with_reader(|db| lookups::profile(db, user))
     }
@@ -96,6 +105,9 @@ impl Keeper {
     }
 
     /// A room's forward extremities; none for a room that is not known.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn forward_extremities(&self, room: &RoomId) -> Result<Vec<ForwardExtremity>, Error> {
         self.shared
             .with_reader(|db| lookups::forward_extremities(db, room))
@@ -118,6 +130,9 @@ impl Keeper {
     }
 
     /// An event, whatever room it is of; `None` when it is not held, or was rejected.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn event(&self, event: &EventId) -> Result<Option<EventJson>, Error> {
         let now = self.shared.config.clock.now();
         self.shared.with_reader(|db| {

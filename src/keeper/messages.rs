@@ -108,6 +108,9 @@ impl Keeper {
 
 impl Viewer {
     /// As [`Keeper::messages`], without waiting for anybody.
+    ///
+    /// # Errors
+    /// As there, without [`Error::Stopping`].
     pub fn messages(
         &self,
         room: &RoomId,

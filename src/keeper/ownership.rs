@@ -77,6 +77,9 @@ pub(super) fn look<T>(
 }
 
 /// What tells a database from every other one, its own copies included.
+///
+/// # Errors
+/// Those of the database; [`Error::Config`] where there is no such file.
 pub fn identity_of(config: &Config) -> Result<String, Error> {
     match config.database.file() {
         Some(file) => Ok(lasting_path(file)?.display().to_string()),

@@ -119,6 +119,9 @@ impl Keeper {
     }
 
     /// What such a purge would remove, table by table. Reads only.
+    ///
+    /// # Errors
+    /// As [`Keeper::purge_history`] where the point is not one, or nothing may go; those of the database.
     pub fn plan_purge(
         &self,
         room: &RoomId,
@@ -129,6 +132,9 @@ impl Keeper {
     }
 
     /// The status of a history purge; `None` when there is no such purge, or 24 hours after its end (S-10).
+    ///
+    /// # Errors
+    /// Those of the ledger.
     pub fn purge_status(&self, id: &str) -> Result<Option<PurgeStatus>, Error> {
         let register = &self.shared.register;
         let found = register.look_up(&JobId::from(id), PURGE_HISTORY.name)?;

@@ -145,6 +145,9 @@ pub(super) fn request(due: &Due) -> Request {
 impl Keeper {
     /// What a retention run of this range would do now: every room with its policy and what would go, or why it is
     /// left alone. With `exact` each purge is counted row by row, which takes as long as it sounds. Reads only.
+    ///
+    /// # Errors
+    /// Those of the database and of the ledger.
     pub fn plan_retention(&self, range: LifetimeRange, exact: bool) -> Result<Plan, Error> {
         let viewer = self.viewer()?;
         viewer.plan_retention_beside(range, exact, &|room| self.shared.register.is_busy(room))
@@ -186,6 +189,9 @@ impl Keeper {
     /// Looks at the clock now instead of when it is due; answers the retention runs that began by themselves since this was
     /// last asked, at most the newest hundred, which have ended by then. For programs, and tests, that move a clock of
     /// their own.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`].
     pub fn tick_retention(&self) -> Result<Vec<JobId>, Error> {
         let retention_scheduler = self
             .threads
@@ -512,6 +518,9 @@ fn batches(plan: &Plan, run: RetentionRun) -> VecDeque<Batch> {
 
 impl Viewer {
     /// As [`Keeper::plan_retention`], without knowing which rooms are busy.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn plan_retention(&self, range: LifetimeRange, exact: bool) -> Result<Plan, Error> {
         self.plan_retention_beside(range, exact, &|_| false)
     }

@@ -51,6 +51,9 @@ pub struct Viewer {
 
 impl Viewer {
     /// Opens the database for reading.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where there is no database; [`Error::Refused`] when it is not one we know, or another server's.
     pub fn open(config: Config) -> Result<Self, Error> {
         let db = sqlite_file::undisturbed(|| {
             let db = Db::open(&config.database, &options(Access::ReadOnlyFile))?;
@@ -219,6 +222,9 @@ impl Viewer {
     }
 
     /// Refuses what depends on age while the clock may be ahead, by the database alone.
+    ///
+    /// # Errors
+    /// [`Error::Refused`]; those of the database.
     pub fn refuse_clock_ahead(&self) -> Result<(), Error> {
         match self.config.check_clock {
             true => retention::refuse_clock_ahead(
@@ -232,6 +238,9 @@ impl Viewer {
     }
 
     /// Tests the database against the invariants I-1 … I-19; `each` hears of every rule before it is tested.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn check(&self, each: impl FnMut(&str, &str)) -> Result<CheckReport, Error> {
         check::check(&self.db, self.config.clock.now(), each)
     }
@@ -242,12 +251,18 @@ impl Viewer {
     }
 
     /// Bytes of the database file that hold nothing any more.
+    ///
+    /// # Errors
+    /// Those of the database.
     pub fn reclaimable_bytes(&self) -> Result<u64, Error> {
         space::reclaimable_bytes(&self.db)
     }
 }
 
 /// Tests a database as [`Viewer::check`] does, whether or not anybody uses it: the rules that it breaks.
+///
+/// # Errors
+/// As [`Viewer::open`] and [`Viewer::check`].
 pub fn check_offline(
     config: &Config,
     each: impl FnMut(&str, &str),

@@ -101,7 +101,7 @@ impl ErrorResponse {
     }
 
     /// The answer, as a handler would give it.
-    pub fn to_response(&self) -> Response {
+    pub fn to_response(self) -> Response {
         let retry = self.retry_after_ms;
         let seconds = retry.map(|after| ("Retry-After", after.div_ceil(1000).to_string()));
         Response {
@@ -112,7 +112,7 @@ impl ErrorResponse {
     }
 
     /// The whole answer, in bytes ready to be sent; it announces that the connection ends.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(self) -> Vec<u8> {
         to_bytes(self.to_response(), true, false)
     }
 }
