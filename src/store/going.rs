@@ -21,6 +21,12 @@ const OF_ROOM_AFTER: &str = "
      WHERE room_id = $1 AND (topological_ordering, stream_ordering) > ($2, $3)
      ORDER BY topological_ordering, stream_ordering LIMIT $4";
 
+/// Reads page by page: `page` reads the next one, from where it noted that the last one ended, and says how many it had.
+fn by_pages(mut page: impl FnMut() -> Result<i64, Error>) -> Result<(), Error> {
+    while page()? == PAGE {}
+    Ok(())
+}
+
 /// Hands every selected event to `each`, with whether it is deleted (else it becomes an outlier). Must run in the
 /// transaction that selected.
 ///
@@ -28,20 +34,17 @@ const OF_ROOM_AFTER: &str = "
 /// Those of the database.
 pub fn for_each_selected(db: &Db, each: &mut dyn FnMut(&str, bool)) -> Result<(), Error> {
     let mut after = i64::MIN;
-    loop {
-        let mut told = 0;
+    by_pages(|| {
+        let (from, mut told) = (after, 0);
         let doing = "read the events that go";
-        let from = after;
         db.for_each(doing, SELECTED_AFTER, params![from, PAGE], |row| {
             after = row.get(0)?;
             each(&row.get::<_, String>(1)?, row.get(2)?);
             told += 1;
             Ok(())
         })?;
-        if told < PAGE {
-            return Ok(());
-        }
-    }
+        Ok(told)
+    })
 }
 
 /// Hands every event of a room to `each`.
@@ -50,10 +53,9 @@ pub fn for_each_selected(db: &Db, each: &mut dyn FnMut(&str, bool)) -> Result<()
 /// Those of the database.
 pub fn for_each_of_room(db: &Db, room: &RoomId, each: &mut dyn FnMut(&str)) -> Result<(), Error> {
     let mut after = (i64::MIN, i64::MIN);
-    loop {
-        let mut told = 0;
+    by_pages(|| {
+        let ((depth, stream), mut told) = (after, 0);
         let doing = "read the room's events";
-        let (depth, stream) = after;
         let from = params![room.as_str(), depth, stream, PAGE];
         db.for_each(doing, OF_ROOM_AFTER, from, |row| {
             after = (row.get(0)?, row.get(1)?);
@@ -61,8 +63,6 @@ pub fn for_each_of_room(db: &Db, room: &RoomId, each: &mut dyn FnMut(&str)) -> R
             told += 1;
             Ok(())
         })?;
-        if told < PAGE {
-            return Ok(());
-        }
-    }
+        Ok(told)
+    })
 }

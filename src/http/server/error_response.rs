@@ -11,6 +11,8 @@ pub struct ErrorResponse {
     pub status: u16,
     /// Matrix error code.
     pub errcode: &'static str,
+    /// Our word for it, for programs.
+    pub code: &'static str,
     /// The sentence for the client.
     pub error: &'static str,
     /// After how many milliseconds the client may try again, where that helps.
@@ -33,9 +35,19 @@ pub const CROSS_ORIGIN: [(&str, &str); 3] = [
 
 impl ErrorResponse {
     const fn new(status: u16, errcode: &'static str, error: &'static str) -> Self {
+        let code = match status {
+            408 => "timeout",
+            413 | 414 | 431 => "too_large",
+            417 | 501 | 505 => "not_supported",
+            429 => "too_many_requests",
+            500 => "bug",
+            503 => "unavailable",
+            _ => "bad_request",
+        };
         Self {
             status,
             errcode,
+            code,
             error,
             retry_after_ms: None,
         }
@@ -79,7 +91,10 @@ impl ErrorResponse {
     pub const NO_HANDLER: Self =
         Self::new(503, "M_UNKNOWN", "The server cannot answer now; try again");
     /// The daemon is stopping.
-    pub const STOPPING: Self = Self::new(503, "M_UNKNOWN", "The server is stopping");
+    pub const STOPPING: Self = Self {
+        code: "stopping",
+        ..Self::new(503, "M_UNKNOWN", "The server is stopping")
+    };
     /// Another version of HTTP.
     pub const VERSION: Self = Self::new(
         505,
@@ -87,15 +102,16 @@ impl ErrorResponse {
         "Only HTTP/1.0 and HTTP/1.1 are spoken here",
     );
 
-    /// The JSON body.
+    /// The JSON body. It has our word for it whatever was asked for: that may not be known yet, and is nothing of Synapse's.
     pub fn body(&self) -> String {
         // The sentences are ours: no quote, no backslash, no control byte (tested), so nothing needs escaping.
         let retry = self.retry_after_ms;
         let retry = retry.map(|after| format!(r#","retry_after_ms":{after}"#));
         format!(
-            r#"{{"errcode":"{}","error":"{}"{}}}"#,
+            r#"{{"errcode":"{}","error":"{}","error_code":"{}"{}}}"#,
             self.errcode,
             self.error,
+            self.code,
             retry.unwrap_or_default()
         )
     }
@@ -148,9 +164,11 @@ mod tests {
                 serde_json::from_str(&error_response.body()).expect("JSON");
             assert_eq!(body["errcode"], error_response.errcode);
             assert_eq!(body["error"], error_response.error);
+            assert_eq!(body["error_code"], error_response.code);
+            assert!(!error_response.code.is_empty());
             let retry = error_response.retry_after_ms;
             assert_eq!(body["retry_after_ms"].as_u64(), retry.map(u64::from));
-            let members = 2 + usize::from(retry.is_some());
+            let members = 3 + usize::from(retry.is_some());
             assert_eq!(body.as_object().map(serde_json::Map::len), Some(members));
             let text = String::from_utf8(error_response.to_bytes()).expect("text");
             assert_eq!(text.contains("\r\nRetry-After: 1\r\n"), retry.is_some());

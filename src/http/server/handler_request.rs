@@ -309,7 +309,9 @@ mod tests {
     fn an_answer_larger_than_any_may_be_is_an_error_of_ours() {
         let answer = text(response(200, &"x".repeat(MAX_ANSWER + 1)), false, false);
         assert!(answer.starts_with("HTTP/1.1 500 Internal Server Error\r\n"));
-        assert!(answer.ends_with(r#"{"errcode":"M_UNKNOWN","error":"Internal server error"}"#));
+        assert!(answer.ends_with(
+            r#"{"errcode":"M_UNKNOWN","error":"Internal server error","error_code":"bug"}"#
+        ));
     }
 
     #[test]
