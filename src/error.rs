@@ -350,6 +350,11 @@ impl StoreError {
         }
     }
 
+    /// Whether a server refused because it can only be read, temporary tables included: a hot standby (K-4).
+    pub fn is_of_reading_server(&self) -> bool {
+        self.sqlstate() == Some("25006")
+    }
+
     fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Server(e) => e.code.as_deref(),

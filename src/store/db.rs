@@ -515,7 +515,16 @@ impl Db {
         }
         let outcome = work(self);
         self.rollback_if_open();
-        outcome
+        match outcome {
+            Err(Error::Store { source, .. }) if source.is_of_reading_server() => {
+                Err(Error::Refused(
+                    "this PostgreSQL server can only be read (it is a hot standby), and what is planned is noted in temporary \
+                     tables, which it does not make: ask the primary. What needs no plan works here: check, messages, jobs"
+                        .into(),
+                ))
+            }
+            outcome => outcome,
+        }
     }
 
     /// Grows whenever the connection to a server was lost and another one took its place.

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::cluster::{Cluster, ROLE, cluster};
 use roomkeeper::config::HomeserverPolicy;
-use roomkeeper::keeper::{self, Viewer};
+use roomkeeper::keeper::{self, RoomQuery, Viewer};
 use roomkeeper::messages::{PageRequest, Reader};
+use roomkeeper::policy::LifetimeRange;
+use roomkeeper::rooms::Statistics;
 use roomkeeper::store::schema;
 use roomkeeper::{Config, Error, Keeper};
 
@@ -132,4 +134,14 @@ fn a_hot_standby_is_read_and_not_written() {
     assert!(viewer.knows(&room).expect("asked"));
     let page = viewer.messages(&room, &Reader::Admin, &PageRequest::backwards(10));
     assert!(page.expect("a page").chunk.is_empty());
+    // Rooms are told without their policies; a plan says whom to ask.
+    let (rooms, _) = viewer
+        .rooms(&RoomQuery::default(), &mut Statistics::default())
+        .expect("rooms");
+    assert_eq!(rooms.rooms.len(), 1);
+    let refused = viewer
+        .plan_retention(LifetimeRange::default(), false)
+        .expect_err("no plan");
+    assert!(refused.to_string().contains("ask the primary"), "{refused}");
+    assert_eq!(refused.class().exit, roomkeeper::error::EXIT_REFUSED);
 }
