@@ -312,7 +312,9 @@ fn a_panic_in_a_handler_answers_500_and_the_next_request_is_served() {
         assert_eq!(answer.status, 500);
         assert_eq!(
             answer.json(),
-            serde_json::json!({"errcode": "M_UNKNOWN", "error": "Internal server error"})
+            serde_json::json!({
+                "errcode": "M_UNKNOWN", "error": "Internal server error", "error_code": "bug"
+            })
         );
     }
     assert_eq!(client.get("/").status, 200);
