@@ -254,6 +254,46 @@ pub mod guide {
     ///
     #[doc = include_str!("guide/safety.md")]
     pub mod safety {}
+    /// What has changed.
+    ///
+    #[doc = include_str!("guide/changes.md")]
+    pub mod changes {}
+    /// How it is built, tested and changed.
+    ///
+    #[doc = include_str!("guide/developing.md")]
+    pub mod developing {}
+    /// What nobody may delete, and plans that bind.
+    ///
+    #[doc = include_str!("guide/holds.md")]
+    pub mod holds {}
+    /// Files: which go, which stay, and why.
+    ///
+    #[doc = include_str!("guide/media.md")]
+    pub mod media {}
+    /// Purging a room, and what is common to all commands.
+    ///
+    #[doc = include_str!("guide/purging.md")]
+    pub mod purging {}
+    /// Proof of what was done, and replaying it after a backup was restored.
+    ///
+    #[doc = include_str!("guide/receipts.md")]
+    pub mod receipts {}
+    /// What is checked, and what is mended.
+    ///
+    #[doc = include_str!("guide/repair.md")]
+    pub mod repair {}
+    /// Many rooms at once.
+    ///
+    #[doc = include_str!("guide/sets.md")]
+    pub mod sets {}
+    /// State groups: what is swept, and how the others are compressed.
+    ///
+    #[doc = include_str!("guide/state.md")]
+    pub mod state {}
+    /// Archives, and what comes back from them.
+    ///
+    #[doc = include_str!("guide/undo.md")]
+    pub mod undo {}
 }
 
 /// The rules that comments refer to by their numbers.
