@@ -1,4 +1,4 @@
-//! What only PostgreSQL has: its connections, keys, plans, races and texts.
+//! What only PostgreSQL has: its connections, keys, races and texts.
 //!
 //! `ROOMKEEPER_SEED=<n>` repeats a failed run, `ROOMKEEPER_CASES=<n>` tries more samples.
 
@@ -13,7 +13,6 @@ mod source;
 
 mod connections;
 mod keys;
-mod plans;
 mod races;
 mod rooms;
 mod texts;

@@ -4,10 +4,13 @@
 //! The statements are not listed here: the server itself tells of every plan that it carried out, those of its triggers
 //! for foreign keys included, and how many rows each of their steps looked at (`auto_explain`).
 
+#![cfg(feature = "postgres")]
+
+mod support;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::support::cluster::{Cluster, cluster};
 use roomkeeper::config::HomeserverPolicy;
 use roomkeeper::ids::EventId;
 use roomkeeper::messages::{Around, ContextRequest, HierarchyRequest};
@@ -15,6 +18,7 @@ use roomkeeper::store::read_limit::ReadLimit;
 use roomkeeper::{
     Config, Filter, Keeper, PageRequest, PurgeOptions, PurgePoint, Reader, RoomId, UserId,
 };
+use support::cluster::{Cluster, cluster};
 
 /// Tables that grow with the server.
 const LARGE: &[&str] = &[
