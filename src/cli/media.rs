@@ -11,7 +11,7 @@ use crate::job::{MediaFate, MediaPlan};
 use crate::keeper::{Keeper, MediaRequest, Viewer};
 use crate::plural::{count, count_of};
 use crate::store::space::human;
-use crate::time::parse_duration_with_unit;
+use crate::time::{Millis, parse_duration_with_unit};
 
 /// What is done with them.
 #[derive(Subcommand)]
@@ -41,14 +41,9 @@ impl WithMedia {
     }
 }
 
+/// What is said of a plan and of a run.
 #[derive(Args)]
-pub(super) struct PlanOf {
-    /// A room, by its id or an alias: what would go with it, or with those of its messages that are so old.
-    #[arg(conflicts_with = "include_unattributable")]
-    room: Option<String>,
-    /// Only what was uploaded, or fetched from another server, so long ago: 90d, 1y, …; of a room the messages that are so old.
-    #[arg(long, value_name = "DURATION", required_unless_present = "room")]
-    older_than: Option<String>,
+struct Manner {
     /// Also what an encrypted message might refer to, where nobody has looked at it for so long either.
     #[arg(long)]
     include_unattributable: bool,
@@ -60,24 +55,48 @@ pub(super) struct PlanOf {
     trust_clock: bool,
 }
 
+impl Manner {
+    fn request(&self, older_than: &str, config: &Config) -> Result<MediaRequest, Error> {
+        let request = MediaRequest::older_than(age(older_than)?, config.clock.now());
+        Ok(MediaRequest {
+            include_unattributable: self.include_unattributable,
+            media_not_archived: self.media_not_archived,
+            ..request.map_err(wrong_age)?
+        })
+    }
+}
+
+fn wrong_age(said: String) -> Error {
+    Error::Config(format!("--older-than: {said}"))
+}
+
+fn age(older_than: &str) -> Result<Millis, Error> {
+    parse_duration_with_unit(older_than).map_err(wrong_age)
+}
+
+#[derive(Args)]
+pub(super) struct PlanOf {
+    /// A room, by its id or an alias: what would go with it, or with those of its messages that are so old.
+    #[arg(conflicts_with = "include_unattributable")]
+    room: Option<String>,
+    /// Only what was uploaded, or fetched from another server, so long ago: 90d, 1y, …; of a room the messages that are so old.
+    #[arg(long, value_name = "DURATION", required_unless_present = "room")]
+    older_than: Option<String>,
+    #[command(flatten)]
+    manner: Manner,
+}
+
 impl PlanOf {
     fn plan(&self, mut config: Config) -> Result<MediaPlan, Error> {
-        config.check_clock &= !self.trust_clock;
+        config.check_clock &= !self.manner.trust_clock;
+        let older_than = self.older_than.as_deref();
         let Some(words) = &self.room else {
-            let which = Which {
-                older_than: self.older_than.clone().unwrap_or_default(),
-                include_unattributable: self.include_unattributable,
-                media_not_archived: self.media_not_archived,
-                trust_clock: self.trust_clock,
-            };
-            let request = which.request(&config)?;
+            let request = (self.manner).request(older_than.unwrap_or_default(), &config)?;
             return Viewer::open(config)?.plan_media(&request);
         };
         let room = words::known_room(&config, words)?;
-        let wrong = |said: String| Error::Config(format!("--older-than: {said}"));
-        let age = self.older_than.as_deref().map(parse_duration_with_unit);
-        let age = age.transpose().map_err(wrong)?;
-        let fate = MediaFate::of(true, self.media_not_archived).unwrap_or_default();
+        let age = older_than.map(age).transpose()?;
+        let fate = MediaFate::of(true, self.manner.media_not_archived).unwrap_or_default();
         Viewer::open(config)?.plan_media_of_room(&room, age, fate)
     }
 }
@@ -87,28 +106,8 @@ pub(super) struct Which {
     /// Only what was uploaded, or fetched from another server, so long ago: 90d, 1y, …
     #[arg(long, value_name = "DURATION")]
     older_than: String,
-    /// Also what an encrypted message might refer to, where nobody has looked at it for so long either.
-    #[arg(long)]
-    include_unattributable: bool,
-    /// Go on although archives are kept: media are no part of them, and do not come back.
-    #[arg(long)]
-    media_not_archived: bool,
-    /// The clock is right, although nothing says so: for this command.
-    #[arg(long)]
-    trust_clock: bool,
-}
-
-impl Which {
-    fn request(&self, config: &Config) -> Result<MediaRequest, Error> {
-        let wrong = |said: String| Error::Config(format!("--older-than: {said}"));
-        let age = parse_duration_with_unit(&self.older_than).map_err(wrong)?;
-        let request = MediaRequest::older_than(age, config.clock.now()).map_err(wrong)?;
-        Ok(MediaRequest {
-            include_unattributable: self.include_unattributable,
-            media_not_archived: self.media_not_archived,
-            ..request
-        })
-    }
+    #[command(flatten)]
+    manner: Manner,
 }
 
 /// Does it, by the daemon where one is at work.
@@ -125,8 +124,8 @@ pub(super) fn media(
         }
         Media::Run(which) => which,
     };
-    config.check_clock &= !which.trust_clock;
-    let request = which.request(&config)?;
+    config.check_clock &= !which.manner.trust_clock;
+    let request = which.manner.request(&which.older_than, &config)?;
     let question = "remove every file that nothing refers to any more and that is so old? `media plan` says which";
     words::ask(question, is_said, as_json)?;
     let asked = config.clone();

@@ -139,12 +139,15 @@ fn policy(wanted: &Map<String, Value>) -> Result<Option<&str>, ApiError> {
     }
 }
 
-/// Whether a retention job or a range of lifetimes is named, which the policies of our own do not belong to.
-fn names_job(wanted: &Map<String, Value>) -> bool {
-    // A bound that is given as null names a range all the same.
+/// Whether a range of lifetimes is named; a bound that is given as null is no bound, and names one all the same.
+fn names_range(wanted: &Map<String, Value>) -> bool {
     let bounds = ["shortest_max_lifetime", "longest_max_lifetime"];
     bounds.iter().any(|key| wanted.contains_key(*key))
-        || wanted.get("job").is_some_and(|job| !job.is_null())
+}
+
+/// Whether a retention job or a range of lifetimes is named, which the policies of our own do not belong to.
+fn names_job(wanted: &Map<String, Value>) -> bool {
+    names_range(wanted) || wanted.get("job").is_some_and(|job| !job.is_null())
 }
 
 fn ranges(
@@ -160,12 +163,9 @@ fn ranges(
     }
     let shortest = length(wanted, "shortest_max_lifetime")?;
     let longest = length(wanted, "longest_max_lifetime")?;
-    // A bound that is given as null is no bound, and names a range all the same.
-    let names_range = ["shortest_max_lifetime", "longest_max_lifetime"]
-        .iter()
-        .any(|key| wanted.contains_key(*key));
+    let names_range = names_range(wanted);
     if policy(wanted)?.is_some() {
-        return match names_range || wanted.get("job").is_some_and(|job| !job.is_null()) {
+        return match names_job(wanted) {
             true => Err(ApiError::bad_json(
                 "a policy of our own goes with no job and no lifetimes",
             )),

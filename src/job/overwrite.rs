@@ -122,17 +122,14 @@ pub(crate) fn clean_up(ctx: &mut JobContext<'_>, progress: &mut Progress) -> Res
             ctx.ledger.clear_pending(duty)?;
         }
     } else if ctx.overwrite_deleted && !ctx.register.another_job_cleans_up(&ctx.live.id) {
-        let is_later = ctx.overwrite_when == OverwriteWhen::WhenIdle && ctx.register.is_tidied();
-        match is_later {
+        if ctx.register.is_tidied() {
             // Whoever noted it before may have seen it done while this job was at work.
-            true if !progress.rows_removed.is_empty() => {
+            if !progress.rows_removed.is_empty() {
                 add_pending(ctx.ledger, SecureDelete::Fast, false)?;
             }
-            true => {}
-            false => overwrite(ctx, progress)?,
-        }
-        if is_later {
             ctx.register.tidy_later();
+        } else {
+            overwrite(ctx, progress)?;
         }
     }
     if ctx.db.engine() == Engine::Sqlite {

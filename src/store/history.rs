@@ -499,15 +499,7 @@ const BYTES_TO_DELETE: &str = "
 /// Tables of somebody else's with rows that refer to what is to be deleted, or to one of these state groups (P-53).
 pub fn referring_tables(db: &Db, groups: &[i64]) -> Result<Vec<Unknown>, Error> {
     let mut found = room_rows::unknown_of_selection(db)?;
-    for more in room_rows::unknown_of_groups(db, groups)? {
-        match found.iter_mut().find(|known| known.table == more.table) {
-            Some(known) => {
-                known.rows += more.rows;
-                known.stops_delete |= more.stops_delete;
-            }
-            None => found.push(more),
-        }
-    }
+    room_rows::add_unknown(&mut found, room_rows::unknown_of_groups(db, groups)?);
     Ok(found)
 }
 

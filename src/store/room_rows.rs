@@ -160,6 +160,19 @@ pub(super) fn unknown_of_selection(db: &Db) -> Result<Vec<Unknown>, Error> {
     referring::find(db, going, None)
 }
 
+/// Adds what was found elsewhere, of other rows: a table that is there already has more of them.
+pub(super) fn add_unknown(found: &mut Vec<Unknown>, more: Vec<Unknown>) {
+    for more in more {
+        match found.iter_mut().find(|known| known.table == more.table) {
+            Some(known) => {
+                known.rows += more.rows;
+                known.stops_delete |= more.stops_delete;
+            }
+            None => found.push(more),
+        }
+    }
+}
+
 /// State groups that one statement names.
 const GROUPS_AT_ONCE: usize = 5_000;
 
@@ -179,15 +192,7 @@ pub(super) fn unknown_of_groups(db: &Db, groups: &[i64]) -> Result<Vec<Unknown>,
             (table.to_owned(), condition)
         });
         let refer = referring::find(db, going.into_iter(), None)?;
-        for more in refer {
-            match found.iter_mut().find(|known| known.table == more.table) {
-                Some(known) => {
-                    known.rows += more.rows;
-                    known.stops_delete |= more.stops_delete;
-                }
-                None => found.push(more),
-            }
-        }
+        add_unknown(&mut found, refer);
     }
     Ok(found)
 }
